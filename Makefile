@@ -1,0 +1,89 @@
+# Everything happens in a virtual environment of the project's own, made on first
+# use. Stamp files in it make the second call fast: a step is redone only after a
+# change of what it depends on.
+#
+#   make train [ARGS="--preset cifar100-lt/hybrid-psc --data.root DIR"]
+#   make test  [ARGS="-k similarity"]
+#   make lint | format | setup | build | cuda-compile | gpu-check | clean
+#
+# Variables: PYTHON (>= 3.10), VENV, S3H_CUDA (auto, on, off), S3H_DATA_ROOT (folder
+# with the CIFAR archives, for the tests that read them), ARGS.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+
+# CUDA kernels take long to compile and serve nobody without a GPU.
+S3H_CUDA ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo auto || echo off)
+export PYTHON S3H_CUDA
+
+S3H_DATA_ROOT ?= $(if $(wildcard ../shared/data/.),$(abspath ../shared/data))
+ifneq ($(S3H_DATA_ROOT),)
+export S3H_DATA_ROOT
+endif
+
+SETUP := tools/setup_venv.sh tools/requirements.py pyproject.toml constraints-dev.txt
+NATIVE := setup.py CMakeLists.txt $(shell find csrc cmake -type f 2>/dev/null)
+CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: train test setup build lint format cuda-compile gpu-check clean
+
+train: $(STAMPS)/build
+	$(BIN)/python -m s3h_ext.train $(ARGS)
+
+test: $(STAMPS)/build $(STAMPS)/dev
+	$(BIN)/python -m pytest $(ARGS)
+
+setup: $(STAMPS)/base $(STAMPS)/dev
+
+build: $(STAMPS)/build
+
+lint: $(STAMPS)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+
+format: $(STAMPS)/dev
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+cuda-compile:
+	tools/cuda_compile.sh
+
+# GPU_PYTHON: an interpreter that already holds the requirements, its own PyTorch
+# among them, to be used in place of the virtual environment.
+ifdef GPU_PYTHON
+gpu-check:
+	tools/gpu_check.sh $(GPU_PYTHON)
+else
+gpu-check: $(STAMPS)/base $(STAMPS)/dev
+	tools/gpu_check.sh $(BIN)/python
+endif
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find s3h_ext -name '*.so' -delete
+
+$(STAMPS)/base: $(SETUP)
+	tools/setup_venv.sh $(VENV) build runtime
+	@mkdir -p $(@D) && touch $@
+
+$(STAMPS)/dev: $(STAMPS)/base
+	tools/setup_venv.sh $(VENV) dev
+	@touch $@
+
+$(STAMPS)/build: $(STAMPS)/base $(STAMPS)/config $(NATIVE) \
+		$(if $(wildcard s3h_ext/*.so),,FORCE)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+# Changes when the build would come out otherwise with the same sources: another
+# setting, or a checkout that was moved together with its environment.
+$(STAMPS)/config: $(STAMPS)/base FORCE
+	@echo '$(S3H_CUDA) $(CURDIR)' | cmp -s - $@ || echo '$(S3H_CUDA) $(CURDIR)' >$@
+
+.PHONY: FORCE
+FORCE:
