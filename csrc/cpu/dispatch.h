@@ -1,0 +1,14 @@
+// Which instruction set the kernels run on, decided once per process.
+#pragma once
+
+namespace s3h::cpu {
+
+enum class Level { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
+
+// The best level that was built and that this CPU has. The environment
+// variable S3H_CPU_LEVEL (baseline, avx2, avx512, avx512_bf16) can lower it.
+Level dispatch_level();
+
+const char* level_name(Level level);
+
+}  // namespace s3h::cpu

@@ -1,0 +1,75 @@
+// Row-wise log-sum-exp over a similarity matrix that is never stored.
+//
+//   x_ij  = q_i . k_j / temperature + key_bias_j + [y_i = y_j] same_label_i
+//   lse_i = log sum_{j not excluded} exp(x_ij)
+//
+// No torch in here: plain pointers and sizes, row-major and contiguous, and a
+// parallel_for handed in. In the symmetric case the queries are the keys and
+// row i does not see key i.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace s3h::cpu {
+
+using RangeFunction = std::function<void(int64_t begin, int64_t end)>;
+
+// How the caller runs work: calls `body` on sub-ranges that cover [begin, end).
+struct Threads {
+  int64_t count;
+  std::function<void(int64_t begin, int64_t end, const RangeFunction& body)>
+      parallel_for;
+};
+
+// T is float or double: the type of the arithmetic and of all vectors. Element
+// is the matrices' type: T, or Bfloat16 (its bits) beside float.
+enum class Bfloat16 : uint16_t {};
+
+template <typename T, typename Element = T>
+struct SimilarityProblem {
+  bool symmetric;  // keys, key_labels and self_index are not read; m == n
+  const Element* queries;  // [n, depth]
+  const Element* keys;     // [m, depth]
+  int64_t n;
+  int64_t m;
+  int64_t depth;
+  double temperature;
+  const T* key_bias;            // [m] or nullptr
+  const int64_t* query_labels;  // [n] or nullptr
+  const int64_t* key_labels;    // [m] or nullptr; negative: equals nothing
+  const T* same_label_bias;     // [n] or nullptr: same_label_value for all
+  double same_label_value;
+  const int64_t* self_index;  // [n] or nullptr; out of [0, m): none
+};
+
+// The row-owned path: simple, float64 too, the same bits for any thread count.
+// lse: [n]. A row without any key gets -inf.
+template <typename T>
+void logsumexp_rows(const SimilarityProblem<T>& problem, const Threads& threads,
+                    T* lse);
+
+// grad, lse: [n]; grad_queries: [n, depth], grad_keys: [m, depth], either may
+// be nullptr. In the symmetric case grad_queries takes both roles' gradient.
+template <typename T>
+void logsumexp_rows_backward(const SimilarityProblem<T>& problem,
+                             const Threads& threads, const T* grad,
+                             const T* lse, T* grad_queries, T* grad_keys);
+
+// The tiled path: the same results in float arithmetic, as fast as the CPU can.
+// Same bits for the same number of threads; for any number with
+// `deterministic`, at 1.5 times the work. Bfloat16 needs bfloat16_products().
+template <typename Element>
+void logsumexp_tiled(const SimilarityProblem<float, Element>& problem,
+                     const Threads& threads, bool deterministic, float* lse);
+
+template <typename Element>
+void logsumexp_tiled_backward(const SimilarityProblem<float, Element>& problem,
+                              const Threads& threads, bool deterministic,
+                              const float* grad, const float* lse,
+                              Element* grad_queries, Element* grad_keys);
+
+// Whether this CPU multiplies pairs of bfloat16.
+bool bfloat16_products();
+
+}  // namespace s3h::cpu

@@ -1,0 +1,86 @@
+// The inner loops of the tiled path, one table of them per instruction set.
+//
+// A side (queries or keys) is packed into panels of `panel` rows, each panel
+// [steps][panel] 32-bit elements: an element is a float, or a pair of bfloat16
+// neighbours in depth where `pairs` is set. A tile is a range of row panels
+// against a range of column panels. A micro-tile, `rows` x `panel`, keeps its
+// dot products in registers over the whole depth, and the exponential is taken
+// there: scores are never stored. All scores are in units of log 2.
+#pragma once
+
+#include <cstdint>
+
+namespace s3h::cpu {
+
+// What a tile knows of its rows, or of its columns; pointers are to the tile's
+// first element, all arrays padded to whole panels.
+struct TileSide {
+  const float* panels;
+  int64_t count;       // elements that exist; the rest is padding
+  const float* bias;   // fast: 2^bias, 0 in the padding; exact: bias, -inf
+  const float* scale;  // backward. fast: grad 2^-lse; exact: lse
+  const float* grad;   // backward, exact only: grad
+  const float* same;   // fast: 2^same_label_bias; exact: same_label_bias
+  const int32_t* label;
+  const int32_t* self;  // rows only: column to leave out, counted from the
+                        // tile's first column; anything else: none
+};
+
+struct Tile {
+  TileSide row;
+  TileSide column;
+  int64_t steps;      // 32-bit elements along the depth
+  float score_scale;  // brings a dot product to units of log 2
+  // Forward. Lanes are summed up by the caller: [row count, lanes].
+  float* row_sum;
+  float* row_max;     // exact only
+  float* column_sum;  // [column count], symmetric only
+  float* column_max;
+  // Backward: gradient of the scores [rows, ld], and where `pairs` is set its
+  // transpose's pairs. Leading dimensions count 32-bit elements.
+  float* gradient;
+  int64_t gradient_ld;
+  float* gradient_pairs;
+  int64_t gradient_pairs_ld;
+};
+
+struct TileKind {
+  bool exact;  // running maximum; otherwise no shift is needed at all
+  bool labels;
+  bool exclude;    // row.self is set
+  bool symmetric;  // forward: column sums too; backward: both roles' gradient
+};
+
+// out[r, :] (+)= sum_t g[r * row_stride + t * step_stride] * rows[t, :] for
+// r < count rounded up to whole register groups, all in 32-bit elements.
+struct Apply {
+  const float* g;
+  int64_t row_stride;
+  int64_t step_stride;
+  int64_t count;
+  int64_t steps;
+  const float* rows;
+  int64_t rows_ld;
+  float* out;
+  int64_t out_ld;
+  int64_t width;  // a multiple of lanes
+  bool accumulate;
+};
+
+struct TileKernels {
+  int64_t lanes;
+  int64_t panel;
+  bool pairs;
+  void (*forward)(const Tile&, TileKind);
+  void (*backward)(const Tile&, TileKind);
+  void (*apply)(const Apply&);
+};
+
+extern const TileKernels kTilesBaseline;
+#if defined(S3H_X86_LEVELS)
+extern const TileKernels kTilesAvx2;
+extern const TileKernels kTilesAvx512;
+extern const TileKernels kTilesAvx512Bf16;
+#endif
+
+}  // namespace s3h::cpu

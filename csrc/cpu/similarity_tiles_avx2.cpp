@@ -1,0 +1,2 @@
+#define S3H_TABLE kTilesAvx2
+#include "similarity_tiles.inc"

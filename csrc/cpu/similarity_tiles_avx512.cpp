@@ -1,0 +1,2 @@
+#define S3H_TABLE kTilesAvx512
+#include "similarity_tiles.inc"

@@ -1,0 +1,2 @@
+#define S3H_TABLE kTilesBaseline
+#include "similarity_tiles.inc"

@@ -1,0 +1,27 @@
+// What this library was built from and what it runs on, for s3h_ext.info. C
+// functions, so that reading them needs neither torch nor a schema.
+#include "../cpu/dispatch.h"
+
+#if defined(__clang__)
+#define S3H_COMPILER "clang " __clang_version__
+#elif defined(__GNUC__)
+#define S3H_COMPILER "gcc " __VERSION__
+#else
+#define S3H_COMPILER "unknown compiler"
+#endif
+
+extern "C" {
+
+const char* s3h_cpu_dispatch_level() {
+  return s3h::cpu::level_name(s3h::cpu::dispatch_level());
+}
+
+const char* s3h_cpu_built_levels() { return S3H_CPU_LEVELS; }
+
+const char* s3h_built_with() {
+  return S3H_COMPILER ", torch " S3H_TORCH_VERSION;
+}
+
+// What the build was asked about CUDA and what came of it.
+const char* s3h_cuda_build() { return S3H_CUDA_NOTE; }
+}

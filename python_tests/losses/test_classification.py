@@ -1,0 +1,134 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from s3h_ext.losses.classification import (
+    FocalLoss,
+    LDAMLoss,
+    LogitAdjustedLoss,
+    effective_number_weights,
+)
+
+COUNTS = [500, 60, 7]
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(12, 3, generator=generator)
+    labels = torch.randint(0, 3, (12,), generator=generator)
+    return logits, labels
+
+
+def test_balanced_softmax_is_its_definition(batch):
+    logits, labels = batch
+    counts = torch.tensor(COUNTS, dtype=torch.float64)
+    shifted = logits.double().exp() * counts
+    expected = (
+        -(shifted / shifted.sum(1, keepdim=True))
+        .gather(1, labels[:, None])
+        .log()
+        .mean()
+    )
+    torch.testing.assert_close(
+        LogitAdjustedLoss(COUNTS)(logits, labels).double(),
+        expected,
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_logit_adjustment_with_tau_0_is_cross_entropy(batch):
+    torch.testing.assert_close(
+        LogitAdjustedLoss(COUNTS, tau=0.0)(*batch), F.cross_entropy(*batch)
+    )
+
+
+def test_effective_number_weights_are_their_definition():
+    beta = 0.99
+    raw = torch.tensor(
+        [(1 - beta) / (1 - beta**n) for n in COUNTS], dtype=torch.float64
+    )
+    expected = raw / raw.sum() * len(COUNTS)
+    weights = effective_number_weights(COUNTS, beta)
+    torch.testing.assert_close(weights, expected.float())
+    assert weights.sum().item() == pytest.approx(3.0)
+
+
+def test_effective_number_weights_at_the_ends():
+    assert effective_number_weights(COUNTS, 0.0).tolist() == [1.0, 1.0, 1.0]
+    # beta -> 1 approaches inverse frequency.
+    inverse = torch.tensor([1 / n for n in COUNTS])
+    torch.testing.assert_close(
+        effective_number_weights(COUNTS, 1 - 1e-9),
+        3 * inverse / inverse.sum(),
+        rtol=1e-4,
+        atol=0,
+    )
+
+
+def test_focal_is_its_definition(batch):
+    logits, labels = batch
+    p = logits.double().softmax(1).gather(1, labels[:, None]).squeeze(1)
+    weight = torch.tensor([0.5, 1.0, 1.5])
+    expected = (weight[labels] * (1 - p) ** 2 * -p.log()).mean()
+    torch.testing.assert_close(
+        FocalLoss(gamma=2.0)(logits, labels, weight).double(),
+        expected,
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_focal_gradient_is_finite_for_a_certain_prediction():
+    logits = torch.tensor([[200.0, 0.0]], requires_grad=True)
+    FocalLoss(gamma=0.5)(logits, torch.tensor([0])).backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_ldam_takes_the_margin_off_the_own_class_only(batch):
+    cosines, labels = batch[0].clamp(-1, 1), batch[1]
+    scale = 30.0
+    margins = [0.5 * (min(COUNTS) / n) ** 0.25 for n in COUNTS]
+    assert margins[2] == 0.5
+    expected = 0.0
+    for cosine, label in zip(cosines.double(), labels, strict=True):
+        shifted = cosine.clone()
+        shifted[label] -= margins[label]
+        expected -= math.log(torch.softmax(scale * shifted, 0)[label]) / len(labels)
+    loss = LDAMLoss(COUNTS, scale=scale)(scale * cosines, labels)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_ldam_weights_are_those_of_cross_entropy(batch):
+    logits, labels = batch
+    weight = torch.tensor([0.2, 0.8, 2.0])
+    loss = LDAMLoss(COUNTS, max_margin=0.0)(logits, labels, weight)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, labels, weight=weight))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LogitAdjustedLoss([3, 0]), "class_counts: expected one count >= 1"),
+        (lambda: LogitAdjustedLoss(COUNTS, tau=math.nan), "tau: expected .* got nan"),
+        (lambda: FocalLoss(-1.0), "gamma: expected a finite number >= 0, got -1.0"),
+        (
+            lambda: LDAMLoss(COUNTS, max_margin=math.inf),
+            "max_margin: expected .* got inf",
+        ),
+        (
+            lambda: LDAMLoss(COUNTS, scale=0.0),
+            "scale: expected a finite number > 0, got 0.0",
+        ),
+        (
+            lambda: effective_number_weights(COUNTS, 1.0),
+            r"beta: expected .* \[0, 1\), got 1.0",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,214 @@
+"""The contrastive losses against direct transcriptions of their equations."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from s3h_ext.losses import (
+    PrototypicalSupConLoss,
+    SupConLoss,
+    prototypical_supcon_loss,
+    supcon_loss,
+)
+
+INF = math.inf
+
+
+def unit(*shape, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(*shape, generator=generator, dtype=dtype), dim=-1)
+
+
+def draw_labels(n, classes, seed=0):
+    return torch.randint(
+        0, classes, (n,), generator=torch.Generator().manual_seed(seed)
+    )
+
+
+def supcon_by_loops(z, labels, temperature):
+    """Khosla et al. eq. 2, anchor by anchor; 0 where there is no positive."""
+    n = len(labels)
+    losses, counted = [], 0
+    for i in range(n):
+        others = [a for a in range(n) if a != i]
+        positives = [p for p in others if labels[p] == labels[i] >= 0]
+        if not positives:
+            losses.append(z.sum() * 0)
+            continue
+        counted += 1
+        denominator = sum(torch.exp(z[i] @ z[a] / temperature) for a in others)
+        terms = [
+            torch.log(torch.exp(z[i] @ z[p] / temperature) / denominator)
+            for p in positives
+        ]
+        losses.append(-sum(terms) / len(positives))
+    return torch.stack(losses), counted
+
+
+@pytest.mark.parametrize("num_classes", [None, 5])
+@pytest.mark.parametrize("seed", range(4))
+def test_supcon_equation(seed, num_classes):
+    z, labels = unit(14, 6, seed=seed).requires_grad_(), draw_labels(14, 5, seed)
+    labels[0] = -1
+    expected, counted = supcon_by_loops(z, labels, 0.1)
+    losses = supcon_loss(
+        z, labels, temperature=0.1, reduction="none", num_classes=num_classes
+    )
+    torch.testing.assert_close(losses, expected)
+    mean, stats = supcon_loss(
+        z, labels, temperature=0.1, num_classes=num_classes, return_stats=True
+    )
+    torch.testing.assert_close(mean, expected.sum() / counted)
+    assert (stats.counted.item(), stats.skipped.item()) == (counted, 14 - counted)
+    torch.testing.assert_close(
+        torch.autograd.grad(mean, z)[0],
+        torch.autograd.grad(expected.sum() / counted, z)[0],
+    )
+
+
+def test_supcon_views_are_the_same_as_flat_rows():
+    z, labels = unit(5, 3, 8), draw_labels(5, 3)
+    flat = supcon_loss(z.flatten(0, 1), labels.repeat_interleave(3))
+    torch.testing.assert_close(supcon_loss(z, labels), flat)
+
+
+def test_supcon_two_views_are_never_without_a_positive():
+    z = unit(4, 2, 8)
+    _, stats = supcon_loss(z, torch.arange(4), return_stats=True)
+    assert stats.skipped.item() == 0
+
+
+def test_supcon_ignores_label_names_and_row_order():
+    z, labels = unit(30, 8), draw_labels(30, 6)
+    names = torch.tensor([7, 1 << 40, 3, 0, 12, 5])
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
+    loss = supcon_loss(z, labels)
+    torch.testing.assert_close(supcon_loss(z, names[labels]), loss)
+    torch.testing.assert_close(supcon_loss(z[order], labels[order]), loss)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("n", [0, 1, 6])
+def test_supcon_without_any_positive_is_zero_with_zero_gradient(n, reduction):
+    z = unit(n, 8).requires_grad_()
+    loss, stats = supcon_loss(
+        z, torch.arange(n), reduction=reduction, return_stats=True
+    )
+    assert not loss.detach().any()
+    assert stats.counted.item() == 0
+    assert stats.skipped.item() == n
+    loss.sum().backward()
+    assert not z.grad.any()
+
+
+def test_supcon_single_class():
+    z = unit(7, 8)
+    labels = torch.zeros(7, dtype=torch.int64)
+    expected, counted = supcon_by_loops(z, labels, 0.1)
+    torch.testing.assert_close(supcon_loss(z, labels), expected.sum() / counted)
+
+
+@pytest.mark.parametrize("per_class", [1, 3])
+def test_prototypical_equation(per_class):
+    z, labels = unit(9, 6).requires_grad_(), draw_labels(9, 4)
+    prototypes = unit(4, per_class, 6, seed=3).requires_grad_()
+    scores = (torch.einsum("nd,ckd->nck", z, prototypes) / 0.2).exp().mean(dim=2)
+    own = scores.gather(1, labels[:, None])[:, 0]
+    expected = -torch.log(own / (scores.sum(dim=1) - own)).mean()
+    given = prototypes[:, 0] if per_class == 1 else prototypes
+    loss = PrototypicalSupConLoss(0.2)(z, labels, given)
+    torch.testing.assert_close(loss, expected)
+    for ours, right in zip(
+        torch.autograd.grad(loss, (z, prototypes)),
+        torch.autograd.grad(expected, (z, prototypes)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, right)
+
+
+def test_prototypical_loss_can_be_negative():
+    centres = torch.eye(3, 8)
+    assert prototypical_supcon_loss(centres, torch.arange(3), centres) < -1
+
+
+@pytest.mark.parametrize("labels", [[-1, 0, 2], [5, 1, 3]])
+def test_prototypical_labels_out_of_range_are_skipped(labels):
+    z, centres, labels = unit(3, 8), unit(3, 8, seed=1), torch.tensor(labels)
+    inside = (labels >= 0) & (labels < 3)
+    loss, stats = prototypical_supcon_loss(z, labels, centres, return_stats=True)
+    torch.testing.assert_close(
+        loss, prototypical_supcon_loss(z[inside], labels[inside], centres)
+    )
+    assert stats.skipped.item() == (~inside).sum().item()
+
+
+def test_prototypical_single_class_is_skipped():
+    z, centres = unit(4, 8).requires_grad_(), unit(1, 8).requires_grad_()
+    loss, stats = prototypical_supcon_loss(
+        z, torch.zeros(4, dtype=torch.int64), centres, return_stats=True
+    )
+    assert loss.item() == 0
+    assert stats.skipped.item() == 4
+    loss.backward()
+    assert not z.grad.any()
+    assert not centres.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_features(dtype):
+    z, labels = unit(40, 16, dtype=torch.float32).to(dtype), draw_labels(40, 5)
+    loss = SupConLoss(0.07)(z, labels)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, SupConLoss(0.07)(z.float(), labels))
+
+
+def test_module_and_compile():
+    z, labels = unit(12, 2, 8, dtype=torch.float32), draw_labels(12, 4)
+    centres = unit(4, 8, dtype=torch.float32)
+    eager = SupConLoss()(z, labels), PrototypicalSupConLoss()(z[:, 0], labels, centres)
+    options = {"fullgraph": True, "backend": "aot_eager"}
+    compiled = (
+        torch.compile(SupConLoss(), **options)(z, labels),
+        torch.compile(PrototypicalSupConLoss(), **options)(z[:, 0], labels, centres),
+    )
+    torch.testing.assert_close(compiled, eager)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: SupConLoss(reduction="avg"), ValueError, "reduction must be"),
+        (
+            lambda: supcon_loss(torch.ones(3), torch.ones(3).long()),
+            ValueError,
+            "features must",
+        ),
+        (
+            lambda: supcon_loss(unit(3, 4), torch.ones(2).long()),
+            ValueError,
+            "labels must have",
+        ),
+        (
+            lambda: supcon_loss(unit(3, 4), torch.ones(3)),
+            TypeError,
+            "labels must be integers",
+        ),
+        (
+            lambda: supcon_loss(unit(3, 4), torch.ones(3).long(), temperature=0),
+            ValueError,
+            "temperature",
+        ),
+        (
+            lambda: prototypical_supcon_loss(
+                unit(3, 4), torch.ones(3).long(), unit(2, 5)
+            ),
+            ValueError,
+            "prototypes must be",
+        ),
+    ],
+)
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

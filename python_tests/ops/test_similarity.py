@@ -1,0 +1,535 @@
+"""The similarity operation against its oracle, and its citizenship in PyTorch."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from s3h_ext.ops import reference, similarity_logsumexp
+from s3h_ext.ops.reference import similarity_logsumexp_dense as dense
+
+NAN, INF = math.nan, math.inf
+
+
+def matrices(n, m, depth, dtype=torch.float32, unit=True, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randn(n, depth, generator=generator, dtype=torch.float64)
+    k = torch.randn(m, depth, generator=generator, dtype=torch.float64)
+    if unit:
+        q, k = F.normalize(q, dim=1), F.normalize(k, dim=1)
+    return q.to(dtype), k.to(dtype)
+
+
+def options(name, n, m, symmetric=False):
+    """Returns one combination of the optional arguments, by name."""
+    generator = torch.Generator().manual_seed(n * 1000 + m)
+
+    def labels(size):
+        return torch.randint(-1, 4, (size,), generator=generator)
+
+    bias = torch.randn(m, generator=generator)
+    found = {}
+    if "bias" in name:
+        found["key_bias"] = bias
+    if "closed" in name:
+        found["key_bias"] = torch.where(bias > 0.5, -INF, bias)
+    if "label" in name or "own" in name:
+        found["query_labels"] = labels(n)
+        if not symmetric:
+            found["key_labels"] = labels(m)
+    if "label" in name:
+        found["same_label_bias"] = torch.randn(n, generator=generator)
+    if "own" in name:
+        found["same_label_bias"] = -INF
+    if "self" in name and not symmetric:
+        found["self_index"] = torch.randint(-3, m + 3, (n,), generator=generator)
+    return found
+
+
+OPTIONS = ["plain", "bias", "closed", "label", "own", "self", "bias-label-self"]
+SIZES = [(1, 1, 1), (3, 5, 2), (17, 33, 7), (70, 130, 16), (200, 97, 33), (49, 65, 128)]
+
+
+def run(function, q, k, upstream, **kwargs):
+    """Returns (lse, gradients of q and, where given, of k)."""
+    q = q.detach().requires_grad_()
+    leaves = [q] if k is None else [q, k.detach().requires_grad_()]
+    lse = function(leaves[0], None if k is None else leaves[1], **kwargs)
+    grads = torch.autograd.grad(lse, leaves, upstream.to(lse.dtype))
+    return lse.detach(), list(grads)
+
+
+def assert_lawful(ours, plain, exact, factor, floor, what):
+    """The law: our error is at most ``factor`` times that of plain PyTorch."""
+    finite = exact.isfinite()
+    torch.testing.assert_close(ours.double()[~finite], exact[~finite], equal_nan=True)
+    mine = (ours.double() - exact)[finite]
+    theirs = (plain.double() - exact)[finite]
+    if mine.numel() == 0:
+        return
+    bound = factor * theirs.abs().max() + floor
+    worst = int(mine.abs().argmax())
+    assert mine.abs().max() <= bound, (
+        f"{what}: error {mine.abs().max():.3g} at {worst} over bound {bound:.3g}"
+    )
+    norm = exact[finite].norm()
+    assert mine.norm() <= factor * theirs.norm() + floor * (1 + norm), what
+
+
+def check_law(q, k, **kwargs):
+    upstream = torch.randn(q.shape[0], generator=torch.Generator().manual_seed(5))
+    ours, our_grads = run(similarity_logsumexp, q, k, upstream, **kwargs)
+    plain, plain_grads = run(dense, q, k, upstream, **kwargs)
+    wide = {
+        name: value.double()
+        if isinstance(value, Tensor) and value.is_floating_point()
+        else value
+        for name, value in kwargs.items()
+    }
+    exact, exact_grads = run(
+        dense, q.double(), None if k is None else k.double(), upstream.double(), **wide
+    )
+    floor = 1e-12 if q.dtype == torch.float64 else 2e-6
+    assert_lawful(ours, plain, exact, 2, floor, "lse")
+    sixteen = q.dtype in (torch.bfloat16, torch.float16)
+    for name, mine, theirs, right in zip(
+        ("grad queries", "grad keys"), our_grads, plain_grads, exact_grads, strict=False
+    ):
+        scale = float(right.abs().max()) if right.numel() else 0.0
+        # A score is known to its own rounding only, which shifts its weight.
+        known = torch.finfo(ours.dtype).eps * 2
+        if exact.isfinite().any():
+            known *= 1 + float(exact[exact.isfinite()].abs().max())
+        grad_floor = ((2e-3 if sixteen else floor) + known) * max(1.0, scale)
+        assert mine.dtype == q.dtype
+        assert_lawful(mine, theirs, right, 3, grad_floor, name)
+        if scale > 0:
+            cosine = F.cosine_similarity(mine.double().ravel(), right.ravel(), dim=0)
+            assert cosine > 1 - 1e-5 - known**2
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rectangular_matches_the_oracle(size, name, dtype):
+    n, m, depth = size
+    q, k = matrices(n, m, depth, dtype)
+    check_law(q, k, temperature=0.1, **options(name, n, m))
+
+
+@pytest.mark.parametrize("name", ["plain", "bias", "closed", "label", "bias-own"])
+@pytest.mark.parametrize("size", [(2, 3), (31, 7), (130, 64), (301, 128), (100, 200)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_symmetric_matches_the_oracle(size, name, dtype):
+    n, depth = size
+    q, _ = matrices(n, 1, depth, dtype)
+    check_law(q, None, temperature=0.1, **options(name, n, n, symmetric=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["plain", "bias-label-self"])
+@pytest.mark.parametrize("size", [(33, 65, 16), (100, 130, 31)], ids=str)
+def test_sixteen_bits(size, name, dtype):
+    n, m, depth = size
+    q, k = matrices(n, m, depth, dtype)
+    check_law(q, k, temperature=0.1, **options(name, n, m))
+    check_law(q, None, temperature=0.1)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 0.01, 0.05, 1.0, 1e4])
+@pytest.mark.parametrize("length", [0.01, 1.0, 30.0])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_any_temperature_and_row_length(temperature, length, symmetric):
+    q, k = matrices(90, 70, 24)
+    k = None if symmetric else k * length
+    check_law(
+        q * length,
+        k,
+        temperature=temperature,
+        **options("bias-label", 90, 90 if symmetric else 70, symmetric),
+    )
+
+
+def test_duplicates_and_identical_rows():
+    q = F.normalize(torch.ones(65, 9), dim=1)
+    check_law(q, None, temperature=0.07)
+    lse = similarity_logsumexp(q, temperature=0.07)
+    torch.testing.assert_close(lse, torch.full((65,), 1 / 0.07 + math.log(64)))
+
+
+def test_hand_computed():
+    q = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    k = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 2.0]])
+    lse = similarity_logsumexp(q, k, temperature=0.5)
+    right = [
+        math.log(math.exp(2) + math.exp(1) + 1),
+        math.log(1 + math.exp(1) + math.exp(4)),
+    ]
+    torch.testing.assert_close(lse, torch.tensor(right))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("n", "m", "depth"), [(0, 5, 3), (5, 0, 3), (0, 0, 3), (4, 6, 0)]
+)
+def test_empty_sizes(n, m, depth, dtype):
+    q = torch.randn(n, depth).to(dtype).requires_grad_()
+    k = torch.randn(m, depth).to(dtype).requires_grad_()
+    lse = similarity_logsumexp(q, k, temperature=0.1)
+    right = math.log(m) if m else -INF
+    torch.testing.assert_close(lse, torch.full((n,), right, dtype=lse.dtype))
+    gq, gk = torch.autograd.grad(lse, (q, k), torch.ones_like(lse))
+    assert not gq.any()
+    assert not gk.any()
+
+
+def test_row_without_a_key_is_minus_infinity_with_zero_gradient():
+    single = torch.randn(1, 8, requires_grad=True)
+    lse = similarity_logsumexp(single, temperature=0.1)
+    assert lse.item() == -INF
+    lse.backward(torch.ones(1))
+    assert not single.grad.any()
+
+    q, k = (t.requires_grad_() for t in matrices(5, 4, 8))
+    closed = similarity_logsumexp(
+        q, k, temperature=0.1, key_bias=torch.full((4,), -INF)
+    )
+    assert (closed == -INF).all()
+    gq, gk = torch.autograd.grad(closed, (q, k), torch.randn(5))
+    assert not gq.any()
+    assert not gk.any()
+
+
+def test_negative_labels_equal_nothing():
+    q, k = matrices(6, 5, 8)
+    lse = similarity_logsumexp(
+        q,
+        k,
+        temperature=0.1,
+        query_labels=torch.full((6,), -1),
+        key_labels=torch.full((5,), -1),
+        same_label_bias=-INF,
+    )
+    torch.testing.assert_close(lse, similarity_logsumexp(q, k, temperature=0.1))
+
+
+def test_wide_labels_stay_distinct():
+    q, k = matrices(4, 4, 8)
+    wide = torch.tensor([1, 1 + (1 << 32), 1 + (1 << 40), 1])
+    kwargs = {
+        "temperature": 0.1,
+        "query_labels": wide,
+        "key_labels": wide,
+        "same_label_bias": -INF,
+    }
+    torch.testing.assert_close(
+        similarity_logsumexp(q, k, **kwargs), dense(q, k, **kwargs)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_label_types(dtype):
+    q, k = matrices(9, 8, 5)
+    yq, yk = torch.arange(9) % 3, torch.arange(8) % 3
+    kwargs = {"temperature": 0.2, "same_label_bias": 0.7}
+    torch.testing.assert_close(
+        similarity_logsumexp(
+            q, k, query_labels=yq.to(dtype), key_labels=yk.to(dtype), **kwargs
+        ),
+        similarity_logsumexp(q, k, query_labels=yq, key_labels=yk, **kwargs),
+    )
+
+
+def test_non_contiguous_inputs():
+    q, k = matrices(40, 50, 24)
+    spread = torch.stack([q, q], dim=2)[:, :, 0]
+    assert not spread.is_contiguous()
+    bias = torch.randn(100)[::2]
+    ours = run(
+        similarity_logsumexp,
+        spread,
+        k.T.contiguous().T,
+        torch.randn(40)[:1].expand(40),
+        temperature=0.1,
+        key_bias=bias,
+    )
+    same = run(
+        similarity_logsumexp, q, k, torch.zeros(40), temperature=0.1, key_bias=bias
+    )
+    torch.testing.assert_close(ours[0], same[0])
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_bad_values_stay_visible(value, symmetric):
+    q, k = matrices(20, 30, 8)
+    q[3, 2] = value
+    lse = similarity_logsumexp(q, None if symmetric else k, temperature=0.1)
+    assert not lse[3].isfinite()
+    if not symmetric:
+        assert lse[torch.arange(20) != 3].isfinite().all()
+    elif math.isnan(value):
+        assert lse.isnan().all()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_gradcheck(symmetric):
+    q, k = (t.requires_grad_() for t in matrices(6, 5, 4, torch.float64))
+    kwargs = options("bias-label-self", 6, 6 if symmetric else 5, symmetric)
+    if symmetric:
+        assert torch.autograd.gradcheck(
+            lambda q: similarity_logsumexp(q, temperature=0.5, **kwargs), (q,)
+        )
+    else:
+        assert torch.autograd.gradcheck(
+            lambda q, k: similarity_logsumexp(q, k, temperature=0.5, **kwargs), (q, k)
+        )
+
+
+def test_only_what_is_needed_gets_a_gradient():
+    q, k = matrices(6, 5, 4)
+    k.requires_grad_()
+    (grad,) = torch.autograd.grad(similarity_logsumexp(q, k, temperature=0.5).sum(), k)
+    _, (_, right) = run(dense, q, k, torch.ones(6), temperature=0.5)
+    torch.testing.assert_close(grad, right)
+
+
+def test_double_backward_is_refused():
+    q, _ = matrices(6, 5, 4)
+    q.requires_grad_()
+    lse = similarity_logsumexp(q, temperature=0.5).sum()
+    (grad,) = torch.autograd.grad(lse, q, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        grad.sum().backward()
+
+
+def op_arguments(n, m, depth, name="plain", symmetric=False, dtype=torch.float32):
+    q, k = matrices(n, m, depth, dtype)
+    found = options(name, n, n if symmetric else m, symmetric)
+    bias = found.get("same_label_bias")
+    tensor = isinstance(bias, Tensor)
+    return (
+        q.requires_grad_(),
+        None if symmetric else k.requires_grad_(),
+        0.1,
+        found.get("key_bias"),
+        found.get("query_labels"),
+        found.get("key_labels"),
+        bias if tensor else None,
+        0.0 if tensor or bias is None else bias,
+        found.get("self_index"),
+        False,
+        False,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (9, 7, 5),
+        (9, 7, 5, "bias-label-self"),
+        (9, 9, 5, "label", True),
+        (9, 7, 5, "own", False, torch.float64),
+        (9, 7, 5, "plain", False, torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_opcheck(arguments):
+    torch.library.opcheck(
+        torch.ops.s3h.similarity_logsumexp.default, op_arguments(*arguments)
+    )
+
+
+def test_opcheck_backward():
+    forward = [
+        a.detach() if isinstance(a, Tensor) else a for a in op_arguments(9, 7, 5)
+    ]
+    lse = torch.ops.s3h.similarity_logsumexp(*forward)
+    torch.library.opcheck(
+        torch.ops.s3h.similarity_logsumexp_backward.default,
+        (torch.randn(9), lse, *forward[:9], True, False, False, False),
+    )
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_compile_full_graph(symmetric):
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def loss(q, k):
+        return similarity_logsumexp(q, None if symmetric else k, temperature=0.1).mean()
+
+    q, k = (t.requires_grad_() for t in matrices(20, 12, 8))
+    value = loss(q, k)
+    value.backward()
+    plain, (right, *_) = run(
+        dense, q, None if symmetric else k, torch.full((20,), 1 / 20), temperature=0.1
+    )
+    torch.testing.assert_close(value, plain.mean())
+    torch.testing.assert_close(q.grad, right)
+
+
+def test_autocast_meets_in_the_wider_type():
+    q, k = matrices(20, 12, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = similarity_logsumexp(q.bfloat16(), k, temperature=0.1)
+        wide = similarity_logsumexp(q, k, temperature=0.1)
+    assert mixed.dtype == wide.dtype == torch.float32
+    torch.testing.assert_close(
+        mixed, similarity_logsumexp(q.bfloat16().float(), k, temperature=0.1)
+    )
+    torch.testing.assert_close(wide, similarity_logsumexp(q, k, temperature=0.1))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_same_bits_every_time(symmetric):
+    q, k = matrices(500, 300, 48)
+    upstream = torch.randn(500)
+    results = [
+        run(
+            similarity_logsumexp, q, None if symmetric else k, upstream, temperature=0.1
+        )
+        for _ in range(5)
+    ]
+    for lse, grads in results[1:]:
+        assert torch.equal(lse, results[0][0])
+        assert all(map(torch.equal, grads, results[0][1]))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_deterministic_mode_does_not_depend_on_threads(symmetric, dtype):
+    q, k = matrices(301, 170, 20, dtype)
+    upstream = torch.randn(301)
+    before = torch.get_num_threads()
+    torch.use_deterministic_algorithms(True)
+    try:
+        results = []
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            results.append(
+                run(
+                    similarity_logsumexp,
+                    q,
+                    None if symmetric else k,
+                    upstream,
+                    temperature=0.1,
+                )
+            )
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(before)
+    for lse, grads in results[1:]:
+        assert torch.equal(lse, results[0][0])
+        assert all(map(torch.equal, grads, results[0][1]))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("name", ["plain", "bias-label-self", "own"])
+def test_chunked_reference_equals_the_dense_one(symmetric, name, monkeypatch):
+    monkeypatch.setattr(reference, "_CHUNK_ELEMENTS", 64)
+    q, k = matrices(20, 12, 8, torch.float64)
+    found = options(name, 20, 20 if symmetric else 12, symmetric)
+    keys = None if symmetric else k
+    upstream = torch.randn(20, dtype=torch.float64)
+    exact, grads = run(dense, q, keys, upstream, temperature=0.1, **found)
+    bias = found.pop("same_label_bias", 0.0)
+    tensor = bias if isinstance(bias, Tensor) else None
+    value = 0.0 if tensor is not None else bias
+    arguments = (
+        q,
+        keys,
+        0.1,
+        found.get("key_bias"),
+        found.get("query_labels"),
+        found.get("key_labels"),
+        tensor,
+        value,
+        found.get("self_index"),
+    )
+    lse = reference.similarity_logsumexp_chunked(*arguments)
+    torch.testing.assert_close(lse, exact)
+    gq, gk = reference.similarity_logsumexp_chunked_backward(
+        upstream, lse, *arguments, True, True
+    )
+    torch.testing.assert_close(gq, grads[0])
+    if not symmetric:
+        torch.testing.assert_close(gk, grads[1])
+
+
+Q, K = torch.randn(4, 3), torch.randn(5, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"queries": torch.randn(4)}, ValueError, r"queries must be \[N, D\]"),
+        (
+            {"queries": torch.ones(4, 3, dtype=torch.int64)},
+            TypeError,
+            "queries must be float32",
+        ),
+        ({"keys": torch.randn(5, 4)}, ValueError, r"keys must be \[M, 3\]"),
+        ({"keys": K.double()}, TypeError, "keys must have the queries' type"),
+        ({"keys": K.to("meta")}, ValueError, "keys must be on cpu"),
+        (
+            {"temperature": 0.0},
+            ValueError,
+            "temperature must be finite and above 0, got 0.0",
+        ),
+        ({"temperature": -1.0}, ValueError, "temperature must be finite"),
+        ({"temperature": NAN}, ValueError, "temperature must be finite"),
+        ({"temperature": INF}, ValueError, "temperature must be finite"),
+        ({"temperature": torch.tensor(0.1)}, TypeError, "temperature must be a number"),
+        ({"key_bias": torch.zeros(4)}, ValueError, r"key_bias must have shape \(5,\)"),
+        (
+            {"key_bias": torch.zeros(5, dtype=torch.int64)},
+            TypeError,
+            "key_bias must be floating",
+        ),
+        (
+            {"key_bias": torch.zeros(5, requires_grad=True)},
+            ValueError,
+            "must not require a gradient",
+        ),
+        (
+            {"same_label_bias": torch.zeros(4, requires_grad=True)},
+            ValueError,
+            "must not require",
+        ),
+        ({"same_label_bias": NAN}, ValueError, "same_label_bias must be a number"),
+        (
+            {"query_labels": torch.zeros(4, dtype=torch.int64)},
+            ValueError,
+            "given together",
+        ),
+        (
+            {"query_labels": torch.zeros(4), "key_labels": torch.zeros(5)},
+            TypeError,
+            "integers",
+        ),
+        (
+            {"self_index": torch.zeros(5, dtype=torch.int64)},
+            ValueError,
+            "self_index must have shape",
+        ),
+        (
+            {"keys": None, "self_index": torch.zeros(4, dtype=torch.int64)},
+            ValueError,
+            "symmetric",
+        ),
+    ],
+)
+def test_bad_input(change, error, message):
+    arguments = {"queries": Q, "keys": K, "temperature": 0.1} | change
+    queries, keys = arguments.pop("queries"), arguments.pop("keys")
+    with pytest.raises(error, match=message):
+        similarity_logsumexp(queries, keys, **arguments)
+
+
+def test_the_op_itself_checks_what_memory_safety_needs():
+    op = torch.ops.s3h.similarity_logsumexp
+    with pytest.raises(RuntimeError, match="key_bias must have 5 elements"):
+        op(Q, K, 0.1, torch.zeros(3), None, None, None, 0.0, None, False, False)
+    with pytest.raises(RuntimeError, match="keys must be"):
+        op(Q, K[:, :2], 0.1, None, None, None, None, 0.0, None, False, False)

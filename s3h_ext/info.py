@@ -1,0 +1,81 @@
+"""``python -m s3h_ext.info``: versions, what is built, and why something is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+
+import torch
+
+from s3h_ext import __version__
+from s3h_ext.ops.similarity import CPU
+
+_FALLBACK = "operations on CUDA tensors run as chunked plain PyTorch"
+
+
+def _dali() -> str:
+    for package in ("nvidia-dali-cuda130", "nvidia-dali-cuda120"):
+        try:
+            return f"{importlib.metadata.version(package)} ({package})"
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return (
+        "not installed: pip install 's3h-ext[dali-cuda13]' (or [dali-cuda12]); "
+        "it runs without a GPU too"
+    )
+
+
+def _gpu() -> str:
+    if torch.version.cuda is None:
+        return "none: this torch is built without CUDA"
+    if not torch.cuda.is_available():
+        return f"none found; torch is built for CUDA {torch.version.cuda}"
+    names = []
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        names.append(f"{torch.cuda.get_device_name(index)} (sm_{major}{minor})")
+    return ", ".join(names)
+
+
+def describe() -> dict[str, str]:
+    """Returns what ``python -m s3h_ext.info`` prints, label by label.
+
+    Example:
+        >>> describe()["s3h_ext"] == __version__
+        True
+    """
+    lines = {
+        "s3h_ext": __version__,
+        "python": f"{platform.python_version()} ({platform.platform()})",
+        "torch": torch.__version__,
+        "threads": str(torch.get_num_threads()),
+    }
+    if CPU.loaded:
+        lines["CPU kernels"] = f"built, {CPU.path}"
+        lines["built with"] = CPU.text("s3h_built_with")
+        lines["CPU dispatch level"] = (
+            f"{CPU.text('s3h_cpu_dispatch_level')} "
+            f"(built: {CPU.text('s3h_cpu_built_levels')}; "
+            f"torch uses {torch.backends.cpu.get_cpu_capability()})"
+        )
+        lines["CUDA kernels"] = f"not built: {CPU.text('s3h_cuda_build')}; {_FALLBACK}"
+    else:
+        lines["CPU kernels"] = f"missing: {CPU.error}"
+        lines["CUDA kernels"] = f"not built; {_FALLBACK}"
+    lines["CUDA archs"] = "none"
+    lines["GPU"] = _gpu()
+    lines["DALI"] = _dali()
+    return lines
+
+
+def main() -> None:
+    """Prints :func:`describe`."""
+    lines = describe()
+    width = max(map(len, lines))
+    for label, text in lines.items():
+        print(f"{label:<{width}}  {text}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Declares the ``s3h`` operator namespace and loads the native libraries into it.
+
+Schemas are defined in Python, so importing, fake tensors and documentation work
+without any binary. A native library that does not load is not an import error: its
+cause is kept here and raised when one of its kernels is first called.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# torch.library and torch.ops carry no annotations.
+registry: Any = torch.library
+LIBRARY: Any = registry.Library("s3h", "DEF")
+CPU_LIBRARY_PATH = Path(__file__).resolve().parent.parent / "_s3h_cpu.so"
+
+
+class NativeLibrary:
+    """A shared library with kernels, or the reason why it is not there.
+
+    Attributes:
+        path: where the library is expected.
+        error: what went wrong while loading it; None where it is loaded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Tries to load ``path`` and keeps the outcome."""
+        self.path = path
+        self.error: Exception | None = None
+        self._symbols: ctypes.CDLL | None = None
+        if not path.is_file():
+            self.error = FileNotFoundError(
+                f"{path} does not exist: the package was not built. "
+                "Run: pip install --no-build-isolation -e ."
+            )
+            return
+        try:
+            operators: Any = torch.ops
+            operators.load_library(str(path))
+            self._symbols = ctypes.CDLL(str(path))
+        except (OSError, RuntimeError) as error:
+            self.error = error
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the kernels can be called."""
+        return self.error is None
+
+    def text(self, symbol: str) -> str:
+        """Returns what the C function ``const char* symbol()`` says.
+
+        Raises:
+            RuntimeError: the library is not loaded.
+        """
+        if self._symbols is None:
+            raise self.failure()
+        function = self._symbols[symbol]
+        function.restype = ctypes.c_char_p
+        return str(function().decode())
+
+    def failure(self) -> RuntimeError:
+        """Returns the error to raise at a call, its cause attached."""
+        error = RuntimeError(
+            f"the native library {self.path.name} is not available: {self.error}"
+        )
+        error.__cause__ = self.error
+        return error
+
+    def implement_failure(self, *operators: str, key: str) -> None:
+        """Makes ``operators`` raise :meth:`failure` under a dispatch key."""
+
+        def fail(*args: Any, **kwargs: Any) -> Any:
+            raise self.failure()
+
+        for operator in operators:
+            LIBRARY.impl(operator, fail, key)

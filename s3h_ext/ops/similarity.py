@@ -1,0 +1,325 @@
+"""Row-wise log-sum-exp over a similarity matrix that is never stored.
+
+Contrastive, prototype and logit-adjusted losses of this field differ in what is
+added to the scores and what is left out, not in the reduction; see the losses in
+:mod:`s3h_ext.losses.contrastive` for how each is written with it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from s3h_ext.ops import reference
+from s3h_ext.ops._library import (
+    CPU_LIBRARY_PATH,
+    LIBRARY,
+    NativeLibrary,
+    registry,
+)
+
+_ARGUMENTS = (
+    "Tensor queries, Tensor? keys, float temperature, Tensor? key_bias, "
+    "Tensor? query_labels, Tensor? key_labels, Tensor? same_label_bias, "
+    "float same_label_value, Tensor? self_index"
+)
+LIBRARY.define(
+    f"similarity_logsumexp({_ARGUMENTS}, bool assume_normalized, bool deterministic)"
+    " -> Tensor"
+)
+LIBRARY.define(
+    f"similarity_logsumexp_backward(Tensor grad, Tensor lse, {_ARGUMENTS}, "
+    "bool need_queries, bool need_keys, bool assume_normalized, bool deterministic)"
+    " -> (Tensor, Tensor)"
+)
+
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+CPU = NativeLibrary(CPU_LIBRARY_PATH)
+if not CPU.loaded:
+    CPU.implement_failure(
+        "similarity_logsumexp", "similarity_logsumexp_backward", key="CPU"
+    )
+LIBRARY.impl("similarity_logsumexp", reference.similarity_logsumexp_chunked, "CUDA")
+LIBRARY.impl(
+    "similarity_logsumexp_backward",
+    reference.similarity_logsumexp_chunked_backward,
+    "CUDA",
+)
+
+
+def similarity_logsumexp(
+    queries: Tensor,
+    keys: Tensor | None = None,
+    *,
+    temperature: float,
+    key_bias: Tensor | None = None,
+    query_labels: Tensor | None = None,
+    key_labels: Tensor | None = None,
+    same_label_bias: float | Tensor = 0.0,
+    self_index: Tensor | None = None,
+    assume_normalized: bool = False,
+) -> Tensor:
+    r"""Returns ``lse_i = log Σ_j exp(q_i·k_j / τ + b_j + [y_i = y_j] c_i)``.
+
+    The N×M scores are formed in tiles and never stored, in the backward neither.
+    With ``keys=None`` the queries are the keys and no row sees itself; that is the
+    caller's word, never guessed from identity. A row without any key is -inf and
+    has zero gradient.
+
+    Inputs of 16 bits are multiplied as they are, accumulated and answered in float32.
+    Under autocast, queries and keys of different types meet in the wider one; nothing
+    is cast down. Gradients flow to queries and keys, once: a second derivative is
+    refused.
+
+    Args:
+        queries: ``[N, D]`` float32, float64, bfloat16 or float16.
+        keys: ``[M, D]`` of the same type, or None for the symmetric case.
+        temperature: τ, a positive finite number.
+        key_bias: b, ``[M]`` floating point (``[N]`` in the symmetric case); -inf
+            takes a key out. Must not require a gradient.
+        query_labels: y, ``[N]`` integers; a negative label equals nothing. In the
+            symmetric case they are the keys' labels too.
+        key_labels: ``[M]`` integers; with ``query_labels`` and ``keys`` only.
+        same_label_bias: c, a number or ``[N]``, added where labels agree; -inf takes
+            those pairs out. Must not require a gradient.
+        self_index: ``[N]`` integers: the key that row i must not see; any value
+            outside [0, M) means none. Not with ``keys=None``.
+        assume_normalized: promise that rows have unit length, which lets a kernel
+            use a constant shift where it would look for the maximum. The CPU
+            kernel finds the lengths by itself.
+
+    Returns:
+        ``[N]``, float64 for float64 queries, else float32.
+
+    Raises:
+        TypeError: an argument's type is not one of the above.
+        ValueError: a shape, device, temperature or combination is not as above.
+
+    Example:
+        >>> z = torch.nn.functional.normalize(torch.randn(8, 16), dim=1)
+        >>> similarity_logsumexp(z, temperature=0.1).shape
+        torch.Size([8])
+    """
+    if keys is not None and torch.is_autocast_enabled(queries.device.type):
+        widest = torch.promote_types(queries.dtype, keys.dtype)
+        queries, keys = queries.to(widest), keys.to(widest)
+    _check_matrices(queries, keys)
+    temperature = _check_temperature(temperature)
+    rows = queries.shape[0]
+    columns = rows if keys is None else keys.shape[0]
+    device = queries.device
+    _check_bias("key_bias", key_bias, columns, device)
+    _check_integers("query_labels", query_labels, rows, device)
+    _check_integers("key_labels", key_labels, columns, device)
+    _check_integers("self_index", self_index, rows, device)
+    if keys is None and (key_labels is not None or self_index is not None):
+        raise ValueError(
+            "key_labels and self_index must be None in the symmetric case "
+            "(keys=None): query_labels serve as both and row i excludes key i"
+        )
+    if keys is not None and (query_labels is None) != (key_labels is None):
+        raise ValueError("query_labels and key_labels must be given together")
+    bias: Tensor | None = None
+    value = 0.0
+    if isinstance(same_label_bias, Tensor):
+        bias = same_label_bias
+        _check_bias("same_label_bias", bias, rows, device)
+    else:
+        value = float(same_label_bias)
+        if math.isnan(value) or value == math.inf:
+            raise ValueError(
+                f"same_label_bias must be a number below infinity, got {value}"
+            )
+    return cast(
+        Tensor,
+        torch.ops.s3h.similarity_logsumexp(
+            queries,
+            keys,
+            temperature,
+            key_bias,
+            query_labels,
+            key_labels,
+            bias,
+            value,
+            self_index,
+            assume_normalized,
+            torch.are_deterministic_algorithms_enabled(),
+        ),
+    )
+
+
+def _check_matrices(queries: Tensor, keys: Tensor | None) -> None:
+    if queries.ndim != 2:
+        raise ValueError(f"queries must be [N, D], got shape {tuple(queries.shape)}")
+    if queries.dtype not in _FLOATS:
+        raise TypeError(
+            "queries must be float32, float64, bfloat16 or float16, "
+            f"got {queries.dtype}"
+        )
+    if keys is None:
+        return
+    if keys.ndim != 2 or keys.shape[1] != queries.shape[1]:
+        raise ValueError(
+            f"keys must be [M, {queries.shape[1]}] like the queries, "
+            f"got shape {tuple(keys.shape)}"
+        )
+    if keys.dtype != queries.dtype:
+        raise TypeError(
+            f"keys must have the queries' type {queries.dtype}, got {keys.dtype}"
+        )
+    if keys.device != queries.device:
+        raise ValueError(f"keys must be on {queries.device}, got {keys.device}")
+
+
+def _check_temperature(temperature: Any) -> float:
+    if not isinstance(temperature, (int, float)):
+        raise TypeError(
+            f"temperature must be a number, got {type(temperature).__name__}"
+        )
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be finite and above 0, got {temperature}")
+    return float(temperature)
+
+
+def _check_vector(name: str, tensor: Tensor, size: int, device: torch.device) -> None:
+    if tensor.shape != (size,):
+        raise ValueError(f"{name} must have shape ({size},), got {tuple(tensor.shape)}")
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on {device}, got {tensor.device}")
+
+
+def _check_bias(
+    name: str, tensor: Tensor | None, size: int, device: torch.device
+) -> None:
+    if tensor is None:
+        return
+    _check_vector(name, tensor, size, device)
+    if tensor.dtype not in _FLOATS:
+        raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
+    if tensor.requires_grad:
+        raise ValueError(
+            f"{name} must not require a gradient: none is calculated for it; "
+            f"pass {name}.detach()"
+        )
+
+
+def _check_integers(
+    name: str, tensor: Tensor | None, size: int, device: torch.device
+) -> None:
+    if tensor is None:
+        return
+    _check_vector(name, tensor, size, device)
+    if tensor.dtype not in _INTEGERS:
+        raise TypeError(f"{name} must be integers, got {tensor.dtype}")
+
+
+def _fake_forward(queries: Tensor, *args: Any) -> Tensor:
+    return queries.new_empty(
+        queries.shape[0], dtype=reference.compute_dtype(queries.dtype)
+    )
+
+
+def _fake_backward(
+    grad: Tensor,
+    lse: Tensor,
+    queries: Tensor,
+    keys: Tensor | None,
+    temperature: float,
+    key_bias: Tensor | None,
+    query_labels: Tensor | None,
+    key_labels: Tensor | None,
+    same_label_bias: Tensor | None,
+    same_label_value: float,
+    self_index: Tensor | None,
+    need_queries: bool,
+    need_keys: bool,
+    assume_normalized: bool,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor]:
+    rows, depth = queries.shape
+    columns = keys.shape[0] if keys is not None and need_keys else 0
+    return (
+        queries.new_empty(rows if need_queries else 0, depth),
+        queries.new_empty(columns, depth),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    (
+        queries,
+        keys,
+        temperature,
+        key_bias,
+        query_labels,
+        key_labels,
+        same_label_bias,
+        same_label_value,
+        self_index,
+        assume_normalized,
+        deterministic,
+    ) = inputs
+    ctx.save_for_backward(
+        output,
+        queries,
+        keys,
+        key_bias,
+        query_labels,
+        key_labels,
+        same_label_bias,
+        self_index,
+    )
+    ctx.temperature = temperature
+    ctx.same_label_value = same_label_value
+    ctx.flags = (assume_normalized, deterministic)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    need_queries, need_keys = ctx.needs_input_grad[:2]
+    lse, queries, keys, key_bias, query_labels, key_labels, same_bias, self_index = (
+        ctx.saved_tensors
+    )
+    grad_queries, grad_keys = torch.ops.s3h.similarity_logsumexp_backward(
+        grad,
+        lse,
+        queries,
+        keys,
+        ctx.temperature,
+        key_bias,
+        query_labels,
+        key_labels,
+        same_bias,
+        ctx.same_label_value,
+        self_index,
+        need_queries,
+        need_keys,
+        *ctx.flags,
+    )
+    return (
+        grad_queries if need_queries else None,
+        grad_keys if need_keys else None,
+        *(None,) * 9,
+    )
+
+
+def _refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError(
+        "similarity_logsumexp has no second derivative: call backward without "
+        "create_graph=True"
+    )
+
+
+registry.register_fake("s3h::similarity_logsumexp", _fake_forward, lib=LIBRARY)
+registry.register_fake(
+    "s3h::similarity_logsumexp_backward", _fake_backward, lib=LIBRARY
+)
+registry.register_autograd(
+    "s3h::similarity_logsumexp", _backward, setup_context=_setup_context, lib=LIBRARY
+)
+registry.register_autograd(
+    "s3h::similarity_logsumexp_backward", _refuse_double_backward, lib=LIBRARY
+)
