@@ -1,0 +1,330 @@
+import doctest
+
+import numpy as np
+import pytest
+import torch
+
+from s3h_ext.data import batches, resident
+from s3h_ext.data.batches import EvaluationBatches
+from s3h_ext.data.dataset import ImageSet
+from s3h_ext.data.resident import ResidentSource
+from s3h_ext.data.samplers import SAMPLERS
+from s3h_ext.data.streams import Stream
+
+COUNTS = [70, 30, 12, 5, 3]
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+STREAMS = {
+    "contrast": Stream("instance-balanced", "supcon", views=2),
+    "classifier": Stream("class-balanced", "crop-flip-gray"),
+    "root": Stream("square-root", "crop-flip"),
+    "moving": Stream("progressive", "crop-flip-jitter-gray", views=3),
+}
+
+
+@pytest.fixture(scope="module")
+def image_set():
+    random = np.random.RandomState(0)
+    labels = random.permutation(np.repeat(np.arange(5), COUNTS))
+    images = random.randint(0, 256, (len(labels), 16, 16, 3)).astype(np.uint8)
+    return ImageSet(images, labels)
+
+
+def make(image_set, streams=None, **changes):
+    arguments = {
+        "num_classes": 5,
+        "mean": MEAN,
+        "std": STD,
+        "batch_size": 32,
+        "epochs": 4,
+        "seed": 0,
+    } | changes
+    return ResidentSource(
+        image_set, STREAMS if streams is None else streams, **arguments
+    )
+
+
+def joined(steps, name):
+    """All the draws of a stream in order: images [V, N, ...], labels, indices."""
+    steps = list(steps)
+    return (
+        torch.cat([step[name].images for step in steps], dim=1),
+        torch.cat([step[name].labels for step in steps]),
+        torch.cat([step[name].indices for step in steps]),
+    )
+
+
+def assert_same(first, second):
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_shapes_and_memory(image_set):
+    source = make(image_set)
+    steps = list(source.epoch(0))
+    assert len(steps) == source.steps_per_epoch == 4
+    for step in steps:
+        assert step.keys() == STREAMS.keys()
+        for name, batch in step.items():
+            views = STREAMS[name].views
+            assert batch.images.shape == (views, 30, 3, 16, 16)
+            assert batch.images.dtype == torch.float32
+            assert batch.images.permute(0, 1, 3, 4, 2).is_contiguous()
+            assert batch.images[0].is_contiguous(memory_format=torch.channels_last)
+            flat = batch.images.flatten(0, 1)
+            assert flat.data_ptr() == batch.images.data_ptr()
+            assert flat.is_contiguous(memory_format=torch.channels_last)
+            assert batch.labels.dtype == batch.indices.dtype == torch.int64
+            assert batch.labels.shape == batch.indices.shape == (30,)
+            assert np.array_equal(batch.labels, image_set.labels[batch.indices])
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 32, 119, 120, 121, 1000])
+def test_batch_sizes_differ_by_one_at_most(image_set, batch_size):
+    source = make(image_set, {"a": Stream(), "b": Stream()}, batch_size=batch_size)
+    sizes = []
+    for step in source.epoch(0):
+        assert len(step["a"].labels) == len(step["b"].labels)
+        sizes.append(len(step["a"].labels))
+    assert len(sizes) == source.steps_per_epoch == -(-120 // batch_size)
+    assert sum(sizes) == 120
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_instance_balanced_epoch_shows_every_image_once(image_set):
+    source = make(image_set)
+    for epoch in range(2):
+        _, _, indices = joined(source.epoch(epoch), "contrast")
+        assert torch.equal(indices.sort().values, torch.arange(120))
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_batch_size_changes_nothing(image_set, name):
+    alone = {name: STREAMS[name]}
+    whole = joined(make(image_set, alone, batch_size=120).epoch(1), name)
+    for batch_size in (1, 13):
+        source = make(image_set, alone, batch_size=batch_size)
+        assert_same(whole, joined(source.epoch(1), name))
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_resuming_gives_the_tail_of_the_epoch(image_set, name):
+    source = make(image_set, {name: STREAMS[name]}, batch_size=11)
+    steps = list(source.epoch(2))
+    for start in (1, 4, len(steps) - 1):
+        tail = make(image_set, {name: STREAMS[name]}, batch_size=11)
+        tail = tail.epoch(2, start_step=start)
+        assert_same(joined(steps[start:], name), joined(tail, name))
+    assert list(source.epoch(2, start_step=len(steps))) == []
+
+
+def test_stretches_described_ahead_do_not_show(image_set, monkeypatch):
+    whole = {name: joined(make(image_set).epoch(0), name) for name in STREAMS}
+    monkeypatch.setattr(resident, "_DESCRIBED_AT_ONCE", 50)
+    for name, expected in whole.items():
+        assert_same(expected, joined(make(image_set).epoch(0), name))
+
+
+def test_epochs_may_be_entered_in_any_order_and_together(image_set):
+    source = make(image_set)
+    later, earlier = source.epoch(1), source.epoch(0)
+    mixed = [(next(later), next(earlier)) for _ in range(source.steps_per_epoch)]
+    fresh = make(image_set)
+    for epoch, column in ((1, 0), (0, 1)):
+        assert_same(
+            joined([pair[column] for pair in mixed], "moving"),
+            joined(fresh.epoch(epoch), "moving"),
+        )
+
+
+def test_global_generators_do_not_matter(image_set):
+    torch.manual_seed(1)
+    first = joined(make(image_set).epoch(0), "contrast")
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    assert_same(first, joined(make(image_set).epoch(0), "contrast"))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_epochs_and_seeds_draw_differently(image_set, name):
+    base = joined(make(image_set).epoch(0), name)
+    for other in (make(image_set).epoch(1), make(image_set, seed=1).epoch(0)):
+        images, _, indices = joined(other, name)
+        assert not torch.equal(base[2], indices)
+        # The same image in the other epoch is another view of it.
+        common = sorted(set(base[2].tolist()) & set(indices.tolist()))
+        same = 0
+        for index in common:
+            a = base[0][0, (base[2] == index).nonzero()[0, 0]]
+            b = images[0, (indices == index).nonzero()[0, 0]]
+            same += torch.equal(a, b)
+        # Two crop-flips of the 162 coincide now and then.
+        assert same <= len(common) // 8
+
+
+def test_streams_draw_differently(image_set):
+    twins = {"a": Stream(views=1), "b": Stream(views=1)}
+    source = make(image_set, twins, batch_size=120)
+    step = next(source.epoch(0))
+    assert not torch.equal(step["a"].indices, step["b"].indices)
+    a, b = (step[name].images[0][step[name].indices.argsort()] for name in "ab")
+    equal = (a == b).flatten(1).all(dim=1)
+    assert equal.float().mean() < 0.1
+
+
+def test_views_of_an_image_differ(image_set):
+    source = make(image_set, {"a": Stream(recipe="supcon", views=4)}, batch_size=120)
+    images = next(source.epoch(0))["a"].images
+    for first in range(4):
+        for second in range(first):
+            same = (images[first] == images[second]).flatten(1).all(dim=1)
+            assert same.float().mean() < 0.1
+
+
+def test_more_views_do_not_change_the_first_draw(image_set):
+    one, two = (
+        next(make(image_set, {"a": Stream(views=n)}).epoch(0))["a"] for n in (1, 2)
+    )
+    assert torch.equal(one.images[0], two.images[0])
+
+
+def test_repeats_get_fresh_views(image_set):
+    source = make(image_set, {"a": Stream("class-balanced", "supcon", views=2)})
+    images, labels, indices = joined(source.epoch(0), "a")
+    rare = indices[labels == 4]
+    assert len(rare) > 2 * len(rare.unique())
+    for index in rare.unique():
+        views = images[:, indices == index].flatten(0, 1).flatten(1)
+        assert len(torch.unique(views, dim=0)) == len(views)
+
+
+def test_progressive_stream_moves_to_the_tail(image_set):
+    source = make(image_set, {"a": Stream("progressive")}, epochs=100)
+    shares = []
+    for epochs in (range(20), range(80, 100)):
+        tail = 0
+        for epoch in epochs:
+            tail += (joined(source.epoch(epoch), "a")[1] >= 3).sum().item()
+        shares.append(tail / 20 / 120)
+    # From 8 of 120 at the start to two classes of five at the end.
+    assert shares[0] < 0.17
+    assert shares[1] > 0.3
+
+
+def test_none_recipe_is_the_normalised_image(image_set):
+    source = make(image_set, {"a": Stream(recipe="none")}, dtype=torch.float64)
+    images, _, indices = joined(source.epoch(0), "a")
+    pixels = torch.from_numpy(image_set.images)[indices].permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (MEAN, STD))
+    assert torch.allclose(images[0], ((pixels - mean) / std).double(), atol=1e-5)
+
+
+def test_the_source_keeps_its_own_copy(image_set):
+    images, labels = image_set.images.copy(), image_set.labels.copy()
+    source = make(ImageSet(images, labels))
+    images[:] = 0
+    labels[:] = 0
+    assert_same(
+        joined(source.epoch(0), "root"), joined(make(image_set).epoch(0), "root")
+    )
+
+
+def test_read_only_arrays_are_welcome(image_set):
+    images, labels = image_set.images.copy(), image_set.labels.copy()
+    images.flags.writeable = labels.flags.writeable = False
+    assert make(ImageSet(images, labels)).steps_per_epoch == 4
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_one_image(sampler):
+    single = ImageSet(np.zeros((1, 8, 8, 1), np.uint8), np.zeros(1, np.int64))
+    source = ResidentSource(
+        single,
+        {"a": Stream(sampler, "crop", views=2)},
+        num_classes=3,
+        mean=(0.0,),
+        std=(1.0,),
+        batch_size=4,
+        epochs=1,
+        seed=0,
+    )
+    (step,) = source.epoch(0)
+    assert step["a"].images.shape == (2, 1, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"streams": {}}, "streams"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"epochs": 0}, "epochs"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 1 << 32}, "seed"),
+        ({"num_classes": 4}, "labels"),
+        ({"mean": (0.5,)}, "mean"),
+        ({"dtype": torch.int64}, "dtype"),
+    ],
+)
+def test_wrong_arguments(image_set, changes, name):
+    with pytest.raises(ValueError, match=name):
+        make(image_set, **changes)
+
+
+def test_wrong_positions_are_refused_at_once(image_set):
+    source = make(image_set)
+    for epoch in (-1, 4):
+        with pytest.raises(ValueError, match="epoch"):
+            source.epoch(epoch)
+    for step in (-1, 5):
+        with pytest.raises(ValueError, match="start_step"):
+            source.epoch(0, start_step=step)
+
+
+@pytest.mark.parametrize("batch_size", [1, 50, 120, 500])
+def test_evaluation_goes_in_order(image_set, batch_size):
+    evaluation = EvaluationBatches(image_set, mean=MEAN, std=STD, batch_size=batch_size)
+    for _ in range(2):
+        steps = list(evaluation)
+        assert len(steps) == len(evaluation)
+        assert all(len(step.labels) == batch_size for step in steps[:-1])
+        indices = torch.cat([step.indices for step in steps])
+        assert torch.equal(indices, torch.arange(120))
+        labels = torch.cat([step.labels for step in steps])
+        assert np.array_equal(labels, image_set.labels)
+        images = torch.cat([step.images[0] for step in steps])
+        pixels = torch.from_numpy(image_set.images).permute(0, 3, 1, 2) / 255
+        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (MEAN, STD))
+        assert torch.allclose(images, (pixels - mean) / std, atol=1e-5)
+        assert steps[0].images[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_wrong_evaluation_batch_size(image_set):
+    with pytest.raises(ValueError, match="batch_size"):
+        EvaluationBatches(image_set, mean=MEAN, std=STD, batch_size=0)
+
+
+@pytest.mark.parametrize("module", [batches, resident])
+def test_examples(module):
+    assert doctest.testmod(module).failed == 0
+
+
+@pytest.mark.cuda
+def test_gpu_draws_the_same_and_does_not_synchronise(image_set):
+    host = make(image_set)
+    device = make(image_set, device="cuda")
+    for epoch in range(2):
+        steps = device.epoch(epoch)
+        drawn = [next(steps)]
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            drawn += list(steps)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        expected = list(host.epoch(epoch))
+        for name in STREAMS:
+            images, labels, indices = joined(drawn, name)
+            wanted = joined(expected, name)
+            assert torch.equal(indices.cpu(), wanted[2])
+            assert torch.equal(labels.cpu(), wanted[1])
+            assert torch.allclose(images.cpu(), wanted[0], atol=1e-4)

@@ -1,0 +1,92 @@
+"""Batches, and the plain ones that evaluation goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from s3h_ext.data.dataset import ImageSet
+from s3h_ext.data.recipes import get_recipe
+from s3h_ext.data.render import Renderer
+
+__all__ = ["Batch", "EvaluationBatches"]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What a stream gives to one step.
+
+    Attributes:
+        images: ``[V, B, C, H, W]``, memory in the order ``[V, B, H, W, C]``, so that
+            ``images[v]`` and ``images.flatten(0, 1)`` are channels-last without a copy.
+        labels: int64 ``[B]``.
+        indices: int64 ``[B]``, positions in the image set.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+class EvaluationBatches:
+    """Iterates over an image set in its order, normalised and not augmented.
+
+    Args:
+        image_set: The images, kept on the device as bytes.
+        mean: Per channel, of pixels in [0, 1].
+        std: Per channel.
+        batch_size: Images per batch; the last one holds the rest.
+        device: Where the batches are.
+        dtype: Of the images.
+
+    Raises:
+        ValueError: ``batch_size`` is below 1, or an argument of the renderer is wrong.
+
+    Example:
+        >>> from s3h_ext.data.dataset import load_dataset
+        >>> data = load_dataset("digits-lt")
+        >>> batches = EvaluationBatches(
+        ...     data.test, mean=data.mean, std=data.std, batch_size=128
+        ... )
+        >>> [tuple(batch.images.shape) for batch in batches][-1]
+        (1, 44, 3, 32, 32)
+    """
+
+    def __init__(
+        self,
+        image_set: ImageSet,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        self.batch_size = batch_size
+        self._renderer = Renderer(
+            torch.tensor(image_set.images),
+            mean=mean,
+            std=std,
+            device=device,
+            dtype=dtype,
+        )
+        self._labels = torch.tensor(image_set.labels, device=device)
+
+    def __len__(self) -> int:
+        return -(-len(self._labels) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        recipe = get_recipe("none")
+        height, width = self._renderer.height, self._renderer.width
+        for start in range(0, len(self._labels), self.batch_size):
+            labels = self._labels[start : start + self.batch_size]
+            indices = torch.arange(start, start + len(labels), device=labels.device)
+            views = recipe.describe(
+                torch.empty(len(labels), 0, device=labels.device), height, width
+            )
+            yield Batch(self._renderer(indices, views).unsqueeze(0), labels, indices)

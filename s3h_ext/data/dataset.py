@@ -1,0 +1,194 @@
+"""The long-tailed data sets by name."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s3h_ext.data.archives import Archive, read_archive
+from s3h_ext.data.digits import read_digits
+from s3h_ext.data.longtail import class_profile, hold_out, pick_subset
+
+__all__ = ["DATASETS", "ImageSet", "LongTailDataset", "load_dataset"]
+
+#: Name -> default imbalance factor.
+DATASETS = {"digits-lt": 20.0, "cifar10-lt": 100.0, "cifar100-lt": 100.0}
+
+# Both CIFARs are normalised by CIFAR-10's statistics, as every published baseline does.
+_CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+_CIFAR_STD = (0.2023, 0.1994, 0.2010)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images and their labels.
+
+    Attributes:
+        images: uint8 ``[N, H, W, C]``.
+        labels: int64 ``[N]``.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+            raise ValueError(
+                "images: expected uint8 [N, H, W, C], got "
+                f"{self.images.dtype} {list(self.images.shape)}"
+            )
+        if self.labels.dtype != np.int64 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"labels: expected int64 [{len(self.images)}], got "
+                f"{self.labels.dtype} {list(self.labels.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: NDArray[np.int64]) -> ImageSet:
+        """Returns the images at ``indices`` (int64 ``[M]``), in that order."""
+        return ImageSet(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class LongTailDataset:
+    """A long-tailed training set, an optional part of it to select by, a test set.
+
+    Attributes:
+        name: As given to :func:`load_dataset`.
+        train: The training images, without those held out in ``val``.
+        val: The held-out part of the training set, as long-tailed as it, or ``None``.
+        test: The untouched test split; never used to choose anything.
+        class_names: One name per class.
+        mean: Per channel, of pixels in [0, 1].
+        std: Per channel, of pixels in [0, 1].
+    """
+
+    name: str
+    train: ImageSet
+    val: ImageSet | None
+    test: ImageSet
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def class_counts(self) -> NDArray[np.int64]:
+        """Training images per class, int64 ``[C]``, after ``val`` was held out."""
+        counts = np.bincount(self.train.labels, minlength=self.num_classes)
+        return counts.astype(np.int64)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels."""
+        _, height, width, channels = self.train.images.shape
+        return height, width, channels
+
+
+def load_dataset(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    imbalance: float | None = None,
+    profile: str = "exp",
+    val_fraction: float = 0.0,
+    seed: int = 0,
+) -> LongTailDataset:
+    """Loads a data set and cuts its training half to a long tail.
+
+    Which images stay is fixed (the published draw, :func:`~.longtail.pick_subset`) and
+    does not depend on ``seed``; ``seed`` chooses the validation part alone.
+
+    Args:
+        name: ``"digits-lt"`` (built in), ``"cifar10-lt"`` or ``"cifar100-lt"``.
+        root: Where the unpacked CIFAR folder is; if ``None``, the environment variable
+            ``S3H_DATA_ROOT``. Not used for the digits.
+        imbalance: Largest over smallest class; ``None`` for the data set's default (20
+            for the digits, 100 for CIFAR).
+        profile: ``"exp"`` or ``"step"``.
+        val_fraction: Share of each training class to hold out, in [0, 1).
+        seed: Of the hold-out.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ValueError: an argument is out of range, the data are unusable, or a class has
+            fewer images than the profile asks for.
+        FileNotFoundError: ``root`` does not hold the data.
+        ImportError: the digits are wanted and scikit-learn is missing.
+
+    Example:
+        >>> load_dataset("digits-lt").class_counts.tolist()
+        [144, 103, 74, 53, 38, 27, 19, 14, 10, 7]
+    """
+    if name not in DATASETS:
+        near = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"name: expected one of {', '.join(DATASETS)}, got {name!r}; "
+            f"did you mean {near!r}?"
+        )
+    whole = _read(name, root)
+    num_classes = len(whole.class_names)
+    available = np.bincount(whole.train_labels, minlength=num_classes)
+    # The digits' classes differ in size by chance, so the smallest one sets the scale;
+    # elsewhere it is the largest, so that an archive cut to a long tail serves as well.
+    largest = available.min() if name == "digits-lt" else available.max()
+    counts = class_profile(
+        num_classes,
+        largest=int(largest),
+        imbalance=DATASETS[name] if imbalance is None else imbalance,
+        profile=profile,
+    )
+    train = ImageSet(whole.train_images, whole.train_labels).subset(
+        pick_subset(whole.train_labels, counts)
+    )
+    val = None
+    if val_fraction != 0:
+        kept, held = hold_out(train.labels, fraction=val_fraction, seed=seed)
+        train, val = train.subset(kept), train.subset(held)
+    mean, std = (
+        _statistics(train.images) if name == "digits-lt" else (_CIFAR_MEAN, _CIFAR_STD)
+    )
+    return LongTailDataset(
+        name=name,
+        train=train,
+        val=val,
+        test=ImageSet(whole.test_images, whole.test_labels),
+        class_names=whole.class_names,
+        mean=mean,
+        std=std,
+    )
+
+
+def _read(name: str, root: str | Path | None) -> Archive:
+    if name == "digits-lt":
+        return read_digits()
+    root = root or os.environ.get("S3H_DATA_ROOT")
+    if root is None:
+        raise ValueError(
+            f"root: expected the folder that holds the unpacked files of {name}, got "
+            "None, and the environment variable S3H_DATA_ROOT is not set"
+        )
+    return read_archive(name.removesuffix("-lt"), root)
+
+
+def _statistics(
+    images: NDArray[np.uint8],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    # Four decimals, as published constants have: stable against summation order.
+    pixels = images.reshape(-1, images.shape[-1]) / 255.0
+    mean = tuple(round(float(value), 4) for value in pixels.mean(axis=0))
+    std = tuple(round(float(value), 4) for value in pixels.std(axis=0))
+    return mean, std

@@ -1,0 +1,139 @@
+"""Long-tailed subsets of a balanced data set, by the rule of LDAM-DRW.
+
+Cao et al., "Learning imbalanced datasets with label-distribution-aware margin loss",
+NeurIPS 2019; the picks are those of its ``imbalance_cifar.py``, so the official CIFAR
+files give the very images and counts that published numbers rest on.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["PROFILES", "class_profile", "hold_out", "pick_subset"]
+
+PROFILES = ("exp", "step")
+
+
+def class_profile(
+    num_classes: int, *, largest: int, imbalance: float, profile: str = "exp"
+) -> NDArray[np.int64]:
+    """Returns how many images each class keeps.
+
+    ``exp``: ``n_c = int(largest * f ** (c / (C - 1)))`` with ``f = 1 / imbalance``.
+    ``step``: the first ``C // 2`` classes keep ``largest``, the others
+    ``int(largest * f)``.
+
+    Args:
+        num_classes: C, at least 2.
+        largest: Images of the largest class, class 0.
+        imbalance: Largest class over smallest class, finite and at least 1.
+        profile: ``"exp"`` or ``"step"``.
+
+    Returns:
+        int64 ``[C]``, falling.
+
+    Raises:
+        ValueError: an argument is out of range, or a class would keep no image.
+
+    Example:
+        >>> class_profile(10, largest=5000, imbalance=100).tolist()
+        [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
+    """
+    if num_classes < 2:
+        raise ValueError(f"num_classes: expected at least 2, got {num_classes}")
+    if largest < 1:
+        raise ValueError(f"largest: expected at least 1 image, got {largest}")
+    if not (math.isfinite(imbalance) and imbalance >= 1):
+        raise ValueError(f"imbalance: expected a finite factor >= 1, got {imbalance}")
+    factor = 1 / imbalance
+    if profile == "exp":
+        # int() and not round(): the published counts are truncated.
+        counts = [
+            int(largest * factor ** (label / (num_classes - 1)))
+            for label in range(num_classes)
+        ]
+    elif profile == "step":
+        head = num_classes // 2
+        counts = [largest] * head + [int(largest * factor)] * (num_classes - head)
+    else:
+        raise ValueError(f"profile: expected one of {PROFILES}, got {profile!r}")
+    if counts[-1] < 1:
+        raise ValueError(
+            f"imbalance: {imbalance:g} leaves no image for class {num_classes - 1} "
+            f"when the largest class has {largest}"
+        )
+    return np.asarray(counts, np.int64)
+
+
+def pick_subset(
+    labels: NDArray[np.int64], counts: NDArray[np.int64], *, seed: int = 0
+) -> NDArray[np.int64]:
+    """Picks ``counts[c]`` images of every class, without replacement.
+
+    Legacy ``RandomState(seed)``, classes ascending, each class's indices shuffled whole
+    and cut. The shuffle does not see the count, so a subset of a higher factor is a
+    part of every subset of a lower one.
+
+    Args:
+        labels: int64 ``[N]``.
+        counts: int64 ``[C]``, images to keep per class.
+        seed: Of the shuffle; 0 is the published draw.
+
+    Returns:
+        int64 ``[counts.sum()]``, indices into ``labels``, class after class.
+
+    Raises:
+        ValueError: a class has fewer images than asked for.
+    """
+    random = np.random.RandomState(seed)
+    picks = []
+    for label, count in enumerate(counts.tolist()):
+        members = np.flatnonzero(labels == label)
+        if len(members) < count:
+            raise ValueError(
+                f"labels: class {label} has {len(members)} images, the profile asks "
+                f"for {count}; images are never repeated, so use a larger imbalance "
+                "factor or a more complete archive"
+            )
+        random.shuffle(members)
+        picks.append(members[:count])
+    return np.concatenate(picks)
+
+
+def hold_out(
+    labels: NDArray[np.int64], *, fraction: float, seed: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Splits a training set into a training and a validation part, class by class.
+
+    A class of n images gives ``floor(fraction * n + 1/2)`` of them (halves round up),
+    but keeps at least one.
+
+    Args:
+        labels: int64 ``[N]``.
+        fraction: Share to hold out, in [0, 1).
+        seed: Of the choice.
+
+    Returns:
+        Indices of the training part and of the validation part, each ascending.
+
+    Raises:
+        ValueError: ``fraction`` is out of range, or too small to hold out any image.
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"val_fraction: expected 0 <= fraction < 1, got {fraction}")
+    random = np.random.RandomState(seed)
+    held = np.zeros(len(labels), np.bool_)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        random.shuffle(members)
+        count = min(math.floor(fraction * len(members) + 0.5), len(members) - 1)
+        held[members[:count]] = True
+    if fraction > 0 and not held.any():
+        raise ValueError(
+            f"val_fraction: {fraction} of the largest class, "
+            f"{np.bincount(labels).max()} images, holds out none"
+        )
+    return np.flatnonzero(~held), np.flatnonzero(held)

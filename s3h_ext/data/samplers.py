@@ -1,0 +1,170 @@
+"""Which images an epoch shows, and in which order.
+
+    instance-balanced  every image once
+    class-balanced     p_c = 1 / C
+    square-root        p_c proportional to sqrt(n_c)
+    progressive        p_c moves from n_c / N to 1 / C with the progress of the training
+
+Kang et al., "Decoupling representation and classifier for long-tailed recognition",
+ICLR 2020, section 3.1 and equation 2.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from s3h_ext.ops.philox import philox_words
+
+__all__ = ["SAMPLERS", "EpochOrder", "class_probabilities"]
+
+SAMPLERS = ("instance-balanced", "class-balanced", "square-root", "progressive")
+
+# The order of stream s draws from the numbers of stream 128 + s, so that it shares none
+# with the augmentation of any stream.
+_ORDER_STREAMS = 128
+_KEYS, _CLASSES = 0, 1
+
+
+def class_probabilities(
+    sampler: str, class_counts: NDArray[np.int64], *, progress: float = 0.0
+) -> NDArray[np.float64]:
+    """Returns how likely a draw is of each class.
+
+    Args:
+        sampler: One of :data:`SAMPLERS`.
+        class_counts: int64 ``[C]``; a class without images is never drawn.
+        progress: Epochs done over all epochs, in [0, 1]; for ``"progressive"``.
+
+    Returns:
+        float64 ``[C]``, sum 1.
+
+    Raises:
+        ValueError: an unknown sampler, a progress out of range, or no image at all.
+
+    Example:
+        >>> class_probabilities("square-root", np.array([9, 1])).tolist()
+        [0.75, 0.25]
+    """
+    if class_counts.sum() < 1:
+        raise ValueError("class_counts: expected at least one image, got none")
+    if not 0 <= progress <= 1:
+        raise ValueError(f"progress: expected 0 <= progress <= 1, got {progress}")
+    counts = class_counts.astype(np.float64)
+    present = (counts > 0).astype(np.float64)
+    weights: NDArray[np.float64]
+    if sampler == "instance-balanced":
+        weights = counts
+    elif sampler == "class-balanced":
+        weights = present
+    elif sampler == "square-root":
+        weights = np.sqrt(counts)
+    elif sampler == "progressive":
+        instance, balanced = counts / counts.sum(), present / present.sum()
+        weights = (1 - progress) * instance + progress * balanced
+    else:
+        raise ValueError(f"sampler: expected one of {SAMPLERS}, got {sampler!r}")
+    weights /= weights.sum()
+    return weights
+
+
+class EpochOrder:
+    """Draws whole epochs of sample indices.
+
+    ``instance-balanced`` is a permutation. The other samplers draw a class by its
+    probability and then take the next image of that class's own permutation, starting
+    over when it is used up, so that a class's images are used equally often.
+
+    Args:
+        labels: int64 ``[N]`` on the host.
+        num_classes: C.
+        device: Where the orders are drawn and kept.
+
+    Raises:
+        ValueError: no label, or a label out of range.
+    """
+
+    def __init__(
+        self,
+        labels: NDArray[np.int64],
+        num_classes: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if len(labels) == 0:
+            raise ValueError("labels: expected at least one, got none")
+        if labels.min() < 0 or labels.max() >= num_classes:
+            raise ValueError(
+                f"labels: expected 0 .. {num_classes - 1}, "
+                f"got {labels.min()} .. {labels.max()}"
+            )
+        self.class_counts = np.bincount(labels, minlength=num_classes).astype(np.int64)
+        self._labels = torch.tensor(labels, device=device)
+        counts = torch.from_numpy(self.class_counts)
+        self._counts = counts.to(device)
+        self._starts = (counts.cumsum(0) - counts).to(device)
+
+    def draw(
+        self,
+        sampler: str,
+        *,
+        seed: int,
+        epoch: int,
+        stream: int = 0,
+        progress: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Draws an epoch of N samples; a pure function of its arguments.
+
+        Args:
+            sampler: One of :data:`SAMPLERS`.
+            seed: In [0, 2**32).
+            epoch: In [0, 2**32).
+            stream: Number of the stream, in [0, 128).
+            progress: Epochs done over all epochs, in [0, 1].
+
+        Returns:
+            Sample indices, int64 ``[N]``, and how often each was drawn before in this
+            epoch, int64 ``[N]``.
+
+        Raises:
+            ValueError: an argument is out of range.
+        """
+        if not 0 <= stream < _ORDER_STREAMS:
+            raise ValueError(
+                f"stream: expected 0 <= stream < {_ORDER_STREAMS}, got {stream}"
+            )
+        # The probabilities come first: they check the sampler's name.
+        probabilities = class_probabilities(
+            sampler, self.class_counts, progress=progress
+        )
+        numbers = torch.arange(len(self._labels), device=self._labels.device)
+        address = {"seed": seed, "epoch": epoch, "stream": _ORDER_STREAMS + stream}
+        keys = philox_words(**address, index=numbers, view=_KEYS, draws=2)
+        high, low = keys.unbind(-1)
+        # 63-bit keys: sorting by them is a fair shuffle, ties are out of the question.
+        shuffled = ((high << 31) | (low >> 1)).argsort(stable=True)
+        if sampler == "instance-balanced":
+            return shuffled, torch.zeros_like(shuffled)
+        by_class = shuffled[self._labels[shuffled].argsort(stable=True)]
+        words = philox_words(**address, index=numbers, view=_CLASSES, draws=1)
+        words = words.flatten().contiguous()
+        # Whole numbers, so that every device draws the same classes.
+        limits = np.rint(probabilities.cumsum() * 2.0**32).astype(np.int64)
+        limits[limits >= limits[-1]] = 1 << 32
+        thresholds = torch.from_numpy(limits).to(words.device, non_blocking=True)
+        classes = torch.searchsorted(thresholds, words, right=True)
+        rank = _rank_within_class(classes, len(self.class_counts))
+        counts = self._counts[classes]
+        image = by_class[self._starts[classes] + rank % counts]
+        return image, rank // counts
+
+
+def _rank_within_class(classes: Tensor, num_classes: int) -> Tensor:
+    """Returns how many earlier draws were of the same class, int64 ``[N]``."""
+    order = classes.argsort(stable=True)
+    ordered = classes[order]
+    labels = torch.arange(num_classes, device=classes.device)
+    starts = torch.searchsorted(ordered, labels)
+    numbers = torch.arange(len(classes), device=classes.device)
+    return torch.empty_like(order).scatter_(0, order, numbers - starts[ordered])

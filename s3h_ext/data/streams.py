@@ -1,0 +1,41 @@
+"""Named streams: a step may draw several batches, each its own way."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from s3h_ext.data.recipes import get_recipe
+from s3h_ext.data.samplers import SAMPLERS
+
+__all__ = ["Stream"]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How one of a step's batches is drawn.
+
+    Attributes:
+        sampler: ``"instance-balanced"``, ``"class-balanced"``, ``"square-root"`` or
+            ``"progressive"``.
+        recipe: A name of :data:`s3h_ext.data.recipes.RECIPES`.
+        views: Views of each image.
+
+    Raises:
+        ValueError: an unknown name, or no view.
+    """
+
+    sampler: str = "instance-balanced"
+    recipe: str = "crop-flip"
+    views: int = 1
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            near = difflib.get_close_matches(self.sampler, SAMPLERS, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"sampler: expected one of {', '.join(SAMPLERS)}, got "
+                f"{self.sampler!r}; did you mean {near!r}?"
+            )
+        get_recipe(self.recipe)
+        if self.views < 1:
+            raise ValueError(f"views: expected at least 1, got {self.views}")
