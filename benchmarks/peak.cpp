@@ -1,0 +1,94 @@
+// The machine's own limits, measured beside every timing: multiply-adds a
+// second from registers (float32; bfloat16 pairs where there are any) and
+// exponentials a second by the kernel's own method, data in registers.
+// Prints: threads, GFLOP/s float32, GFLOP/s bfloat16 (0: none), Gexp/s.
+//
+// Compiled by benchmarks/similarity.py with -O3 -march=native -pthread.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <thread>
+#include <vector>
+
+#include "../csrc/cpu/vec.h"
+
+namespace s3h::cpu {
+namespace {
+
+constexpr int kChains = kLanes == 16 ? 24 : 12;
+constexpr int64_t kRounds = 4000000;
+
+// Keeps the compiler from knowing a value.
+S3H_INLINE void hide(Vec& v) {
+#if defined(__x86_64__)
+  asm volatile("" : "+v"(v));
+#else
+  asm volatile("" : "+w"(v));
+#endif
+}
+
+// Flops of one multiply_add chain step are counted by the caller.
+template <bool Pairs>
+void multiply_adds() {
+  Vec acc[kChains];
+  Vec a = broadcast(1e-9f), b = broadcast(0.999f);
+  for (Vec& v : acc) v = broadcast(1.0f);
+  hide(a);
+  hide(b);
+  for (int64_t i = 0; i < kRounds; ++i)
+    S3H_UNROLL for (int c = 0; c < kChains; ++c) {
+#if defined(__AVX512BF16__)
+      if constexpr (Pairs)
+        acc[c] = _mm512_dpbf16_ps(acc[c], (__m512bh)a, (__m512bh)b);
+      else
+#endif
+        acc[c] = a * b + acc[c];
+      hide(acc[c]);
+    }
+}
+
+void exponentials() {
+  constexpr int kIndependent = 8;
+  Vec x[kIndependent];
+  for (Vec& v : x) v = broadcast(0.3f);
+  for (int64_t i = 0; i < kRounds; ++i)
+    S3H_UNROLL for (int c = 0; c < kIndependent; ++c) {
+      Vec y = x[c];
+      hide(y);
+      y = exp2_bounded(y);
+      hide(y);
+    }
+}
+
+// Calls a second of `work` on all threads, best of five.
+template <typename Work>
+double rate(int threads, const Work& work) {
+  double best = 0;
+  for (int trial = 0; trial < 5; ++trial) {
+    std::vector<std::thread> pool;
+    const auto start = std::chrono::steady_clock::now();
+    for (int t = 0; t < threads; ++t) pool.emplace_back(work);
+    for (std::thread& thread : pool) thread.join();
+    const std::chrono::duration<double> took =
+        std::chrono::steady_clock::now() - start;
+    best = std::max(best, threads / took.count());
+  }
+  return best;
+}
+
+}  // namespace
+}  // namespace s3h::cpu
+
+int main(int argc, char** argv) {
+  using namespace s3h::cpu;
+  const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
+  const double steps = 1e-9 * kRounds * kLanes;
+  double pairs = 0;
+#if defined(__AVX512BF16__)
+  pairs = rate(threads, multiply_adds<true>) * steps * kChains * 4;
+#endif
+  std::printf("%d %.1f %.1f %.2f\n", threads,
+              rate(threads, multiply_adds<false>) * steps * kChains * 2, pairs,
+              rate(threads, exponentials) * steps * 8);
+}

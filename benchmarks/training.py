@@ -1,0 +1,148 @@
+"""Trainer against the bare loop: what does everything around the network cost?
+
+Trains ResNet-32 on one-view cross-entropy batches of random 32x32 images twice over:
+once through ``Trainer`` (sampling, augmentation, schedule, meter, progress bar, logs)
+and once as a bare forward + backward + step on a batch that never changes. The two take
+turns in one process; medians of their rates are compared.
+
+    python -m benchmarks.training [--precision auto] [--rounds 7] [--steps 30]
+
+Appends a row to ``benchmarks/results/training.csv`` and prints it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from s3h_ext.data import ImageSet, LongTailDataset
+from s3h_ext.models import build_model
+from s3h_ext.training.options import parse_options
+from s3h_ext.training.precision import autocast, device_name
+from s3h_ext.training.runlog import RunLog
+from s3h_ext.training.trainer import Trainer
+
+RESULTS = Path(__file__).parent / "results" / "training.csv"
+
+
+def random_dataset(images: int, classes: int) -> LongTailDataset:
+    """Return random bytes in the shape of CIFAR; the cost is that of any content."""
+    rng = np.random.default_rng(0)
+    split = ImageSet(
+        rng.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8),
+        rng.integers(0, classes, images),
+    )
+    names = tuple(map(str, range(classes)))
+    return LongTailDataset("random", split, None, split, names, (0.5,) * 3, (0.25,) * 3)
+
+
+def wait(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def bare_rate(
+    trainer: Trainer, steps: int, batch_size: int, channels_last: bool
+) -> float:
+    """Return images/s of forward + backward + step and nothing else."""
+    device = trainer.device
+    torch.manual_seed(0)
+    model = build_model("resnet32", 100).to(device)
+    images = torch.randn(batch_size, 3, 32, 32, device=device)
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 100, (batch_size,), device=device)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4, fused=True
+    )
+
+    def step() -> None:
+        with autocast(trainer.precision, device):
+            logits = model(images)
+        loss = F.cross_entropy(logits.float(), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    for _ in range(3):
+        step()
+    wait(device)
+    started = time.perf_counter()
+    for _ in range(steps):
+        step()
+    wait(device)
+    return steps * batch_size / (time.perf_counter() - started)
+
+
+def main() -> None:
+    """Run the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--batch_size", type=int, default=128)
+    options = parser.parse_args()
+
+    config, record, _ = parse_options(
+        [
+            "--preset=cifar100-lt/ce",
+            f"--precision={options.precision}",
+            f"--device={options.device}",
+            f"--batch_size={options.batch_size}",
+        ]
+    )
+    dataset = random_dataset(options.steps * options.batch_size, 100)
+    rates: dict[str, list[float]] = {"trainer": [], "bare": []}
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as null:
+        trainer = Trainer(config, record, Path(folder), dataset=dataset)
+        log = RunLog(Path(folder), [], options.steps * config.epochs, 0)
+        log._bar.fp = null
+        for turn in range(options.rounds + 1):
+            through = trainer.train_epoch(turn, log)["images_per_second"]
+            alone = bare_rate(trainer, options.steps, options.batch_size, True)
+            if turn:  # the first turn warms up
+                rates["trainer"].append(through)
+                rates["bare"].append(alone)
+        log.close()
+        row = {
+            "date": datetime.date.today().isoformat(),
+            "machine": device_name(trainer.device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "precision": trainer.precision,
+            "batch_size": options.batch_size,
+            "trainer_images_per_second": round(statistics.median(rates["trainer"]), 1),
+            "bare_images_per_second": round(statistics.median(rates["bare"]), 1),
+            "ratio": round(
+                statistics.median(
+                    a / b for a, b in zip(rates["trainer"], rates["bare"], strict=True)
+                ),
+                4,
+            ),
+        }
+    RESULTS.parent.mkdir(exist_ok=True)
+    new = not RESULTS.exists()
+    with RESULTS.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+    for name, value in row.items():
+        print(f"{name:28} {value}")
+
+
+if __name__ == "__main__":
+    main()

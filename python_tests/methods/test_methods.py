@@ -1,0 +1,167 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from s3h_ext.data import Batch, ImageSet, LongTailDataset
+from s3h_ext.losses.contrastive import PrototypicalSupConLoss, SupConLoss
+from s3h_ext.methods import Baseline, Hybrid
+from s3h_ext.models import build_model
+
+COUNTS = [40, 20, 5]
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), COUNTS)
+    images = rng.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
+    split = ImageSet(images, labels)
+    return LongTailDataset(
+        "toy", split, None, split, ("a", "b", "c"), (0.5,) * 3, (0.25,) * 3
+    )
+
+
+def make_batch(views, size, seed):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(views, size, 32, 32, 3, generator=generator).permute(
+        0, 1, 4, 2, 3
+    )
+    labels = torch.randint(0, 3, (size,), generator=generator)
+    return Batch(images, labels, torch.arange(size))
+
+
+def build(method, dataset, classifier="linear"):
+    torch.manual_seed(0)
+    method.build(build_model("resnet20", 3, classifier=classifier), dataset)
+    return method
+
+
+@pytest.mark.parametrize(
+    ("options", "label"),
+    [
+        ({}, "ce"),
+        ({"loss": "logit-adjusted"}, "balanced-softmax"),
+        ({"loss": "logit-adjusted", "tau": 2.0}, "logit-adjusted-2"),
+        ({"loss": "focal"}, "focal"),
+        ({"weight_beta": 0.9999}, "cb-ce"),
+        ({"loss": "focal", "weight_beta": 0.9999}, "cb-focal"),
+        ({"weight_beta": 0.9999, "reweight_from": 0.8}, "ce-drw"),
+    ],
+)
+def test_baselines_train_and_have_the_names_of_the_tables(dataset, options, label):
+    method = build(Baseline(**options), dataset)
+    assert method.label == label
+    terms = method.loss({"train": make_batch(1, 6, 0)}, 0.0)
+    terms["loss"].backward()
+    assert terms["loss"].isfinite()
+    assert all(p.grad is not None for p in method.parameters())
+    assert method.predict(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+
+
+def test_cross_entropy_is_that_of_the_models_logits(dataset):
+    method = build(Baseline(), dataset).eval()
+    batch = make_batch(1, 6, 0)
+    expected = F.cross_entropy(method.model(batch.images[0]), batch.labels)
+    torch.testing.assert_close(method.loss({"train": batch}, 0.0)["loss"], expected)
+
+
+def test_deferred_weights_begin_at_their_share_of_the_training(dataset):
+    method = build(Baseline(weight_beta=0.9999, reweight_from=0.8), dataset).eval()
+    batch = {"train": make_batch(1, 9, 1)}
+    plain = build(Baseline(), dataset).eval().loss(batch, 0.9)["loss"]
+    weighted = (
+        build(Baseline(weight_beta=0.9999), dataset).eval().loss(batch, 0.0)["loss"]
+    )
+    torch.testing.assert_close(method.loss(batch, 0.79)["loss"], plain)
+    torch.testing.assert_close(method.loss(batch, 0.8)["loss"], weighted)
+    assert not torch.isclose(plain, weighted)
+
+
+def test_ldam_needs_the_cosine_classifier(dataset):
+    with pytest.raises(
+        ValueError, match="needs --model.classifier cosine, got LinearClassifier"
+    ):
+        build(Baseline(loss="ldam"), dataset)
+    method = build(
+        Baseline(loss="ldam", weight_beta=0.9999, reweight_from=0.8), dataset, "cosine"
+    )
+    assert method.label == "ldam-drw"
+    assert method.loss({"train": make_batch(1, 6, 0)}, 0.9)["loss"].isfinite()
+
+
+@pytest.mark.parametrize("contrast", ["supcon", "prototypical"])
+def test_hybrid_is_its_equation(dataset, contrast):
+    method = build(Hybrid(contrast=contrast, temperature=0.3, views=2), dataset).eval()
+    batch = {"contrast": make_batch(2, 5, 0), "classifier": make_batch(1, 5, 1)}
+    terms = method.loss(batch, 0.5)
+    views = batch["contrast"].images.flatten(0, 1)
+    z = F.normalize(method.head(method.model.backbone(views)), dim=1)
+    labels = batch["contrast"].labels.repeat(2)
+    if contrast == "supcon":
+        contrastive = SupConLoss(0.3)(z, labels)
+    else:
+        prototypes = F.normalize(method.prototypes, dim=-1)
+        contrastive = PrototypicalSupConLoss(0.3)(z, labels, prototypes)
+    logits = method.model(batch["classifier"].images[0])
+    cross_entropy = F.cross_entropy(logits, batch["classifier"].labels)
+    torch.testing.assert_close(terms["contrastive"], contrastive.detach())
+    torch.testing.assert_close(terms["cross_entropy"], cross_entropy.detach())
+    torch.testing.assert_close(terms["loss"], 0.75 * contrastive + 0.25 * cross_entropy)
+
+
+def test_hybrid_moves_from_the_first_branch_to_the_second(dataset):
+    method = Hybrid()
+    assert [method.alpha(p) for p in (0.0, 0.5, 1.0)] == [1.0, 0.75, 0.0]
+    assert Hybrid(decay="linear").alpha(0.25) == 0.75
+    method = build(method, dataset)
+    batch = {"contrast": make_batch(2, 5, 0), "classifier": make_batch(1, 5, 1)}
+    method.loss(batch, 0.0)["loss"].backward()
+    assert method.model.classifier.weight.grad.abs().max() == 0
+    assert method.head[0].weight.grad.abs().max() > 0
+
+
+def test_hybrid_streams_are_drawn_as_the_paper_says():
+    streams = Hybrid(views=2).streams()
+    assert list(streams) == ["contrast", "classifier"]
+    assert streams["contrast"].sampler == "instance-balanced"
+    assert streams["classifier"].sampler == "class-balanced"
+    assert (streams["contrast"].views, streams["classifier"].views) == (2, 1)
+
+
+def test_psc_prototypes_learn_and_are_saved(dataset):
+    method = build(
+        Hybrid(contrast="prototypical", views=1, prototypes_per_class=2), dataset
+    )
+    batch = {"contrast": make_batch(1, 8, 0), "classifier": make_batch(1, 8, 1)}
+    method.loss(batch, 0.2)["loss"].backward()
+    assert method.prototypes.grad.abs().sum() > 0
+    assert "prototypes" in method.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"contrast": "simclr"}, "contrast: expected one of"),
+        ({"decay": "cosine"}, "decay: expected one of"),
+        ({"views": 0}, "views: expected a whole number >= 1, got 0"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+    ],
+)
+def test_bad_hybrid_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Hybrid(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "ce"}, "loss: expected one of"),
+        ({"reweight_from": 1.5}, "reweight_from: expected a share"),
+        ({"loss": "logit-adjusted", "weight_beta": 0.9}, "weight_beta: "),
+    ],
+)
+def test_bad_baseline_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Baseline(**options)

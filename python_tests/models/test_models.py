@@ -1,0 +1,68 @@
+import pytest
+import torch
+
+from s3h_ext.models import CosineClassifier, MLPHead, build_model
+
+
+@pytest.mark.parametrize(("classes", "parameters"), [(10, 464_154), (100, 470_004)])
+def test_resnet32_has_the_published_number_of_parameters(classes, parameters):
+    model = build_model("resnet32", classes)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_feature_map_pools_to_the_features():
+    backbone = build_model("resnet20", 10).backbone.eval()
+    images = torch.randn(3, 3, 32, 32)
+    feature_map = backbone.feature_map(images)
+    assert feature_map.shape == (3, 64, 8, 8)
+    torch.testing.assert_close(backbone(images), feature_map.mean((2, 3)))
+
+
+def test_shortcut_is_option_a():
+    # With both branches' convolutions at zero a block is its shortcut after the ReLU:
+    # every second pixel, the new channels zero, half of them before and half after.
+    block = build_model("resnet20", 10).backbone.layer2[0].eval()
+    torch.nn.init.zeros_(block.conv2.weight)
+    x = torch.rand(2, 16, 8, 8)
+    out = block(x)
+    assert out.shape == (2, 32, 4, 4)
+    torch.testing.assert_close(out[:, 8:24], x[:, :, ::2, ::2])
+    assert out[:, :8].abs().max() == 0
+    assert out[:, 24:].abs().max() == 0
+
+
+def test_cosine_classifier_ignores_the_length_of_features_and_weights():
+    torch.manual_seed(0)
+    classifier = CosineClassifier(8, 5, scale=16.0)
+    features = torch.randn(4, 8)
+    logits = classifier(features)
+    assert logits.abs().max() <= 16.0 + 1e-4
+    with torch.no_grad():
+        classifier.weight.mul_(3.0)
+    torch.testing.assert_close(classifier(7.0 * features), logits)
+
+
+def test_mlp_head_has_one_hidden_layer():
+    head = MLPHead(64, 32, 16)
+    assert head(torch.randn(2, 64)).shape == (2, 16)
+    assert sum(p.numel() for p in head.parameters()) == 64 * 32 + 32 + 32 * 16 + 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("resnet33", 10), "backbone: expected one of .* got 'resnet33'"),
+        (("resnet32", 10, "sine"), "classifier: expected one of .* got 'sine'"),
+    ],
+)
+def test_unknown_names_are_refused(arguments, message):
+    backbone, classes, *classifier = arguments
+    with pytest.raises(ValueError, match=message):
+        build_model(
+            backbone, classes, **({"classifier": classifier[0]} if classifier else {})
+        )
+
+
+def test_bad_scale_is_refused():
+    with pytest.raises(ValueError, match="scale: expected a finite number > 0, got -1"):
+        CosineClassifier(8, 5, scale=-1)

@@ -1,0 +1,120 @@
+import os
+import pickle
+
+import pytest
+import torch
+
+from s3h_ext.training import checkpoint as module
+from s3h_ext.training.checkpoint import (
+    CheckpointError,
+    checkpoint_paths,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+
+CONFIG = {"optim": {"lr": 0.1}, "seed": 0, "output": "a"}
+
+
+def save(folder, epochs_done):
+    return save_checkpoint(
+        folder,
+        epochs_done,
+        {"config": CONFIG, "weights": torch.full((5000,), epochs_done)},
+    )
+
+
+def test_the_last_two_are_kept(tmp_path):
+    for epoch in (1, 2, 9, 10):
+        save(tmp_path, epoch)
+    assert [p.name for p in checkpoint_paths(tmp_path)] == [
+        "epoch_00010.pt",
+        "epoch_00009.pt",
+    ]
+    path, state = latest_checkpoint(tmp_path, CONFIG)
+    assert path.name == "epoch_00010.pt"
+    assert state["epochs_done"] == 10
+    assert (state["weights"] == 10).all()
+
+
+def test_nothing_there_is_no_error(tmp_path):
+    assert latest_checkpoint(tmp_path / "missing", CONFIG) is None
+
+
+@pytest.mark.parametrize("cut", [0, 1, 100, -1, -100])
+def test_a_truncated_one_is_skipped_for_the_one_before(tmp_path, cut):
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    content = newest.read_bytes()
+    newest.write_bytes(content[:cut])
+    with pytest.warns(UserWarning, match="skipped .*epoch_00002.pt: damaged"):
+        _, state = latest_checkpoint(tmp_path, CONFIG)
+    assert state["epochs_done"] == 1
+
+
+def test_a_flipped_bit_in_the_weights_is_noticed(tmp_path):
+    path = save(tmp_path, 3)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_checkpoint(path)
+
+
+def test_only_damaged_ones_is_an_error(tmp_path):
+    save(tmp_path, 1).write_bytes(b"")
+    with (
+        pytest.warns(UserWarning, match="skipped"),
+        pytest.raises(
+            CheckpointError, match="no sound checkpoint among epoch_00001.pt"
+        ),
+    ):
+        latest_checkpoint(tmp_path, CONFIG)
+
+
+def test_a_foreign_file_is_refused(tmp_path):
+    path = tmp_path / "epoch_00001.pt"
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(
+        CheckpointError, match="expected format 's3h_ext-checkpoint-1', got None"
+    ):
+        load_checkpoint(path)
+
+
+class Payload:
+    def __reduce__(self):
+        return (os.mkdir, ("executed",))
+
+
+def test_a_file_that_wants_to_execute_code_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "epoch_00001.pt"
+    torch.save({"format": module.FORMAT, "payload": Payload()}, path)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    path.write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_other_options_are_refused_by_name_but_paths_may_differ(tmp_path):
+    save(tmp_path, 1)
+    assert latest_checkpoint(tmp_path, {**CONFIG, "output": "b"}) is not None
+    with pytest.raises(CheckpointError, match="optim.lr was 0.1, is 0.2"):
+        latest_checkpoint(tmp_path, {**CONFIG, "optim": {"lr": 0.2}})
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
+    kept = save(tmp_path, 1)
+    before = kept.read_bytes()
+
+    def full(file_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path, 2)
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == [kept.name]
+    assert kept.read_bytes() == before

@@ -1,0 +1,223 @@
+"""Whole trainings, small: the built-in digits and a small network."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+
+from s3h_ext.train import main
+from s3h_ext.training.checkpoint import checkpoint_paths, load_checkpoint
+from s3h_ext.training.meter import DivergedError
+from s3h_ext.training.options import parse_options
+from s3h_ext.training.trainer import Trainer
+
+QUICK = "--model.backbone resnet20 --epochs 2 --device cpu --precision fp32".split()
+
+SUMMARY_KEYS = (
+    "preset dataset imbalance method seed epochs top1 many medium few best_top1 "
+    "seconds images_per_second device precision versions"
+).split()
+
+
+def train(folder, *arguments, resume=False):
+    config, record, _ = parse_options([*QUICK, *arguments])
+    trainer = Trainer(config, record, folder, resume=resume)
+    return trainer, trainer.fit()
+
+
+@pytest.mark.parametrize("preset", ["ce", "hybrid-sc", "hybrid-psc"])
+def test_a_run_leaves_everything_about_it(tmp_path, capsys, preset):
+    folder = tmp_path / "run"
+    status = main([*QUICK, "--preset", f"digits-lt/{preset}", "--output", str(folder)])
+    assert status == 0
+    table = capsys.readouterr().out
+    assert "many  medium" in table
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(SUMMARY_KEYS) <= set(summary)
+    assert summary["preset"] == f"digits-lt/{preset}"
+    assert summary["method"] == preset
+    assert summary["imbalance"] == 20
+    for name in ("top1", "many", "medium", "few", "best_top1"):
+        assert 0 <= summary[name] <= 100
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert float(rows[-1]["test_top1"]) == pytest.approx(summary["top1"])
+    assert yaml.safe_load((folder / "config.yaml").read_text())["epochs"] == 2
+    assert list((folder / "tensorboard").iterdir())
+    assert len((folder / "per_class.csv").read_text().splitlines()) == 11
+
+
+def test_training_learns(tmp_path):
+    _, summary = train(tmp_path, "--preset", "digits-lt/ce", "--epochs", "12")
+    # 2 of 10 classes are 'many'; a network that learned nothing is at 10.
+    assert summary["many"] > 85
+    assert summary["top1"] > 30
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path):
+    first, _ = train(tmp_path / "a", "--seed", "1")
+    second, _ = train(tmp_path / "b", "--seed", "1")
+    other, _ = train(tmp_path / "c", "--seed", "2")
+    for name, value in first.method.state_dict().items():
+        assert torch.equal(value, second.method.state_dict()[name]), name
+    weight = "model.backbone.conv1.weight"
+    assert not torch.equal(
+        first.method.state_dict()[weight], other.method.state_dict()[weight]
+    )
+
+
+def test_resume_gives_the_bits_of_the_run_that_was_not_stopped(tmp_path, monkeypatch):
+    whole, whole_summary = train(tmp_path / "whole", "--epochs", "4")
+
+    config, record, _ = parse_options([*QUICK, "--epochs", "4"])
+    stopped = Trainer(config, record, tmp_path / "parts")
+    evaluate = stopped._evaluate_epoch
+
+    def stop_in_the_third_epoch():
+        if stopped.epochs_done == 2:
+            raise KeyboardInterrupt
+        return evaluate()
+
+    monkeypatch.setattr(stopped, "_evaluate_epoch", stop_in_the_third_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit()
+    resumed, summary = train(tmp_path / "parts", "--epochs", "4", resume=True)
+    for name, value in whole.method.state_dict().items():
+        assert torch.equal(value, resumed.method.state_dict()[name]), name
+    assert summary["top1"] == whole_summary["top1"]
+    strip = ["epoch", "loss", "test_top1"]
+    assert [{k: r[k] for k in strip} for r in resumed.history] == [
+        {k: r[k] for k in strip} for r in whole.history
+    ]
+
+
+def test_sigkill_then_resume_gives_the_same_bits(tmp_path):
+    whole, _ = train(tmp_path / "whole", "--epochs", "4")
+    command = [
+        sys.executable,
+        "-m",
+        "s3h_ext.train",
+        *QUICK,
+        "--epochs",
+        "4",
+        "--output",
+    ]
+    folder = tmp_path / "killed"
+    process = subprocess.Popen(
+        [*command, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not checkpoint_paths(folder / "checkpoints"):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run([*command, str(folder), "--resume"], check=True, capture_output=True)
+    final = load_checkpoint(checkpoint_paths(folder / "checkpoints")[0])
+    assert final["epochs_done"] == 4
+    for name, value in whole.method.state_dict().items():
+        assert torch.equal(value, final["method"][name]), name
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path, capsys):
+    assert main([*QUICK, "--epochs", "1", "--output", str(tmp_path)]) == 0
+    before = (tmp_path / "summary.json").read_text()
+    assert main([*QUICK, "--epochs", "1", "--output", str(tmp_path)]) == 2
+    assert "already holds a run; add --resume" in capsys.readouterr().err
+    assert (tmp_path / "summary.json").read_text() == before
+
+
+def test_default_output_folders_do_not_collide(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main([*QUICK, "--epochs", "1"]) == 0
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [
+        "digits-lt-hybrid-psc-seed0",
+        "digits-lt-hybrid-psc-seed0-2",
+    ]
+
+
+def test_resume_with_other_options_is_refused(tmp_path, capsys):
+    assert main([*QUICK, "--epochs", "1", "--output", str(tmp_path)]) == 0
+    status = main(
+        [*QUICK, "--epochs", "1", "--output", str(tmp_path), "--resume", "--seed", "5"]
+    )
+    assert status == 2
+    assert "seed was 0, is 5" in capsys.readouterr().err
+
+
+def test_held_out_images_are_what_epochs_are_compared_on(tmp_path):
+    trainer, summary = train(tmp_path, "--data.val_fraction", "0.2")
+    assert summary["best_split"] == "val"
+    assert summary["val_top1"] == trainer.history[-1]["val_top1"]
+    assert not any(name.startswith("test_") for row in trainer.history for name in row)
+    assert summary["best_top1"] == max(row["val_top1"] for row in trainer.history)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
+    config, record, _ = parse_options([*QUICK, "--preset", "digits-lt/ce"])
+    trainer = Trainer(config, record, tmp_path)
+    loss, steps = trainer.method.loss, []
+
+    def spoiled(batch, progress):
+        steps.append(progress)
+        terms = loss(batch, progress)
+        return {"loss": terms["loss"] * float("nan")} if len(steps) == 11 else terms
+
+    trainer.method.loss = spoiled
+    with pytest.raises(DivergedError, match="loss is nan at step 3 of epoch 2"):
+        trainer.fit()
+    (kept,) = checkpoint_paths(trainer.checkpoints)
+    state = load_checkpoint(kept)
+    assert state["epochs_done"] == 1
+    assert all(v.isfinite().all() for v in state["method"].values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--device", "tpu"],
+            "device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', got 'tpu'",
+        ),
+        (["--method.recipe", "crop-flop"], "did you mean 'crop-flip'"),
+        (["--preset", "cifar10-lt/ce", "--data.root", "/nonexistent"], "/nonexistent"),
+        (["--data.imbalance", "1000"], "imbalance"),
+    ],
+)
+def test_bad_runs_end_with_a_message_and_leave_nothing(
+    tmp_path, capsys, arguments, message
+):
+    folder = tmp_path / "run"
+    assert main([*QUICK, "--output", str(folder), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not folder.exists()
+
+
+def test_weights_without_decay(tmp_path):
+    config, record, _ = parse_options([*QUICK, "--optim.decay_norm_and_bias", "false"])
+    trainer = Trainer(config, record, tmp_path)
+    decayed, exempt = trainer.optimizer.param_groups
+    assert all(p.ndim >= 2 for p in decayed["params"])
+    assert all(p.ndim < 2 for p in exempt["params"])
+    assert exempt["weight_decay"] == 0
+    assert sum(len(g["params"]) for g in (decayed, exempt)) == len(
+        list(trainer.method.parameters())
+    )
+
+
+@pytest.mark.cuda
+def test_training_on_a_gpu(tmp_path):
+    status = main(
+        ["--epochs", "2", "--device", "cuda", "--output", str(tmp_path / "run")]
+    )
+    assert status == 0

@@ -1,0 +1,126 @@
+"""The single-network, single-loss baselines of every long-tail table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from s3h_ext.data import Batch, LongTailDataset, Stream
+from s3h_ext.losses.classification import (
+    FocalLoss,
+    LDAMLoss,
+    LogitAdjustedLoss,
+    effective_number_weights,
+)
+from s3h_ext.methods.base import Method
+from s3h_ext.models import CosineClassifier, ImageClassifier
+
+LossName = Literal["cross-entropy", "logit-adjusted", "focal", "ldam"]
+
+
+class Baseline(Method):
+    """One batch, one network, one classification loss.
+
+    Covers cross-entropy, balanced softmax / logit adjustment, focal and LDAM, each with
+    optional class-balanced weights, from the start or deferred (LDAM-DRW).
+
+    Args:
+        loss: ``"cross-entropy"``, ``"logit-adjusted"`` (balanced softmax when ``tau``
+            is 1), ``"focal"`` or ``"ldam"`` (wants the cosine classifier).
+        sampler: how training images are drawn.
+        recipe: augmentation of the training images.
+        tau: strength of the logit adjustment.
+        gamma: focusing strength of the focal loss.
+        max_margin: LDAM's margin for the rarest class.
+        weight_beta: ``beta`` of the effective-number class weights; 0 means no weights.
+            LDAM-DRW and the class-balanced losses use 0.9999.
+        reweight_from: share of the training after which the weights are used. 0: from
+            the start; 0.8: deferred re-weighting from epoch 160 of 200.
+    """
+
+    class_weights: Tensor | None  # [C]
+
+    def __init__(
+        self,
+        loss: LossName = "cross-entropy",
+        sampler: str = "instance-balanced",
+        recipe: str = "crop-flip",
+        tau: float = 1.0,
+        gamma: float = 1.0,
+        max_margin: float = 0.5,
+        weight_beta: float = 0.0,
+        reweight_from: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if loss not in get_args(LossName):
+            raise ValueError(
+                f"loss: expected one of {get_args(LossName)}, got {loss!r}"
+            )
+        if not 0.0 <= reweight_from <= 1.0:
+            raise ValueError(
+                f"reweight_from: expected a share in [0, 1], got {reweight_from}"
+            )
+        if loss == "logit-adjusted" and weight_beta:
+            raise ValueError(
+                "weight_beta: the logit-adjusted loss already corrects for the prior; "
+                f"expected 0, got {weight_beta}"
+            )
+        self.loss_name: LossName = loss
+        self.sampler: str = sampler
+        self.recipe = recipe
+        self.tau, self.gamma, self.max_margin = tau, gamma, max_margin
+        self.weight_beta, self.reweight_from = weight_beta, reweight_from
+
+    @property
+    def label(self) -> str:
+        if self.loss_name == "logit-adjusted":
+            return (
+                "balanced-softmax"
+                if self.tau == 1.0
+                else f"logit-adjusted-{self.tau:g}"
+            )
+        base = {"cross-entropy": "ce"}.get(self.loss_name, self.loss_name)
+        if self.weight_beta:
+            return f"{base}-drw" if self.reweight_from else f"cb-{base}"
+        return base
+
+    def streams(self) -> dict[str, Stream]:
+        return {"train": Stream(sampler=self.sampler, recipe=self.recipe)}
+
+    def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:
+        super().build(model, dataset)
+        counts = dataset.class_counts
+        if self.loss_name == "logit-adjusted":
+            self.criterion: torch.nn.Module = LogitAdjustedLoss(counts, self.tau)
+        elif self.loss_name == "focal":
+            self.criterion = FocalLoss(self.gamma)
+        elif self.loss_name == "ldam":
+            if not isinstance(model.classifier, CosineClassifier):
+                raise ValueError(
+                    "loss: 'ldam' needs --model.classifier cosine, got "
+                    f"{type(model.classifier).__name__}"
+                )
+            self.criterion = LDAMLoss(counts, self.max_margin, model.classifier.scale)
+        self.register_buffer(
+            "class_weights",
+            effective_number_weights(counts, self.weight_beta)
+            if self.weight_beta
+            else None,
+            persistent=False,
+        )
+
+    def loss(self, batch: Mapping[str, Batch], progress: float) -> dict[str, Tensor]:
+        train = batch["train"]
+        logits = self.model(train.images.flatten(0, 1))
+        weights = self.class_weights if progress >= self.reweight_from else None
+        if self.loss_name == "cross-entropy":
+            loss = F.cross_entropy(logits.float(), train.labels, weight=weights)
+        elif self.loss_name == "logit-adjusted":
+            loss = self.criterion(logits, train.labels)
+        else:
+            loss = self.criterion(logits, train.labels, weights)
+        return {"loss": loss}

@@ -1,0 +1,155 @@
+"""Hybrid-SC and Hybrid-PSC (Wang et al., CVPR 2021, arXiv 2103.14267)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s3h_ext.data import Batch, LongTailDataset, Stream
+from s3h_ext.losses.contrastive import PrototypicalSupConLoss, SupConLoss
+from s3h_ext.methods.base import Method
+from s3h_ext.models import ImageClassifier, MLPHead
+
+ContrastName = Literal["supcon", "prototypical"]
+DecayName = Literal["parabolic", "linear"]
+
+
+class Hybrid(Method):
+    r"""A contrastive branch and a classifier branch on one backbone.
+
+    .. math:: L = \alpha L_{contrast} + (1 - \alpha) L_{CE},
+              \quad \alpha = 1 - (T / T_{max})^2
+
+    The contrastive branch sees an instance-balanced batch through an MLP head, the
+    classifier branch a class-balanced one through the classifier; training moves from
+    the first to the second, and only the classifier is used at test time. ``T`` is the
+    epoch.
+
+    The paper leaves open how the prototypes are made, how wide the projection is,
+    whether an image has one view or two, and whether the losses are summed or averaged
+    over the batch. Here: prototypes are a learned parameter, normalised in the forward;
+    losses are averaged; the rest are options.
+
+    Args:
+        contrast: ``"supcon"`` for Hybrid-SC, ``"prototypical"`` for Hybrid-PSC (each
+            sample against its class's prototype, its own class out of the denominator).
+        temperature: of the contrastive loss. The paper: 0.1, and 1 for Hybrid-PSC on
+            CIFAR-10-LT.
+        views: views of each image in the contrastive batch.
+        projection_hidden: hidden units of the MLP head.
+        projection_dim: dimension of the embedding and of the prototypes.
+        prototypes_per_class: prototypes of one class, with ``"prototypical"``.
+        decay: course of alpha, ``"parabolic"`` or ``"linear"``.
+        recipe: augmentation of both branches.
+        contrast_sampler: how the contrastive batch is drawn.
+        classifier_sampler: how the classifier's batch is drawn.
+    """
+
+    def __init__(
+        self,
+        contrast: ContrastName = "supcon",
+        temperature: float = 0.1,
+        views: int = 2,
+        projection_hidden: int = 64,
+        projection_dim: int = 128,
+        prototypes_per_class: int = 1,
+        decay: DecayName = "parabolic",
+        recipe: str = "crop-flip-gray",
+        contrast_sampler: str = "instance-balanced",
+        classifier_sampler: str = "class-balanced",
+    ) -> None:
+        super().__init__()
+        if contrast not in get_args(ContrastName):
+            raise ValueError(
+                f"contrast: expected one of {get_args(ContrastName)}, got {contrast!r}"
+            )
+        if decay not in get_args(DecayName):
+            raise ValueError(
+                f"decay: expected one of {get_args(DecayName)}, got {decay!r}"
+            )
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise ValueError(
+                f"temperature: expected a finite number > 0, got {temperature}"
+            )
+        for name, value in (
+            ("views", views),
+            ("projection_hidden", projection_hidden),
+            ("projection_dim", projection_dim),
+            ("prototypes_per_class", prototypes_per_class),
+        ):
+            if value < 1:
+                raise ValueError(f"{name}: expected a whole number >= 1, got {value}")
+        self.contrast: ContrastName = contrast
+        self.views = views
+        self.projection_hidden, self.projection_dim = projection_hidden, projection_dim
+        self.prototypes_per_class = prototypes_per_class
+        self.decay: DecayName = decay
+        self.recipe = recipe
+        self.contrast_sampler: str = contrast_sampler
+        self.classifier_sampler: str = classifier_sampler
+        self.criterion = (
+            SupConLoss(temperature)
+            if contrast == "supcon"
+            else PrototypicalSupConLoss(temperature)
+        )
+
+    @property
+    def label(self) -> str:
+        return "hybrid-sc" if self.contrast == "supcon" else "hybrid-psc"
+
+    def streams(self) -> dict[str, Stream]:
+        return {
+            "contrast": Stream(self.contrast_sampler, self.recipe, self.views),
+            "classifier": Stream(self.classifier_sampler, self.recipe),
+        }
+
+    def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:
+        super().build(model, dataset)
+        feature_dim = model.backbone.feature_dim
+        self.head = MLPHead(feature_dim, self.projection_hidden, self.projection_dim)
+        if self.contrast == "prototypical":
+            self.prototypes = nn.Parameter(
+                F.normalize(
+                    torch.randn(
+                        dataset.num_classes,
+                        self.prototypes_per_class,
+                        self.projection_dim,
+                    ),
+                    dim=-1,
+                )
+            )  # [C, K, D]
+
+    def alpha(self, progress: float) -> float:
+        """Return the weight of the contrastive term at ``progress`` in [0, 1]."""
+        return 1.0 - (progress if self.decay == "linear" else progress**2)
+
+    def loss(self, batch: Mapping[str, Batch], progress: float) -> dict[str, Tensor]:
+        contrast, classifier = batch["contrast"], batch["classifier"]
+        # One pass over both batches: one launch per layer instead of two, and batch
+        # norm tracks the mixture that the two branches train on.
+        images = torch.cat(
+            (contrast.images.flatten(0, 1), classifier.images.flatten(0, 1))
+        )
+        features = self.model.backbone(images)
+        split = contrast.images.shape[0] * contrast.images.shape[1]
+        embeddings = F.normalize(self.head(features[:split]).float(), dim=1)  # [V*B, D]
+        labels = contrast.labels.repeat(contrast.images.shape[0])  # [V*B]
+        if self.contrast == "supcon":
+            contrastive = self.criterion(embeddings, labels)
+        else:
+            contrastive = self.criterion(
+                embeddings, labels, F.normalize(self.prototypes.float(), dim=-1)
+            )
+        logits = self.model.classifier(features[split:])
+        cross_entropy = F.cross_entropy(logits.float(), classifier.labels)
+        alpha = self.alpha(progress)
+        return {
+            "loss": alpha * contrastive + (1.0 - alpha) * cross_entropy,
+            "contrastive": contrastive.detach(),
+            "cross_entropy": cross_entropy.detach(),
+        }

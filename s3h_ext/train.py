@@ -1,0 +1,68 @@
+"""``python -m s3h_ext.train``: train a classifier on long-tailed data."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from s3h_ext.training.checkpoint import CheckpointError
+from s3h_ext.training.config import TrainConfig
+from s3h_ext.training.meter import DivergedError
+from s3h_ext.training.options import OptionError, parse_options
+from s3h_ext.training.trainer import Trainer
+
+
+def output_folder(config: TrainConfig, resume: bool) -> Path:
+    """Return the folder asked for, or the next free one; to resume, the last one."""
+    if config.output is not None:
+        return Path(config.output)
+    name = (config.preset or config.data.name).replace("/", "-")
+    first = Path("runs") / f"{name}-seed{config.seed}"
+    taken = [first] if first.exists() else []
+    number = 2
+    while (candidate := first.with_name(f"{first.name}-{number}")).exists():
+        taken.append(candidate)
+        number += 1
+    if resume:
+        return taken[-1] if taken else first
+    return candidate if taken else first
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        config, record, resume = parse_options(arguments)
+        output = output_folder(config, resume)
+        trainer = Trainer(config, record, output, resume=resume)
+    except (OptionError, CheckpointError, ValueError, TypeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    counts = trainer.dataset.class_counts
+    print(
+        f"{config.preset or 'custom'}: {trainer.method.label} on "
+        f"{trainer.dataset.name}, {counts.sum()} images ({counts.max()} to "
+        f"{counts.min()} a class), {trainer.precision} on {trainer.device}, "
+        f"in {output}",
+        file=sys.stderr,
+    )
+    if trainer.epochs_done:
+        print(f"going on after epoch {trainer.epochs_done}", file=sys.stderr)
+    try:
+        trainer.fit()
+    except KeyboardInterrupt:
+        print(
+            f"\nstopped after epoch {trainer.epochs_done}; to go on, run the same "
+            f"command with --output {output} --resume",
+            file=sys.stderr,
+        )
+        return 130
+    except (DivergedError, OSError) as error:
+        print(f"error: {error}; the last checkpoint is in {output}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,157 @@
+"""Checkpoints that are either whole or not there."""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FORMAT = "s3h_ext-checkpoint-1"
+KEEP = 2
+
+# What may differ between the run that wrote a checkpoint and the run that goes on.
+FREE_KEYS = frozenset(
+    {
+        "output",
+        "data.root",
+        "checkpoint_every",
+        "eval_every",
+        "eval_batch_size",
+        "preset",
+    }
+)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be used; the message says which one and why."""
+
+
+def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested options as one level of dotted names.
+
+    Example:
+        >>> flatten({"optim": {"lr": 0.1}, "seed": 0})
+        {'optim.lr': 0.1, 'seed': 0}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Return what keeps a run with options ``current`` from going on from ``saved``."""
+    old, new = flatten(saved), flatten(current)
+    return [
+        f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if name not in FREE_KEYS and old.get(name) != new.get(name)
+    ]
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def checkpoint_paths(folder: Path) -> list[Path]:
+    """Return the checkpoints in ``folder``, the newest first."""
+    return sorted(folder.glob("epoch_*.pt"), reverse=True)
+
+
+def save_checkpoint(folder: Path, epochs_done: int, state: Mapping[str, Any]) -> Path:
+    """Write ``state`` as ``folder/epoch_NNNN.pt`` and keep the last two.
+
+    The file gets its name only when all of it is on the disk, so a reader never sees a
+    part of one, whenever the process or the machine stops.
+
+    Raises:
+        OSError: the disk is full or the folder not writable; what was there stays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"epoch_{epochs_done:05d}.pt"
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save({"format": FORMAT, "epochs_done": epochs_done, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync_folder(folder)
+    for old in checkpoint_paths(folder)[KEEP:]:
+        old.unlink()
+    return path
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read one checkpoint onto the CPU, without the power to execute code.
+
+    Raises:
+        CheckpointError: the file is damaged, or not a checkpoint of this package.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise CheckpointError(
+                f"{path}: damaged, the checksum of {damaged} is wrong"
+            )
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged file can fail anywhere in the reader
+        raise CheckpointError(
+            f"{path}: damaged or not a checkpoint ({type(error).__name__}: {error})"
+        ) from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise CheckpointError(f"{path}: expected format {FORMAT!r}, got {found!r}")
+    return state
+
+
+def sound_checkpoints(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the checkpoints that can be read, newest first; warn about the others."""
+    for path in checkpoint_paths(folder):
+        try:
+            yield path, load_checkpoint(path)
+        except CheckpointError as error:
+            warnings.warn(f"skipped {error}", stacklevel=2)
+
+
+def latest_checkpoint(
+    folder: Path, record: Mapping[str, Any]
+) -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest sound checkpoint in ``folder``; ``None`` without any.
+
+    Raises:
+        CheckpointError: there are checkpoints and all are damaged, or the newest sound
+            one belongs to a run with other options.
+    """
+    for path, state in sound_checkpoints(folder):
+        wrong = differences(state["config"], record)
+        if wrong:
+            raise CheckpointError(
+                f"{path}: written by a run with other options: {'; '.join(wrong)}. "
+                "Give the same options, or another --output"
+            )
+        return path, state
+    if checkpoint_paths(folder):
+        raise CheckpointError(
+            f"{folder}: no sound checkpoint among "
+            f"{', '.join(p.name for p in checkpoint_paths(folder))}"
+        )
+    return None

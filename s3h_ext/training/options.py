@@ -1,0 +1,166 @@
+"""From the command line and YAML to a checked configuration."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+import re
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import yaml
+
+from s3h_ext import methods
+from s3h_ext.training.config import TrainConfig
+
+DEFAULT_PRESET = "digits-lt/hybrid-psc"
+
+
+class OptionError(ValueError):
+    """An option is unknown or has a bad value; the message says what was expected."""
+
+
+def _preset_root() -> Path:
+    return Path(str(files("s3h_ext") / "presets"))
+
+
+def preset_names() -> list[str]:
+    """Return the names of all presets, as in ``"cifar100-lt/hybrid-psc"``."""
+    root = _preset_root()
+    return sorted(
+        p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml")
+    )
+
+
+def preset_path(name: str) -> Path:
+    """Return the YAML file of a preset.
+
+    Raises:
+        OptionError: there is no preset of that name.
+    """
+    if name not in preset_names():
+        raise OptionError(
+            f"preset: {name!r} does not exist{_nearest(name, preset_names())}; there "
+            f"are {', '.join(preset_names())}"
+        )
+    return _preset_root() / f"{name}.yaml"
+
+
+def make_parser() -> jsonargparse.ArgumentParser:
+    """Return the parser of ``python -m s3h_ext.train``."""
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m s3h_ext.train",
+        description="Train an image classifier on long-tailed data.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="YAML file of options, as in a run's config.yaml",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the newest sound checkpoint in --output",
+    )
+    parser.add_class_arguments(TrainConfig, None, as_group=False)
+    # The parser keeps the method as a class name and its options, so they can be saved.
+    parser.set_defaults(method={"class_path": "s3h_ext.methods.Baseline"})
+    return parser
+
+
+def parse_options(
+    arguments: Sequence[str] = (),
+) -> tuple[TrainConfig, dict[str, Any], bool]:
+    """Turn command-line arguments into a checked configuration.
+
+    A preset comes first, then ``--config`` files and dotted options in the order given.
+    Without ``--preset`` and ``--config`` it is the built-in job,
+    ``digits-lt/hybrid-psc``.
+
+    Args:
+        arguments: as on the command line, without the program's name.
+
+    Returns:
+        The configuration; the same as plain nested values, which go into
+        ``config.yaml``; and whether ``--resume`` was given.
+
+    Raises:
+        OptionError: an unknown option or preset, or a value that does not fit.
+
+    Example:
+        >>> arguments = ["--preset", "digits-lt/ce", "--seed", "3"]
+        >>> config, record, resume = parse_options(arguments)
+        >>> config.seed, record["data"]["name"], resume
+        (3, 'digits-lt', False)
+    """
+    arguments = list(arguments)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset")
+    first.add_argument("--config", action="append")
+    chosen, _ = first.parse_known_args(arguments)
+    if chosen.preset is None and chosen.config is None:
+        chosen.preset = DEFAULT_PRESET
+        arguments = ["--preset", DEFAULT_PRESET, *arguments]
+    if chosen.preset is not None:
+        arguments = ["--config", str(preset_path(chosen.preset)), *arguments]
+
+    parser = make_parser()
+    try:
+        namespace = parser.parse_args(arguments)
+        record = yaml.safe_load(parser.dump(namespace))
+        parts = vars(parser.instantiate(namespace))
+        parts = {k: v for k, v in parts.items() if k not in ("config", "resume")}
+        config = TrainConfig(**parts)
+    except argparse.ArgumentError as error:
+        raise OptionError(_explain(str(error), parser)) from error
+    except (ValueError, TypeError) as error:
+        raise OptionError(str(error)) from error
+    for name in ("config", "resume"):
+        record.pop(name, None)
+    return config, record, bool(namespace.resume)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def _method_options(class_path: str | None = None) -> list[str]:
+    classes = [getattr(methods, name) for name in methods.__all__ if name != "Method"]
+    if class_path is not None:
+        classes = [c for c in classes if c.__name__ == class_path.rpartition(".")[2]]
+    return [n for c in classes for n in inspect.signature(c).parameters]
+
+
+def _explain(message: str, parser: jsonargparse.ArgumentParser) -> str:
+    """Add the nearest valid name to a message of the parser."""
+    options = [
+        key for key, _ in parser.get_defaults().items() if not key.startswith("method.")
+    ]
+    leaves = [*options, *(f"method.{name}" for name in _method_options())]
+    if found := re.search(
+        r"unrecognized arguments: --([\w.]+)", message, re.IGNORECASE
+    ):
+        return message + _nearest(found[1], leaves)
+    if found := re.search(r"Group '([\w.]+)' does not accept option '(\w+)'", message):
+        inside = [o.rpartition(".")[2] for o in options if o.startswith(f"{found[1]}.")]
+        return message + _nearest(found[2], inside)
+    if found := re.search(
+        r"class_path '([\w.]+)'.*Option '(\w+)' is not", message, re.DOTALL
+    ):
+        return message + _nearest(found[2], _method_options(found[1]))
+    if found := re.search(r"Option '([\w.]+)' is not accepted", message):
+        return message + _nearest(found[1], leaves)
+    if found := re.search(r"Literal\[(.*)\]. Got value: (.*)", message):
+        return message + _nearest(found[2], re.findall(r"'([^']*)'", found[1]))
+    if found := re.search(r"dot import path string: (\w+)", message):
+        return message + _nearest(
+            found[1], [n for n in methods.__all__ if n != "Method"]
+        )
+    return message

@@ -1,0 +1,126 @@
+"""What a run tells: progress bar, ``metrics.csv``, TensorBoard, table, summary."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+Row = Mapping[str, float | int | None]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing: the name appears when the content is complete."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+class RunLog:
+    """The files and the terminal of one run.
+
+    Args:
+        folder: the run's folder, which exists.
+        history: rows of the epochs that are already done, from the checkpoint; later
+            rows left by an interrupted run are dropped.
+        total_steps: steps of the whole training.
+        done_steps: steps already done.
+    """
+
+    def __init__(
+        self, folder: Path, history: Sequence[Row], total_steps: int, done_steps: int
+    ) -> None:
+        self._folder = folder
+        self._rows: list[Row] = []
+        start = len(history)
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+        self._bar = tqdm(
+            total=total_steps,
+            initial=done_steps,
+            unit="step",
+            dynamic_ncols=True,
+            smoothing=0.05,
+            # A log file wants a line now and then, not a bar redrawn ten times a
+            # second.
+            mininterval=0.1 if sys.stderr.isatty() else 30.0,
+        )
+        self._rows.extend(history)
+        self._write_csv()
+
+    def step(
+        self, epoch: int, loss: float | None, images_per_second: float | None
+    ) -> None:
+        """Advance the bar by a step; the values may be a step or more late."""
+        postfix = [f"epoch {epoch + 1}"]
+        if loss is not None:
+            postfix.append(f"loss {loss:.4f}")
+        if images_per_second is not None:
+            postfix.append(f"{images_per_second:.0f} images/s")
+        self._bar.set_postfix_str(", ".join(postfix), refresh=False)
+        self._bar.update()
+
+    def epoch(self, row: Row) -> None:
+        """Record the results of an epoch."""
+        self._rows.append(row)
+        self._write_csv()
+        for name, value in row.items():
+            if value is not None and name != "epoch":
+                self._tensorboard.add_scalar(name, value, row["epoch"])
+
+    def _write_csv(self) -> None:
+        # Not every epoch is evaluated, so the columns are those of all rows together.
+        columns = list(dict.fromkeys(name for row in self._rows for name in row))
+        path = self._folder / "metrics.csv"
+        partial = path.with_name("metrics.csv.partial")
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self._rows)
+        os.replace(partial, path)
+
+    def say(self, text: str) -> None:
+        """Print a line without tearing the progress bar."""
+        self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Close the bar and the event file."""
+        self._bar.close()
+        self._tensorboard.close()
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write ``summary.json``."""
+    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def results_table(summary: Mapping[str, Any]) -> str:
+    """Return the closing table of a run as text."""
+
+    def percent(value: float | None) -> str:
+        return "no class" if value is None else f"{value:.2f}"
+
+    names = ("top1", "many", "medium", "few")
+    best = f"best ({summary['best_split']})"
+    header = [*names, best]
+    values = [
+        *(percent(summary[name]) for name in names),
+        percent(summary["best_top1"]),
+    ]
+    widths = [max(len(h), len(v)) for h, v in zip(header, values, strict=True)]
+    lines = [
+        f"{summary['dataset']} (imbalance {summary['imbalance']:g}), "
+        f"{summary['method']}, {summary['epochs']} epochs, seed {summary['seed']}: "
+        f"accuracy in percent on the test split, last epoch",
+        "  ".join(h.rjust(w) for h, w in zip(header, widths, strict=True)),
+        "  ".join(v.rjust(w) for v, w in zip(values, widths, strict=True)),
+        f"{summary['seconds']:.0f} s, {summary['images_per_second']:.0f} images/s in "
+        f"training, {summary['precision']} on {summary['device']}",
+    ]
+    return "\n".join(lines)

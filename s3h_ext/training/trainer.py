@@ -1,0 +1,356 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+
+from s3h_ext import __version__
+from s3h_ext.data import (
+    EvaluationBatches,
+    LongTailDataset,
+    ResidentSource,
+    load_dataset,
+)
+from s3h_ext.data.dataset import DATASETS
+from s3h_ext.models import build_model
+from s3h_ext.training.checkpoint import (
+    CheckpointError,
+    checkpoint_paths,
+    latest_checkpoint,
+    save_checkpoint,
+)
+from s3h_ext.training.config import OptimConfig, TrainConfig
+from s3h_ext.training.meter import LossMeter
+from s3h_ext.training.metrics import Metrics, classification_metrics
+from s3h_ext.training.precision import (
+    autocast,
+    device_name,
+    resolve_device,
+    resolve_precision,
+)
+from s3h_ext.training.runlog import RunLog, results_table, write_summary, write_text
+from s3h_ext.training.schedule import learning_rate
+
+
+def parameter_groups(module: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
+    """Return optimiser groups: with weight decay and, if asked for, without."""
+    decayed: list[nn.Parameter] = []
+    exempt: list[nn.Parameter] = []
+    for parameter in module.parameters():
+        spared = parameter.ndim < 2 and not optim.decay_norm_and_bias
+        (exempt if spared else decayed).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": optim.weight_decay}
+    ]
+    if exempt:
+        groups.append({"params": exempt, "weight_decay": 0.0})
+    return groups
+
+
+class Trainer:
+    """Trains one method on one data set and leaves a folder with everything about it.
+
+    Args:
+        config: the run's options.
+        record: the same options as plain values, as they go into ``config.yaml`` and
+            the checkpoints; :func:`s3h_ext.training.options.parse_options` gives both.
+        output: the run's folder; made where it does not exist.
+        resume: go on from the newest sound checkpoint in ``output``.
+        dataset: to be used in place of the one that ``config.data`` names.
+
+    Raises:
+        FileExistsError: ``output`` holds a run and ``resume`` is false.
+        CheckpointError: ``resume`` finds no checkpoint that this run can go on from.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        record: Mapping[str, Any],
+        output: Path,
+        *,
+        resume: bool = False,
+        dataset: LongTailDataset | None = None,
+    ) -> None:
+        self.config = config
+        self.record = dict(record)
+        self.output = output
+        self.checkpoints = output / "checkpoints"
+        if not resume and (
+            checkpoint_paths(self.checkpoints) or (output / "config.yaml").exists()
+        ):
+            raise FileExistsError(
+                f"output: {output} already holds a run; add --resume to go on with it, "
+                "or give another --output"
+            )
+        self.device = resolve_device(config.device)
+        self.precision = resolve_precision(config.precision, self.device)
+        data = config.data
+        self.dataset = dataset or load_dataset(
+            data.name,
+            root=data.root,
+            imbalance=data.imbalance,
+            profile=data.profile,
+            val_fraction=data.val_fraction,
+            seed=data.split_seed,
+        )
+        torch.manual_seed(config.seed)
+        self.method = config.method
+        self.method.build(
+            build_model(
+                config.model.backbone,
+                self.dataset.num_classes,
+                classifier=config.model.classifier,
+                scale=config.model.scale,
+                in_channels=self.dataset.train.images.shape[-1],
+            ),
+            self.dataset,
+        )
+        # The stubs of torch lack this overload.
+        self.method.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.source = ResidentSource(
+            self.dataset.train,
+            self.method.streams(),
+            num_classes=self.dataset.num_classes,
+            mean=self.dataset.mean,
+            std=self.dataset.std,
+            batch_size=config.batch_size,
+            epochs=config.epochs,
+            seed=config.seed,
+            device=self.device,
+        )
+        splits = {"val": self.dataset.val, "test": self.dataset.test}
+        self.evaluation = {
+            split: EvaluationBatches(
+                images,
+                mean=self.dataset.mean,
+                std=self.dataset.std,
+                batch_size=config.eval_batch_size,
+                device=self.device,
+            )
+            for split, images in splits.items()
+            if images is not None
+        }
+        self.optimizer = torch.optim.SGD(
+            parameter_groups(self.method, config.optim),
+            lr=config.optim.lr,
+            momentum=config.optim.momentum,
+            nesterov=config.optim.nesterov,
+            fused=True,
+        )
+        self.epochs_done = 0
+        self.history: list[dict[str, float | int | None]] = []
+        self.best_top1: float | None = None
+        self.train_seconds = 0.0  # inside training steps
+        self.run_seconds = 0.0  # everything, over all parts of an interrupted run
+        self.images_trained = 0
+        output.mkdir(parents=True, exist_ok=True)
+        if resume:
+            self._resume()
+        write_text(output / "config.yaml", yaml.safe_dump(self.record, sort_keys=False))
+
+    @property
+    def selection_split(self) -> str:
+        """The split that epochs are compared on: held-out images if there are any."""
+        return "val" if self.dataset.val is not None else "test"
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the last epoch and return the summary, which is also written."""
+        config = self.config
+        started = time.perf_counter() - self.run_seconds
+        steps = self.source.steps_per_epoch
+        log = RunLog(
+            self.output, self.history, steps * config.epochs, steps * self.epochs_done
+        )
+        try:
+            for epoch in range(self.epochs_done, config.epochs):
+                row: dict[str, float | int | None] = {"epoch": epoch + 1}
+                row.update(self.train_epoch(epoch, log))
+                last = epoch + 1 == config.epochs
+                if last or (epoch + 1) % config.eval_every == 0:
+                    row.update(self._evaluate_epoch())
+                self.history.append(row)
+                self.epochs_done = epoch + 1
+                self.run_seconds = time.perf_counter() - started
+                if last or (epoch + 1) % config.checkpoint_every == 0:
+                    self._save()
+                log.epoch(row)
+            test = self.evaluate("test")
+        finally:
+            log.close()
+        self.run_seconds = time.perf_counter() - started
+        summary = self._summary(test)
+        np.savetxt(
+            self.output / "per_class.csv",
+            np.column_stack(
+                (
+                    np.arange(len(test.per_class)),
+                    self.dataset.class_counts,
+                    test.per_class,
+                )
+            ),
+            fmt=("%d", "%d", "%.4f"),
+            delimiter=",",
+            header="class,train_images,accuracy",
+            comments="",
+        )
+        write_summary(self.output, summary)
+        print(results_table(summary))
+        return summary
+
+    def evaluate(self, split: str) -> Metrics:
+        """Return the metrics of the method on ``"val"`` or ``"test"``."""
+        classes = self.dataset.num_classes
+        confusion = torch.zeros(
+            classes * classes, dtype=torch.int64, device=self.device
+        )
+        self.method.eval()
+        with torch.inference_mode(), autocast(self.precision, self.device):
+            for batch in self.evaluation[split]:
+                predicted = self.method.predict(batch.images[0]).argmax(1)
+                confusion += torch.bincount(
+                    batch.labels * classes + predicted, minlength=classes * classes
+                )
+        self.method.train()
+        return classification_metrics(
+            confusion.view(classes, classes).cpu().numpy(), self.dataset.class_counts
+        )
+
+    def train_epoch(self, epoch: int, log: RunLog) -> dict[str, float]:
+        """Train one epoch; return mean terms, last learning rate and images/s."""
+        config, steps = self.config, self.source.steps_per_epoch
+        progress = epoch / config.epochs
+        meter = LossMeter(self.device)
+        self.method.train()
+        started = time.perf_counter()
+        images = 0
+        for step, batch in enumerate(self.source.epoch(epoch)):
+            rate = learning_rate(
+                config.optim, epoch + (step + 1) / steps, config.epochs
+            )
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            with autocast(self.precision, self.device):
+                terms = self.method.loss(batch, progress)
+            self.optimizer.zero_grad(set_to_none=True)
+            terms["loss"].backward()
+            self.optimizer.step()
+            self.method.after_step()
+            images += sum(b.images.shape[0] * b.images.shape[1] for b in batch.values())
+            meter.update(epoch, step, terms)
+            log.step(epoch, meter.last_loss, images / (time.perf_counter() - started))
+        means = meter.means(epoch)  # waits for the device, so the clock below is true
+        seconds = time.perf_counter() - started
+        self.train_seconds += seconds
+        self.images_trained += images
+        return {"lr": rate, **means, "images_per_second": images / seconds}
+
+    def _evaluate_epoch(self) -> dict[str, float | None]:
+        split = self.selection_split
+        metrics = self.evaluate(split)
+        if self.best_top1 is None or metrics.top1 > self.best_top1:
+            self.best_top1 = metrics.top1
+        return {
+            f"{split}_{name}": getattr(metrics, name)
+            for name in ("top1", "many", "medium", "few")
+        }
+
+    def _summary(self, test: Metrics) -> dict[str, Any]:
+        config, dataset = self.config, self.dataset
+        counts = dataset.class_counts
+        summary: dict[str, Any] = {
+            "preset": config.preset,
+            "dataset": dataset.name,
+            "imbalance": config.data.imbalance or DATASETS[dataset.name],
+            "method": self.method.label,
+            "seed": config.seed,
+            "epochs": config.epochs,
+            "top1": test.top1,
+            "many": test.many,
+            "medium": test.medium,
+            "few": test.few,
+            "best_top1": self.best_top1,
+            "best_split": self.selection_split,
+            "macro_f1": test.macro_f1,
+            "worst_class": test.worst_class,
+            "train_images": int(counts.sum()),
+            "parameters": sum(p.numel() for p in self.method.model.parameters()),
+            "seconds": self.run_seconds,
+            "images_per_second": self.images_trained / max(self.train_seconds, 1e-9),
+            "device": device_name(self.device),
+            "precision": self.precision,
+            "threads": torch.get_num_threads(),
+            "versions": {
+                "s3h_ext": __version__,
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+                "cuda": torch.version.cuda if self.device.type == "cuda" else None,
+            },
+        }
+        if dataset.val is not None:
+            last = self.history[-1]
+            summary.update(
+                {
+                    name: last[name]
+                    for name in ("val_top1", "val_many", "val_medium", "val_few")
+                }
+            )
+        return summary
+
+    def _save(self) -> None:
+        save_checkpoint(
+            self.checkpoints,
+            self.epochs_done,
+            {
+                "config": self.record,
+                "method": self.method.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "rng": _rng_state(self.device),
+                "history": self.history,
+                "best_top1": self.best_top1,
+                "train_seconds": self.train_seconds,
+                "run_seconds": self.run_seconds,
+                "images_trained": self.images_trained,
+            },
+        )
+
+    def _resume(self) -> None:
+        found = latest_checkpoint(self.checkpoints, self.record)
+        if found is None:
+            return
+        path, state = found
+        try:
+            self.method.load_state_dict(state["method"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{path}: does not fit this run: {error}") from error
+        _set_rng_state(state["rng"], self.device)
+        self.epochs_done = state["epochs_done"]
+        self.history = state["history"]
+        self.best_top1 = state["best_top1"]
+        self.train_seconds = state["train_seconds"]
+        self.run_seconds = state["run_seconds"]
+        self.images_trained = state["images_trained"]
+
+
+def _rng_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_rng_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
