@@ -16,7 +16,8 @@
 namespace s3h::cpu {
 namespace {
 
-constexpr int kChains = kLanes == 16 ? 24 : 12;
+constexpr int kRows = kLanes == 16 ? 8 : 4;
+constexpr int kChains = kRows * 3;
 constexpr int64_t kRounds = 4000000;
 
 // Keeps the compiler from knowing a value.
@@ -31,21 +32,23 @@ S3H_INLINE void hide(Vec& v) {
 // Flops of one multiply_add chain step are counted by the caller.
 template <bool Pairs>
 void multiply_adds() {
-  Vec acc[kChains];
+  Vec acc[kRows][3];
   Vec a = broadcast(1e-9f), b = broadcast(0.999f);
-  for (Vec& v : acc) v = broadcast(1.0f);
+  S3H_UNROLL for (int r = 0; r < kRows; ++r)
+    S3H_UNROLL for (int c = 0; c < 3; ++c) acc[r][c] = broadcast(1.0f);
   hide(a);
   hide(b);
   for (int64_t i = 0; i < kRounds; ++i)
-    S3H_UNROLL for (int c = 0; c < kChains; ++c) {
+    S3H_UNROLL for (int r = 0; r < kRows; ++r)
+      S3H_UNROLL for (int c = 0; c < 3; ++c) {
 #if defined(__AVX512BF16__)
-      if constexpr (Pairs)
-        acc[c] = _mm512_dpbf16_ps(acc[c], (__m512bh)a, (__m512bh)b);
-      else
+        if constexpr (Pairs)
+          acc[r][c] = _mm512_dpbf16_ps(acc[r][c], (__m512bh)a, (__m512bh)b);
+        else
 #endif
-        acc[c] = a * b + acc[c];
-      hide(acc[c]);
-    }
+          acc[r][c] = a * b + acc[r][c];
+        hide(acc[r][c]);
+      }
 }
 
 void exponentials() {

@@ -12,7 +12,7 @@ out=${OUT:-gpu-results}
 mkdir -p "$out"
 
 # One step, its output on the screen and in $out/NAME.log. A step that fails does
-# not stop the rest: a lent GPU should answer all questions at once.
+# not stop the rest: one visit to a GPU answers all questions.
 failed=()
 step() {
   local name=$1 start=$SECONDS

@@ -1,6 +1,9 @@
 """The similarity operation against its oracle, and its citizenship in PyTorch."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -533,3 +536,42 @@ def test_the_op_itself_checks_what_memory_safety_needs():
         op(Q, K, 0.1, torch.zeros(3), None, None, None, 0.0, None, False, False)
     with pytest.raises(RuntimeError, match="keys must be"):
         op(Q, K[:, :2], 0.1, None, None, None, None, 0.0, None, False, False)
+
+
+LEVEL_CHECK = """
+import torch
+from s3h_ext.ops import similarity_logsumexp
+from s3h_ext.ops.reference import similarity_logsumexp_dense as dense
+from s3h_ext.ops.similarity import CPU
+
+for depth in (7, 40, 128):
+    for temperature in (0.1, 0.005):
+        for dtype in (torch.float32, torch.bfloat16):
+            z = torch.nn.functional.normalize(torch.randn(150, depth), dim=1).to(dtype)
+            labels = torch.arange(150) % 7
+            for extra in ({}, {"query_labels": labels, "same_label_bias": -0.5}):
+                a, b = z.clone().requires_grad_(), z.double().requires_grad_()
+                ours = similarity_logsumexp(a, temperature=temperature, **extra)
+                right = dense(b, temperature=temperature, **extra)
+                scale = right.abs().max().item()
+                assert (ours.double() - right).abs().max() < 1e-6 * scale
+                weights = torch.linspace(-1, 1, 150)
+                (ours * weights).sum().backward()
+                (right * weights).sum().backward()
+                error = (a.grad.double() - b.grad).norm() / b.grad.norm()
+                assert error < (1e-4 if dtype == torch.float32 else 6e-3), error
+print(CPU.text("s3h_cpu_dispatch_level"))
+"""
+
+
+@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512", "avx512_bf16"])
+def test_every_instruction_set(level):
+    done = subprocess.run(
+        [sys.executable, "-c", LEVEL_CHECK],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"S3H_CPU_LEVEL": level},
+    )
+    assert done.returncode == 0, done.stderr
+    if done.stdout.strip() != level:
+        pytest.skip(f"this CPU goes up to {done.stdout.strip()}")

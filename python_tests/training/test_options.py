@@ -13,6 +13,16 @@ def test_every_preset_parses_and_names_its_data_set(name):
     assert record["preset"] == name
 
 
+@pytest.mark.parametrize(
+    ("suffix", "factor"), [("", 100), ("-if50", 50), ("-if10", 10)]
+)
+def test_cifar_presets_are_there_at_the_published_factors(suffix, factor):
+    config, _, _ = parse_options(["--preset", f"cifar10-lt/ldam-drw{suffix}"])
+    assert config.data.imbalance == factor
+    assert config.preset == f"cifar10-lt/ldam-drw{suffix}"
+    assert config.method.label == "ldam-drw"
+
+
 def test_without_arguments_it_is_the_built_in_job():
     config, _, resume = parse_options([])
     assert config.preset == "digits-lt/hybrid-psc"

@@ -1,4 +1,4 @@
-"""Accuracy as the long-tail literature reports it."""
+"""Accuracy as the long-tail literature reports it, and calibration."""
 
 from __future__ import annotations
 
@@ -8,6 +8,24 @@ import numpy as np
 
 MANY_ABOVE = 100
 FEW_BELOW = 20
+GROUPS = ("many", "medium", "few")
+CALIBRATION_BINS = 15
+
+
+def class_groups(class_counts: np.ndarray) -> np.ndarray:
+    """Return the position in ``GROUPS`` of each class, int64 ``[C]``.
+
+    Args:
+        class_counts: training images of each class ``[C]``.
+
+    Example:
+        >>> class_groups(np.array([101, 100, 20, 19])).tolist()
+        [0, 1, 1, 2]
+    """
+    class_counts = np.asarray(class_counts)
+    return np.where(
+        class_counts > MANY_ABOVE, 0, np.where(class_counts < FEW_BELOW, 2, 1)
+    )
 
 
 @dataclass(frozen=True)
@@ -34,6 +52,49 @@ class Metrics:
     per_class: np.ndarray
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """Confidence against accuracy, in percent, in bins of equal width.
+
+    The confidence of a prediction is the softmax probability of the predicted class.
+    Bin ``m`` of ``M`` holds confidences in ``((m - 1) / M, m / M]`` (Guo et al., "On
+    Calibration of Modern Neural Networks", ICML 2017, section 2).
+
+    Attributes:
+        images: int64 ``[M]``, predictions in each bin.
+        accuracy: ``[M]``, share of them that are right, NaN in an empty bin.
+        confidence: ``[M]``, their mean confidence, NaN in an empty bin.
+    """
+
+    images: np.ndarray
+    accuracy: np.ndarray
+    confidence: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error in percent points (Guo et al. 2017, eq. 3).
+
+        NaN where a confidence is not a finite number.
+        """
+        filled = self.images > 0
+        gaps = np.abs(self.accuracy - self.confidence)[filled]
+        return float(np.average(gaps, weights=self.images[filled]))
+
+
+@dataclass(frozen=True)
+class Evaluation(Metrics):
+    """The metrics of one evaluation and what they were computed from.
+
+    Attributes:
+        confusion: int64 ``[K, 3]``, the cells of the confusion matrix that are not 0,
+            sorted: true class, predicted class, images.
+        calibration: confidence against accuracy.
+    """
+
+    confusion: np.ndarray
+    calibration: Calibration
+
+
 def classification_metrics(confusion: np.ndarray, class_counts: np.ndarray) -> Metrics:
     """Compute the metrics of a confusion matrix.
 
@@ -49,7 +110,7 @@ def classification_metrics(confusion: np.ndarray, class_counts: np.ndarray) -> M
         >>> m.top1, m.many, m.medium, m.few, m.worst_class
         (70.0, 90.0, None, 50.0, 50.0)
     """
-    confusion = np.asarray(confusion, dtype=np.float64)
+    confusion = np.asarray(confusion)
     class_counts = np.asarray(class_counts)
     if confusion.shape != (len(class_counts),) * 2:
         raise ValueError(
@@ -58,23 +119,146 @@ def classification_metrics(confusion: np.ndarray, class_counts: np.ndarray) -> M
         )
     if confusion.sum() == 0:
         raise ValueError("confusion: expected at least one image, got none")
-    hits = np.diag(confusion)
-    images, predicted = confusion.sum(1), confusion.sum(0)
+    return _metrics(
+        np.diag(confusion), confusion.sum(1), confusion.sum(0), class_counts
+    )
+
+
+def calibrate(
+    confidence: np.ndarray, correct: np.ndarray, bins: int = CALIBRATION_BINS
+) -> Calibration:
+    """Sort predictions into bins of confidence.
+
+    Args:
+        confidence: ``[N]`` in [0, 1], probability of the predicted class.
+        correct: bool ``[N]``, whether the prediction is right.
+        bins: number of bins over [0, 1].
+
+    Raises:
+        ValueError: shapes that do not match, or no prediction.
+
+    Example:
+        >>> c = calibrate(np.array([0.9, 0.9, 0.6]), np.array([True, False, True]), 2)
+        >>> c.images.tolist(), round(c.error, 3)
+        ([0, 3], 13.333)
+    """
+    confidence = np.asarray(confidence, dtype=np.float64)
+    correct = np.asarray(correct, dtype=bool)
+    if confidence.ndim != 1 or confidence.shape != correct.shape:
+        raise ValueError(
+            "confidence: expected one for each prediction, got shapes "
+            f"{confidence.shape} and {correct.shape}"
+        )
+    if not len(confidence):
+        raise ValueError("confidence: expected at least one prediction, got none")
+    inner = np.arange(1, bins) / bins
+    # side="left" closes a bin on the right, as in the paper. NaN goes last.
+    which = np.searchsorted(inner, confidence, side="left")
+    images = np.bincount(which, minlength=bins)
+    with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin is the NaN we promise
+        return Calibration(
+            images=images,
+            accuracy=100.0 * np.bincount(which, correct, bins) / images,
+            confidence=100.0 * np.bincount(which, confidence, bins) / images,
+        )
+
+
+def evaluate_predictions(
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    confidence: np.ndarray,
+    class_counts: np.ndarray,
+) -> Evaluation:
+    """Compute everything that is reported about the predictions on a split.
+
+    No ``[C, C]`` matrix is made, so thousands of classes are no burden.
+
+    Args:
+        truth: int ``[N]``, the right classes.
+        predicted: int ``[N]``.
+        confidence: ``[N]`` in [0, 1], probability of the predicted class.
+        class_counts: *training* images of each class ``[C]``, which define the groups.
+
+    Raises:
+        ValueError: shapes that do not match, a class outside ``[0, C)``, or no image.
+
+    Example:
+        >>> e = evaluate_predictions(
+        ...     np.array([0, 1, 1]), np.array([0, 0, 1]), np.ones(3), np.array([30, 3])
+        ... )
+        >>> e.medium, e.few, e.confusion.tolist()
+        (100.0, 50.0, [[0, 0, 1], [1, 0, 1], [1, 1, 1]])
+    """
+    truth, predicted = np.asarray(truth), np.asarray(predicted)
+    classes = len(class_counts)
+    if truth.ndim != 1 or truth.shape != predicted.shape:
+        raise ValueError(
+            "predicted: expected one for each image, got shapes "
+            f"{truth.shape} and {predicted.shape}"
+        )
+    for name, values in (("truth", truth), ("predicted", predicted)):
+        if len(values) and not 0 <= values.min() <= values.max() < classes:
+            raise ValueError(
+                f"{name}: expected classes in [0, {classes}), got "
+                f"{values.min()} to {values.max()}"
+            )
+    calibration = calibrate(confidence, truth == predicted)
+    pairs, images = np.unique(
+        truth.astype(np.int64) * classes + predicted, return_counts=True
+    )
+    confusion = np.column_stack((pairs // classes, pairs % classes, images))
+    metrics = metrics_of_cells(confusion, class_counts)
+    return Evaluation(**vars(metrics), confusion=confusion, calibration=calibration)
+
+
+def metrics_of_cells(cells: np.ndarray, class_counts: np.ndarray) -> Metrics:
+    """Compute the metrics of a confusion matrix given by its cells.
+
+    Args:
+        cells: int ``[K, 3]``: true class, predicted class, images.
+        class_counts: *training* images of each class ``[C]``, which define the groups.
+
+    Example:
+        >>> metrics_of_cells(np.array([[0, 0, 3], [1, 0, 1]]), np.array([30, 3])).top1
+        75.0
+    """
+    class_counts = np.asarray(class_counts)
+    truth, predicted, images = np.asarray(cells).T
+    right = truth == predicted
+
+    def sums(classes: np.ndarray, images: np.ndarray) -> np.ndarray:
+        return np.bincount(classes, images, minlength=len(class_counts))
+
+    return _metrics(
+        sums(truth[right], images[right]),
+        sums(truth, images),
+        sums(predicted, images),
+        class_counts,
+    )
+
+
+def _metrics(
+    hits: np.ndarray,
+    images: np.ndarray,
+    predicted: np.ndarray,
+    class_counts: np.ndarray,
+) -> Metrics:
+    """Compute metrics from ``[C]`` counts: right, truly of and predicted as a class."""
     seen = images > 0
     per_class = np.full(len(hits), np.nan)
     per_class[seen] = 100.0 * hits[seen] / images[seen]
     f1 = 200.0 * hits[seen] / (images + predicted)[seen]
+    groups = class_groups(class_counts)
 
-    def group(chosen: np.ndarray) -> float | None:
-        chosen = chosen & seen
+    def group(number: int) -> float | None:
+        chosen = (groups == number) & seen
         return float(per_class[chosen].mean()) if chosen.any() else None
 
-    many, few = class_counts > MANY_ABOVE, class_counts < FEW_BELOW
     return Metrics(
-        top1=float(100.0 * hits.sum() / confusion.sum()),
-        many=group(many),
-        medium=group(~many & ~few),
-        few=group(few),
+        top1=float(100.0 * hits.sum() / images.sum()),
+        many=group(0),
+        medium=group(1),
+        few=group(2),
         macro_f1=float(f1.mean()),
         worst_class=float(np.nanmin(per_class)),
         per_class=per_class,

@@ -18,6 +18,7 @@ from s3h_ext import methods
 from s3h_ext.training.config import TrainConfig
 
 DEFAULT_PRESET = "digits-lt/hybrid-psc"
+OTHER_FACTORS = (50, 10)
 
 
 class OptionError(ValueError):
@@ -29,15 +30,26 @@ def _preset_root() -> Path:
 
 
 def preset_names() -> list[str]:
-    """Return the names of all presets, as in ``"cifar100-lt/hybrid-psc"``."""
+    """Return the names of all presets, as in ``"cifar100-lt/hybrid-psc"``.
+
+    Each CIFAR preset is there at three imbalance factors: 100 under its plain name, 50
+    and 10 as in ``"cifar100-lt/hybrid-psc-if10"``.
+    """
     root = _preset_root()
-    return sorted(
+    names = [
         p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml")
-    )
+    ]
+    names += [
+        f"{name}-if{factor}"
+        for name in names
+        if name.startswith("cifar")
+        for factor in OTHER_FACTORS
+    ]
+    return sorted(names)
 
 
-def preset_path(name: str) -> Path:
-    """Return the YAML file of a preset.
+def preset_arguments(name: str) -> list[str]:
+    """Return the arguments that a preset stands for.
 
     Raises:
         OptionError: there is no preset of that name.
@@ -47,7 +59,9 @@ def preset_path(name: str) -> Path:
             f"preset: {name!r} does not exist{_nearest(name, preset_names())}; there "
             f"are {', '.join(preset_names())}"
         )
-    return _preset_root() / f"{name}.yaml"
+    file, _, factor = name.partition("-if")
+    arguments = ["--config", str(_preset_root() / f"{file}.yaml")]
+    return [*arguments, "--data.imbalance", factor] if factor else arguments
 
 
 def make_parser() -> jsonargparse.ArgumentParser:
@@ -108,7 +122,7 @@ def parse_options(
         chosen.preset = DEFAULT_PRESET
         arguments = ["--preset", DEFAULT_PRESET, *arguments]
     if chosen.preset is not None:
-        arguments = ["--config", str(preset_path(chosen.preset)), *arguments]
+        arguments = [*preset_arguments(chosen.preset), *arguments]
 
     parser = make_parser()
     try:

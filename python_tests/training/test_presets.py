@@ -1,0 +1,37 @@
+"""Every preset trains: one epoch on a small data set in the shape of its own."""
+
+import math
+
+import numpy as np
+import pytest
+
+from s3h_ext.data import ImageSet, LongTailDataset
+from s3h_ext.training.options import parse_options, preset_names
+from s3h_ext.training.trainer import Trainer
+
+CLASSES = {"digits-lt": 10, "cifar10-lt": 10, "cifar100-lt": 100}
+# The factor changes the data alone, which are made up here.
+PRESETS = [name for name in preset_names() if "-if" not in name]
+
+
+def small(name, classes):
+    rng = np.random.default_rng(0)
+    labels = np.concatenate((np.arange(classes), np.zeros(20, np.int64)))
+    images = rng.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
+    split = ImageSet(images, labels)
+    names = tuple(map(str, range(classes)))
+    return LongTailDataset(name, split, None, split, names, (0.5,) * 3, (0.25,) * 3)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_preset_trains(tmp_path, preset):
+    config, record, _ = parse_options(
+        f"--preset {preset} --epochs 1 --device cpu --precision fp32 "
+        "--model.backbone resnet20".split()
+    )
+    dataset = small(config.data.name, CLASSES[config.data.name])
+    summary = Trainer(config, record, tmp_path, dataset=dataset).fit()
+    assert summary["preset"] == preset
+    # The label is the preset's name, so a table row finds its way to its preset.
+    assert summary["method"] == preset.partition("/")[2]
+    assert math.isfinite(summary["top1"])
