@@ -30,7 +30,14 @@ def test_preset_trains(tmp_path, preset):
         "--model.backbone resnet20".split()
     )
     dataset = small(config.data.name, CLASSES[config.data.name])
-    summary = Trainer(config, record, tmp_path, dataset=dataset).fit()
+    if config.method.needs_first_stage:
+        first, plain, _ = parse_options(
+            "--preset digits-lt/ce --epochs 1 --device cpu --precision fp32 "
+            "--model.backbone resnet20".split()
+        )
+        Trainer(first, plain, tmp_path / "first", dataset=dataset).fit()
+        config.init_from = str(tmp_path / "first")
+    summary = Trainer(config, record, tmp_path / "run", dataset=dataset).fit()
     assert summary["preset"] == preset
     # The label is the preset's name, so a table row finds its way to its preset.
     assert summary["method"] == preset.partition("/")[2]

@@ -221,3 +221,63 @@ def test_training_on_a_gpu(tmp_path):
         ["--epochs", "2", "--device", "cuda", "--output", str(tmp_path / "run")]
     )
     assert status == 0
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("first")
+    trainer, _ = train(folder, "--preset", "digits-lt/ce", "--epochs", "1")
+    return folder, trainer
+
+
+def second(folder, finished_run, *arguments):
+    return train(
+        folder,
+        "--preset",
+        "digits-lt/ce",
+        "--init_from",
+        str(finished_run[0]),
+        *arguments,
+    )
+
+
+def test_crt_trains_a_new_classifier_on_the_first_runs_backbone(tmp_path, finished_run):
+    trainer, summary = second(
+        tmp_path, finished_run, "--method", "ClassifierRetraining"
+    )
+    assert summary["method"] == "crt"
+    first = finished_run[1].method.model.state_dict()
+    for name, value in trainer.method.model.state_dict().items():
+        # Batch norm's statistics stay too.
+        assert torch.equal(value, first[name]) == name.startswith("backbone."), name
+
+
+def test_tau_normalisation_rescales_and_trains_nothing(tmp_path, finished_run):
+    trainer, summary = second(
+        tmp_path, finished_run, "--method", "TauNormalization", "--method.tau", "1.0"
+    )
+    assert summary["method"] == "tau-norm"
+    weight = finished_run[1].method.model.classifier.weight
+    expected = torch.nn.functional.normalize(weight, dim=1)
+    torch.testing.assert_close(trainer.method.model.classifier.weight, expected)
+    assert trainer.history[0]["test_top1"] == summary["top1"]
+    again, repeated = second(
+        tmp_path / "kept",
+        finished_run,
+        "--method",
+        "TauNormalization",
+        "--method.tau",
+        "0",
+    )
+    assert torch.equal(again.method.model.classifier.weight, weight)
+    assert repeated["epochs"] == 0
+
+
+def test_a_second_stage_without_a_first_is_refused(tmp_path, capsys):
+    arguments = [*QUICK, "--output", str(tmp_path / "run"), "--method"]
+    assert main([*arguments, "ClassifierRetraining"]) == 2
+    assert (
+        "init_from: ClassifierRetraining is a second stage" in capsys.readouterr().err
+    )
+    assert main([*arguments, "TauNormalization", "--init_from", str(tmp_path)]) == 2
+    assert "holds no sound checkpoint" in capsys.readouterr().err

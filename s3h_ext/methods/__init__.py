@@ -3,5 +3,12 @@
 from s3h_ext.methods.base import Method
 from s3h_ext.methods.baseline import Baseline
 from s3h_ext.methods.hybrid import Hybrid
+from s3h_ext.methods.second_stage import ClassifierRetraining, TauNormalization
 
-__all__ = ["Baseline", "Hybrid", "Method"]
+__all__ = [
+    "Baseline",
+    "ClassifierRetraining",
+    "Hybrid",
+    "Method",
+    "TauNormalization",
+]

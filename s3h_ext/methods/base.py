@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -27,6 +28,9 @@ class Method(nn.Module, ABC):
 
     model: ImageClassifier
 
+    #: Whether the network has to come from a finished run (``--init_from``).
+    needs_first_stage: ClassVar[bool] = False
+
     @property
     @abstractmethod
     def label(self) -> str:
@@ -40,7 +44,10 @@ class Method(nn.Module, ABC):
         """
 
     def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:
-        """Take the network over and add the modules and buffers the method needs."""
+        """Take the network over and add the modules and buffers the method needs.
+
+        The network has fresh weights, or those of the run named by ``--init_from``.
+        """
         self.model = model
 
     @abstractmethod

@@ -34,7 +34,9 @@ class ImageClassifier(nn.Module):
         classifier: maps those features to logits ``[B, num_classes]``.
     """
 
-    def __init__(self, backbone: CifarResNet, classifier: nn.Module) -> None:
+    def __init__(
+        self, backbone: CifarResNet, classifier: LinearClassifier | CosineClassifier
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.classifier = classifier
@@ -47,7 +49,7 @@ class ImageClassifier(nn.Module):
 
 def build_classifier(
     name: ClassifierName, feature_dim: int, num_classes: int, scale: float = 30.0
-) -> nn.Module:
+) -> LinearClassifier | CosineClassifier:
     """Return a classifier ``[B, feature_dim] -> [B, num_classes]`` by its name."""
     if name == "linear":
         return LinearClassifier(feature_dim, num_classes)

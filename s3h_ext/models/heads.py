@@ -13,6 +13,7 @@ class LinearClassifier(nn.Linear):
     """A linear layer with the Kaiming-normal weight of the CIFAR-LT codebases."""
 
     def reset_parameters(self) -> None:
+        """Draw weight and bias anew."""
         nn.init.kaiming_normal_(self.weight)
         if self.bias is not None:
             bound = 1.0 / math.sqrt(self.in_features)
@@ -44,8 +45,13 @@ class CosineClassifier(nn.Module):
             out_features,
             scale,
         )
-        weight = torch.empty(out_features, in_features).uniform_(-1, 1)
-        self.weight = nn.Parameter(F.normalize(weight, dim=1))  # [C, D]
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))  # [C, D]
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew: uniform, then of unit length."""
+        with torch.no_grad():
+            self.weight.copy_(F.normalize(self.weight.uniform_(-1, 1), dim=1))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits ``[B, C]`` of ``features [B, D]``."""

@@ -147,6 +147,8 @@ class TrainConfig:
         method: the training method: a class of ``s3h_ext.methods`` by name, or any
             subclass of ``s3h_ext.methods.Method`` by its import path.
         optim: optimiser and schedule.
+        init_from: folder of a finished run whose network the training starts from;
+            needed by second-stage methods.
         epochs: passes over the first stream of the method.
         batch_size: images in a step, for each stream.
         seed: of the initial weights and of every draw.
@@ -164,6 +166,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     method: Method = field(default_factory=Baseline)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    init_from: str | None = None
     epochs: int = 200
     batch_size: int = 128
     seed: int = 0

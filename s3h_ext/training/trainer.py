@@ -21,12 +21,13 @@ from s3h_ext.data import (
     load_dataset,
 )
 from s3h_ext.data.dataset import DATASETS
-from s3h_ext.models import build_model
+from s3h_ext.models import ImageClassifier, build_model
 from s3h_ext.training.checkpoint import (
     CheckpointError,
     checkpoint_paths,
     latest_checkpoint,
     save_checkpoint,
+    sound_checkpoints,
 )
 from s3h_ext.training.config import OptimConfig, TrainConfig
 from s3h_ext.training.meter import LossMeter
@@ -42,18 +43,41 @@ from s3h_ext.training.schedule import learning_rate
 
 
 def parameter_groups(module: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
-    """Return optimiser groups: with weight decay and, if asked for, without."""
+    """Return groups of what is trained: with weight decay and, if asked, without."""
     decayed: list[nn.Parameter] = []
     exempt: list[nn.Parameter] = []
     for parameter in module.parameters():
+        if not parameter.requires_grad:
+            continue
         spared = parameter.ndim < 2 and not optim.decay_norm_and_bias
         (exempt if spared else decayed).append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": optim.weight_decay}
+        {"params": decayed, "weight_decay": optim.weight_decay},
+        {"params": exempt, "weight_decay": 0.0},
     ]
-    if exempt:
-        groups.append({"params": exempt, "weight_decay": 0.0})
-    return groups
+    return [group for group in groups if group["params"]]
+
+
+def load_network(model: ImageClassifier, run: Path) -> None:
+    """Load the network of a finished run into ``model``.
+
+    Raises:
+        CheckpointError: ``run`` holds no sound checkpoint, or one of another network.
+    """
+    found = next(sound_checkpoints(run / "checkpoints"), None)
+    if found is None:
+        raise CheckpointError(f"init_from: {run} holds no sound checkpoint")
+    path, state = found
+    prefix = "model."
+    weights = {
+        name.removeprefix(prefix): value
+        for name, value in state["method"].items()
+        if name.startswith(prefix)
+    }
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"init_from: {path} does not fit: {error}") from error
 
 
 class Trainer:
@@ -105,16 +129,21 @@ class Trainer:
         )
         torch.manual_seed(config.seed)
         self.method = config.method
-        self.method.build(
-            build_model(
-                config.model.backbone,
-                self.dataset.num_classes,
-                classifier=config.model.classifier,
-                scale=config.model.scale,
-                in_channels=self.dataset.train.images.shape[-1],
-            ),
-            self.dataset,
+        model = build_model(
+            config.model.backbone,
+            self.dataset.num_classes,
+            classifier=config.model.classifier,
+            scale=config.model.scale,
+            in_channels=self.dataset.train.images.shape[-1],
         )
+        if config.init_from is not None:
+            load_network(model, Path(config.init_from))
+        elif self.method.needs_first_stage:
+            raise ValueError(
+                f"init_from: {type(self.method).__name__} is a second stage and needs "
+                "the folder of a finished run, got None"
+            )
+        self.method.build(model, self.dataset)
         # The stubs of torch lack this overload.
         self.method.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.source = ResidentSource(
@@ -140,8 +169,11 @@ class Trainer:
             for split, images in splits.items()
             if images is not None
         }
+        groups = parameter_groups(self.method, config.optim)
+        # A method that trains nothing is evaluated and done.
+        self.epochs = config.epochs if groups else 0
         self.optimizer = torch.optim.SGD(
-            parameter_groups(self.method, config.optim),
+            groups or [{"params": [torch.zeros(0, device=self.device)]}],
             lr=config.optim.lr,
             momentum=config.optim.momentum,
             nesterov=config.optim.nesterov,
@@ -169,13 +201,13 @@ class Trainer:
         started = time.perf_counter() - self.run_seconds
         steps = self.source.steps_per_epoch
         log = RunLog(
-            self.output, self.history, steps * config.epochs, steps * self.epochs_done
+            self.output, self.history, steps * self.epochs, steps * self.epochs_done
         )
         try:
-            for epoch in range(self.epochs_done, config.epochs):
+            for epoch in range(self.epochs_done, self.epochs):
                 row: dict[str, float | int | None] = {"epoch": epoch + 1}
                 row.update(self.train_epoch(epoch, log))
-                last = epoch + 1 == config.epochs
+                last = epoch + 1 == self.epochs
                 if last or (epoch + 1) % config.eval_every == 0:
                     row.update(self._evaluate_epoch())
                 self.history.append(row)
@@ -184,6 +216,10 @@ class Trainer:
                 if last or (epoch + 1) % config.checkpoint_every == 0:
                     self._save()
                 log.epoch(row)
+            if not self.epochs:
+                self.history = [{"epoch": 0, **self._evaluate_epoch()}]
+                self._save()
+                log.epoch(self.history[0])
             test = self.evaluate("test")
         finally:
             log.close()
@@ -273,7 +309,7 @@ class Trainer:
             "imbalance": config.data.imbalance or DATASETS[dataset.name],
             "method": self.method.label,
             "seed": config.seed,
-            "epochs": config.epochs,
+            "epochs": self.epochs,
             "top1": test.top1,
             "many": test.many,
             "medium": test.medium,

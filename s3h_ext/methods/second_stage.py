@@ -1,0 +1,108 @@
+"""Second stages on a finished run (Kang et al., "Decoupling", ICLR 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from s3h_ext.data import Batch, LongTailDataset, Stream
+from s3h_ext.methods.base import Method
+from s3h_ext.models import CosineClassifier, ImageClassifier
+
+Stage = TypeVar("Stage", bound="SecondStage")
+
+
+class SecondStage(Method):
+    """What both second stages share: the backbone of the first run, frozen.
+
+    They start from the network of a finished run, ``--init_from RUN``.
+    """
+
+    needs_first_stage = True
+
+    def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:
+        super().build(model, dataset)
+        model.backbone.requires_grad_(False)
+
+    def train(self: Stage, mode: bool = True) -> Stage:
+        super().train(mode)
+        # Frozen means batch norm's running statistics too.
+        self.model.backbone.eval()
+        return self
+
+    def loss(self, batch: Mapping[str, Batch], progress: float) -> dict[str, Tensor]:
+        train = batch["train"]
+        with torch.no_grad():
+            features = self.model.backbone(train.images.flatten(0, 1))
+        logits = self.model.classifier(features)
+        return {"loss": F.cross_entropy(logits.float(), train.labels)}
+
+
+class ClassifierRetraining(SecondStage):
+    """cRT: a new classifier on the frozen backbone, trained class-balanced (sec. 4.1).
+
+    Args:
+        sampler: how training images are drawn.
+        recipe: augmentation of the training images.
+    """
+
+    def __init__(
+        self, sampler: str = "class-balanced", recipe: str = "crop-flip"
+    ) -> None:
+        super().__init__()
+        self.sampler, self.recipe = sampler, recipe
+
+    @property
+    def label(self) -> str:
+        return "crt"
+
+    def streams(self) -> dict[str, Stream]:
+        return {"train": Stream(sampler=self.sampler, recipe=self.recipe)}
+
+    def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:
+        super().build(model, dataset)
+        model.classifier.reset_parameters()
+
+
+class TauNormalization(SecondStage):
+    r"""Rescale the classifier's weights, without training (section 4.2, equation 4).
+
+    .. math:: \tilde w_c = w_c / \lVert w_c \rVert^\tau
+
+    The bias is dropped, as in the paper. Nothing is trained: the run only evaluates.
+    Choose ``tau`` with ``--data.val_fraction``, never on the test split.
+
+    Args:
+        tau: 0 leaves the weights alone, 1 makes them unit vectors.
+    """
+
+    def __init__(self, tau: float = 0.7) -> None:
+        super().__init__()
+        if not 0.0 <= tau <= 1.0:
+            raise ValueError(f"tau: expected a number in [0, 1], got {tau}")
+        self.tau = tau
+
+    @property
+    def label(self) -> str:
+        return "tau-norm"
+
+    def streams(self) -> dict[str, Stream]:
+        return {"train": Stream(recipe="none")}
+
+    def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:
+        super().build(model, dataset)
+        classifier = model.classifier
+        if isinstance(classifier, CosineClassifier):
+            raise ValueError(
+                "method: TauNormalization needs a linear classifier; a cosine one has "
+                "unit weights already"
+            )
+        with torch.no_grad():
+            norms = classifier.weight.norm(dim=1, keepdim=True)
+            classifier.weight.div_(norms**self.tau)
+            classifier.bias.zero_()
+        classifier.requires_grad_(False)
