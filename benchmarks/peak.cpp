@@ -35,20 +35,20 @@ void multiply_adds() {
   Vec acc[kRows][3];
   Vec a = broadcast(1e-9f), b = broadcast(0.999f);
   S3H_UNROLL for (int r = 0; r < kRows; ++r)
-    S3H_UNROLL for (int c = 0; c < 3; ++c) acc[r][c] = broadcast(1.0f);
+      S3H_UNROLL for (int c = 0; c < 3; ++c) acc[r][c] = broadcast(1.0f);
   hide(a);
   hide(b);
   for (int64_t i = 0; i < kRounds; ++i)
     S3H_UNROLL for (int r = 0; r < kRows; ++r)
-      S3H_UNROLL for (int c = 0; c < 3; ++c) {
+        S3H_UNROLL for (int c = 0; c < 3; ++c) {
 #if defined(__AVX512BF16__)
-        if constexpr (Pairs)
-          acc[r][c] = _mm512_dpbf16_ps(acc[r][c], (__m512bh)a, (__m512bh)b);
-        else
+      if constexpr (Pairs)
+        acc[r][c] = _mm512_dpbf16_ps(acc[r][c], (__m512bh)a, (__m512bh)b);
+      else
 #endif
-          acc[r][c] = a * b + acc[r][c];
-        hide(acc[r][c]);
-      }
+        acc[r][c] = a * b + acc[r][c];
+      hide(acc[r][c]);
+    }
 }
 
 void exponentials() {
@@ -64,11 +64,11 @@ void exponentials() {
     }
 }
 
-// Calls a second of `work` on all threads, best of five.
+// Calls a second of `work` on all threads, the best of 20.
 template <typename Work>
 double rate(int threads, const Work& work) {
   double best = 0;
-  for (int trial = 0; trial < 5; ++trial) {
+  for (int trial = 0; trial < 20; ++trial) {
     std::vector<std::thread> pool;
     const auto start = std::chrono::steady_clock::now();
     for (int t = 0; t < threads; ++t) pool.emplace_back(work);

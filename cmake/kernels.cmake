@@ -19,6 +19,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
 endif()
 
 add_library(s3h_kernels STATIC
+  csrc/cpu/class_sums.cpp
   csrc/cpu/dispatch.cpp
   csrc/cpu/similarity_rows.cpp
   csrc/cpu/similarity_tiled.cpp
@@ -26,8 +27,17 @@ add_library(s3h_kernels STATIC
 if(S3H_CPU_LEVELS MATCHES ",")
   target_compile_definitions(s3h_kernels PRIVATE S3H_X86_LEVELS)
 endif()
-target_compile_options(s3h_kernels PRIVATE -O3 -ffp-contract=fast)
+target_compile_options(s3h_kernels PRIVATE -ffp-contract=fast)
+# Under a sanitizer the unrolled bodies take minutes to compile at -O3.
+if(NOT S3H_SANITIZE)
+  target_compile_options(s3h_kernels PRIVATE -O3)
+endif()
 target_compile_options(s3h_kernels PUBLIC -Wall -Wextra)
 if(S3H_WARNINGS_AS_ERRORS)
   target_compile_options(s3h_kernels PUBLIC -Werror)
+endif()
+if(S3H_SANITIZE)
+  target_compile_options(s3h_kernels PUBLIC -fsanitize=${S3H_SANITIZE}
+    -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  target_link_options(s3h_kernels PUBLIC -fsanitize=${S3H_SANITIZE})
 endif()

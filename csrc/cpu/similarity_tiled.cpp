@@ -37,7 +37,7 @@ constexpr double kLn2 = 0.6931471805599453;
 // 2^±kFastRange, times the number of keys and times a gradient, stays normal.
 constexpr double kFastRange = 80.0;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr int64_t kMinWorkPerThread = 1 << 19;
+constexpr int64_t kMinWorkPerThread = 1 << 20;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -236,6 +236,14 @@ class Engine {
     return k_.pairs ? static_cast<float>(kLog2E / p_.temperature) : 1.0f;
   }
 
+  // Small problems stay on the calling thread.
+  void run(int64_t begin, int64_t end, const RangeFunction& body) const {
+    if (tasks_ == 1)
+      body(begin, end);
+    else
+      threads_.parallel_for(begin, end, body);
+  }
+
   const SimilarityProblem<float, Element>& p_;
   const Threads& threads_;
   bool deterministic_;
@@ -271,7 +279,7 @@ template <typename Element>
 void Engine<Element>::pack(const Side& side) {
   const float scale = operand_scale();
   float* longest = longest_.data() + (&side == &row_ ? 0 : row_panels_);
-  threads_.parallel_for(0, side.panels, [&](int64_t begin, int64_t end) {
+  run(0, side.panels, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
       float* to = memory_.at<float>(side.packed) + panel * k_.panel * steps_;
       const int64_t first = panel * k_.panel;
@@ -322,24 +330,23 @@ template <typename Element>
 void Engine<Element>::copy_rows(const Side& side) {
   if (!side.copied_rows) return;
   const int64_t group = k_.pairs ? 2 : 1;
-  threads_.parallel_for(
-      0, ceil_div(side.count, group), [&](int64_t begin, int64_t end) {
-        for (int64_t r = begin; r < end; ++r) {
-          float* to = memory_.at<float>(side.rows) + r * width_;
-          const Element* from = side.matrix + r * group * p_.depth;
-          if constexpr (std::is_same_v<Element, float>) {
-            std::copy(from, from + p_.depth, to);
-          } else {
-            const bool second = 2 * r + 1 < side.count;
-            for (int64_t d = 0; d < p_.depth; ++d) {
-              const Element pair[2] = {from[d],
-                                       second ? from[p_.depth + d] : Element{}};
-              std::memcpy(to + d, pair, sizeof(float));
-            }
-          }
-          std::fill(to + p_.depth, to + width_, 0.0f);
+  run(0, ceil_div(side.count, group), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      float* to = memory_.at<float>(side.rows) + r * width_;
+      const Element* from = side.matrix + r * group * p_.depth;
+      if constexpr (std::is_same_v<Element, float>) {
+        std::copy(from, from + p_.depth, to);
+      } else {
+        const bool second = 2 * r + 1 < side.count;
+        for (int64_t d = 0; d < p_.depth; ++d) {
+          const Element pair[2] = {from[d],
+                                   second ? from[p_.depth + d] : Element{}};
+          std::memcpy(to + d, pair, sizeof(float));
         }
-      });
+      }
+      std::fill(to + p_.depth, to + width_, 0.0f);
+    }
+  });
 }
 
 // Decides between the fast and the exact form from what bounds the scores.
@@ -572,7 +579,7 @@ void Engine<Element>::forward(float* lse) {
 
   const bool both = p_.symmetric && !deterministic_;
   const auto pieces = both ? triangle(1.0) : rows_cut(false);
-  threads_.parallel_for(0, tasks_, [&](int64_t begin, int64_t end) {
+  run(0, tasks_, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       float* sum = memory_.at<float>(sums) + task * padded;
       float* maximum = memory_.at<float>(maxima) + task * padded;
@@ -625,7 +632,7 @@ void Engine<Element>::forward(float* lse) {
     }
   });
 
-  threads_.parallel_for(0, p_.n, [&](int64_t begin, int64_t end) {
+  run(0, p_.n, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       float sum = memory_.at<float>(sums)[i];
       float maximum = exact_ ? memory_.at<float>(maxima)[i] : 0.0f;
@@ -728,7 +735,7 @@ void Engine<Element>::backward(const float* grad, const float* lse,
 
   for (const Sweep& sweep : sweeps) {
     const auto pieces = triangular ? triangle(0.7) : rows_cut(sweep.by_columns);
-    threads_.parallel_for(0, tasks_, [&](int64_t begin, int64_t end) {
+    run(0, tasks_, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         float* g = memory_.at<float>(tiles) + task * tile_size;
         float* pairs = memory_.at<float>(pair_tiles) + task * pairs_size;
@@ -792,7 +799,7 @@ void Engine<Element>::backward(const float* grad, const float* lse,
                           int64_t size, const std::vector<char>& touched,
                           Element* out) {
     const float* from = memory_.at<float>(buffer);
-    threads_.parallel_for(0, side.count, [&](int64_t begin, int64_t end) {
+    run(0, side.count, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         Element* to = out + i * p_.depth;
         const float* parts[2] = {nullptr, nullptr};

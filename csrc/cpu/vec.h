@@ -34,6 +34,8 @@ constexpr int kLanes = 4;
 
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef int32_t IntVec __attribute__((vector_size(kLanes * 4)));
+// For bit patterns: their sums and shifts may wrap.
+typedef uint32_t BitVec __attribute__((vector_size(kLanes * 4)));
 
 S3H_INLINE Vec load(const float* from) {
   Vec v;
@@ -82,7 +84,7 @@ S3H_INLINE Vec exp2_bounded(Vec x) {
   // Adding 1.5 * 2^23 leaves the nearest integer in the low mantissa bits.
   const Vec shifted = x + 12582912.0f;
   const Vec p = exp2_polynomial(x - (shifted - 12582912.0f));
-  return (Vec)((IntVec)p + ((IntVec)shifted << 23));
+  return (Vec)((BitVec)p + ((BitVec)shifted << 23));
 #endif
 }
 

@@ -4,40 +4,14 @@
 // unwrapped to pointers.
 #include "../cpu/similarity.h"
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <algorithm>
-#include <optional>
 #include <tuple>
+
+#include "tensors.h"
 
 namespace {
 
 using s3h::cpu::Bfloat16;
-using s3h::cpu::Threads;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
-Threads torch_threads() {
-  const int64_t count = torch::stable::get_num_threads();
-  return {count, [count](int64_t begin, int64_t end,
-                         const s3h::cpu::RangeFunction& body) {
-            const int64_t grain = std::max<int64_t>(
-                1, (end - begin + count - 1) / std::max<int64_t>(1, count));
-            torch::stable::parallel_for(begin, end, grain, body);
-          }};
-}
-
-// The type of the vectors: biases, lse, upstream gradient.
-ScalarType compute_type(const Tensor& queries) {
-  const ScalarType type = queries.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double ||
-                      type == ScalarType::BFloat16 || type == ScalarType::Half,
-                  "queries must be float32, float64, bfloat16 or float16");
-  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
+using namespace s3h::stable;
 
 // The type the matrices are handed over in.
 ScalarType matrix_type(const Tensor& queries) {
@@ -45,37 +19,6 @@ ScalarType matrix_type(const Tensor& queries) {
       s3h::cpu::bfloat16_products())
     return ScalarType::BFloat16;
   return compute_type(queries);
-}
-
-// The tensor as contiguous `type`; the same tensor where it already is.
-Tensor as_contiguous(const Tensor& tensor, ScalarType type) {
-  STD_TORCH_CHECK(tensor.is_cpu(), "every tensor must be on the CPU");
-  return torch::stable::contiguous(
-      tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type));
-}
-
-OptionalTensor vector_of(const OptionalTensor& tensor, int64_t size,
-                         ScalarType type, const char* name) {
-  if (!tensor.has_value()) return std::nullopt;
-  STD_TORCH_CHECK(tensor->dim() == 1 && tensor->size(0) == size, name,
-                  " must have ", size, " elements");
-  return as_contiguous(*tensor, type);
-}
-
-// Elements by their own type, for the stable ABI knows no s3h::cpu::Bfloat16.
-template <typename T>
-const T* data(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-
-template <typename T>
-T* mutable_data(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
-template <typename T>
-const T* pointer(const OptionalTensor& tensor) {
-  return tensor.has_value() ? data<T>(*tensor) : nullptr;
 }
 
 // Owns the converted tensors for as long as the pointers are in use.

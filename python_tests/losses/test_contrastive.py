@@ -5,10 +5,16 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from s3h_ext.losses import (
+    BalancedContrastiveLoss,
+    CrossModelContrastiveLoss,
     PrototypicalSupConLoss,
     SupConLoss,
+    balanced_contrastive_loss,
+    cross_model_contrastive_loss,
     prototypical_supcon_loss,
     supcon_loss,
 )
@@ -212,3 +218,155 @@ def test_module_and_compile():
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def balanced_by_loops(z, labels, keys, key_labels, left_out, temperature):
+    """Zhu et al. eq. 10, anchor by anchor: (losses, which are counted)."""
+    losses, counted = [], []
+    for i, label in enumerate(labels):
+        seen = [a for a in range(len(keys)) if a != left_out[i]]
+        positives = [p for p in seen if key_labels[p] == label >= 0]
+        counted.append(bool(positives))
+        if not positives:
+            losses.append(z.sum() * 0)
+            continue
+        scores = torch.exp(keys @ z[i] / temperature)
+        weights = []
+        for a in seen:
+            same = [k for k in range(len(keys)) if key_labels[k] == key_labels[a]]
+            number = len(same) if key_labels[a] >= 0 else 1
+            own = bool(key_labels[a] == label) and left_out[i] in same
+            weights.append(number - int(own))
+        denominator = sum(scores[a] / w for a, w in zip(seen, weights, strict=True))
+        losses.append(
+            -sum(torch.log(scores[p] / denominator) for p in positives) / len(positives)
+        )
+    return torch.stack(losses), torch.tensor(counted)
+
+
+def assert_same_gradients(ours, expected, inputs):
+    for mine, right in zip(
+        torch.autograd.grad(ours, inputs),
+        torch.autograd.grad(expected, inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, right)
+
+
+@pytest.mark.parametrize("with_centres", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_balanced_equation(seed, with_centres):
+    z, labels = unit(13, 6, seed=seed).requires_grad_(), draw_labels(13, 4, seed)
+    labels[0] = -1
+    centres = unit(4, 6, seed=seed + 9).requires_grad_()
+    keys = torch.cat([z, centres]) if with_centres else z
+    key_labels = torch.cat([labels, torch.arange(4)])[: len(keys)]
+    expected, counted = balanced_by_loops(
+        z, labels, keys, key_labels.tolist(), list(range(13)), 0.2
+    )
+    given = centres if with_centres else None
+    losses = balanced_contrastive_loss(
+        z, labels, given, temperature=0.2, reduction="none"
+    )
+    torch.testing.assert_close(losses, expected)
+    mean, stats = BalancedContrastiveLoss(0.2)(z, labels, given, return_stats=True)
+    torch.testing.assert_close(mean, expected.sum() / counted.sum())
+    assert stats.counted == counted.sum()
+    inputs = (z, centres) if with_centres else (z,)
+    assert_same_gradients(mean, expected.sum() / counted.sum(), inputs)
+
+
+@pytest.mark.parametrize("parts", ["keys", "queue", "centres", "queue-centres"])
+@pytest.mark.parametrize("excluding", [True, False])
+def test_cross_model_equation(parts, excluding):
+    z, labels = unit(9, 6).requires_grad_(), draw_labels(9, 4)
+    keys, queue = unit(9, 6, seed=1).requires_grad_(), unit(7, 6, seed=2)
+    queue_labels = draw_labels(7, 4, 5)
+    labels[1] = queue_labels[0] = -1
+    centres = unit(4, 6, seed=3)
+    options = {}
+    every, every_label = [keys], [labels]
+    if "queue" in parts:
+        options |= {"queue": queue, "queue_labels": queue_labels}
+        every.append(queue)
+        every_label.append(queue_labels)
+    if "centres" in parts:
+        options["centres"] = centres
+        every.append(centres)
+        every_label.append(torch.arange(4))
+    left_out = [None] * 9
+    if excluding:
+        options["self_index"] = torch.arange(9)
+        options["self_index"][4] = 12
+        left_out = [*range(4), None, *range(5, 9)]
+    expected, counted = balanced_by_loops(
+        z, labels, torch.cat(every), torch.cat(every_label).tolist(), left_out, 0.2
+    )
+    mean, stats = cross_model_contrastive_loss(
+        z, labels, keys, labels, temperature=0.2, return_stats=True, **options
+    )
+    torch.testing.assert_close(mean, expected.sum() / counted.sum())
+    assert stats.counted == counted.sum()
+    assert_same_gradients(mean, expected.sum() / counted.sum(), (z, keys))
+    module = CrossModelContrastiveLoss(0.2)(z, labels, keys, labels, **options)
+    torch.testing.assert_close(module, mean)
+
+
+def test_balanced_losses_compile():
+    z, labels = unit(12, 8, dtype=torch.float32), draw_labels(12, 4)
+    centres = unit(4, 8, dtype=torch.float32)
+    options = {"fullgraph": True, "backend": "aot_eager"}
+    balanced = BalancedContrastiveLoss()
+    torch.testing.assert_close(
+        torch.compile(balanced, **options)(z, labels, centres),
+        balanced(z, labels, centres),
+    )
+    cross = CrossModelContrastiveLoss()
+    torch.testing.assert_close(
+        torch.compile(cross, **options)(z, labels, z, labels, centres=centres),
+        cross(z, labels, z, labels, centres=centres),
+    )
+
+
+def test_supcon_matches_pytorch_metric_learning():
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    theirs = losses.SupConLoss(temperature=0.1)
+    for seed in range(200):
+        generator = torch.Generator().manual_seed(seed)
+        n = int(torch.randint(4, 40, (1,), generator=generator))
+        classes = int(torch.randint(2, 8, (1,), generator=generator))
+        z = unit(n, 16, seed=seed, dtype=torch.float32)
+        # Theirs is 0 by definition where the whole batch is one class.
+        labels = draw_labels(n, classes, seed)
+        labels[:2] = torch.tensor([0, 1])
+        loss, stats = supcon_loss(
+            z, labels, temperature=0.1, reduction="sum", return_stats=True
+        )
+        # Their mean is over all anchors with a positive too.
+        mean = loss / stats.counted.clamp(min=1)
+        torch.testing.assert_close(mean, theirs(z, labels), atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    n=st.integers(1, 24),
+    classes=st.integers(1, 6),
+)
+def test_row_order_and_label_names_do_not_matter(seed, n, classes):
+    z, labels = unit(n, 7, seed=seed), draw_labels(n, classes, seed)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(n, generator=generator)
+    names = torch.randperm(classes, generator=generator)
+    centres = unit(classes, 7, seed=seed + 1)
+    renamed = torch.empty_like(centres)
+    renamed[names] = centres
+    far = torch.randint(1 << 40, 1 << 41, (classes,), generator=generator)
+    for loss in (supcon_loss, balanced_contrastive_loss):
+        value = loss(z, labels)
+        torch.testing.assert_close(loss(z[order], labels[order]), value)
+        torch.testing.assert_close(loss(z, far[labels]), value)
+    for loss in (balanced_contrastive_loss, prototypical_supcon_loss):
+        value = loss(z, labels, centres)
+        torch.testing.assert_close(loss(z[order], labels[order], centres), value)
+        torch.testing.assert_close(loss(z, names[labels], renamed), value)

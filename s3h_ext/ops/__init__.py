@@ -1,5 +1,6 @@
 """Stateless operations: what the losses and views are made of."""
 
+from s3h_ext.ops.class_sums import class_sum_dots
 from s3h_ext.ops.similarity import similarity_logsumexp
 
-__all__ = ["similarity_logsumexp"]
+__all__ = ["class_sum_dots", "similarity_logsumexp"]

@@ -1,0 +1,40 @@
+// Dot products with class sums, the attraction of every contrastive loss here:
+//
+//   S_c = sum of the keys of class c,   dot_i = q_i . S_{y_i}
+//
+// In the symmetric case the keys are the queries and row i is left out of its
+// own sum. A class outside [0, classes) has no sum, and its dot is 0.
+#pragma once
+
+#include <cstdint>
+
+#include "similarity.h"
+
+namespace s3h::cpu {
+
+template <typename T>
+struct ClassSumProblem {
+  bool symmetric;    // keys and key_classes are not read; m == n
+  const T* queries;  // [n, depth]
+  const T* keys;     // [m, depth]
+  int64_t n;
+  int64_t m;
+  int64_t depth;
+  const int64_t* query_classes;  // [n]
+  const int64_t* key_classes;    // [m]
+  int64_t classes;
+};
+
+// sums: [classes, depth] of memory to work in; dots: [n].
+template <typename T>
+void class_sum_dots(const ClassSumProblem<T>& problem, const Threads& threads,
+                    T* sums, T* dots);
+
+// grad: [n]; sums: [2, classes, depth] of memory to work in. Either gradient
+// may be nullptr; in the symmetric case grad_queries takes both roles'.
+template <typename T>
+void class_sum_dots_backward(const ClassSumProblem<T>& problem,
+                             const Threads& threads, const T* grad, T* sums,
+                             T* grad_queries, T* grad_keys);
+
+}  // namespace s3h::cpu

@@ -1,0 +1,250 @@
+// Runs every kernel of the similarity family on odd sizes with two threads and
+// compares it with a direct double-precision sum. Meant for the sanitizers
+// (tools/sanitize.sh): inputs are exact-size heap blocks, so that a read past
+// the end is seen. Prints what it ran; exits with 1 at the first mismatch.
+#include "../cpu/similarity.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "../cpu/class_sums.h"
+#include "../cpu/dispatch.h"
+
+namespace {
+
+using s3h::cpu::Bfloat16;
+using s3h::cpu::RangeFunction;
+using s3h::cpu::SimilarityProblem;
+using s3h::cpu::Threads;
+
+const Threads kThreads{
+    2, [](int64_t begin, int64_t end, const RangeFunction& body) {
+      const int64_t middle = begin + (end - begin + 1) / 2;
+      std::thread other([&] {
+        if (middle < end) body(middle, end);
+      });
+      if (begin < middle) body(begin, middle);
+      other.join();
+    }};
+
+template <typename T>
+std::unique_ptr<T[]> exact(const std::vector<T>& from) {
+  std::unique_ptr<T[]> to(new T[from.size()]);
+  std::copy(from.begin(), from.end(), to.get());
+  return to;
+}
+
+struct Case {
+  bool symmetric, biased, labelled, self, deterministic;
+  int64_t n, m, depth;
+  double temperature;
+};
+
+template <typename Element>
+void set(Element& to, float value) {
+  if constexpr (std::is_same_v<Element, Bfloat16>) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    to = static_cast<Bfloat16>(bits >> 16);
+  } else {
+    to = value;
+  }
+}
+
+template <typename Element>
+double get(Element from) {
+  if constexpr (std::is_same_v<Element, Bfloat16>) {
+    const uint32_t bits = static_cast<uint32_t>(from) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+  } else {
+    return from;
+  }
+}
+
+template <typename T>
+void require_close(const char* what, const Case& c, const T* ours,
+                   const std::vector<double>& right, double tolerance) {
+  double scale = 1;
+  for (double value : right)
+    if (std::isfinite(value)) scale = std::max(scale, std::abs(value));
+  for (size_t i = 0; i < right.size(); ++i) {
+    const double mine = get(ours[i]);
+    if (mine == right[i] || std::abs(mine - right[i]) <= tolerance * scale)
+      continue;
+    std::fprintf(stderr,
+                 "%s: [%zu] is %g, not %g (symmetric %d biased %d labelled %d "
+                 "self %d deterministic %d, %lld x %lld x %lld, t %g)\n",
+                 what, i, mine, right[i], c.symmetric, c.biased, c.labelled,
+                 c.self, c.deterministic, static_cast<long long>(c.n),
+                 static_cast<long long>(c.m), static_cast<long long>(c.depth),
+                 c.temperature);
+    std::exit(1);
+  }
+}
+
+template <typename T, typename Element>
+void check(const Case& c) {
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal;
+  const auto matrix = [&](int64_t rows) {
+    std::vector<Element> values(static_cast<size_t>(rows * c.depth));
+    const float unit = 1 / std::sqrt(static_cast<float>(c.depth));
+    for (Element& value : values) set(value, normal(random) * unit);
+    return exact(values);
+  };
+  const auto vector = [&](int64_t size) {
+    std::vector<T> values(static_cast<size_t>(size));
+    for (T& value : values) value = normal(random);
+    return exact(values);
+  };
+  const auto labels = [&](int64_t size) {
+    std::vector<int64_t> values(static_cast<size_t>(size));
+    for (int64_t& value : values)
+      value = static_cast<int64_t>(random() % 4) - 1;
+    return exact(values);
+  };
+  const auto queries = matrix(c.n), other_keys = matrix(c.m);
+  const auto bias = vector(c.m), same = vector(c.n), grad = vector(c.n);
+  const auto query_labels = labels(c.n), other_labels = labels(c.m);
+  const auto self = labels(c.n);
+  const SimilarityProblem<T, Element> p{
+      c.symmetric,
+      queries.get(),
+      c.symmetric ? nullptr : other_keys.get(),
+      c.n,
+      c.m,
+      c.depth,
+      c.temperature,
+      c.biased ? bias.get() : nullptr,
+      c.labelled ? query_labels.get() : nullptr,
+      c.labelled && !c.symmetric ? other_labels.get() : nullptr,
+      c.labelled ? same.get() : nullptr,
+      0.0,
+      c.self ? self.get() : nullptr};
+  const Element* keys = c.symmetric ? queries.get() : other_keys.get();
+  const int64_t* key_labels =
+      c.symmetric ? query_labels.get() : other_labels.get();
+
+  const auto score = [&](int64_t i, int64_t j) {
+    if (c.symmetric ? i == j : c.self && self[i] == j)
+      return -std::numeric_limits<double>::infinity();
+    double x = 0;
+    for (int64_t d = 0; d < c.depth; ++d)
+      x += get(queries[i * c.depth + d]) * get(keys[j * c.depth + d]);
+    x /= c.temperature;
+    if (c.biased) x += bias[j];
+    if (c.labelled && query_labels[i] >= 0 && query_labels[i] == key_labels[j])
+      x += same[i];
+    return x;
+  };
+  std::vector<double> lse(static_cast<size_t>(c.n));
+  std::vector<double> to_queries(static_cast<size_t>(c.n * c.depth));
+  std::vector<double> to_keys(static_cast<size_t>(c.m * c.depth));
+  std::vector<double> scores(static_cast<size_t>(c.m));
+  for (int64_t i = 0; i < c.n; ++i) {
+    double top = -std::numeric_limits<double>::infinity(), sum = 0;
+    for (int64_t j = 0; j < c.m; ++j) {
+      scores[static_cast<size_t>(j)] = score(i, j);
+      top = std::max(top, scores[static_cast<size_t>(j)]);
+    }
+    if (std::isfinite(top))
+      for (double x : scores) sum += std::exp(x - top);
+    lse[static_cast<size_t>(i)] = sum > 0 ? top + std::log(sum) : top;
+    if (sum == 0) continue;
+    for (int64_t j = 0; j < c.m; ++j) {
+      const double weight = grad[i] / c.temperature *
+                            std::exp(scores[static_cast<size_t>(j)] - top) /
+                            sum;
+      auto& others = c.symmetric ? to_queries : to_keys;
+      for (int64_t d = 0; d < c.depth; ++d) {
+        to_queries[static_cast<size_t>(i * c.depth + d)] +=
+            weight * get(keys[j * c.depth + d]);
+        others[static_cast<size_t>(j * c.depth + d)] +=
+            weight * get(queries[i * c.depth + d]);
+      }
+    }
+  }
+
+  const auto ours = exact(std::vector<T>(static_cast<size_t>(c.n)));
+  const auto grad_queries =
+      exact(std::vector<Element>(static_cast<size_t>(c.n * c.depth)));
+  const auto grad_keys =
+      exact(std::vector<Element>(static_cast<size_t>(c.m * c.depth)));
+  Element* keys_target = c.symmetric ? nullptr : grad_keys.get();
+  constexpr double kTolerance = std::is_same_v<T, double>           ? 1e-12
+                                : std::is_same_v<Element, Bfloat16> ? 2e-2
+                                                                    : 2e-5;
+  if constexpr (std::is_same_v<T, double>) {
+    s3h::cpu::logsumexp_rows(p, kThreads, ours.get());
+    s3h::cpu::logsumexp_rows_backward(p, kThreads, grad.get(), ours.get(),
+                                      grad_queries.get(), keys_target);
+  } else {
+    s3h::cpu::logsumexp_tiled(p, kThreads, c.deterministic, ours.get());
+    s3h::cpu::logsumexp_tiled_backward(p, kThreads, c.deterministic, grad.get(),
+                                       ours.get(), grad_queries.get(),
+                                       keys_target);
+  }
+  require_close("lse", c, ours.get(), lse, kTolerance);
+  require_close("grad queries", c, grad_queries.get(), to_queries, kTolerance);
+  if (!c.symmetric)
+    require_close("grad keys", c, grad_keys.get(), to_keys, kTolerance);
+}
+
+void check_class_sums() {
+  const std::vector<float> q{1, 2, 3, 4, 5, 6}, grad{1, -1, 2};
+  const std::vector<int64_t> classes{0, 1, 0};
+  const auto rows = exact(q), upstream = exact(grad);
+  const auto own = exact(classes);
+  const s3h::cpu::ClassSumProblem<float> p{true, rows.get(), nullptr, 3, 3,
+                                           2,    own.get(),  nullptr, 2};
+  const auto sums = exact(std::vector<float>(8));
+  const auto dots = exact(std::vector<float>(3));
+  const auto to = exact(std::vector<float>(6));
+  s3h::cpu::class_sum_dots(p, kThreads, sums.get(), dots.get());
+  s3h::cpu::class_sum_dots_backward<float>(p, kThreads, upstream.get(),
+                                           sums.get(), to.get(), nullptr);
+  const Case c{true, false, true, false, true, 3, 3, 2, 1};
+  require_close("dots", c, dots.get(), {17, 0, 17}, 1e-6);
+  require_close("grad", c, to.get(), {15, 18, 0, 0, 3, 6}, 1e-6);
+}
+
+}  // namespace
+
+int main() {
+  int cases = 0;
+  const int64_t sizes[][3] = {
+      {1, 1, 1}, {7, 5, 3}, {101, 67, 33}, {260, 420, 64}};
+  for (const auto& size : sizes)
+    for (int flags = 0; flags < 32; ++flags)
+      for (double temperature : {0.3, 0.004}) {
+        const bool symmetric = flags & 1;
+        const Case c{symmetric,
+                     (flags & 2) != 0,
+                     (flags & 4) != 0,
+                     !symmetric && (flags & 8) != 0,
+                     (flags & 16) != 0,
+                     size[0],
+                     symmetric ? size[0] : size[1],
+                     size[2],
+                     temperature};
+        // The largest size is for the threads: one of each kind is enough.
+        if (size[0] > 200 && (flags & 6) != 0) continue;
+        check<float, float>(c);
+        if (!c.deterministic) check<double, double>(c);
+        if (s3h::cpu::bfloat16_products()) check<float, Bfloat16>(c);
+        ++cases;
+      }
+  check_class_sums();
+  std::printf("%d cases at level %s\n", cases,
+              s3h::cpu::level_name(s3h::cpu::dispatch_level()));
+}

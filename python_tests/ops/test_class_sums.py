@@ -1,0 +1,82 @@
+"""Class-sum dot products against the masked matrix product they replace."""
+
+import pytest
+import torch
+
+from s3h_ext.ops import class_sum_dots, class_sums
+
+
+def draw(n=30, m=20, depth=9, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(n)
+    q = torch.randn(n, depth, generator=generator, dtype=torch.float64).to(dtype)
+    k = torch.randn(m, depth, generator=generator, dtype=torch.float64).to(dtype)
+    a = torch.randint(-1, 6, (n,), generator=generator)
+    b = torch.randint(-1, 6, (m,), generator=generator)
+    return q.requires_grad_(), k.requires_grad_(), a, b
+
+
+def by_matrix(q, k, a, b):
+    same = (a[:, None] == b) & (a[:, None] >= 0) & (a[:, None] < 5)
+    return ((q @ k.T) * same).sum(dim=1)
+
+
+@pytest.mark.parametrize("size", [(30, 20, 9), (64, 80, 70), (1, 1, 1), (0, 4, 3)])
+def test_rectangular(size):
+    q, k, a, b = draw(*size)
+    dots = class_sum_dots(q, k, query_classes=a, key_classes=b, num_classes=5)
+    expected = by_matrix(q, k, a, b)
+    torch.testing.assert_close(dots, expected)
+    weights = torch.randn(len(q), dtype=torch.float64)
+    for ours, right in zip(
+        torch.autograd.grad(dots, (q, k), weights),
+        torch.autograd.grad(expected, (q, k), weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, right)
+
+
+def test_symmetric_leaves_the_row_itself_out():
+    q, _, a, _ = draw()
+    inside = (a >= 0) & (a < 5)
+    expected = by_matrix(q, q, a, a) - (q * q).sum(dim=1) * inside
+    torch.testing.assert_close(
+        class_sum_dots(q, query_classes=a, num_classes=5), expected
+    )
+    small, _, classes, _ = draw(7, 1, 3)
+    assert torch.autograd.gradcheck(
+        lambda q: class_sum_dots(q, query_classes=classes, num_classes=5), (small,)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_types(dtype):
+    q, k, a, b = draw(dtype=dtype)
+    dots = class_sum_dots(q, k, query_classes=a, key_classes=b, num_classes=5)
+    assert dots.dtype == torch.float32
+    torch.testing.assert_close(dots, by_matrix(q.float(), k.float(), a, b))
+    dots.sum().backward()
+    assert q.grad.dtype == k.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_opcheck_and_plain_form(symmetric):
+    q, k, a, b = draw()
+    arguments = (q, None, a, None, 5) if symmetric else (q, k, a, b, 5)
+    torch.library.opcheck(torch.ops.s3h.class_sum_dots.default, arguments)
+    plain = [t.detach() if isinstance(t, torch.Tensor) else t for t in arguments]
+    grad = torch.randn(30, dtype=torch.float64)
+    torch.testing.assert_close(
+        class_sums._forward_plain(*plain), torch.ops.s3h.class_sum_dots(*plain)
+    )
+    torch.testing.assert_close(
+        class_sums._backward_plain(grad, *plain, True, not symmetric),
+        torch.ops.s3h.class_sum_dots_backward(grad, *plain, True, not symmetric),
+    )
+
+
+def test_bad_input():
+    q, k, a, b = draw()
+    with pytest.raises(RuntimeError, match="key_classes must have 20 elements"):
+        class_sum_dots(q, k, query_classes=a, key_classes=b[:3], num_classes=5)
+    with pytest.raises(RuntimeError, match="go together"):
+        class_sum_dots(q, k, query_classes=a, num_classes=5)
