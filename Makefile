@@ -5,6 +5,8 @@
 #   make train [ARGS="--preset cifar100-lt/hybrid-psc --data.root DIR"]
 #   make test  [ARGS="-k similarity"]
 #   make lint | format | setup | build | cuda-compile | gpu-check | clean
+#   make sanitize [ARGS="avx2"]
+#   make fuzz  [FUZZ_SECONDS=600] [ARGS="archive options"]
 #
 # Variables: PYTHON (>= 3.10), VENV, S3H_CUDA (auto, on, off), S3H_DATA_ROOT (folder
 # with the CIFAR archives, for the tests that read them), ARGS.
@@ -25,9 +27,9 @@ endif
 
 SETUP := tools/setup_venv.sh tools/requirements.py pyproject.toml constraints-dev.txt
 NATIVE := setup.py CMakeLists.txt $(shell find csrc cmake -type f 2>/dev/null)
-CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: train test setup build lint format cuda-compile gpu-check clean
+.PHONY: train test setup build lint format sanitize fuzz cuda-compile gpu-check clean
 
 train: $(STAMPS)/build
 	$(BIN)/python -m s3h_ext.train $(ARGS)
@@ -49,6 +51,16 @@ format: $(STAMPS)/dev
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+# Native tests under the address, undefined-behaviour and thread sanitizers. ARGS: CPU
+# levels, all that this machine has if empty.
+sanitize: $(STAMPS)/base
+	PATH="$(abspath $(BIN)):$$PATH" tools/sanitize.sh $(ARGS)
+
+# FUZZ_SECONDS: for each fuzzer. ARGS: which ones.
+fuzz: export FUZZ_SECONDS ?= 120
+fuzz: $(STAMPS)/build
+	tools/fuzz/run.sh $(BIN)/python $(ARGS)
 
 cuda-compile:
 	tools/cuda_compile.sh

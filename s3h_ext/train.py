@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         trainer.fit()
     except KeyboardInterrupt:
         print(
-            f"\nstopped after epoch {trainer.epochs_done}; to go on, run the same "
+            f"\nstopped in epoch {trainer.epochs_done + 1}; to go on, run the same "
             f"command with --output {output} --resume",
             file=sys.stderr,
         )

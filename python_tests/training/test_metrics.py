@@ -1,8 +1,14 @@
 import numpy as np
 import pytest
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import f1_score, recall_score
 
-from s3h_ext.training.metrics import classification_metrics
+from s3h_ext.training.metrics import (
+    calibrate,
+    class_groups,
+    classification_metrics,
+    evaluate_predictions,
+)
 
 
 def confusion_of(truth, predicted, classes):
@@ -59,3 +65,89 @@ def test_a_class_without_images_is_left_out():
 def test_bad_matrices_are_refused(matrix, message):
     with pytest.raises(ValueError, match=message):
         classification_metrics(matrix, np.array([1, 1]))
+
+
+def test_groups_of_classes():
+    counts = [5000, 101, 100, 20, 19, 0]
+    assert class_groups(counts).tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_calibration_by_hand():
+    # Bins of 1/15: 0.05 is in the first; 0.30 and 0.32 in the fifth; 0.99 in the last.
+    confidence = np.array([0.05, 0.30, 0.32, 0.99, 0.99])
+    correct = np.array([False, True, False, True, True])
+    calibration = calibrate(confidence, correct)
+    assert calibration.images.tolist() == [1, 0, 0, 0, 2, *[0] * 9, 2]
+    assert calibration.accuracy[[0, 4, 14]].tolist() == [0, 50, 100]
+    assert calibration.confidence[[0, 4, 14]] == pytest.approx([5, 31, 99])
+    assert np.isnan(calibration.accuracy[1])
+    assert np.isnan(calibration.confidence[1])
+    assert calibration.error == pytest.approx((1 * 5 + 2 * 19 + 2 * 1) / 5)
+
+
+def test_a_bin_is_closed_on_the_right():
+    correct = np.zeros(4, dtype=bool)
+    calibration = calibrate(np.array([0.0, 0.5, 0.5 + 1e-12, 1.0]), correct, bins=2)
+    assert calibration.images.tolist() == [2, 2]
+
+
+def test_calibration_agrees_with_scikit_learn():
+    rng = np.random.default_rng(1)
+    confidence = rng.uniform(0.1, 1, 2000)
+    correct = rng.random(2000) < confidence**2
+    ours = calibrate(confidence, correct)
+    accuracy, mean = calibration_curve(
+        correct, confidence, n_bins=15, strategy="uniform"
+    )
+    filled = ours.images > 0
+    assert ours.accuracy[filled] == pytest.approx(100 * accuracy)
+    assert ours.confidence[filled] == pytest.approx(100 * mean)
+    # confidence - confidence² is 1/6 in the mean over [0, 1], and always positive.
+    assert 10 < ours.error < 20
+    assert ours.error == pytest.approx(100 * (confidence.mean() - correct.mean()))
+
+
+def test_predictions_that_are_as_often_right_as_they_say_have_no_error():
+    confidence = np.repeat([0.5, 0.75], [4, 8])
+    correct = np.array([True, False] * 2 + [True, True, True, False] * 2)
+    assert calibrate(confidence, correct).error == pytest.approx(0, abs=1e-12)
+
+
+def test_confidences_that_are_not_numbers_leave_the_error_undefined():
+    calibration = calibrate(np.array([0.5, np.nan]), np.array([True, False]))
+    assert np.isnan(calibration.error)
+
+
+def test_evaluation_of_predictions_agrees_with_the_dense_matrix():
+    rng = np.random.default_rng(2)
+    truth, predicted = rng.integers(0, 5, 300), rng.integers(0, 5, 300)
+    counts = np.array([200, 150, 50, 10, 3])
+    dense = confusion_of(truth, predicted, 5)
+    evaluation = evaluate_predictions(truth, predicted, rng.random(300), counts)
+    expected = classification_metrics(dense, counts)
+    for name in ("top1", "many", "medium", "few", "macro_f1", "worst_class"):
+        assert getattr(evaluation, name) == getattr(expected, name)
+    assert evaluation.per_class.tolist() == expected.per_class.tolist()
+    cells = np.zeros_like(dense)
+    cells[evaluation.confusion[:, 0], evaluation.confusion[:, 1]] = (
+        evaluation.confusion[:, 2]
+    )
+    assert cells.tolist() == dense.tolist()
+    assert evaluation.calibration.images.sum() == 300
+
+
+@pytest.mark.parametrize(
+    ("truth", "predicted", "confidence", "message"),
+    [
+        ([0, 1], [0], [1.0], "predicted: expected one for each image"),
+        ([0, 2], [0, 1], [1.0, 1.0], r"truth: expected classes in \[0, 2\), got 0 to"),
+        ([0, 1], [-1, 1], [1.0, 1.0], r"predicted: expected classes in .* got -1 to 1"),
+        ([0, 1], [0, 1], [1.0], "confidence: expected one for each prediction"),
+        ([], [], [], "confidence: expected at least one prediction"),
+    ],
+)
+def test_bad_predictions_are_refused(truth, predicted, confidence, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_predictions(
+            np.array(truth, int), np.array(predicted, int), confidence, np.ones(2)
+        )

@@ -27,13 +27,13 @@ def small(name, classes):
 def test_preset_trains(tmp_path, preset):
     config, record, _ = parse_options(
         f"--preset {preset} --epochs 1 --device cpu --precision fp32 "
-        "--model.backbone resnet20".split()
+        "--model.backbone resnet20 --report false".split()
     )
     dataset = small(config.data.name, CLASSES[config.data.name])
     if config.method.needs_first_stage:
         first, plain, _ = parse_options(
             "--preset digits-lt/ce --epochs 1 --device cpu --precision fp32 "
-            "--model.backbone resnet20".split()
+            "--model.backbone resnet20 --report false".split()
         )
         Trainer(first, plain, tmp_path / "first", dataset=dataset).fit()
         config.init_from = str(tmp_path / "first")

@@ -18,7 +18,10 @@ from s3h_ext.training.meter import DivergedError
 from s3h_ext.training.options import parse_options
 from s3h_ext.training.trainer import Trainer
 
-QUICK = "--model.backbone resnet20 --epochs 2 --device cpu --precision fp32".split()
+QUICK = (
+    "--preset digits-lt/ce --model.backbone resnet20 --data.imbalance 100 "
+    "--epochs 2 --device cpu --precision fp32 --report false"
+).split()
 
 SUMMARY_KEYS = (
     "preset dataset imbalance method seed epochs top1 many medium few best_top1 "
@@ -43,7 +46,7 @@ def test_a_run_leaves_everything_about_it(tmp_path, capsys, preset):
     assert set(SUMMARY_KEYS) <= set(summary)
     assert summary["preset"] == f"digits-lt/{preset}"
     assert summary["method"] == preset
-    assert summary["imbalance"] == 20
+    assert summary["imbalance"] == 100
     for name in ("top1", "many", "medium", "few", "best_top1"):
         assert 0 <= summary[name] <= 100
     with (folder / "metrics.csv").open() as file:
@@ -56,7 +59,7 @@ def test_a_run_leaves_everything_about_it(tmp_path, capsys, preset):
 
 
 def test_training_learns(tmp_path):
-    _, summary = train(tmp_path, "--preset", "digits-lt/ce", "--epochs", "12")
+    _, summary = train(tmp_path, "--data.imbalance", "20", "--epochs", "10")
     # 2 of 10 classes are 'many'; a network that learned nothing is at 10.
     assert summary["many"] > 85
     assert summary["top1"] > 30
@@ -90,8 +93,7 @@ def test_resume_gives_the_bits_of_the_run_that_was_not_stopped(tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         stopped.fit()
     resumed, summary = train(tmp_path / "parts", "--epochs", "4", resume=True)
-    for name, value in whole.method.state_dict().items():
-        assert torch.equal(value, resumed.method.state_dict()[name]), name
+    assert_same_bits(resumed.method.state_dict(), whole.method.state_dict())
     assert summary["top1"] == whole_summary["top1"]
     strip = ["epoch", "loss", "test_top1"]
     assert [{k: r[k] for k in strip} for r in resumed.history] == [
@@ -99,33 +101,152 @@ def test_resume_gives_the_bits_of_the_run_that_was_not_stopped(tmp_path, monkeyp
     ]
 
 
-def test_sigkill_then_resume_gives_the_same_bits(tmp_path):
-    whole, _ = train(tmp_path / "whole", "--epochs", "4")
-    command = [
-        sys.executable,
-        "-m",
-        "s3h_ext.train",
-        *QUICK,
-        "--epochs",
-        "4",
-        "--output",
-    ]
-    folder = tmp_path / "killed"
-    process = subprocess.Popen(
-        [*command, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+SCRIPT = [sys.executable, "-m", "s3h_ext.train", *QUICK, "--epochs", "12"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The final weights of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    subprocess.run([*SCRIPT, "--output", str(folder)], check=True, capture_output=True)
+    return final_weights(folder)
+
+
+def final_weights(folder):
+    state = load_checkpoint(checkpoint_paths(folder / "checkpoints")[0])
+    assert state["epochs_done"] == 12
+    assert state["unfinished_epoch"] is None
+    return state["method"]
+
+
+def assert_same_bits(weights, expected):
+    for name, value in expected.items():
+        assert torch.equal(value, weights[name]), name
+
+
+def start(folder, *arguments):
+    return subprocess.Popen(
+        [*SCRIPT, "--output", str(folder), "--resume", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
+
+
+def wait_for_checkpoint(process, folder):
     deadline = time.monotonic() + 120
     while not checkpoint_paths(folder / "checkpoints"):
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert process.poll() is None, "the run ended before it could be stopped"
         assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    subprocess.run([*command, str(folder), "--resume"], check=True, capture_output=True)
-    final = load_checkpoint(checkpoint_paths(folder / "checkpoints")[0])
-    assert final["epochs_done"] == 4
-    for name, value in whole.method.state_dict().items():
-        assert torch.equal(value, final["method"][name]), name
+        time.sleep(0.01)
+
+
+# Everything is imported once; each attempt is a fork that kills itself at a moment
+# somewhere in the next epoch and a half, evaluation and checkpoint included.
+KILLED_TEN_TIMES = """
+import os, random, signal, sys, threading
+from s3h_ext.methods import Baseline
+from s3h_ext.train import main
+
+rng = random.Random(0)
+
+def attempt(last_step, delay):
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    done = []
+    def after_step(method):
+        done.append(1)
+        if len(done) == last_step:
+            timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL))
+            timer.start()
+    Baseline.after_step = after_step
+    os._exit(main([*sys.argv[1:], "--resume"]))
+
+for _ in range(10):
+    status = attempt(rng.randint(1, 9), rng.uniform(0.0, 0.5))
+    if not os.WIFSIGNALED(status):
+        sys.exit("the run was over before it was killed ten times")
+sys.exit(os.waitstatus_to_exitcode(attempt(0, 0.0)))
+"""
+
+
+def run_script(code, folder):
+    arguments = [*SCRIPT[3:], "--output", str(folder)]
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True)
+
+
+def test_sigkill_at_ten_random_moments_changes_no_bit(tmp_path, undisturbed):
+    result = run_script(KILLED_TEN_TIMES, tmp_path)
+    assert result.returncode == 0, result.stderr.decode()[-2000:]
+    assert_same_bits(final_weights(tmp_path), undisturbed)
+    assert not list((tmp_path / "checkpoints").glob("*.partial"))
+
+
+KILLED_WHILE_WRITING = """
+import os, pathlib, signal, sys
+from s3h_ext.train import main
+replace = pathlib.Path.replace
+def killed(path, target):
+    if path.name == "epoch_00003.partial":
+        path.write_bytes(path.read_bytes()[:-1000])
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(path, target)
+pathlib.Path.replace = killed
+main(sys.argv[1:])
+"""
+
+
+def test_sigkill_while_a_checkpoint_is_written_changes_no_bit(tmp_path, undisturbed):
+    killed = run_script(KILLED_WHILE_WRITING, tmp_path)
+    assert killed.returncode == -signal.SIGKILL
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert names == ["epoch_00001.pt", "epoch_00002.pt", "epoch_00003.partial"]
+    process = start(tmp_path)
+    process.communicate()
+    assert process.returncode == 0
+    assert_same_bits(final_weights(tmp_path), undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_polite_stop_saves_inside_the_epoch(tmp_path, undisturbed, number):
+    process = start(tmp_path)
+    wait_for_checkpoint(process, tmp_path)
+    process.send_signal(number)
+    _, messages = process.communicate()
+    assert process.returncode == 130
+    assert f"run the same command with --output {tmp_path} --resume" in messages
+    state = load_checkpoint(checkpoint_paths(tmp_path / "checkpoints")[0])
+    assert state["epochs_done"] < 12
+    process = start(tmp_path)
+    _, messages = process.communicate()
+    assert process.returncode == 0
+    assert_same_bits(final_weights(tmp_path), undisturbed)
+
+
+def test_stopping_inside_an_epoch_keeps_its_numbers(tmp_path, monkeypatch):
+    whole, _ = train(tmp_path / "whole")
+    config, record, _ = parse_options(QUICK)
+    stopped = Trainer(config, record, tmp_path / "parts")
+    after_step, steps = stopped.method.after_step, []
+
+    def stop_in_the_third_step():
+        after_step()
+        steps.append(1)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(stopped.method, "after_step", stop_in_the_third_step)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit()
+    state = load_checkpoint(checkpoint_paths(stopped.checkpoints)[0])
+    assert (state["epochs_done"], state["unfinished_epoch"]["steps"]) == (0, 3)
+    resumed, _ = train(tmp_path / "parts", resume=True)
+    assert_same_bits(resumed.method.state_dict(), whole.method.state_dict())
+    assert [row["loss"] for row in resumed.history] == [
+        row["loss"] for row in whole.history
+    ]
+    assert resumed.images_trained == whole.images_trained
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path, capsys):
@@ -141,8 +262,8 @@ def test_default_output_folders_do_not_collide(tmp_path, monkeypatch):
     for _ in range(2):
         assert main([*QUICK, "--epochs", "1"]) == 0
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [
-        "digits-lt-hybrid-psc-seed0",
-        "digits-lt-hybrid-psc-seed0-2",
+        "digits-lt-ce-seed0",
+        "digits-lt-ce-seed0-2",
     ]
 
 
@@ -164,14 +285,14 @@ def test_held_out_images_are_what_epochs_are_compared_on(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
-    config, record, _ = parse_options([*QUICK, "--preset", "digits-lt/ce"])
+    config, record, _ = parse_options(QUICK)
     trainer = Trainer(config, record, tmp_path)
     loss, steps = trainer.method.loss, []
 
     def spoiled(batch, progress):
         steps.append(progress)
         terms = loss(batch, progress)
-        return {"loss": terms["loss"] * float("nan")} if len(steps) == 11 else terms
+        return {"loss": terms["loss"] * float("nan")} if len(steps) == 9 else terms
 
     trainer.method.loss = spoiled
     with pytest.raises(DivergedError, match="loss is nan at step 3 of epoch 2"):
@@ -226,19 +347,12 @@ def test_training_on_a_gpu(tmp_path):
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("first")
-    trainer, _ = train(folder, "--preset", "digits-lt/ce", "--epochs", "1")
+    trainer, _ = train(folder, "--epochs", "1")
     return folder, trainer
 
 
 def second(folder, finished_run, *arguments):
-    return train(
-        folder,
-        "--preset",
-        "digits-lt/ce",
-        "--init_from",
-        str(finished_run[0]),
-        *arguments,
-    )
+    return train(folder, "--init_from", str(finished_run[0]), *arguments)
 
 
 def test_crt_trains_a_new_classifier_on_the_first_runs_backbone(tmp_path, finished_run):

@@ -1,6 +1,6 @@
 """Readers for the unpacked official CIFAR-10 and CIFAR-100 archives.
 
-The archives are pickles, and a pickle can run any code. These are read by an unpickler
+The archives are pickles, and a pickle can run any code. These are read by a machine
 that knows three names, all stand-ins of ours for what numpy's own pickles ask for; a
 pickle that asks for anything else is refused, and no numpy parser sees its bytes.
 """
@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from s3h_ext.data.pickles import PlainUnpickler, RefusedGlobalError, brief
 
 __all__ = ["Archive", "ArchiveError", "read_archive", "read_pickle"]
 
@@ -133,9 +135,9 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        with path.open("rb") as file:
-            content = _Unpickler(file, encoding="bytes").load()
-    except _RefusedGlobalError as error:
+        raw = path.read_bytes()
+        content = PlainUnpickler(raw, _ALLOWED, encoding="bytes").load()
+    except RefusedGlobalError as error:
         raise ArchiveError(
             f"{path}: the pickle asks for the global {error}; only plain numpy arrays "
             "are allowed, so it was not read further"
@@ -154,10 +156,6 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
         _text(key): value.array if isinstance(value, _Array) else value
         for key, value in content.items()
     }
-
-
-class _RefusedGlobalError(pickle.UnpicklingError):
-    pass
 
 
 class _Sealed:
@@ -187,7 +185,9 @@ class _MakeDtype(_Sealed):
 
     def __call__(self, code: object, *flags: object) -> _Dtype:
         if code not in (b"u1", "u1", b"|u1", "|u1"):
-            raise pickle.UnpicklingError(f"expected an array of uint8, got {code!r}")
+            raise pickle.UnpicklingError(
+                f"expected an array of uint8, got {brief(code)}"
+            )
         return _Dtype()
 
 
@@ -219,7 +219,7 @@ class _Array:
             and 1 <= len(shape) <= 4
             and all(type(size) is int and size >= 0 for size in shape)
         ):
-            raise pickle.UnpicklingError(f"array with the shape {str(shape)[:80]}")
+            raise pickle.UnpicklingError("array with an impossible shape")
         if isinstance(raw, str):
             raw = raw.encode("latin1")
         # Raises if the bytes do not fill the shape, before anything is allocated.
@@ -233,17 +233,6 @@ _ALLOWED: Mapping[tuple[str, str], _Sealed] = {
     ("numpy", "ndarray"): _NdarrayName(),
     ("numpy", "dtype"): _MakeDtype(),
 }
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise _RefusedGlobalError(f"{module}.{name}") from None
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError("persistent object")
 
 
 def _find_folder(layout: _Layout, root: Path) -> Path:
@@ -285,7 +274,7 @@ def _read_part(
         if key not in content:
             raise ArchiveError(
                 f"{path}: expected the keys data and {layout.labels}, got "
-                f"{', '.join(sorted(content)) or 'none'}"
+                f"{', '.join(sorted(content))[:200] or 'none'}"
             )
     images, labels = content["data"], content[layout.labels]
     if not isinstance(images, np.ndarray) or images.shape != (len(images), _ROW):
@@ -304,7 +293,7 @@ def _read_part(
     if wrong is not None:
         raise ArchiveError(
             f"{path}: {layout.labels}: expected labels 0 .. {layout.num_classes - 1}, "
-            f"got {str(wrong)[:40]}"
+            f"got {brief(wrong)}"
         )
     return images, np.asarray(labels, np.int64)
 

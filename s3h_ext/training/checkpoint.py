@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from s3h_ext.data.pickles import brief
+from s3h_ext.training.audit import audit_checkpoint, is_plain
 
 FORMAT = "s3h_ext-checkpoint-1"
 KEEP = 2
@@ -23,6 +25,7 @@ FREE_KEYS = frozenset(
         "eval_every",
         "eval_batch_size",
         "preset",
+        "report",
     }
 )
 
@@ -71,7 +74,9 @@ def checkpoint_paths(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(folder: Path, epochs_done: int, state: Mapping[str, Any]) -> Path:
-    """Write ``state`` as ``folder/epoch_NNNN.pt`` and keep the last two.
+    """Write ``state`` as ``folder/epoch_NNNNN.pt`` and keep the last two.
+
+    A state inside an epoch takes the name of the last whole one and its place.
 
     The file gets its name only when all of it is on the disk, so a reader never sees a
     part of one, whenever the process or the machine stops.
@@ -92,7 +97,8 @@ def save_checkpoint(folder: Path, epochs_done: int, state: Mapping[str, Any]) ->
         partial.unlink(missing_ok=True)
         raise
     _sync_folder(folder)
-    for old in checkpoint_paths(folder)[KEEP:]:
+    # Older checkpoints, and what a killed process left half-written.
+    for old in [*checkpoint_paths(folder)[KEEP:], *folder.glob("*.partial")]:
         old.unlink()
     return path
 
@@ -104,22 +110,23 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: the file is damaged, or not a checkpoint of this package.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise CheckpointError(
-                f"{path}: damaged, the checksum of {damaged} is wrong"
-            )
+        audit_checkpoint(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
     except Exception as error:  # a damaged file can fail anywhere in the reader
         raise CheckpointError(
             f"{path}: damaged or not a checkpoint ({type(error).__name__}: {error})"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise CheckpointError(f"{path}: expected format {FORMAT!r}, got {found!r}")
+        found = state.get("format") if isinstance(state, dict) else state
+        raise CheckpointError(f"{path}: expected format {FORMAT!r}, got {brief(found)}")
+    epochs_done = state.get("epochs_done")
+    if type(epochs_done) is not int or epochs_done < 0:
+        raise CheckpointError(
+            f"{path}: epochs_done: expected a whole number, got {brief(epochs_done)}"
+        )
+    config = state.get("config")
+    if not isinstance(config, dict) or not is_plain(config):
+        raise CheckpointError(f"{path}: config: expected nested options")
     return state
 
 

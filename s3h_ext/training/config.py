@@ -159,6 +159,7 @@ class TrainConfig:
         checkpoint_every: epochs between checkpoints; the last epoch always has one.
         eval_every: epochs between evaluations; the last epoch always has one.
         eval_batch_size: images in a batch of evaluation.
+        report: draw ``report.html`` at the end.
         preset: name of the preset that the options started from, for the record.
     """
 
@@ -176,6 +177,7 @@ class TrainConfig:
     checkpoint_every: int = 1
     eval_every: int = 1
     eval_batch_size: int = 1000
+    report: bool = True
     preset: str | None = None
 
     def __post_init__(self) -> None:

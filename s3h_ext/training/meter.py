@@ -1,9 +1,11 @@
-"""Loss terms of a step, read without making the device wait."""
+"""What an epoch has added up so far, read without making the device wait."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,27 +15,57 @@ class DivergedError(RuntimeError):
     """A loss term is no longer a finite number; the message names it and the step."""
 
 
-class LossMeter:
-    """Sums the terms of an epoch on the device and hands out values when they arrive.
+class EpochMeter:
+    """Loss terms, images and seconds of one epoch.
 
-    On a GPU a value is copied to pinned memory behind the step's own work and read once
-    the copy is over, a step or more late; nothing waits for it. On a CPU it is there.
+    Terms are summed on the device. On a GPU the values of a step are copied to pinned
+    memory behind the step's own work and read once the copy is over, a step or more
+    late; nothing waits for it. On a CPU they are there.
+
+    Args:
+        device: where the terms are.
+        epoch: which epoch it is, from 0.
+        state: of an interrupted epoch to go on with, from :meth:`state`.
+
+    Attributes:
+        steps: steps done.
+        images: views that went through the network.
+        last_loss: the newest loss that has arrived.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(
+        self, device: torch.device, epoch: int, state: Mapping[str, Any] | None = None
+    ) -> None:
+        state = state or {}
         self._device = device
-        self._sums: Tensor | None = None
-        self._names: list[str] = []
-        self._steps = 0
-        self._pending: tuple[int, int, Tensor, torch.cuda.Event | None] | None = None
-        self._last: float | None = None
+        self._epoch = epoch
+        self._names: list[str] = list(state.get("names", ()))
+        sums = state.get("sums")
+        self._sums: Tensor | None = None if sums is None else sums.to(device)
+        self._arriving: tuple[int, Tensor, torch.cuda.Event] | None = None
+        self._earlier_seconds: float = state.get("seconds", 0.0)
+        self._started = time.perf_counter()
+        self.steps: int = state.get("steps", 0)
+        self.images: int = state.get("images", 0)
+        self.last_loss: float | None = None
 
-    def start_epoch(self) -> None:
-        """Forget the sums of the last epoch."""
-        self._sums, self._steps = None, 0
+    @property
+    def seconds(self) -> float:
+        """Seconds of the epoch so far, those before an interruption included."""
+        return self._earlier_seconds + time.perf_counter() - self._started
 
-    def update(self, epoch: int, step: int, terms: Mapping[str, Tensor]) -> None:
-        """Take the terms of one step.
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint inside the epoch keeps."""
+        return {
+            "names": self._names,
+            "sums": None if self._sums is None else self._sums.cpu(),
+            "steps": self.steps,
+            "images": self.images,
+            "seconds": self.seconds,
+        }
+
+    def update(self, terms: Mapping[str, Tensor], images: int) -> None:
+        """Take the terms of one step and the number of its views.
 
         Raises:
             DivergedError: a term of this step, or of the last one read, is not finite.
@@ -41,43 +73,39 @@ class LossMeter:
         self._names = list(terms)
         values = torch.stack([t.detach().float() for t in terms.values()])  # [terms]
         self._sums = values if self._sums is None else self._sums + values
-        self._steps += 1
+        self.steps += 1
+        self.images += images
         if self._device.type == "cpu":
-            self._read(epoch, step, values)
-        elif self._pending is None:
+            self._read(self.steps, values)
+        elif self._arriving is None:
             host = torch.empty(values.shape, pin_memory=True)
             host.copy_(values, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
-            self._pending = (epoch, step, host, event)
-        elif self._pending[3] is not None and self._pending[3].query():
-            arrived_epoch, arrived_step, host, _ = self._pending
-            self._pending = None
-            self._read(arrived_epoch, arrived_step, host)
+            self._arriving = (self.steps, host, event)
+        elif self._arriving[2].query():
+            step, host, _ = self._arriving
+            self._arriving = None
+            self._read(step, host)
 
-    def _read(self, epoch: int, step: int, values: Tensor) -> None:
+    def _read(self, step: int, values: Tensor) -> None:
         numbers = values.tolist()
         for name, number in zip(self._names, numbers, strict=True):
             if not math.isfinite(number):
                 raise DivergedError(
-                    f"{name} is {number} at step {step + 1} of epoch {epoch + 1}"
+                    f"{name} is {number} at step {step} of epoch {self._epoch + 1}"
                 )
-        self._last = numbers[self._names.index("loss")]
+        self.last_loss = numbers[self._names.index("loss")]
 
-    @property
-    def last_loss(self) -> float | None:
-        """The newest loss that has arrived."""
-        return self._last
-
-    def means(self, epoch: int) -> dict[str, float]:
+    def means(self) -> dict[str, float]:
         """Return the mean of each term over the epoch; this waits for the device.
 
         Raises:
             DivergedError: a term was not finite in some step of the epoch.
         """
         assert self._sums is not None
-        means = (self._sums / self._steps).tolist()
+        means = (self._sums / self.steps).tolist()
         for name, mean in zip(self._names, means, strict=True):
             if not math.isfinite(mean):
-                raise DivergedError(f"{name} was not finite in epoch {epoch + 1}")
+                raise DivergedError(f"{name} was not finite in epoch {self._epoch + 1}")
         return dict(zip(self._names, means, strict=True))

@@ -15,6 +15,7 @@ import jsonargparse
 import yaml
 
 from s3h_ext import methods
+from s3h_ext.training import plain_yaml
 from s3h_ext.training.config import TrainConfig
 
 DEFAULT_PRESET = "digits-lt/hybrid-psc"
@@ -71,6 +72,7 @@ def make_parser() -> jsonargparse.ArgumentParser:
         description="Train an image classifier on long-tailed data.",
         exit_on_error=False,
         allow_abbrev=False,
+        parser_mode=plain_yaml.MODE,
     )
     parser.add_argument(
         "--config",
@@ -114,10 +116,15 @@ def parse_options(
         (3, 'digits-lt', False)
     """
     arguments = list(arguments)
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = argparse.ArgumentParser(
+        add_help=False, allow_abbrev=False, exit_on_error=False
+    )
     first.add_argument("--preset")
     first.add_argument("--config", action="append")
-    chosen, _ = first.parse_known_args(arguments)
+    try:
+        chosen, _ = first.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise OptionError(str(error)) from error
     if chosen.preset is None and chosen.config is None:
         chosen.preset = DEFAULT_PRESET
         arguments = ["--preset", DEFAULT_PRESET, *arguments]
@@ -132,12 +139,19 @@ def parse_options(
         parts = {k: v for k, v in parts.items() if k not in ("config", "resume")}
         config = TrainConfig(**parts)
     except argparse.ArgumentError as error:
-        raise OptionError(_explain(str(error), parser)) from error
+        raise OptionError(_explain(_cut(str(error)), parser)) from error
     except (ValueError, TypeError) as error:
-        raise OptionError(str(error)) from error
+        raise OptionError(_cut(str(error))) from error
     for name in ("config", "resume"):
         record.pop(name, None)
     return config, record, bool(namespace.resume)
+
+
+def _cut(message: str, limit: int = 2000) -> str:
+    """Shorten a message that repeats a whole file; the end says what was wrong."""
+    if len(message) <= limit:
+        return message
+    return f"{message[: limit // 2]} [...] {message[-limit // 2 :]}"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

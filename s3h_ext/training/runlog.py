@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,14 +13,9 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from s3h_ext.training.files import write_text
+
 Row = Mapping[str, float | int | None]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing: the name appears when the content is complete."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 class RunLog:
@@ -77,13 +72,11 @@ class RunLog:
     def _write_csv(self) -> None:
         # Not every epoch is evaluated, so the columns are those of all rows together.
         columns = list(dict.fromkeys(name for row in self._rows for name in row))
-        path = self._folder / "metrics.csv"
-        partial = path.with_name("metrics.csv.partial")
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self._rows)
-        os.replace(partial, path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_text(self._folder / "metrics.csv", text.getvalue())
 
     def say(self, text: str) -> None:
         """Print a line without tearing the progress bar."""

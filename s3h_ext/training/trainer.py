@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections.abc import Mapping
@@ -30,15 +31,19 @@ from s3h_ext.training.checkpoint import (
     sound_checkpoints,
 )
 from s3h_ext.training.config import OptimConfig, TrainConfig
-from s3h_ext.training.meter import LossMeter
-from s3h_ext.training.metrics import Metrics, classification_metrics
+from s3h_ext.training.files import write_text
+from s3h_ext.training.interrupt import StopRequest
+from s3h_ext.training.meter import EpochMeter
+from s3h_ext.training.metrics import Evaluation, evaluate_predictions
 from s3h_ext.training.precision import (
     autocast,
     device_name,
     resolve_device,
     resolve_precision,
 )
-from s3h_ext.training.runlog import RunLog, results_table, write_summary, write_text
+from s3h_ext.training.report import try_report
+from s3h_ext.training.results import write_evaluation
+from s3h_ext.training.runlog import RunLog, results_table, write_summary
 from s3h_ext.training.schedule import learning_rate
 
 
@@ -180,10 +185,12 @@ class Trainer:
             fused=True,
         )
         self.epochs_done = 0
+        self.unfinished_epoch: dict[str, Any] | None = None
         self.history: list[dict[str, float | int | None]] = []
         self.best_top1: float | None = None
         self.train_seconds = 0.0  # inside training steps
         self.run_seconds = 0.0  # everything, over all parts of an interrupted run
+        self._clock = time.perf_counter()
         self.images_trained = 0
         output.mkdir(parents=True, exist_ok=True)
         if resume:
@@ -196,26 +203,22 @@ class Trainer:
         return "val" if self.dataset.val is not None else "test"
 
     def fit(self) -> dict[str, Any]:
-        """Train to the last epoch and return the summary, which is also written."""
-        config = self.config
-        started = time.perf_counter() - self.run_seconds
+        """Train to the last epoch and return the summary, which is also written.
+
+        Raises:
+            KeyboardInterrupt: on SIGINT or SIGTERM, after the step that was under way
+                and a checkpoint; at once on a second signal.
+            DivergedError: a loss term is not finite.
+        """
+        self._clock = time.perf_counter() - self.run_seconds
         steps = self.source.steps_per_epoch
-        log = RunLog(
-            self.output, self.history, steps * self.epochs, steps * self.epochs_done
-        )
+        unfinished = self.unfinished_epoch["steps"] if self.unfinished_epoch else 0
+        done = steps * self.epochs_done + unfinished
+        log = RunLog(self.output, self.history, steps * self.epochs, done)
         try:
-            for epoch in range(self.epochs_done, self.epochs):
-                row: dict[str, float | int | None] = {"epoch": epoch + 1}
-                row.update(self.train_epoch(epoch, log))
-                last = epoch + 1 == self.epochs
-                if last or (epoch + 1) % config.eval_every == 0:
-                    row.update(self._evaluate_epoch())
-                self.history.append(row)
-                self.epochs_done = epoch + 1
-                self.run_seconds = time.perf_counter() - started
-                if last or (epoch + 1) % config.checkpoint_every == 0:
-                    self._save()
-                log.epoch(row)
+            with StopRequest() as stop:
+                for epoch in range(self.epochs_done, self.epochs):
+                    self._epoch(epoch, log, stop)
             if not self.epochs:
                 self.history = [{"epoch": 0, **self._evaluate_epoch()}]
                 self._save()
@@ -223,56 +226,69 @@ class Trainer:
             test = self.evaluate("test")
         finally:
             log.close()
-        self.run_seconds = time.perf_counter() - started
+        self.run_seconds = time.perf_counter() - self._clock
         summary = self._summary(test)
-        np.savetxt(
-            self.output / "per_class.csv",
-            np.column_stack(
-                (
-                    np.arange(len(test.per_class)),
-                    self.dataset.class_counts,
-                    test.per_class,
-                )
-            ),
-            fmt=("%d", "%d", "%.4f"),
-            delimiter=",",
-            header="class,train_images,accuracy",
-            comments="",
-        )
+        # First of all: whatever fails after this, the numbers are safe.
         write_summary(self.output, summary)
         print(results_table(summary))
+        write_evaluation(
+            self.output, test, self.dataset.class_names, self.dataset.class_counts
+        )
+        if self.config.report:
+            try_report(self.output)
         return summary
 
-    def evaluate(self, split: str) -> Metrics:
+    def _epoch(self, epoch: int, log: RunLog, stop: StopRequest) -> None:
+        config = self.config
+        last = epoch + 1 == self.epochs
+        row: dict[str, float | int | None] = {"epoch": epoch + 1}
+        row.update(self.train_epoch(epoch, log, stop))
+        if last or (epoch + 1) % config.eval_every == 0:
+            row.update(self._evaluate_epoch())
+        self.history.append(row)
+        self.epochs_done = epoch + 1
+        if last or stop.requested or (epoch + 1) % config.checkpoint_every == 0:
+            self._save()
+        log.epoch(row)
+        if stop.requested:
+            raise KeyboardInterrupt
+
+    def evaluate(self, split: str) -> Evaluation:
         """Return the metrics of the method on ``"val"`` or ``"test"``."""
-        classes = self.dataset.num_classes
-        confusion = torch.zeros(
-            classes * classes, dtype=torch.int64, device=self.device
-        )
+        # Kept on the device to the end: no batch waits for its results.
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
         self.method.eval()
         with torch.inference_mode(), autocast(self.precision, self.device):
             for batch in self.evaluation[split]:
-                predicted = self.method.predict(batch.images[0]).argmax(1)
-                confusion += torch.bincount(
-                    batch.labels * classes + predicted, minlength=classes * classes
-                )
+                logits = self.method.predict(batch.images[0]).float()  # [B, C]
+                confidence = (logits.amax(1) - logits.logsumexp(1)).exp()
+                found.append((batch.labels, logits.argmax(1), confidence))
         self.method.train()
-        return classification_metrics(
-            confusion.view(classes, classes).cpu().numpy(), self.dataset.class_counts
+        truth, predicted, confidence = map(torch.cat, zip(*found, strict=True))
+        return evaluate_predictions(
+            truth.cpu().numpy(),
+            predicted.cpu().numpy(),
+            confidence.cpu().numpy(),
+            self.dataset.class_counts,
         )
 
-    def train_epoch(self, epoch: int, log: RunLog) -> dict[str, float]:
-        """Train one epoch; return mean terms, last learning rate and images/s."""
+    def train_epoch(
+        self, epoch: int, log: RunLog, stop: StopRequest | None = None
+    ) -> dict[str, float]:
+        """Train one epoch; return mean terms, last learning rate and images/s.
+
+        Raises:
+            KeyboardInterrupt: ``stop`` was requested; a checkpoint was written.
+        """
         config, steps = self.config, self.source.steps_per_epoch
         progress = epoch / config.epochs
-        meter = LossMeter(self.device)
+        meter = EpochMeter(self.device, epoch, self.unfinished_epoch)
+        self.unfinished_epoch = None
         self.method.train()
-        started = time.perf_counter()
-        images = 0
-        for step, batch in enumerate(self.source.epoch(epoch)):
-            rate = learning_rate(
-                config.optim, epoch + (step + 1) / steps, config.epochs
-            )
+        rate = self.optimizer.param_groups[0]["lr"]
+        for batch in self.source.epoch(epoch, meter.steps):
+            position = epoch + (meter.steps + 1) / steps
+            rate = learning_rate(config.optim, position, config.epochs)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             with autocast(self.precision, self.device):
@@ -281,14 +297,17 @@ class Trainer:
             terms["loss"].backward()
             self.optimizer.step()
             self.method.after_step()
-            images += sum(b.images.shape[0] * b.images.shape[1] for b in batch.values())
-            meter.update(epoch, step, terms)
-            log.step(epoch, meter.last_loss, images / (time.perf_counter() - started))
-        means = meter.means(epoch)  # waits for the device, so the clock below is true
-        seconds = time.perf_counter() - started
+            views = sum(b.images.shape[0] * b.images.shape[1] for b in batch.values())
+            meter.update(terms, views)
+            log.step(epoch, meter.last_loss, meter.images / meter.seconds)
+            if stop is not None and stop.requested:
+                self._save(meter)
+                raise KeyboardInterrupt
+        means = meter.means()  # waits for the device, so the clock below is true
+        seconds = meter.seconds
         self.train_seconds += seconds
-        self.images_trained += images
-        return {"lr": rate, **means, "images_per_second": images / seconds}
+        self.images_trained += meter.images
+        return {"lr": rate, **means, "images_per_second": meter.images / seconds}
 
     def _evaluate_epoch(self) -> dict[str, float | None]:
         split = self.selection_split
@@ -300,9 +319,10 @@ class Trainer:
             for name in ("top1", "many", "medium", "few")
         }
 
-    def _summary(self, test: Metrics) -> dict[str, Any]:
+    def _summary(self, test: Evaluation) -> dict[str, Any]:
         config, dataset = self.config, self.dataset
         counts = dataset.class_counts
+        error = test.calibration.error
         summary: dict[str, Any] = {
             "preset": config.preset,
             "dataset": dataset.name,
@@ -318,6 +338,8 @@ class Trainer:
             "best_split": self.selection_split,
             "macro_f1": test.macro_f1,
             "worst_class": test.worst_class,
+            # Not a number where a confidence is none, and JSON knows no NaN.
+            "calibration_error": error if math.isfinite(error) else None,
             "train_images": int(counts.sum()),
             "parameters": sum(p.numel() for p in self.method.model.parameters()),
             "seconds": self.run_seconds,
@@ -343,11 +365,14 @@ class Trainer:
             )
         return summary
 
-    def _save(self) -> None:
+    def _save(self, meter: EpochMeter | None = None) -> None:
+        """Write a checkpoint; inside an epoch ``meter`` says how far that has come."""
+        self.run_seconds = time.perf_counter() - self._clock
         save_checkpoint(
             self.checkpoints,
             self.epochs_done,
             {
+                "unfinished_epoch": None if meter is None else meter.state(),
                 "config": self.record,
                 "method": self.method.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -372,6 +397,7 @@ class Trainer:
             raise CheckpointError(f"{path}: does not fit this run: {error}") from error
         _set_rng_state(state["rng"], self.device)
         self.epochs_done = state["epochs_done"]
+        self.unfinished_epoch = state["unfinished_epoch"]
         self.history = state["history"]
         self.best_top1 = state["best_top1"]
         self.train_seconds = state["train_seconds"]
