@@ -1,0 +1,87 @@
+import pickle
+import struct
+import time
+import tracemalloc
+
+import pytest
+
+from s3h_ext.data.pickles import PlainUnpickler, RefusedGlobalError, brief
+
+PLAIN = {"a": [1, -1, 2**40, 1.5, None, True], "b": ("x", b"y", ()), 3: {}}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_plain_data_come_back(protocol):
+    content = {k: v for k, v in PLAIN.items() if protocol > 2 or k != "b"}
+    assert PlainUnpickler(pickle.dumps(content, protocol), {}).load() == content
+
+
+def doubling(levels):
+    """Returns instructions for pairs of pairs of ...: 2**levels parts in all."""
+    return b"".join(b"q%cj%s\x86" % (n, struct.pack("<I", n)) for n in range(levels))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        # Its hash takes 2**200 steps.
+        pytest.param(b"\x80\x02})" + doubling(200) + b"K\x01s.", "key", id="slow key"),
+        pytest.param(b"()" + doubling(200) + b"K\x01d.", "key", id="slow key, dict"),
+        pytest.param(b"(" + b"}" * 3 + b"d.", "key", id="odd"),
+        pytest.param(b"]K\x01K\x01s.", "items set on list", id="items of a list"),
+        pytest.param(b"\x80\x05\x96" + b"\xff" * 7 + b"\x00x.", "instr", id="array"),
+        pytest.param(b"\x8f.", "instruction", id="set"),
+        pytest.param(b"Pabc\n.", "persistent", id="persistent id"),
+    ],
+)
+def test_what_is_not_plain_is_refused(content, message):
+    with pytest.raises(pickle.UnpicklingError, match=message):
+        PlainUnpickler(content, {}).load()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"}r\xff\xff\xff\x7f.", id="memo index"),
+        pytest.param(b"}p99999999999\n.", id="memo index as text"),
+        pytest.param(b"\x8e" + b"\xff" * 6 + b"\x00\x00x.", id="bytes"),
+        pytest.param(b"B\xff\xff\xff\xffx.", id="bytes, 32-bit"),
+        pytest.param(b"\x8d" + b"\xff" * 6 + b"\x00\x00x.", id="text"),
+        pytest.param(b"\x80\x04\x95" + b"\xff" * 6 + b"\x00\x00x.", id="frame"),
+        pytest.param(b"T\xff\xff\xff\x7fx.", id="string"),
+    ],
+)
+def test_a_claimed_size_costs_nothing(content):
+    tracemalloc.start()
+    started = time.process_time()
+    try:
+        PlainUnpickler(content, {}).load()
+    except (EOFError, pickle.UnpicklingError):
+        pass
+    finally:
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 1 << 20
+    assert time.process_time() - started < 5
+
+
+def test_a_global_is_refused_before_anything_is_called():
+    called = []
+    machine = PlainUnpickler(b"cours\nknown\n)Rcos\nsystem\n.", {("ours", "known"): 1})
+    with pytest.raises(TypeError):
+        machine.load()
+    allowed = {("ours", "known"): lambda: called.append(1)}
+    with pytest.raises(RefusedGlobalError, match=r"os\.system"):
+        PlainUnpickler(b"cours\nknown\n)Rcos\nsystem\n.", allowed).load()
+    assert called == [1]
+
+
+def test_a_value_in_a_message_is_short():
+    nest = ()
+    for _ in range(200):
+        nest = (nest, nest)
+    assert brief(nest) == "tuple"
+    assert brief(10**5000) == "an integer of 16610 bits"
+    assert brief(-7) == "-7"
+    assert len(brief("x" * 10_000)) < 70
+    assert brief(None) == "None"

@@ -1,0 +1,122 @@
+"""Where the official files are, and the checksums that say they are the official ones.
+
+CIFAR: https://www.cs.toronto.edu/~kriz/cifar.html. OCTMNIST: MedMNIST v2 (Yang et al.,
+Scientific Data 2023), Zenodo record 10519652, addresses and checksums of its
+``medmnist/info.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+__all__ = ["OCTMNIST_SIZES", "SOURCES", "Source", "find_source", "md5_of"]
+
+OCTMNIST_SIZES = (28, 64, 128, 224)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One download.
+
+    Attributes:
+        name: As on the command line.
+        url: The official address.
+        file: Its name on the disk.
+        md5: Its checksum.
+        folder: What the archive unpacks to; ``None`` where the file is used as it is.
+        members: The files in that folder that are needed -> their checksums.
+    """
+
+    name: str
+    url: str
+    file: str
+    md5: str
+    folder: str | None = None
+    members: Mapping[str, str] = field(default_factory=dict)
+
+
+_KRIZ = "https://www.cs.toronto.edu/~kriz"
+_ZENODO = "https://zenodo.org/records/10519652/files"
+
+_CIFAR = (
+    Source(
+        name="cifar10",
+        url=f"{_KRIZ}/cifar-10-python.tar.gz",
+        file="cifar-10-python.tar.gz",
+        md5="c58f30108f718f92721af3b95e74349a",
+        folder="cifar-10-batches-py",
+        members={
+            "data_batch_1": "c99cafc152244af753f735de768cd75f",
+            "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+            "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+            "data_batch_4": "634d18415352ddfa80567beed471001a",
+            "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+            "test_batch": "40351d587109b95175f43aff81a1287e",
+            "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+        },
+    ),
+    Source(
+        name="cifar100",
+        url=f"{_KRIZ}/cifar-100-python.tar.gz",
+        file="cifar-100-python.tar.gz",
+        md5="eb9058c3a382ffc7106e4002c42a8d85",
+        folder="cifar-100-python",
+        members={
+            "train": "16019d7e3df5f24257cddd939b257f8d",
+            "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+            "meta": "7973b15100ade9c7d40fb424638fde48",
+        },
+    ),
+)
+_OCTMNIST = {
+    28: ("octmnist.npz", "c68d92d5b585d8d81f7112f81e2d0842"),
+    64: ("octmnist_64.npz", "e229e9440236b774d9f0dfef9d07bdaf"),
+    128: ("octmnist_128.npz", "0a97e76651ace45c5d943ee3f65b63ae"),
+    224: ("octmnist_224.npz", "abc493b6d529d5de7569faaef2773ba3"),
+}
+
+#: (name, image size) -> where it comes from; CIFAR has one size, 32.
+SOURCES: Mapping[tuple[str, int], Source] = {
+    **{(source.name, 32): source for source in _CIFAR},
+    **{
+        ("octmnist", size): Source(
+            "octmnist", f"{_ZENODO}/{file}?download=1", file, md5
+        )
+        for size, (file, md5) in _OCTMNIST.items()
+    },
+}
+
+
+def find_source(name: str, size: int | None = None) -> Source:
+    """Returns the source of a data set.
+
+    Args:
+        name: ``"cifar10"``, ``"cifar100"`` or ``"octmnist"``.
+        size: Image side in pixels; ``None`` for the smallest there is.
+
+    Raises:
+        ValueError: there is no such data set, or not in this size.
+
+    Example:
+        >>> find_source("octmnist", 64).file
+        'octmnist_64.npz'
+    """
+    sizes = sorted(known for title, known in SOURCES if title == name)
+    if not sizes:
+        names = sorted({title for title, _ in SOURCES})
+        raise ValueError(f"name: expected one of {', '.join(names)}, got {name!r}")
+    if size is not None and size not in sizes:
+        raise ValueError(f"size: {name} comes in {sizes} pixels, got {size}")
+    return SOURCES[name, sizes[0] if size is None else size]
+
+
+def md5_of(path: Path) -> str:
+    """Returns the MD5 of a file, as 32 hexadecimal digits."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
