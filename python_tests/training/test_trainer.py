@@ -20,7 +20,7 @@ from s3h_ext.training.trainer import Trainer
 
 QUICK = (
     "--preset digits-lt/ce --model.backbone resnet20 --data.imbalance 100 "
-    "--epochs 2 --device cpu --precision fp32 --report false"
+    "--batch_size 64 --epochs 2 --device cpu --precision fp32 --report false"
 ).split()
 
 SUMMARY_KEYS = (
