@@ -13,6 +13,7 @@ Appends a row to ``benchmarks/results/training.csv`` and prints it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import datetime
 import os
@@ -106,10 +107,14 @@ def main() -> None:
     )
     dataset = random_dataset(options.steps * options.batch_size, 100)
     rates: dict[str, list[float]] = {"trainer": [], "bare": []}
-    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as null:
+    # The progress bar is drawn as in a training, and nobody has to see it.
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open(os.devnull, "w") as null,
+        contextlib.redirect_stderr(null),
+    ):
         trainer = Trainer(config, record, Path(folder), dataset=dataset)
         log = RunLog(Path(folder), [], options.steps * config.epochs, 0)
-        log._bar.fp = null
         for turn in range(options.rounds + 1):
             through = trainer.train_epoch(turn, log)["images_per_second"]
             alone = bare_rate(trainer, options.steps, options.batch_size, True)
