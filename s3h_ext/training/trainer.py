@@ -188,6 +188,7 @@ class Trainer:
         self.unfinished_epoch: dict[str, Any] | None = None
         self.history: list[dict[str, float | int | None]] = []
         self.best_top1: float | None = None
+        self._evaluated: dict[str, Evaluation] = {}  # with the newest weights
         self.train_seconds = 0.0  # inside training steps
         self.run_seconds = 0.0  # everything, over all parts of an interrupted run
         self._clock = time.perf_counter()
@@ -223,7 +224,8 @@ class Trainer:
                 self.history = [{"epoch": 0, **self._evaluate_epoch()}]
                 self._save()
                 log.epoch(self.history[0])
-            test = self.evaluate("test")
+            # Without held-out images the last epoch was just evaluated on this split.
+            test = self._evaluated.get("test") or self.evaluate("test")
         finally:
             log.close()
         self.run_seconds = time.perf_counter() - self._clock
@@ -312,6 +314,7 @@ class Trainer:
     def _evaluate_epoch(self) -> dict[str, float | None]:
         split = self.selection_split
         metrics = self.evaluate(split)
+        self._evaluated = {split: metrics}
         if self.best_top1 is None or metrics.top1 > self.best_top1:
             self.best_top1 = metrics.top1
         return {
