@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from s3h_ext.methods import Hybrid
 from s3h_ext.train import main
 from s3h_ext.training.checkpoint import checkpoint_paths, load_checkpoint
 from s3h_ext.training.meter import DivergedError
@@ -146,6 +147,7 @@ def wait_for_checkpoint(process, folder):
 KILLED_TEN_TIMES = """
 import os, random, signal, sys, threading
 from s3h_ext.methods import Baseline
+from s3h_ext.methods import Hybrid
 from s3h_ext.train import main
 
 rng = random.Random(0)
@@ -185,6 +187,7 @@ def test_sigkill_at_ten_random_moments_changes_no_bit(tmp_path, undisturbed):
 
 KILLED_WHILE_WRITING = """
 import os, pathlib, signal, sys
+from s3h_ext.methods import Hybrid
 from s3h_ext.train import main
 replace = pathlib.Path.replace
 def killed(path, target):
@@ -301,6 +304,40 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     state = load_checkpoint(kept)
     assert state["epochs_done"] == 1
     assert all(v.isfinite().all() for v in state["method"].values())
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_features_that_are_not_finite_stop_the_run_and_name_the_term(
+    tmp_path, capsys, monkeypatch, value
+):
+    loss, steps = Hybrid.loss, []
+
+    def spoiled(method, batch, progress):
+        steps.append(progress)
+        if len(steps) == 9:
+            with torch.no_grad():
+                next(method.head.parameters())[0].fill_(value)
+        return loss(method, batch, progress)
+
+    monkeypatch.setattr(Hybrid, "loss", spoiled)
+    folder = tmp_path / "run"
+    arguments = [*QUICK, "--preset", "digits-lt/hybrid-sc", "--output", str(folder)]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "contrastive is nan at step 3 of epoch 2" in error
+    assert f"the last checkpoint is in {folder}" in error
+    (kept,) = checkpoint_paths(folder / "checkpoints")
+    assert load_checkpoint(kept)["epochs_done"] == 1
+
+
+def test_an_output_that_cannot_be_written_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    folder = tmp_path / "file" / "run"
+    assert main([*QUICK, "--output", str(folder)]) == 2
+    assert f"output: expected a folder that can be made, got {folder}" in (
+        capsys.readouterr().err
+    )
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

@@ -90,11 +90,17 @@ class EpochMeter:
 
     def _read(self, step: int, values: Tensor) -> None:
         numbers = values.tolist()
-        for name, number in zip(self._names, numbers, strict=True):
-            if not math.isfinite(number):
-                raise DivergedError(
-                    f"{name} is {number} at step {step} of epoch {self._epoch + 1}"
-                )
+        spoiled = {
+            name: number
+            for name, number in zip(self._names, numbers, strict=True)
+            if not math.isfinite(number)
+        }
+        if spoiled:
+            # The loss is not finite because a term of it is not: name the term.
+            name = next((name for name in spoiled if name != "loss"), "loss")
+            raise DivergedError(
+                f"{name} is {spoiled[name]} at step {step} of epoch {self._epoch + 1}"
+            )
         self.last_loss = numbers[self._names.index("loss")]
 
     def means(self) -> dict[str, float]:

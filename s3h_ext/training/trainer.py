@@ -193,7 +193,13 @@ class Trainer:
         self.run_seconds = 0.0  # everything, over all parts of an interrupted run
         self._clock = time.perf_counter()
         self.images_trained = 0
-        output.mkdir(parents=True, exist_ok=True)
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"output: expected a folder that can be made, got {output}: "
+                f"{error.strerror}"
+            ) from error
         if resume:
             self._resume()
         write_text(output / "config.yaml", yaml.safe_dump(self.record, sort_keys=False))

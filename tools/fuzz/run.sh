@@ -15,7 +15,8 @@ targets=("$@")
 [ ${#targets[@]} -gt 0 ] || targets=(archive checkpoint options)
 
 "$python" -c 'import atheris' 2>/dev/null ||
-  "$python" -m pip install --quiet --disable-pip-version-check 'atheris>=3' ||
+  "$python" -m pip install --quiet --disable-pip-version-check \
+    --constraint "$root/constraints-dev.txt" atheris ||
   {
     echo "fuzz: expected Atheris in $python; it comes for CPython 3.11 to 3.13 on x86-64" >&2
     exit 1
