@@ -250,6 +250,15 @@ def test_stopping_inside_an_epoch_keeps_its_numbers(tmp_path, monkeypatch):
         row["loss"] for row in whole.history
     ]
     assert resumed.images_trained == whole.images_trained
+    log = (tmp_path / "parts" / "train.log").read_text()
+    lines = [line.split("  ", 1)[1] for line in log.splitlines()]
+    assert [line.rsplit(", ", 1)[-1] for line in lines if "from step" in line] == [
+        "from step 0 of 12",
+        "from step 3 of 12",
+    ]
+    assert lines[1] == "stopped in epoch 1: KeyboardInterrupt()"
+    assert [line.split(",")[0] for line in lines[3:5]] == ["epoch 1", "epoch 2"]
+    assert lines[5].startswith("finished: top1 ")
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path, capsys):

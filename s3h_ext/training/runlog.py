@@ -1,4 +1,4 @@
-"""What a run tells: progress bar, ``metrics.csv``, TensorBoard, table, summary."""
+"""What a run tells: bar, log, ``metrics.csv``, TensorBoard, table, summary."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class RunLog:
         )
         self._rows.extend(history)
         self._write_csv()
+        self._log = (folder / "train.log").open("a", encoding="utf-8")
 
     def step(
         self, epoch: int, loss: float | None, images_per_second: float | None
@@ -65,6 +67,8 @@ class RunLog:
         """Record the results of an epoch."""
         self._rows.append(row)
         self._write_csv()
+        known = {name: value for name, value in row.items() if value is not None}
+        self.note(", ".join(f"{name} {value:.6g}" for name, value in known.items()))
         for name, value in row.items():
             if value is not None and name != "epoch":
                 self._tensorboard.add_scalar(name, value, row["epoch"])
@@ -78,13 +82,15 @@ class RunLog:
         writer.writerows(self._rows)
         write_text(self._folder / "metrics.csv", text.getvalue())
 
-    def say(self, text: str) -> None:
-        """Print a line without tearing the progress bar."""
-        self._bar.write(text, file=sys.stderr)
+    def note(self, text: str) -> None:
+        """Append a line with the local time to ``train.log``."""
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        print(now, text, sep="  ", file=self._log, flush=True)
 
     def close(self) -> None:
-        """Close the bar and the event file."""
+        """Close the bar, the log and the event file."""
         self._bar.close()
+        self._log.close()
         self._tensorboard.close()
 
 

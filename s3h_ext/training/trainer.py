@@ -222,6 +222,7 @@ class Trainer:
         unfinished = self.unfinished_epoch["steps"] if self.unfinished_epoch else 0
         done = steps * self.epochs_done + unfinished
         log = RunLog(self.output, self.history, steps * self.epochs, done)
+        log.note(f"{self._describe()}, from step {done} of {steps * self.epochs}")
         try:
             with StopRequest() as stop:
                 for epoch in range(self.epochs_done, self.epochs):
@@ -232,6 +233,10 @@ class Trainer:
                 log.epoch(self.history[0])
             # Without held-out images the last epoch was just evaluated on this split.
             test = self._evaluated.get("test") or self.evaluate("test")
+            log.note(f"finished: top1 {test.top1:.2f} on the test split")
+        except (Exception, KeyboardInterrupt) as error:
+            log.note(f"stopped in epoch {self.epochs_done + 1}: {error!r}")
+            raise
         finally:
             log.close()
         self.run_seconds = time.perf_counter() - self._clock
@@ -245,6 +250,16 @@ class Trainer:
         if self.config.report:
             try_report(self.output)
         return summary
+
+    def _describe(self) -> str:
+        """What runs, and on what, in a line."""
+        threads = torch.get_num_threads()
+        return (
+            f"{self.config.preset or 'custom'}: {self.method.label} on "
+            f"{self.dataset.name}, {len(self.dataset.train)} images, seed "
+            f"{self.config.seed}, {self.epochs} epochs; {self.precision} on "
+            f"{self.device}, {threads} threads, torch {torch.__version__}"
+        )
 
     def _epoch(self, epoch: int, log: RunLog, stop: StopRequest) -> None:
         config = self.config
