@@ -1,0 +1,135 @@
+"""Trains the presets of a results table, one run after the other.
+
+    python -m benchmarks.reproduce --suite cifar100-lt --data-root DIR --seeds 0 1 2
+    python -m benchmarks.reproduce --suite cifar100-lt --data-root DIR --budget 120
+
+A finished run is left alone and an interrupted one goes on where it stopped, so the
+same command can be given until the table is full; ``python -m s3h_ext.results`` then
+writes it. When the budget is spent, the run under way saves a checkpoint and stops.
+Options that are not listed go to ``python -m s3h_ext.train``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from s3h_ext.training.options import OTHER_FACTORS, preset_names
+
+#: In the order in which a table is most worth having.
+METHODS = (
+    *("ce", "hybrid-psc", "hybrid-sc", "cws", "cb-ce", "bcl", "s3h", "ldam-drw"),
+    *("balanced-softmax", "ce-drw", "focal", "cb-focal"),
+)
+SUITES = [
+    data_set + suffix
+    for suffix in ("", *(f"-if{factor}" for factor in OTHER_FACTORS))
+    for data_set in ("cifar100-lt", "cifar10-lt")
+]
+SUITES.append("digits-lt")
+#: How long a run gets to write its checkpoint after the budget is spent.
+STOP_SECONDS = 120
+
+
+def suite_presets(suite: str) -> list[str]:
+    data_set, mark, factor = suite.partition("-if")
+    wanted = [f"{data_set}/{method}{mark}{factor}" for method in METHODS]
+    there = set(preset_names())
+    return [name for name in wanted if name in there]
+
+
+def run_folder(root: Path, preset: str, seed: int) -> Path:
+    return root / f"{preset.replace('/', '-')}-seed{seed}"
+
+
+def train(
+    preset: str, seed: int, folder: Path, rest: Sequence[str], deadline: float
+) -> int | None:
+    """Return the exit status; None if the deadline came first."""
+    command = [sys.executable, "-m", "s3h_ext.train", "--preset", preset]
+    command += ["--seed", str(seed), "--output", str(folder), *rest]
+    if (folder / "config.yaml").exists():
+        command.append("--resume")
+    print(" ".join(command), flush=True)
+    process = subprocess.Popen(command)
+    try:
+        return process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+        process.wait(STOP_SECONDS)
+        return None
+    except KeyboardInterrupt:  # the run has got it too
+        return process.wait(STOP_SECONDS)
+    finally:
+        if process.poll() is None:
+            process.kill()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.reproduce",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--suite", nargs="+", choices=SUITES, default=SUITES[:1])
+    parser.add_argument("--methods", nargs="+", help="only these, as ce or hybrid-sc")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--output", type=Path, default=Path("results"))
+    parser.add_argument("--data-root", default=os.environ.get("S3H_DATA_ROOT"))
+    parser.add_argument("--budget", type=float, help="minutes; none: until all is done")
+    parser.add_argument("--dry-run", action="store_true", help="say what is to be done")
+    options, rest = parser.parse_known_args(arguments)
+    if options.budget is not None and not options.budget > 0:
+        parser.error(f"--budget: expected minutes above 0, got {options.budget}")
+    presets = [name for suite in options.suite for name in suite_presets(suite)]
+    if options.methods is not None:
+        known = {name.split("/")[1].partition("-if")[0] for name in presets}
+        if unknown := set(options.methods) - known:
+            parser.error(
+                f"--methods: expected some of {', '.join(sorted(known))}, got "
+                f"{', '.join(sorted(unknown))}"
+            )
+        presets = [
+            name
+            for name in presets
+            if name.split("/")[1].partition("-if")[0] in options.methods
+        ]
+    if options.data_root is not None:
+        rest += ["--data.root", options.data_root]
+    minutes = options.budget
+    deadline = time.monotonic() + (minutes * 60 if minutes else float("inf"))
+    # All presets with the first seed before any with the second: a table with one run
+    # each says more than a row with three.
+    failed = []
+    for seed in options.seeds:
+        for preset in presets:
+            folder = run_folder(options.output, preset, seed)
+            if (folder / "summary.json").exists():
+                print(f"{folder}: done")
+                continue
+            if options.dry_run:
+                print(f"{folder}: to do")
+                continue
+            status = train(preset, seed, folder, rest, deadline)
+            if status is None:
+                print(
+                    f"{folder}: stopped, the budget is spent; the same command goes on"
+                )
+                return 0
+            if status == 130:
+                return 130
+            if status:
+                failed.append(folder)
+    for folder in failed:
+        print(f"{folder}: failed", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,53 @@
+"""The runner of a results table: what it runs, skips and goes on with."""
+
+import json
+
+import pytest
+
+from benchmarks.reproduce import SUITES, main, suite_presets
+from s3h_ext.training.options import preset_names
+
+QUICK = (
+    "--suite digits-lt --methods ce --model.backbone resnet20 --batch_size 64 "
+    "--epochs 2 --device cpu --precision fp32 --report false"
+).split()
+
+
+def test_every_suite_has_presets_in_the_order_of_interest():
+    for suite in SUITES:
+        assert set(suite_presets(suite)) <= set(preset_names())
+    first = suite_presets("cifar100-lt-if10")
+    assert first[:2] == ["cifar100-lt/ce-if10", "cifar100-lt/hybrid-psc-if10"]
+    assert "digits-lt/hybrid-psc" in suite_presets("digits-lt")
+
+
+def test_what_is_done_is_left_alone_and_what_is_not_goes_on(tmp_path, capfd):
+    arguments = [*QUICK, "--output", str(tmp_path)]
+    assert main([*arguments, "--dry-run", "--seeds", "0", "1"]) == 0
+    assert capfd.readouterr().out.splitlines() == [
+        f"{tmp_path / 'digits-lt-ce-seed0'}: to do",
+        f"{tmp_path / 'digits-lt-ce-seed1'}: to do",
+    ]
+    assert main([*arguments, "--budget", "0.01"]) == 0
+    assert "stopped, the budget is spent" in capfd.readouterr().out
+    summary = tmp_path / "digits-lt-ce-seed0" / "summary.json"
+    assert not summary.exists()
+    assert main(arguments) == 0
+    first = summary.read_bytes()
+    assert json.loads(first)["epochs"] == 2
+    assert main(arguments) == 0
+    assert summary.read_bytes() == first
+    assert f"{summary.parent}: done" in capfd.readouterr().out
+
+
+def test_a_failed_run_is_named_and_the_status_says_so(tmp_path, capfd):
+    assert main([*QUICK, "--output", str(tmp_path), "--optim.lr", "-1"]) == 1
+    error = capfd.readouterr().err
+    assert "optim.lr: expected a finite number" in error
+    assert "digits-lt-ce-seed0: failed" in error
+
+
+def test_an_unknown_method_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["--methods", "ce", "hybird"])
+    assert "expected some of" in capsys.readouterr().err

@@ -1,0 +1,105 @@
+"""The results tables: which runs make a row, and what the texts say of them."""
+
+import json
+
+import pytest
+import yaml
+
+from s3h_ext.results import BEGIN, END, main
+from s3h_ext.training.options import parse_options
+from s3h_ext.training.tables import collect, markdown, read_published
+
+HEADER = "preset,top1,epoch,paper,read_in\n"
+
+
+def make_run(folder, name, *arguments, preset="cifar100-lt/ce", **summary):
+    run = folder / name
+    run.mkdir(parents=True)
+    record = parse_options(["--preset", preset, *arguments])[1]
+    (run / "config.yaml").write_text(yaml.safe_dump(record))
+    summary = {"preset": preset, "seed": record["seed"], **summary}
+    groups = {"many": 60.0, "medium": 40.0, "few": None, "best_top1": 41.0}
+    (run / "summary.json").write_text(json.dumps({**groups, **summary}))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "published.csv").write_text(
+        HEADER + "cifar100-lt/hybrid-sc,46.72,not stated,Hybrid,not checked\n"
+        "cifar100-lt/ce,38.3,best,LDAM,a table\n"
+    )
+    make_run(tmp_path, "a", "--seed", "0", top1=37.0)
+    make_run(tmp_path, "b", "--seed", "1", "--data.root", "/elsewhere", top1=39.0)
+    make_run(tmp_path, "c", "--epochs", "40", top1=30.0)
+    (tmp_path / "unfinished").mkdir()
+    return tmp_path
+
+
+def test_a_row_is_the_mean_over_seeds_of_unchanged_presets(folder):
+    missing, ours, changed = collect(folder, read_published(folder / "published.csv"))
+    assert missing.preset == "cifar100-lt/hybrid-sc"
+    assert missing.runs == ()
+    assert [run.folder.name for run in ours.runs] == ["a", "b"]
+    assert ours.mean("top1") == pytest.approx((38.0, 2**0.5))
+    assert ours.difference == pytest.approx(-0.3)
+    assert ours.mean("few") is None
+    assert changed.changes == ("epochs 40",)
+    assert changed.published is None
+
+
+def test_the_table_says_what_was_run_and_what_was_not(folder):
+    rows = collect(folder, read_published(folder / "published.csv"))
+    lines = markdown(rows).splitlines()[2:]
+    assert lines == [
+        "| `cifar100-lt/hybrid-sc` | 46.72† (not stated) | not run |  |  |  |  |  |  |",
+        "| `cifar100-lt/ce` | 38.30 (best) | 38.00 ± 1.41 | 2 | -0.30 | 60.00 ± 0.00 | "
+        "40.00 ± 0.00 |  | 41.00 ± 0.00 |",
+        "| `cifar100-lt/ce`, epochs 40 |  | 30.00 | 1 |  | 60.00 | 40.00 |  | 41.00 |",
+    ]
+    assert "not run" not in markdown(rows, not_run=False)
+
+
+def test_two_runs_of_one_seed_are_refused(folder):
+    make_run(folder, "d", "--seed", "1", top1=50.0)
+    with pytest.raises(ValueError, match="d and .*b are runs of the same options and"):
+        collect(folder, read_published(folder / "published.csv"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("preset,top1\n", "expected the columns"),
+        (HEADER + "cifar100-lt/cf,38.3,best,LDAM,x\n", "line 2: preset: there is no"),
+        (HEADER + "cifar100-lt/ce,383,best,LDAM,x\n", "line 2: top1: expected percent"),
+    ],
+)
+def test_a_bad_table_of_published_numbers_is_refused(tmp_path, text, message):
+    (tmp_path / "published.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_published(tmp_path / "published.csv")
+
+
+def test_the_command_writes_the_same_bytes_again_and_checks_them(folder, capsys):
+    readme = folder / "README-of-project.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    arguments = [str(folder), "--readme", str(readme)]
+    assert main([*arguments, "--check"]) == 1
+    assert "README.md is not what the runs give" in capsys.readouterr().err
+    assert "old" in readme.read_text()
+    assert main(arguments) == 0
+    files = ("README.md", "results.png", "README-of-project.md")
+    written = [(folder / name).read_bytes() for name in files]
+    assert "38.00 ± 1.41" in readme.read_text()
+    assert readme.read_text().startswith("before\n")
+    assert readme.read_text().endswith(f"{END}\nafter\n")
+    assert main(arguments) == 0
+    assert [(folder / name).read_bytes() for name in files] == written
+    assert main([*arguments, "--check"]) == 0
+
+
+def test_a_readme_without_the_marks_is_left_alone(folder, capsys):
+    readme = folder / "other.md"
+    readme.write_text("text\n")
+    assert main([str(folder), "--readme", str(readme)]) == 2
+    assert "expected the lines" in capsys.readouterr().err
+    assert not (folder / "README.md").exists()
