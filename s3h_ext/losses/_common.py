@@ -106,9 +106,9 @@ def class_index(labels: Tensor, num_classes: int | None) -> tuple[Tensor, int]:
     return torch.where(labels >= 0, classes, size), size
 
 
-def class_counts(classes: Tensor, size: int) -> Tensor:
-    """Returns float32 ``[size + 1]``; the last is 1, whoever has no class."""
-    ones = torch.ones_like(classes, dtype=torch.float32)
+def class_counts(classes: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """Returns ``[size + 1]`` of ``dtype``; the last is 1, whoever has no class."""
+    ones = torch.ones_like(classes, dtype=dtype)
     counts = ones.new_zeros(size + 1).index_add_(0, classes, ones)
     counts[size] = 1
     return counts

@@ -85,8 +85,8 @@ def balanced_contrastive_loss(  # type: ignore[misc]
         check_columns("centres", centres, features)
         num_classes = centres.shape[0]
     classes, size = class_index(labels, num_classes)
-    counts = class_counts(classes, size)
     dots = class_sum_dots(features, query_classes=classes, num_classes=size)
+    counts = class_counts(classes, size, dots.dtype)
     own_class = torch.where(classes < size, classes, -1)
     if centres is not None:
         rows = torch.arange(size, device=labels.device)

@@ -115,8 +115,6 @@ def cross_model_contrastive_loss(  # type: ignore[misc]
     classes, size = class_index(torch.cat([labels, *seen_labels]), num_classes)
     classes, key_classes = classes[:rows], classes[rows:]
     every_key = torch.cat(seen)
-    counts = class_counts(key_classes, size)
-    number = counts.index_select(0, classes)
     dots = class_sum_dots(
         features,
         every_key,
@@ -124,6 +122,8 @@ def cross_model_contrastive_loss(  # type: ignore[misc]
         key_classes=key_classes,
         num_classes=size,
     )
+    counts = class_counts(key_classes, size, dots.dtype)
+    number = counts.index_select(0, classes)
     positives = number
     if self_index is not None and keys.shape[0] > 0:
         inside = (self_index >= 0) & (self_index < keys.shape[0])

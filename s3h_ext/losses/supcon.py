@@ -78,7 +78,8 @@ def supcon_loss(  # type: ignore[misc]
     )
     classes, size = class_index(labels, num_classes)
     dots = class_sum_dots(features, query_classes=classes, num_classes=size)
-    positives = class_counts(classes, size).index_select(0, classes) - 1
+    counts = class_counts(classes, size, dots.dtype)
+    positives = counts.index_select(0, classes) - 1
     attraction = dots / (temperature * positives.clamp(min=1))
     counted = (classes < size) & (positives > 0)
     return reduce(lse - attraction, counted, reduction, return_stats)
