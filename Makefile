@@ -5,7 +5,7 @@
 #   make train [ARGS="--preset cifar100-lt/hybrid-psc --data.root DIR"]
 #   make test  [ARGS="-k similarity"]
 #   make lint | format | setup | build | cuda-compile | gpu-check | clean
-#   make sanitize [ARGS="avx2"]
+#   make sanitize [ARGS="avx2"] | sanitize-quick | arm64-compile
 #   make fuzz  [FUZZ_SECONDS=600] [ARGS="archive options"]
 #
 # Variables: PYTHON (>= 3.10), VENV, S3H_CUDA (auto, on, off), S3H_DATA_ROOT (folder
@@ -29,7 +29,8 @@ SETUP := tools/setup_venv.sh tools/requirements.py pyproject.toml constraints-de
 NATIVE := setup.py CMakeLists.txt $(shell find csrc cmake -type f 2>/dev/null)
 CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: train test setup build lint format sanitize fuzz cuda-compile gpu-check clean
+.PHONY: train test setup build lint format sanitize sanitize-quick fuzz \
+	arm64-compile cuda-compile gpu-check clean
 
 train: $(STAMPS)/build
 	$(BIN)/python -m s3h_ext.train $(ARGS)
@@ -57,10 +58,17 @@ format: $(STAMPS)/dev
 sanitize: $(STAMPS)/base
 	PATH="$(abspath $(BIN)):$$PATH" tools/sanitize.sh $(ARGS)
 
+# One instruction set that every builder has: what CI has the time for.
+sanitize-quick: $(STAMPS)/base
+	PATH="$(abspath $(BIN)):$$PATH" tools/sanitize.sh avx2
+
 # FUZZ_SECONDS: for each fuzzer. ARGS: which ones.
 fuzz: export FUZZ_SECONDS ?= 120
 fuzz: $(STAMPS)/build
 	tools/fuzz/run.sh $(BIN)/python $(ARGS)
+
+arm64-compile:
+	tools/arm64_compile.sh
 
 cuda-compile:
 	tools/cuda_compile.sh

@@ -21,6 +21,11 @@ endif()
 add_library(s3h_kernels STATIC
   csrc/cpu/class_sums.cpp
   csrc/cpu/dispatch.cpp
+  csrc/cpu/similarity_backward.cpp
+  csrc/cpu/similarity_blocks.cpp
+  csrc/cpu/similarity_forward.cpp
+  csrc/cpu/similarity_operands.cpp
+  csrc/cpu/similarity_pack.cpp
   csrc/cpu/similarity_rows.cpp
   csrc/cpu/similarity_tiled.cpp
   ${S3H_TILE_SOURCES})

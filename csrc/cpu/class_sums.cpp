@@ -4,6 +4,7 @@
 #include "class_sums.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace s3h::cpu {
 namespace {
@@ -33,31 +34,42 @@ void add_up(const T* rows, const T* weights, const int64_t* labels,
   const int64_t groups = (depth + kColumns - 1) / kColumns;
   run(threads, groups, count * depth, [&](int64_t begin, int64_t end) {
     const int64_t first = begin * kColumns;
-    const int64_t last = std::min(end * kColumns, depth);
+    const int64_t width = std::min(end * kColumns, depth) - first;
     for (int64_t c = 0; c < classes; ++c)
-      std::fill(sums + c * depth + first, sums + c * depth + last, T(0));
+      std::fill_n(sums + c * depth + first, width, T(0));
     for (int64_t i = 0; i < count; ++i) {
       if (!known(labels[i], classes)) continue;
       const T weight = weights == nullptr ? T(1) : weights[i];
-      T* to = sums + labels[i] * depth;
-      const T* from = rows + i * depth;
-      for (int64_t d = first; d < last; ++d) to[d] += weight * from[d];
+      T* __restrict to = sums + labels[i] * depth + first;
+      const T* __restrict from = rows + i * depth + first;
+      for (int64_t d = 0; d < width; ++d) to[d] += weight * from[d];
     }
   });
 }
 
-// a . (b - c), with partial sums that a compiler may put in lanes.
-template <typename T>
+// a . (b - c), or a . b; in vectors that every CPU has, four sums at a time.
+template <bool Subtract, typename T>
 T dot_difference(const T* a, const T* b, const T* c, int64_t depth) {
-  constexpr int64_t kParts = 16;
-  T parts[kParts] = {};
+  typedef T Lanes __attribute__((vector_size(16)));
+  constexpr int64_t kLanes = 16 / sizeof(T);
+  const auto lanes = [](const T* from) {
+    Lanes v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+  };
+  Lanes parts[4] = {};
   int64_t d = 0;
-  for (; d + kParts <= depth; d += kParts)
-    for (int64_t i = 0; i < kParts; ++i)
-      parts[i] += a[d + i] * (b[d + i] - (c == nullptr ? T(0) : c[d + i]));
+  for (; d + 4 * kLanes <= depth; d += 4 * kLanes)
+    for (int64_t i = 0; i < 4; ++i) {
+      const int64_t at = d + i * kLanes;
+      Lanes other = lanes(b + at);
+      if constexpr (Subtract) other -= lanes(c + at);
+      parts[i] += lanes(a + at) * other;
+    }
   T sum = 0;
-  for (; d < depth; ++d) sum += a[d] * (b[d] - (c == nullptr ? T(0) : c[d]));
-  for (T part : parts) sum += part;
+  for (; d < depth; ++d) sum += a[d] * (Subtract ? b[d] - c[d] : b[d]);
+  const Lanes part = (parts[0] + parts[1]) + (parts[2] + parts[3]);
+  for (int64_t i = 0; i < kLanes; ++i) sum += part[i];
   return sum;
 }
 
@@ -73,10 +85,10 @@ void class_sum_dots(const ClassSumProblem<T>& p, const Threads& threads,
     for (int64_t i = begin; i < end; ++i) {
       const int64_t label = p.query_classes[i];
       const T* own = p.queries + i * p.depth;
-      dots[i] = known(label, p.classes)
-                    ? dot_difference(own, sums + label * p.depth,
-                                     p.symmetric ? own : nullptr, p.depth)
-                    : T(0);
+      const T* sum = sums + label * p.depth;
+      dots[i] = !known(label, p.classes) ? T(0)
+                : p.symmetric ? dot_difference<true>(own, sum, own, p.depth)
+                              : dot_difference<false>(own, sum, own, p.depth);
     }
   });
 }

@@ -83,4 +83,7 @@ extern const TileKernels kTilesAvx512;
 extern const TileKernels kTilesAvx512Bf16;
 #endif
 
+// The best table for this CPU; `pairs` needs bfloat16_products().
+const TileKernels& tile_kernels(bool pairs);
+
 }  // namespace s3h::cpu

@@ -347,6 +347,40 @@ def test_supcon_matches_pytorch_metric_learning():
         torch.testing.assert_close(mean, theirs(z, labels), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+@pytest.mark.parametrize("num_classes", [None, 5])
+def test_label_types(dtype, num_classes):
+    z, labels, centres = unit(20, 6), draw_labels(20, 5), unit(5, 6, seed=1)
+    for loss in (supcon_loss, balanced_contrastive_loss):
+        torch.testing.assert_close(
+            loss(z, labels.to(dtype), num_classes=num_classes), loss(z, labels)
+        )
+    torch.testing.assert_close(
+        prototypical_supcon_loss(z, labels.to(dtype), centres),
+        prototypical_supcon_loss(z, labels, centres),
+    )
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 0.01, 10.0, 1e4])
+@pytest.mark.parametrize("length", [0.1, 3.0])
+def test_any_temperature_and_length_against_logs(temperature, length):
+    # In log space, where the loops' exponentials would overflow. Two rows are equal,
+    # and one row has no class.
+    z, labels = unit(12, 6) * length, draw_labels(12, 3)
+    z[5] = z[2]
+    labels[7] = -1
+    z.requires_grad_()
+    losses = supcon_loss(z, labels, temperature=temperature, reduction="none")
+    own = torch.eye(12, dtype=torch.bool)
+    scores = (z @ z.T / temperature).masked_fill(own, -INF)
+    logs = scores.log_softmax(dim=1)
+    same = (labels[:, None] == labels) & (labels >= 0) & ~own
+    number = same.sum(dim=1)
+    right = -torch.where(same, logs, 0).sum(dim=1) / number.clamp(min=1)
+    torch.testing.assert_close(losses, right)
+    assert_same_gradients(losses.sum(), right.sum(), (z,))
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 10_000),

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from s3h_ext.data import Batch, ImageSet, LongTailDataset
-from s3h_ext.losses.contrastive import PrototypicalSupConLoss, SupConLoss
+from s3h_ext.losses import PrototypicalSupConLoss, SupConLoss
 from s3h_ext.methods import Baseline, Hybrid
 from s3h_ext.models import build_model
 

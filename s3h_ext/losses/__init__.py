@@ -1,16 +1,28 @@
-"""Losses over :mod:`s3h_ext.ops`, as functions and as modules."""
+"""Losses over :mod:`s3h_ext.ops`, as functions and as modules.
 
-from s3h_ext.losses.contrastive import (
-    BalancedContrastiveLoss,
-    ContrastiveStats,
+A contrastive loss is a row-wise log-sum-exp (the denominator) minus an attraction. The
+attraction is a sum over same-label keys and is taken from class sums,
+``Σ_{p in P(i)} z_i·z_p = z_i·(S_{y_i} − z_i)`` (:func:`s3h_ext.ops.class_sum_dots`);
+the denominators are calls of :func:`s3h_ext.ops.similarity_logsumexp`. No N×M matrix is
+ever formed.
+
+Common to all of them: rows are used as they are given (normalise them first), a
+negative label belongs to no class, and an anchor for which the loss is undefined (no
+positive, or nothing in its denominator) adds nothing and is not counted by
+``reduction="mean"``.
+"""
+
+from s3h_ext.losses._common import ContrastiveStats
+from s3h_ext.losses.balanced import BalancedContrastiveLoss, balanced_contrastive_loss
+from s3h_ext.losses.cross_model import (
     CrossModelContrastiveLoss,
-    PrototypicalSupConLoss,
-    SupConLoss,
-    balanced_contrastive_loss,
     cross_model_contrastive_loss,
-    prototypical_supcon_loss,
-    supcon_loss,
 )
+from s3h_ext.losses.prototypical import (
+    PrototypicalSupConLoss,
+    prototypical_supcon_loss,
+)
+from s3h_ext.losses.supcon import SupConLoss, supcon_loss
 
 __all__ = [
     "BalancedContrastiveLoss",

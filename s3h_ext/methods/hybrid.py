@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3h_ext.data import Batch, LongTailDataset, Stream
-from s3h_ext.losses.contrastive import PrototypicalSupConLoss, SupConLoss
+from s3h_ext.losses import PrototypicalSupConLoss, SupConLoss
 from s3h_ext.methods.base import Method
 from s3h_ext.models import ImageClassifier, MLPHead
 

@@ -2,7 +2,7 @@
 
 Contrastive, prototype and logit-adjusted losses of this field differ in what is
 added to the scores and what is left out, not in the reduction; see the losses in
-:mod:`s3h_ext.losses.contrastive` for how each is written with it.
+:mod:`s3h_ext.losses` for how each is written with it.
 """
 
 from __future__ import annotations

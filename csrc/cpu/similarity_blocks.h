@@ -1,0 +1,34 @@
+// Which tiles there are, and which thread gets which. Every cut follows from
+// sizes and the number of threads alone: same bits on every run.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace s3h::cpu {
+
+// Panels [first, last).
+struct Range {
+  int64_t first;
+  int64_t last;
+};
+
+struct Block {
+  Range rows;
+  Range columns;
+};
+
+// One list of tiles for each task.
+using Pieces = std::vector<std::vector<Block>>;
+
+// Tiles on and above the diagonal of a square of `panels`, cut into pieces of
+// equal cost; a tile on the diagonal costs `diagonal_cost` of another one.
+Pieces triangle(int64_t panels, int64_t block, int64_t tasks,
+                double diagonal_cost);
+
+// All tiles of a rectangle; the rows (or the columns) are cut among the tasks,
+// at multiples of `unit` panels.
+Pieces rectangle(int64_t row_panels, int64_t column_panels, int64_t block,
+                 int64_t tasks, int64_t unit, bool by_columns);
+
+}  // namespace s3h::cpu

@@ -1,0 +1,146 @@
+// The tiled path: who does which tile, and everything around the inner loops.
+//
+// Both sides are packed once into panels (similarity_tiles.h). The work is a
+// list of tiles of up to kBlock x kBlock, cut into one piece per thread of
+// equal cost (similarity_blocks.h). A piece adds up in buffers of its own, and
+// the pieces are summed in order.
+//
+//   symmetric, forward    tiles on and above the diagonal; each gives row sums
+//                         and column sums
+//   symmetric, backward   the same tiles; each forms both roles' gradient G and
+//                         serves dz_I += G z_J and dz_J += G' z_I
+//   rectangular backward  the larger side is cut among the threads, who own
+//                         its gradient; the smaller side's is private
+//   deterministic         all tiles, rows of blocks cut among the threads, row
+//                         side only: no sum depends on the cut
+//
+// Scores are kept in units of log 2; log2(e)/temperature is folded into the
+// packed operands, half of it (its root) on each side.
+//
+// similarity_operands.cpp fills the vectors and panels, similarity_forward.cpp
+// and similarity_backward.cpp run the tiles.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "similarity.h"
+#include "similarity_blocks.h"
+#include "similarity_pack.h"
+#include "similarity_tiles.h"
+#include "workspace.h"
+
+namespace s3h::cpu {
+
+constexpr int64_t kBlock = 192;
+constexpr double kLog2E = 1.4426950408889634;
+constexpr double kLn2 = 0.6931471805599453;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <typename Element>
+class Engine {
+ public:
+  Engine(const SimilarityProblem<float, Element>& problem,
+         const Threads& threads, bool deterministic);
+
+  void forward(float* lse);
+  void backward(const float* grad, const float* lse, Element* grad_queries,
+                Element* grad_keys);
+
+ private:
+  // Queries or keys, and where their arrays are in memory_; 0: there is none.
+  struct Side {
+    const Element* matrix;
+    int64_t count;
+    int64_t panels;
+    size_t packed, bias, scale, grad, same, label, rows;
+  };
+
+  // A side's gradient in the making: `copies` of [panels * panel, width_].
+  struct Gradient {
+    int64_t copies;
+    int64_t size;  // of one copy
+    int64_t panels;
+    size_t buffer;
+    std::vector<char> touched;  // [copies, panels]: holds something
+  };
+
+  // What one task works in during the backward.
+  struct Scratch {
+    float* tile;
+    float* pairs;
+    int32_t* self;
+  };
+
+  void reserve(bool backward);
+  void reserve_side(Side& side, bool backward);
+  void prepare(const float* grad, const float* lse);
+  void pack(const Side& side, float* longest);
+  void copy_rows(const Side& side);
+  void find_range();
+  void fill_bias(const Side& side, bool is_row);
+  void fill_same();
+  void fill_grad(const float* grad, const float* lse);
+  void fill_labels();
+  Tile tile_of(const Block& block, int32_t* self) const;
+  TileSide tile_side(const Side& side, Range panels) const;
+  bool leave_out(const Block& block, int32_t* self) const;
+  void forward_piece(const std::vector<Block>& blocks, bool both, float* sum,
+                     float* maximum, float* lane_sum, float* lane_maximum,
+                     int32_t* self) const;
+  void backward_piece(const std::vector<Block>& blocks, int64_t task,
+                      const Scratch& scratch, Gradient* rows,
+                      Gradient* columns) const;
+  Gradient reserve_gradient(const Side& side, int64_t copies);
+  void sum_up(const Side& side, const Gradient& gradient, Element* out) const;
+  const float* rows_of(const Side& side, int64_t panel) const;
+
+  int64_t rows_in(const Side& side, Range panels) const {
+    return std::min(panels.last * k_.panel, side.count) -
+           panels.first * k_.panel;
+  }
+  bool pairs() const { return k_.pairs; }
+  // Leading dimensions of a tile's gradient, off the powers of two that share a
+  // cache set.
+  int64_t tile_ld() const {
+    return (k_.pairs ? block_ * k_.panel / 2 : block_ * k_.panel) + k_.lanes;
+  }
+  int64_t pairs_ld() const { return block_ * k_.panel + k_.lanes; }
+  bool labelled() const { return p_.query_labels != nullptr; }
+  bool triangular() const { return p_.symmetric && !deterministic_; }
+  const Side& columns() const { return p_.symmetric ? row_ : column_; }
+  // The symmetric case keeps two sets of labels, because no label, and padding,
+  // differ between the sides.
+  size_t column_labels() const {
+    if (!p_.symmetric) return column_.label;
+    return row_.label +
+           static_cast<size_t>(row_.panels * k_.panel) * sizeof(int32_t);
+  }
+  float operand_scale() const;
+  float score_scale() const;
+
+  // Small problems stay on the calling thread.
+  void run(int64_t begin, int64_t end, const RangeFunction& body) const {
+    if (tasks_ == 1)
+      body(begin, end);
+    else
+      threads_.parallel_for(begin, end, body);
+  }
+
+  const SimilarityProblem<float, Element>& p_;
+  const Threads& threads_;
+  bool deterministic_;
+  const TileKernels& k_;
+  int64_t steps_, width_, tasks_, block_;
+  Workspace memory_;
+  Side row_{}, column_{};
+  std::vector<float> longest_;  // per panel, squared; rows then columns
+  bool exact_ = false;
+  double middle_ = 0;     // fast: biases are counted from here, in log 2
+  double grad_unit_ = 1;  // a power of two that brings gradients to about 1
+};
+
+}  // namespace s3h::cpu

@@ -1,0 +1,143 @@
+"""What the contrastive losses share: numbering of classes, checks, the reduction."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+class ContrastiveStats(NamedTuple):
+    """What a loss counted; tensors on the loss's device, so reading them may wait.
+
+    Attributes:
+        counted: ``[]`` int64, anchors that entered the loss.
+        skipped: ``[]`` int64, anchors that had no positive or no denominator.
+    """
+
+    counted: Tensor
+    skipped: Tensor
+
+
+class ContrastiveModule(nn.Module):
+    """Holds the settings of a loss whose ``forward`` calls its function.
+
+    Args:
+        temperature: τ.
+        reduction: ``"mean"`` over counted anchors, ``"sum"`` or ``"none"``.
+        num_classes: upper bound of the labels, where known.
+
+    Raises:
+        ValueError: the reduction is not one of these.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        reduction: Reduction = "mean",
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.reduction = check_reduction(reduction)
+        self.num_classes = num_classes
+
+    def extra_repr(self) -> str:
+        """Returns the settings that ``repr`` shows."""
+        return f"temperature={self.temperature}, reduction={self.reduction!r}"
+
+
+def check_reduction(reduction: Reduction) -> Reduction:
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(
+            f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}"
+        )
+    return reduction
+
+
+def check_labels(features: Tensor, labels: Tensor, ndim: int) -> None:
+    if features.ndim != ndim:
+        raise ValueError(
+            f"features must have {ndim} dimensions, got shape {tuple(features.shape)}"
+        )
+    if labels.shape != features.shape[:1]:
+        raise ValueError(
+            f"labels must have shape ({features.shape[0]},), got {tuple(labels.shape)}"
+        )
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+
+
+def flatten_views(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns features ``[B·V, D]``, sample-major, and their labels ``[B·V]``."""
+    if features.ndim == 2:
+        check_labels(features, labels, 2)
+        return features, labels
+    if features.ndim != 3:
+        raise ValueError(
+            f"features must be [B, V, D] or [N, D], got {tuple(features.shape)}"
+        )
+    check_labels(features, labels, 3)
+    views = features.shape[1]
+    return features.flatten(0, 1), labels.repeat_interleave(views)
+
+
+def class_index(labels: Tensor, num_classes: int | None) -> tuple[Tensor, int]:
+    """Numbers classes, without waiting for the device.
+
+    Args:
+        labels: ``[N]``.
+        num_classes: upper bound of the labels, or None to number them by sorting.
+
+    Returns:
+        ``[N]`` int64 in [0, size], where size means no class; and size.
+    """
+    if num_classes is not None:
+        known = (labels >= 0) & (labels < num_classes)
+        return torch.where(known, labels, num_classes).long(), num_classes
+    size = labels.shape[0]
+    ordered, order = labels.sort()
+    starts = torch.zeros_like(ordered, dtype=torch.int64)
+    starts[1:] = (ordered[1:] != ordered[:-1]).long()
+    classes = torch.empty_like(starts).scatter_(0, order, starts.cumsum(0))
+    return torch.where(labels >= 0, classes, size), size
+
+
+def class_counts(classes: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """Returns ``[size + 1]`` of ``dtype``; the last is 1, whoever has no class."""
+    ones = torch.ones_like(classes, dtype=dtype)
+    counts = ones.new_zeros(size + 1).index_add_(0, classes, ones)
+    counts[size] = 1
+    return counts
+
+
+def same_class_bias(number: Tensor, seen: Tensor) -> Tensor:
+    """Returns ``log(n / seen)`` ``[N]``: from one weight 1/n to 1/seen."""
+    return (number / seen.clamp(min=1)).log()
+
+
+def check_columns(name: str, tensor: Tensor, features: Tensor) -> None:
+    if tensor.ndim != 2 or tensor.shape[1] != features.shape[1]:
+        raise ValueError(
+            f"{name} must be [*, {features.shape[1]}] like the features, "
+            f"got shape {tuple(tensor.shape)}"
+        )
+
+
+def reduce(
+    losses: Tensor, counted: Tensor, reduction: Reduction, return_stats: bool
+) -> Tensor | tuple[Tensor, ContrastiveStats]:
+    """Reduces ``[N]`` losses over the counted anchors; none counted gives 0."""
+    check_reduction(reduction)
+    loss = torch.where(counted, losses, 0.0)
+    number = counted.sum()
+    if reduction != "none":
+        loss = loss.sum()
+    if reduction == "mean":
+        loss = loss / number.clamp(min=1)
+    if not return_stats:
+        return loss
+    return loss, ContrastiveStats(number, counted.numel() - number)

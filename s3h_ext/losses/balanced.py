@@ -1,0 +1,147 @@
+"""Balanced contrastive loss (Zhu et al., CVPR 2022)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from s3h_ext.losses._common import (
+    ContrastiveModule,
+    ContrastiveStats,
+    Reduction,
+    check_columns,
+    class_counts,
+    class_index,
+    flatten_views,
+    reduce,
+    same_class_bias,
+)
+from s3h_ext.ops import class_sum_dots, similarity_logsumexp
+
+
+@overload
+def balanced_contrastive_loss(
+    features: Tensor,
+    labels: Tensor,
+    centres: Tensor | None = ...,
+    *,
+    temperature: float = ...,
+    reduction: Reduction = ...,
+    num_classes: int | None = ...,
+    return_stats: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def balanced_contrastive_loss(
+    *args: Any, return_stats: bool, **kwargs: Any
+) -> Tensor | tuple[Tensor, ContrastiveStats]: ...
+# The overload above leaves the arguments to the one before it.
+def balanced_contrastive_loss(  # type: ignore[misc]
+    features: Tensor,
+    labels: Tensor,
+    centres: Tensor | None = None,
+    *,
+    temperature: float = 0.1,
+    reduction: Reduction = "mean",
+    num_classes: int | None = None,
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, ContrastiveStats]:
+    r"""Balanced contrastive loss (Zhu et al., CVPR 2022, eq. 10).
+
+    ``L_i = −1/|P(i)| Σ_{p in P(i)} log( exp(s_ip) / Σ_{a≠i} exp(s_ia)/w_ia )``,
+    ``w_ia = n_{y_a} − [a in P(i)]``
+
+    The keys are the rows and, where given, one centre for each class; P(i) are the
+    keys with the anchor's label except i, its centre among them, and n_c is the number
+    of keys of class c, anchor and centre included. A class thus weighs the same in the
+    denominator however many keys it has. A key without a class weighs 1. An anchor
+    without a positive is skipped; with centres there is none but those without a class.
+
+    Args:
+        features: ``[B, V, D]`` or ``[N, D]``.
+        labels: ``[B]`` or ``[N]`` integers; outside [0, C): no class.
+        centres: ``[C, D]`` or None.
+        temperature: τ.
+        reduction: ``"mean"`` over counted anchors, ``"sum"``, or ``"none"`` ``[N]``.
+        num_classes: upper bound of the labels where there are no centres; optional.
+        return_stats: also return :class:`ContrastiveStats`.
+
+    Returns:
+        The loss, and the stats if asked for.
+
+    Raises:
+        ValueError: a shape, temperature or reduction is not as above.
+        TypeError: a type is not as above.
+
+    Example:
+        >>> z = torch.nn.functional.normalize(torch.randn(8, 16), dim=1)
+        >>> centres = torch.nn.functional.normalize(torch.randn(3, 16), dim=1)
+        >>> balanced_contrastive_loss(z, torch.arange(8) % 3, centres).shape
+        torch.Size([])
+    """
+    features, labels = flatten_views(features, labels)
+    if centres is not None:
+        check_columns("centres", centres, features)
+        num_classes = centres.shape[0]
+    classes, size = class_index(labels, num_classes)
+    dots = class_sum_dots(features, query_classes=classes, num_classes=size)
+    counts = class_counts(classes, size, dots.dtype)
+    own_class = torch.where(classes < size, classes, -1)
+    if centres is not None:
+        rows = torch.arange(size, device=labels.device)
+        counts = torch.cat([counts[:size] + 1, counts[size:]])
+        dots = dots + class_sum_dots(
+            features,
+            centres,
+            query_classes=classes,
+            key_classes=rows,
+            num_classes=size,
+        )
+    number = counts.index_select(0, classes)
+    bias = same_class_bias(number, number - 1)
+    lse = similarity_logsumexp(
+        features,
+        temperature=temperature,
+        key_bias=-number.log(),
+        query_labels=own_class,
+        same_label_bias=bias,
+        assume_normalized=True,
+    )
+    if centres is not None:
+        to_centres = similarity_logsumexp(
+            features,
+            centres,
+            temperature=temperature,
+            key_bias=-counts[:size].log(),
+            query_labels=own_class,
+            key_labels=rows,
+            same_label_bias=bias,
+            assume_normalized=True,
+        )
+        lse = torch.logaddexp(lse, to_centres)
+    attraction = dots / (temperature * (number - 1).clamp(min=1))
+    counted = (classes < size) & (number > 1)
+    return reduce(lse - attraction, counted, reduction, return_stats)
+
+
+class BalancedContrastiveLoss(ContrastiveModule):
+    """Module form of :func:`balanced_contrastive_loss`."""
+
+    def forward(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        centres: Tensor | None = None,
+        return_stats: bool = False,
+    ) -> Tensor | tuple[Tensor, ContrastiveStats]:
+        """See :func:`balanced_contrastive_loss`: ``[N, D]``, ``[N]``, ``[C, D]``."""
+        return balanced_contrastive_loss(
+            features,
+            labels,
+            centres,
+            temperature=self.temperature,
+            reduction=self.reduction,
+            num_classes=self.num_classes,
+            return_stats=return_stats,
+        )

@@ -1,0 +1,125 @@
+"""Prototypical supervised contrastive loss (Wang et al., CVPR 2021)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from s3h_ext.losses._common import (
+    ContrastiveModule,
+    ContrastiveStats,
+    Reduction,
+    check_labels,
+    reduce,
+)
+from s3h_ext.ops import similarity_logsumexp
+
+
+@overload
+def prototypical_supcon_loss(
+    features: Tensor,
+    labels: Tensor,
+    prototypes: Tensor,
+    *,
+    temperature: float = ...,
+    reduction: Reduction = ...,
+    return_stats: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def prototypical_supcon_loss(
+    *args: Any, return_stats: bool, **kwargs: Any
+) -> Tensor | tuple[Tensor, ContrastiveStats]: ...
+# The overload above leaves the arguments to the one before it.
+def prototypical_supcon_loss(  # type: ignore[misc]
+    features: Tensor,
+    labels: Tensor,
+    prototypes: Tensor,
+    *,
+    temperature: float = 0.1,
+    reduction: Reduction = "mean",
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, ContrastiveStats]:
+    r"""Prototypical supervised contrastive loss (Wang et al. 2021, Hybrid-PSC).
+
+    ``L_i = −log( exp(z_i·p_{y_i}/τ) / Σ_{j≠y_i} exp(z_i·p_j/τ) )``
+
+    The own class is *not* in the denominator, so the loss is no softmax and can be
+    negative. With K prototypes a class, ``exp(z_i·p_j/τ)`` becomes the mean over the
+    class's prototypes, in numerator and denominator alike; K = 1 is the paper's loss.
+    With a single class, or a label outside [0, C), the anchor is skipped.
+
+    Args:
+        features: ``[N, D]``.
+        labels: ``[N]`` integers.
+        prototypes: ``[C, D]`` or ``[C, K, D]``; learnable where they require grad.
+        temperature: τ.
+        reduction: ``"mean"`` over counted anchors, ``"sum"``, or ``"none"`` ``[N]``.
+        return_stats: also return :class:`ContrastiveStats`.
+
+    Returns:
+        The loss, and the stats if asked for.
+
+    Raises:
+        ValueError: a shape, temperature or reduction is not as above.
+        TypeError: a type is not as above.
+
+    Example:
+        >>> z = torch.nn.functional.normalize(torch.randn(8, 16), dim=1)
+        >>> centres = torch.nn.functional.normalize(torch.randn(3, 16), dim=1)
+        >>> prototypical_supcon_loss(z, torch.arange(8) % 3, centres).shape
+        torch.Size([])
+    """
+    check_labels(features, labels, 2)
+    if prototypes.ndim == 2:
+        prototypes = prototypes[:, None, :]
+    if prototypes.ndim != 3 or prototypes.shape[-1] != features.shape[-1]:
+        raise ValueError(
+            f"prototypes must be [C, {features.shape[-1]}] or "
+            f"[C, K, {features.shape[-1]}], got shape {tuple(prototypes.shape)}"
+        )
+    num_classes, per_class, depth = prototypes.shape
+    owners = torch.arange(num_classes, device=labels.device)
+    lse = similarity_logsumexp(
+        features,
+        prototypes.reshape(-1, depth),
+        temperature=temperature,
+        query_labels=labels,
+        key_labels=owners.repeat_interleave(per_class),
+        same_label_bias=-math.inf,
+        assume_normalized=True,
+    )
+    inside = (labels >= 0) & (labels < num_classes)
+    if num_classes == 0:
+        return reduce(lse, inside, reduction, return_stats)
+    own = prototypes.index_select(0, torch.where(inside, labels, 0).long())
+    scores = (own.to(lse.dtype) * features.to(lse.dtype)[:, None, :]).sum(dim=-1)
+    attraction = (scores / temperature).logsumexp(dim=1)
+    counted = inside & (lse > -math.inf)
+    return reduce(lse - attraction, counted, reduction, return_stats)
+
+
+class PrototypicalSupConLoss(ContrastiveModule):
+    """Module form of :func:`prototypical_supcon_loss`."""
+
+    def __init__(self, temperature: float = 0.1, reduction: Reduction = "mean") -> None:
+        super().__init__(temperature, reduction)
+
+    def forward(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        prototypes: Tensor,
+        return_stats: bool = False,
+    ) -> Tensor | tuple[Tensor, ContrastiveStats]:
+        """See :func:`prototypical_supcon_loss`: ``[N, D]``, ``[N]``, ``[C, D]``."""
+        return prototypical_supcon_loss(
+            features,
+            labels,
+            prototypes,
+            temperature=self.temperature,
+            reduction=self.reduction,
+            return_stats=return_stats,
+        )

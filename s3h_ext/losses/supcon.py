@@ -1,0 +1,102 @@
+"""Supervised contrastive loss (Khosla et al. 2020), without the N×N matrix."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, overload
+
+from torch import Tensor
+
+from s3h_ext.losses._common import (
+    ContrastiveModule,
+    ContrastiveStats,
+    Reduction,
+    class_counts,
+    class_index,
+    flatten_views,
+    reduce,
+)
+from s3h_ext.ops import class_sum_dots, similarity_logsumexp
+
+
+@overload
+def supcon_loss(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float = ...,
+    reduction: Reduction = ...,
+    num_classes: int | None = ...,
+    return_stats: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def supcon_loss(
+    *args: Any, return_stats: bool, **kwargs: Any
+) -> Tensor | tuple[Tensor, ContrastiveStats]: ...
+# The overload above leaves the arguments to the one before it.
+def supcon_loss(  # type: ignore[misc]
+    features: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float = 0.1,
+    reduction: Reduction = "mean",
+    num_classes: int | None = None,
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, ContrastiveStats]:
+    r"""Supervised contrastive loss, ``L_out`` (Khosla et al. 2020, eq. 2).
+
+    ``L_i = −1/|P(i)| Σ_{p in P(i)} log( exp(z_i·z_p/τ) / Σ_{a≠i} exp(z_i·z_a/τ) )``
+
+    P(i): the other rows with the anchor's label. The denominator holds every other
+    row, positives included. There is no τ/τ_base factor. An anchor without a positive
+    is skipped.
+
+    Args:
+        features: ``[B, V, D]`` (V views of each sample) or ``[N, D]``.
+        labels: ``[B]`` or ``[N]`` integers; negative: no class.
+        temperature: τ.
+        reduction: ``"mean"`` over counted anchors, ``"sum"``, or ``"none"``, which
+            gives ``[B·V]`` (sample-major) with 0 at skipped anchors.
+        num_classes: upper bound of the labels, where known; without it classes are
+            found by sorting. Neither waits for the device.
+        return_stats: also return :class:`ContrastiveStats`.
+
+    Returns:
+        The loss, and the stats if asked for.
+
+    Raises:
+        ValueError: a shape, label count, temperature or reduction is not as above.
+        TypeError: a type is not as above.
+
+    Example:
+        >>> z = torch.nn.functional.normalize(torch.randn(4, 2, 16), dim=-1)
+        >>> supcon_loss(z, torch.tensor([0, 1, 0, 2])).shape
+        torch.Size([])
+    """
+    features, labels = flatten_views(features, labels)
+    lse = similarity_logsumexp(
+        features, temperature=temperature, assume_normalized=True
+    )
+    classes, size = class_index(labels, num_classes)
+    dots = class_sum_dots(features, query_classes=classes, num_classes=size)
+    counts = class_counts(classes, size, dots.dtype)
+    positives = counts.index_select(0, classes) - 1
+    attraction = dots / (temperature * positives.clamp(min=1))
+    counted = (classes < size) & (positives > 0)
+    return reduce(lse - attraction, counted, reduction, return_stats)
+
+
+class SupConLoss(ContrastiveModule):
+    """Module form of :func:`supcon_loss`."""
+
+    def forward(
+        self, features: Tensor, labels: Tensor, return_stats: bool = False
+    ) -> Tensor | tuple[Tensor, ContrastiveStats]:
+        """See :func:`supcon_loss`: features ``[B, V, D]`` or ``[N, D]``."""
+        return supcon_loss(
+            features,
+            labels,
+            temperature=self.temperature,
+            reduction=self.reduction,
+            num_classes=self.num_classes,
+            return_stats=return_stats,
+        )
