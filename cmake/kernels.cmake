@@ -23,6 +23,7 @@ add_library(s3h_kernels STATIC
   csrc/cpu/dispatch.cpp
   csrc/cpu/similarity_rows.cpp
   csrc/cpu/similarity_tiled.cpp
+  csrc/cpu/view_boxes.cpp
   ${S3H_TILE_SOURCES})
 if(S3H_CPU_LEVELS MATCHES ",")
   target_compile_definitions(s3h_kernels PRIVATE S3H_X86_LEVELS)
@@ -41,3 +42,8 @@ if(S3H_SANITIZE)
     -fno-sanitize-recover=all -fno-omit-frame-pointer)
   target_link_options(s3h_kernels PUBLIC -fsanitize=${S3H_SANITIZE})
 endif()
+# Boxes are the same bits on every machine: one rounding per operation. The
+# definition is what csrc/common/exact.h asks for as a sign of it.
+set_source_files_properties(csrc/cpu/view_boxes.cpp PROPERTIES
+  COMPILE_OPTIONS "-ffp-contract=off;-fno-math-errno"
+  COMPILE_DEFINITIONS S3H_FP_CONTRACT_OFF)

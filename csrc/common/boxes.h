@@ -72,41 +72,64 @@ S3H_COMMON bool read_whole(double value, double low, double high, int64_t* to) {
   return static_cast<double>(*to) == value;
 }
 
-// Fills `to` from kConstraintNumbers numbers; nullptr, or which of them is out
-// of its range.
-S3H_COMMON const char* read_constraint(const double* from, BoxConstraint* to) {
+// What each of the numbers has to be.
+constexpr const char* kConstraintRanges[kConstraintNumbers] = {
+    "a kind of crop",
+    "1 <= rows <= 1024",
+    "1 <= columns <= 1024",
+    "0 < height share <= 1",
+    "0 < width share <= 1",
+    "pick 0 or 1",
+    "0 < low scale",
+    "low scale <= high scale <= 1",
+    "0.1 <= low ratio",
+    "low ratio <= high ratio <= 10",
+    "a low logarithm of at least -1.2",
+    "a high logarithm from the low one to 1.2",
+    "1 <= tries <= 1000",
+    "0 <= padding < 2**24",
+    "0 < centre share <= 1",
+    "0 <= least overlap",
+    "least overlap <= most overlap <= 1",
+    "0 <= attempts <= 1000"};
+
+// Fills `to` from kConstraintNumbers numbers; the first that is out of its
+// range, or -1. NaN is out of every range.
+S3H_COMMON int read_constraint(const double* from, BoxConstraint* to) {
   int64_t kind = 0, drawn = 0;
-  if (!read_whole(from[0], 0, static_cast<double>(CropKind::kCount) - 1, &kind))
-    return "kind";
+  const auto last_kind = static_cast<double>(CropKind::kCount) - 1;
+  if (!read_whole(from[0], 0, last_kind, &kind)) return 0;
+  if (!read_whole(from[1], 1, kMaxCells, &to->rows)) return 1;
+  if (!read_whole(from[2], 1, kMaxCells, &to->columns)) return 2;
+  if (!(from[3] > 0 && from[3] <= 1)) return 3;
+  if (!(from[4] > 0 && from[4] <= 1)) return 4;
+  if (!read_whole(from[5], 0, 1, &drawn)) return 5;
+  if (!(from[6] > 0)) return 6;
+  if (!within(from[7], from[6], 1)) return 7;
+  if (!(from[8] >= 0.1)) return 8;
+  if (!within(from[9], from[8], 10)) return 9;
+  if (!(from[10] >= -1.2)) return 10;
+  if (!within(from[11], from[10], 1.2)) return 11;
+  if (!read_whole(from[12], 1, kMaxTries, &to->tries)) return 12;
+  if (!read_whole(from[13], 0, kMaxSide - 1, &to->padding)) return 13;
+  if (!(from[14] > 0 && from[14] <= 1)) return 14;
+  if (!(from[15] >= 0)) return 15;
+  if (!within(from[16], from[15], 1)) return 16;
+  if (!read_whole(from[17], 0, kMaxAttempts, &to->attempts)) return 17;
   to->kind = static_cast<CropKind>(kind);
-  if (!read_whole(from[1], 1, kMaxCells, &to->rows)) return "rows";
-  if (!read_whole(from[2], 1, kMaxCells, &to->columns)) return "columns";
   to->height_share = from[3];
   to->width_share = from[4];
-  if (!(from[3] > 0 && from[3] <= 1)) return "height share";
-  if (!(from[4] > 0 && from[4] <= 1)) return "width share";
-  if (!read_whole(from[5], 0, 1, &drawn)) return "pick";
   to->cell_drawn = drawn != 0;
   to->scale_low = from[6];
   to->scale_high = from[7];
-  if (!(from[6] > 0 && from[6] <= from[7] && from[7] <= 1)) return "scale";
   to->ratio_low = from[8];
   to->ratio_high = from[9];
-  if (!(from[8] >= 0.1 && from[8] <= from[9] && from[9] <= 10)) return "ratio";
   to->log_low = from[10];
   to->log_high = from[11];
-  if (!(from[10] >= -1.2 && from[10] <= from[11] && from[11] <= 1.2))
-    return "logarithm of the ratio";
-  if (!read_whole(from[12], 1, kMaxTries, &to->tries)) return "tries";
-  if (!read_whole(from[13], 0, kMaxSide, &to->padding)) return "padding";
   to->centre_share = from[14];
-  if (!(from[14] > 0 && from[14] <= 1)) return "centre share";
   to->least_overlap = from[15];
   to->most_overlap = from[16];
-  if (!(from[15] >= 0 && from[15] <= from[16] && from[16] <= 1))
-    return "overlap";
-  if (!read_whole(from[17], 0, kMaxAttempts, &to->attempts)) return "attempts";
-  return nullptr;
+  return -1;
 }
 
 namespace boxes {
