@@ -57,7 +57,8 @@ def sample_view_boxes(
     Args:
         sizes: int64 ``[N, 2]``, height and width of each image in [1, 2**24); or one
             pair for all.
-        constraint: Where to look; a crop alone is meant in the whole image.
+        constraint: Where to look; a crop alone is meant in the whole image. Under
+            ``torch.compile`` a :class:`Constraint` made outside.
         seed: In [0, 2**32).
         epoch: In [0, 2**32).
         sample_index: int64 ``[N]``, at least 0.

@@ -168,7 +168,7 @@ def _attempt(numbers: _Numbers, views: _Views, attempt: int) -> tuple[Tensor, Te
 
 
 def _share(share: float, side: Tensor) -> Tensor:
-    return (side * share + 0.5).to(torch.int64).clamp_(min=1)
+    return (side.double() * share + 0.5).to(torch.int64).clamp_(min=1)
 
 
 def _region(
@@ -180,8 +180,8 @@ def _region(
         cell = (uniform * (rows * columns)).to(torch.int64)
     else:
         cell = views.view % (rows * columns)
-    height = _share(numbers.height_share, views.height.double())
-    width = _share(numbers.width_share, views.width.double())
+    height = _share(numbers.height_share, views.height)
+    width = _share(numbers.width_share, views.width)
     return (
         _cell_start(views.height - height, cell // columns, rows),
         _cell_start(views.width - width, cell % columns, columns),
