@@ -58,9 +58,7 @@ def render_views_reference(
         if patches.affine is not None:
             pixels = _warp(crop, patches.affine[number].double(), size, patches)
         else:
-            planes = crop.permute(2, 0, 1)[None]
-            pixels = F.interpolate(planes, size=size, mode="bilinear", antialias=True)
-            pixels = pixels[0].permute(1, 2, 0)
+            pixels = _interpolate(crop, size)
         if patches.colour is not None:
             matrix = patches.colour[number].double()
             pixels = (pixels @ matrix[:, :-1].T + matrix[:, -1]).clamp(0, 1)
@@ -83,6 +81,19 @@ def _padded_crop(image: Tensor, box: list[int]) -> Tensor:
         row, column = row - top, column - left
         crop[row : row + part.shape[0], column : column + part.shape[1]] = part
     return crop
+
+
+def _interpolate(crop: Tensor, size: list[int]) -> Tensor:
+    # To a width of 1, torch 2.13 repeats the first row: let that be the height.
+    turned = size[1] == 1
+    planes = crop.permute(2, 1, 0) if turned else crop.permute(2, 0, 1)
+    planes = F.interpolate(
+        planes[None].contiguous(),
+        size=size[::-1] if turned else size,
+        mode="bilinear",
+        antialias=True,
+    )[0]
+    return planes.permute(2, 1, 0) if turned else planes.permute(1, 2, 0)
 
 
 def _warp(crop: Tensor, affine: Tensor, size: list[int], patches: Patches) -> Tensor:

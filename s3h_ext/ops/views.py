@@ -12,6 +12,7 @@ from torch import Tensor
 from s3h_ext.ops._library import LIBRARY, registry
 from s3h_ext.ops.patches import Patches
 from s3h_ext.ops.reference_views import render_views_plain
+from s3h_ext.ops.similarity import CPU
 
 __all__ = ["Patches", "render_views"]
 
@@ -69,8 +70,8 @@ def render_views(
         ...     box=torch.tensor([[0, 0, 4, 4], [-2, 0, 4, 4]]))
         >>> views = render_views(
         ...     images, patches, out_size=2, mean=(0, 0, 0), std=(1, 1, 1))
-        >>> views.shape, views[0].unique().item()
-        (torch.Size([2, 3, 2, 2]), 1.0)
+        >>> views.shape, views[0].mul(255).round().unique().item()
+        (torch.Size([2, 3, 2, 2]), 255.0)
     """
     stack = [images] if isinstance(images, Tensor) else list(images)
     channels = len(mean)
@@ -113,10 +114,11 @@ def render_views(
             dtype,
         )
     except RuntimeError as error:
-        # Values are checked where they are read, and the native library knows no
-        # other type of error.
-        if str(error).startswith("patches."):
-            raise ValueError(str(error)) from None
+        # Values are checked where they are read; the native library knows no other
+        # type of error and puts its own source line in front of the text.
+        _, found, text = str(error).partition("patches.")
+        if found:
+            raise ValueError(found + text) from None
         raise
     return cast(Tensor, pixels.permute(0, 3, 1, 2))
 
@@ -197,6 +199,7 @@ def _fake(
     return image.new_empty((views, height, width, len(mean)), dtype=dtype)
 
 
-LIBRARY.impl("render_views", render_views_plain, "CPU")
+if not CPU.loaded:
+    CPU.implement_failure("render_views", key="CPU")
 LIBRARY.impl("render_views", render_views_plain, "CUDA")
 registry.register_fake("s3h::render_views", _fake, lib=LIBRARY)
