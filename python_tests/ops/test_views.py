@@ -411,7 +411,7 @@ def test_values_out_of_range_are_named():
         ({"box": changed(patches.box, (4, 3), 65537)}, r"box\[4\]: .* 65536"),
         ({"box": changed(patches.box, (2, 0), far)}, r"box\[2\]: "),
         ({"box": changed(patches.box, (2, 1), -far)}, r"box\[2\]: "),
-        ({"rect": changed(rect, (2, 1), 25)}, r"rect\[2\]: .* inside 32 x 40"),
+        ({"rect": changed(rect, (2, 1), 33)}, r"rect\[2\]: .* inside 32 x 40"),
         ({"rect": changed(rect, (2, 2), 0)}, r"rect\[2\]: "),
         ({"rect": changed(rect, (2, 3), far)}, r"rect\[2\]: "),
         ({"view": changed(views, 3, 5), "views": 5}, r"view\[3\]: .* got 5"),
@@ -419,7 +419,7 @@ def test_values_out_of_range_are_named():
     ):
         bad = replace(patches, **wrong)
         with pytest.raises(ValueError, match=r"^patches\." + match):
-            render_views(images, bad, out_size=(32, 32), mean=MEAN, std=STD)
+            render_views(images, bad, out_size=(32, 40), mean=MEAN, std=STD)
         with pytest.raises(ValueError, match=match):
             render_views_plain(*flat(images, bad))
 

@@ -18,7 +18,8 @@ from s3h_ext.ops.patches import Patches
 
 __all__ = ["render_views_plain", "render_views_reference"]
 
-_LARGEST_SIDE = 65536
+# What the native kernel takes too.
+_LARGEST_SIDE, _FAR = 65536, 1 << 48
 # Elements of a chunk's interpolation matrices.
 _CHUNK_ELEMENTS = 1 << 24
 
@@ -179,8 +180,10 @@ def render_views_plain(
     _require("image", (image >= 0) & (image < count), image, f"0 .. {count - 1}")
     _require("view", (view >= 0) & (view < views), view, f"0 .. {views - 1}")
     sides = box[:, 2:]
-    fits = ((sides >= 1) & (sides <= _LARGEST_SIDE)).all(dim=1)
-    _require("box", fits, box, f"sides of 1 .. {_LARGEST_SIDE}")
+    fits = (sides >= 1) & (sides <= _LARGEST_SIDE) & (box[:, :2].abs() < _FAR)
+    _require(
+        "box", fits.all(dim=1), box, f"sides of 1 .. {_LARGEST_SIDE} near the image"
+    )
     corner, sides = rect[:, :2], rect[:, 2:]
     size = torch.tensor([height, width], device=rect.device)
     fits = ((corner >= 0) & (sides >= 1) & (corner + sides <= size)).all(dim=1)
