@@ -8,6 +8,7 @@ import torch
 
 from s3h_ext.data import host_boxes
 from s3h_ext.data.host_boxes import sample_view_boxes_host
+from s3h_ext.ops import view_boxes_plain
 from s3h_ext.ops.view_boxes import sample_view_boxes
 from s3h_ext.ops.view_boxes_plain import sample_view_boxes_plain
 from s3h_ext.ops.view_constraints import (
@@ -63,6 +64,11 @@ def plain(sizes, constraint, sample_index, view):
         ADDRESS["epoch"],
         ADDRESS["stream"],
     )
+
+
+def test_the_exponential_is_one():
+    x = torch.linspace(-1.16, 1.16, 1001, dtype=torch.float64)[:, None]
+    assert torch.allclose(view_boxes_plain._exp(x), x.exp(), rtol=1e-14, atol=0)
 
 
 def test_there_are_a_million_draws():
