@@ -54,6 +54,18 @@ def find_tool(name: str) -> str:
     return found
 
 
+def pybind11_directory() -> str:
+    """Returns where pybind11 keeps its CMake files."""
+    try:
+        import pybind11
+    except ImportError:
+        raise SystemExit(
+            "s3h_ext needs pybind11 to build. Run:\n\n"
+            f"    pip install 'pybind11>=2.13' && {INSTALL_LINE}\n"
+        ) from None
+    return pybind11.get_cmake_dir()
+
+
 def find_nvcc() -> str | None:
     """Returns nvcc's path: from CUDA_HOME, from PATH or from the usual folder."""
     home = os.environ.get("CUDA_HOME")
@@ -102,9 +114,12 @@ class CMakeBuild(build_ext):
             f"-DS3H_TORCH_VERSION={torch_version}",
             f"-DS3H_CUDA_NOTE={cuda_note()}",
             f"-DS3H_WARNINGS_AS_ERRORS={werror}",
+            f"-Dpybind11_DIR={pybind11_directory()}",
+            f"-DPython_EXECUTABLE={sys.executable}",
         ]
+        target = ext.name.rpartition("._")[2]
         jobs = os.environ.get("MAX_JOBS")
-        compile_ = [cmake, "--build", str(build), "--target", "s3h_cpu"]
+        compile_ = [cmake, "--build", str(build), "--target", target]
         if jobs:
             compile_ += ["-j", jobs]
         subprocess.run(configure, check=True)
@@ -113,6 +128,8 @@ class CMakeBuild(build_ext):
 
 torch_directory()
 setup(
-    ext_modules=[Extension("s3h_ext._s3h_cpu", sources=[])],
+    ext_modules=[
+        Extension(f"s3h_ext.{name}", sources=[]) for name in ("_s3h_cpu", "_s3h_host")
+    ],
     cmdclass={"build_ext": CMakeBuild},
 )

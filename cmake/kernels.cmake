@@ -1,7 +1,8 @@
 # The kernels without torch, as a static library: the op library and the native
 # tests link the same objects. The files named after an instruction set hold one
 # body each, compiled with that set's flags and chosen at run time.
-set(S3H_TILE_SOURCES csrc/cpu/similarity_tiles_baseline.cpp)
+set(S3H_LEVEL_SOURCES csrc/cpu/similarity_tiles_baseline.cpp
+    csrc/cpu/views_rows_baseline.cpp)
 set(S3H_CPU_LEVELS "baseline")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(S3H_FLAGS_AVX2 -mavx2 -mfma)
@@ -10,15 +11,21 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(S3H_FLAGS_AVX512_BF16 ${S3H_FLAGS_AVX512} -mavx512bf16)
   foreach(level AVX2 AVX512 AVX512_BF16)
     string(TOLOWER ${level} name)
-    set(source csrc/cpu/similarity_tiles_${name}.cpp)
-    list(APPEND S3H_TILE_SOURCES ${source})
-    set_source_files_properties(${source} PROPERTIES
+    set(sources csrc/cpu/similarity_tiles_${name}.cpp)
+    # Rendering has no use for products of bfloat16.
+    if(NOT level STREQUAL AVX512_BF16)
+      list(APPEND sources csrc/cpu/views_rows_${name}.cpp)
+    endif()
+    list(APPEND S3H_LEVEL_SOURCES ${sources})
+    set_source_files_properties(${sources} PROPERTIES
       COMPILE_OPTIONS "${S3H_FLAGS_${level}}")
     string(APPEND S3H_CPU_LEVELS ", ${name}")
   endforeach()
 endif()
 
 add_library(s3h_kernels STATIC
+  csrc/cpu/augment.cpp
+  csrc/cpu/augment_geometry.cpp
   csrc/cpu/class_sums.cpp
   csrc/cpu/dispatch.cpp
   csrc/cpu/similarity_backward.cpp
@@ -28,7 +35,10 @@ add_library(s3h_kernels STATIC
   csrc/cpu/similarity_pack.cpp
   csrc/cpu/similarity_rows.cpp
   csrc/cpu/similarity_tiled.cpp
-  ${S3H_TILE_SOURCES})
+  csrc/cpu/view_boxes.cpp
+  csrc/cpu/views.cpp
+  csrc/cpu/views_patch.cpp
+  ${S3H_LEVEL_SOURCES})
 if(S3H_CPU_LEVELS MATCHES ",")
   target_compile_definitions(s3h_kernels PRIVATE S3H_X86_LEVELS)
 endif()
@@ -46,3 +56,11 @@ if(S3H_SANITIZE)
     -fno-sanitize-recover=all -fno-omit-frame-pointer)
   target_link_options(s3h_kernels PUBLIC -fsanitize=${S3H_SANITIZE})
 endif()
+# Bit-equal to Pillow, and that means one rounding per operation.
+set_source_files_properties(csrc/cpu/augment.cpp csrc/cpu/augment_geometry.cpp
+  PROPERTIES COMPILE_OPTIONS "-ffp-contract=off")
+# Boxes are the same bits on every machine: one rounding per operation. The
+# definition is what csrc/common/exact.h asks for as a sign of it.
+set_source_files_properties(csrc/cpu/view_boxes.cpp PROPERTIES
+  COMPILE_OPTIONS "-ffp-contract=off;-fno-math-errno"
+  COMPILE_DEFINITIONS S3H_FP_CONTRACT_OFF)

@@ -1,257 +1,232 @@
 import doctest
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from s3h_ext.data import recipes
-from s3h_ext.data.recipes import (
-    RECIPES,
-    ColorJitter,
-    PadCrop,
-    Recipe,
-    ResizedCrop,
-    colour_matrix,
-    get_recipe,
-)
-from s3h_ext.ops.philox import philox_uniform
+from s3h_ext.data.colour import ColorJitter
+from s3h_ext.data.policies import AutoAugment, RandAugment
+from s3h_ext.data.recipes import MAX_STREAMS, RECIPES, Recipe, get_recipe
+from s3h_ext.ops.augment import Operation
+from s3h_ext.ops.view_constraints import Centre, PadCrop, RandomResizedCrop
 
 VIEWS = 4000
+PARTS = ("box", "flip", "fallback", "colour", "operations", "magnitudes", "hole", "key")
 
 
-def uniforms(draws, count=VIEWS, view=0):
-    return philox_uniform(
-        seed=0, epoch=0, index=torch.arange(count), view=view, draws=draws
+def describe(recipe, count=VIEWS, size=(32, 32), **changes):
+    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    address = {"seed": 0, "epoch": 0, "index": torch.arange(count), "view": 0} | changes
+    return recipe.describe(*size, **address)
+
+
+def assert_same(first, second):
+    for part in PARTS:
+        a, b = getattr(first, part), getattr(second, part)
+        assert (a is None) == (b is None), part
+        assert a is None or torch.equal(a, b), part
+
+
+# Draws of runs that were made with the first release: they must not change.
+RELEASED = {
+    "crop-flip": {
+        (32, 32): [[-1, 2], [4, 1], [-4, -3], [-2, -1], [4, -1]],
+        (20, 47): [[-1, 2], [4, 1], [-4, -3], [-2, -1], [4, -1]],
+    },
+    "supcon": {
+        (32, 32): [
+            *([4, 5, 21, 25], [2, 1, 30, 30], [0, 0, 32, 29]),
+            *([5, 5, 16, 19], [6, 5, 26, 21]),
+        ],
+        (20, 47): [
+            *([0, 17, 20, 24], [5, 20, 15, 15], [0, 6, 15, 15]),
+            *([1, 11, 15, 18], [5, 12, 15, 19]),
+        ],
+    },
+}
+RELEASED_GREEN = [
+    *(0.139024, 0.924948, -0.19347, -0.139495),
+    *(0.065319, 0.942751, -0.042637, 0.140568),
+    *(0.192261, 1.331133, -0.176632, -0.00798),
+    *(0.0, 1.0, 0.0, 0.0),
+    *(0.081404, 0.601749, -0.01121, 0.130659),
+]
+
+
+@pytest.mark.parametrize("size", [(32, 32), (20, 47)])
+@pytest.mark.parametrize("name", RELEASED)
+def test_draws_are_those_of_the_first_release(name, size):
+    spec = describe(
+        name,
+        size=size,
+        seed=5,
+        epoch=2,
+        stream=1,
+        index=torch.tensor([0, 1, 77, 9999, 1 << 33]),
+        view=torch.tensor([0, 3, 1, 2, 5]),
     )
+    boxes = RELEASED[name][size]
+    assert spec.box[:, : len(boxes[0])].tolist() == boxes
+    assert spec.flip.tolist() == [True, False, True, False, True]
+    if name == "supcon":
+        green = spec.colour[:, 1].flatten()
+        assert torch.allclose(green, torch.tensor(RELEASED_GREEN), atol=1e-6)
+    else:
+        assert spec.box[:, 2:].tolist() == [list(size)] * 5
 
 
-def test_pad_crop_boxes_are_uniform_shifts():
-    spec = Recipe(crop=PadCrop(4)).describe(uniforms(4), 32, 32)
-    assert not spec.resized
-    assert (spec.box[:, 2:] == 32).all()
-    for corner in (spec.box[:, 0], spec.box[:, 1]):
-        counts = torch.bincount(corner + 4, minlength=9)
-        assert len(counts) == 9
-        expected = VIEWS / 9
-        chi_square = ((counts - expected) ** 2 / expected).sum()
-        # 8 degrees of freedom: deviation 4.
-        assert chi_square < 8 + 6 * 4
-
-
-@pytest.mark.parametrize("padding", [0, 1, 4, 31])
-def test_pad_crop_stays_in_range_at_the_ends(padding):
-    ends = torch.tensor([0.0, 1 - 2**-24])[:, None].expand(2, 4)
-    box = PadCrop(padding).boxes(ends.double(), 32, 32)
-    assert box[0, :2].tolist() == [-padding, -padding]
-    assert box[1, :2].tolist() == [padding, padding]
-
-
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (28, 28), (20, 47), (64, 9)])
-def test_resized_crop_boxes_keep_their_constraint(height, width):
-    crop = ResizedCrop(scale=(0.2, 1.0))
-    recipe = Recipe(crop=crop)
-    spec = recipe.describe(uniforms(recipe.draws), height, width)
-    assert spec.resized
-    top, left, h, w = spec.box.unbind(-1)
-    assert (top >= 0).all()
-    assert (left >= 0).all()
-    assert (h >= 1).all()
-    assert (w >= 1).all()
-    assert (top + h <= height).all()
-    assert (left + w <= width).all()
-    # Rounding moves each side by half a pixel at most.
-    assert (((w + 0.5) / (h - 0.5)) >= 3 / 4).all()
-    assert (((w - 0.5) / (h + 0.5)) <= 4 / 3).all()
-    if height == width:
-        assert ((h + 0.5) * (w + 0.5) >= 0.2 * height * width).all()
-        assert len(torch.unique(h)) > 10
-        assert len(torch.unique(top)) > 10
-
-
-def test_resized_crop_ratio_is_symmetric():
-    recipe = Recipe(crop=ResizedCrop(scale=(0.2, 0.5)))
-    _, _, h, w = recipe.describe(uniforms(recipe.draws), 256, 256).box.unbind(-1)
-    logarithm = (w / h).log()
-    assert abs(logarithm.mean()) < 0.01
-    # Log-uniform over log(3/4) .. log(4/3).
-    assert math.isclose(
-        logarithm.std(), 2 * math.log(4 / 3) / math.sqrt(12), rel_tol=0.03
-    )
-    area = (w * h) / 256**2
-    assert math.isclose(area.mean(), 0.35, rel_tol=0.02)
-
-
-def test_resized_crop_takes_the_first_try_that_fits():
-    draws = torch.full((1, 16), 0.5)
-    crop = ResizedCrop(scale=(0.25, 1.0), tries=2)
-    # The whole area at ratio 4/3 does not fit; a quarter of it at ratio 1 does.
-    draws[0, 12:] = torch.tensor([1.0, 1.0, 0.0, 0.5])
-    assert crop.boxes(draws.double(), 32, 32).tolist() == [[8, 8, 16, 16]]
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "expected"),
-    [(32, 32, [0, 0, 32, 32]), (64, 30, [12, 0, 40, 30]), (30, 64, [0, 12, 30, 40])],
-)
-def test_resized_crop_fallback(height, width, expected):
-    crop = ResizedCrop(scale=(1.0, 1.0), tries=1)
-    draws = torch.full((1, 14), 1.0, dtype=torch.float64)
-    assert crop.boxes(draws, height, width).tolist() == [expected]
-
-
-def test_polynomial_exponential():
-    x = torch.linspace(-1.16, 1.16, 1001, dtype=torch.float64)
-    assert torch.allclose(recipes._exp(x), x.exp(), rtol=1e-14, atol=0)
-
-
-def test_flip_and_grey_rates():
-    spec = get_recipe("crop-flip-gray").describe(uniforms(4), 32, 32)
-    deviation = 6 / math.sqrt(VIEWS) / 2
-    assert abs(spec.flip.float().mean() - 0.5) < deviation
-    grey = (spec.colour[:, 0] == spec.colour[:, 1]).all(dim=-1)
-    assert abs(grey.float().mean() - 0.2) < deviation
-    luma = torch.tensor([0.299, 0.587, 0.114, 0.0])
-    assert torch.equal(spec.colour[grey], luma.expand(int(grey.sum()), 3, 4))
-    identity = torch.eye(3, 4)
-    assert torch.equal(
-        spec.colour[~grey], identity.expand(VIEWS - int(grey.sum()), 3, 4)
-    )
-
-
-def test_jitter_is_off_one_time_in_five():
-    recipe = Recipe(jitter=ColorJitter())
-    colour = recipe.describe(uniforms(9), 32, 32).colour
-    off = (colour == torch.eye(3, 4)).flatten(1).all(dim=1)
-    assert abs(off.float().mean() - 0.2) < 6 / math.sqrt(VIEWS) / 2
+def test_flip_rate():
+    flips = describe("crop-flip").flip.float()
+    assert abs(flips.mean() - 0.5) < 6 / math.sqrt(VIEWS) / 2
+    assert not describe("crop").flip.any()
 
 
 def test_slots_are_shared_between_recipes():
-    draws = uniforms(32)
-    plain = get_recipe("crop-flip").describe(draws, 32, 32)
-    jitter = get_recipe("crop-flip-jitter-gray").describe(draws, 32, 32)
-    assert torch.equal(plain.box, jitter.box)
-    assert torch.equal(plain.flip, jitter.flip)
+    plain = describe("crop-flip")
+    for name in ("crop-flip-jitter-gray", "autoaugment+cutout", "randaugment"):
+        other = describe(name)
+        assert torch.equal(plain.box, other.box)
+        assert torch.equal(plain.flip, other.flip)
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_draws_are_enough_and_all_needed(name):
+def test_crops_are_described_one_by_one(name):
     recipe = get_recipe(name)
-    whole = recipe.describe(uniforms(40, count=200), 32, 32)
-    exact = recipe.describe(uniforms(recipe.draws, count=200), 32, 32)
-    assert torch.equal(whole.box, exact.box)
-    assert torch.equal(whole.flip, exact.flip)
-    if whole.colour is not None:
-        assert torch.equal(whole.colour, exact.colour)
-    if recipe.draws:
-        with pytest.raises(ValueError, match="uniforms"):
-            recipe.describe(uniforms(recipe.draws - 1), 32, 32)
-
-
-def test_views_are_described_one_by_one():
-    recipe = get_recipe("supcon")
-    draws = uniforms(recipe.draws, count=60).reshape(3, 20, -1)
-    grid = recipe.describe(draws, 32, 32)
+    index, view = torch.arange(20), torch.arange(3)[:, None]
+    grid = describe(recipe, index=index, view=view, stream=3)
+    assert grid.flip.shape == (3, 20)
+    assert grid.box.shape == (3, 20, 4)
     part = grid.narrow(1, 5, 9).flatten()
-    alone = recipe.describe(draws[:, 5:9].reshape(12, -1), 32, 32)
-    assert torch.equal(part.box, alone.box)
-    assert torch.equal(part.flip, alone.flip)
-    assert torch.equal(part.colour, alone.colour)
+    alone = describe(
+        recipe,
+        index=index[5:9].repeat(3),
+        view=torch.arange(3).repeat_interleave(4),
+        stream=3,
+    )
+    assert_same(part, alone)
+    order = torch.tensor([11, 0, 7])
+    picked = describe(
+        recipe,
+        index=index[5:9].repeat(3)[order],
+        view=torch.arange(3).repeat_interleave(4)[order],
+        stream=3,
+    )
+    assert_same(part.select(order), picked)
+
+
+@pytest.mark.parametrize("name", ["supcon", "autoaugment+cutout", "montage-2x2"])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"epoch": 1}, {"view": 1}, {"stream": 1}]
+)
+def test_every_part_of_the_address_counts(name, change):
+    base, other = describe(name, 200), describe(name, 200, **change)
+    for part in PARTS:
+        a, b = getattr(base, part), getattr(other, part)
+        if a is not None and part != "fallback":
+            assert not torch.equal(a, b), part
+
+
+def test_supcon_promises():
+    recipe = get_recipe("supcon")
+    assert recipe.crop == RandomResizedCrop((0.2, 1.0), (3 / 4, 4 / 3))
+    assert recipe.jitter == ColorJitter(0.4, 0.4, 0.4, 0.1, probability=0.8)
+    assert (recipe.flip, recipe.grey) == (0.5, 0.2)
+    spec = describe(recipe)
+    assert spec.resized
+    area = spec.box[:, 2] * spec.box[:, 3] / 1024
+    # Rounding moves each side by half a pixel at most.
+    assert area.min() > 0.2 * 0.93
+    assert area.max() <= 1
+
+
+def test_autoaugment_and_cutout_promises():
+    recipe = get_recipe("autoaugment+cutout")
+    assert recipe.crop == PadCrop(4)
+    assert isinstance(recipe.policy, AutoAugment)
+    spec = describe(recipe)
+    assert not spec.resized
+    assert spec.operations.shape == spec.magnitudes.shape == (VIEWS, 2)
+    assert (spec.hole[:, 2:] == 16).all()
+    # A centre is any pixel of the view.
+    for axis in (0, 1):
+        counts = torch.bincount(spec.hole[:, axis] + 8, minlength=32)
+        assert len(counts) == 32
+        chi_square = ((counts - VIEWS / 32) ** 2 / (VIEWS / 32)).sum()
+        # 31 degrees of freedom: deviation 7.9.
+        assert chi_square < 31 + 6 * 7.9
+
+
+def test_policies_and_crops_share_no_draw():
+    spec = describe("autoaugment+cutout")
+    # A fifth of the numbers: correlation of independent draws is below 6 / sqrt(n).
+    for a in (spec.box[:, 0], spec.flip):
+        for b in (spec.hole[:, 0], spec.operations[:, 0] == Operation.EQUALIZE):
+            pair = torch.stack([a.double(), b.double()])
+            assert abs(torch.corrcoef(pair)[0, 1]) < 6 / math.sqrt(VIEWS)
+
+
+def test_randaugment_promises():
+    assert get_recipe("randaugment").policy == RandAugment(2, 10)
+    assert describe("randaugment").operations.shape == (VIEWS, 2)
+
+
+def test_montage_crops_stay_in_their_region():
+    recipe = get_recipe("montage-2x2")
+    assert recipe.crops == 4
+    assert recipe.crop_size(32, 48) == (16, 24)
+    spec = describe(recipe, index=torch.arange(500), view=torch.arange(8)[:, None])
+    top, left, height, width = spec.box.unbind(-1)
+    # Four corners of 80 %: 26 of 32 pixels.
+    for crop in range(8):
+        row, column = crop % 4 // 2, crop % 2
+        for start, size, last in ((top, height, row), (left, width, column)):
+            assert (start[crop] >= 6 * last).all()
+            assert (start[crop] + size[crop] <= 26 + 6 * last).all()
+            # The region is used up to its ends.
+            assert start[crop].min() == 6 * last
+            assert (start[crop] + size[crop]).max() == 26 + 6 * last
+    area = (height * width) / 26**2
+    assert area.min() > 0.2 * 0.9
+    assert len(spec.key.unique()) == 4000
+    assert spec.key.min() >= 0
+    assert spec.key.max() < 1
+
+
+def test_montage_needs_even_sides():
+    with pytest.raises(ValueError, match="even sides, got 32 x 31"):
+        get_recipe("montage-2x2").view_size(32, 31)
+
+
+def test_evaluation_promises():
+    recipe = get_recipe("evaluation")
+    assert recipe.crop == Centre(224 / 256)
+    assert recipe.view_size(300, 400) == (224, 224)
+    spec = describe(recipe, 2, size=(256, 512))
+    assert spec.box.tolist() == [[16, 144, 224, 224]] * 2
+    assert not spec.flip.any()
 
 
 def test_named_recipes():
     assert RECIPES["none"] == Recipe()
     assert RECIPES["crop"].flip == 0
     assert RECIPES["crop-gray"].flip == 0
-    assert RECIPES["supcon"].crop == ResizedCrop((0.2, 1.0))
     with pytest.raises(ValueError, match="did you mean 'crop-gray'"):
         get_recipe("crop-grey")
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        {"scale": (0, 1)},
-        {"scale": (0.5, 0.2)},
-        {"scale": (0.5, 1.5)},
-        {"ratio": (0.01, 1)},
-        {"ratio": (2, 1)},
-        {"tries": 0},
-    ],
+    ("arguments", "name"),
+    [({"cutout": -1}, "cutout"), ({"out_size": (0, 4)}, "out_size")],
 )
-def test_wrong_resized_crop(arguments):
-    with pytest.raises(ValueError, match=next(iter(arguments))):
-        ResizedCrop(**arguments)
+def test_wrong_recipe(arguments, name):
+    with pytest.raises(ValueError, match=name):
+        Recipe(**arguments)
 
 
-LUMA = np.array([0.299, 0.587, 0.114])
-YIQ = np.array(
-    [
-        LUMA,
-        [0.595716, -0.274453, -0.321263],
-        [0.211456, -0.522591, 0.311135],
-    ]
-)
-
-
-def direct_colour(pixel, brightness, contrast, saturation, angle):
-    """The four operations one after the other, as they are defined."""
-    pixel = brightness * pixel
-    pixel = contrast * (pixel - 0.5) + 0.5
-    grey = LUMA @ pixel
-    pixel = grey + saturation * (pixel - grey)
-    y, i, q = YIQ @ pixel
-    turned = [
-        y,
-        i * math.cos(angle) - q * math.sin(angle),
-        i * math.sin(angle) + q * math.cos(angle),
-    ]
-    return np.linalg.solve(YIQ, turned)
-
-
-def as_matrix(*factors):
-    return colour_matrix(*(torch.tensor(x, dtype=torch.float64) for x in factors))
-
-
-@pytest.mark.parametrize(
-    "factors",
-    [
-        (1.0, 1.0, 1.0, 0.0),
-        (0.6, 1.0, 1.0, 0.0),
-        (1.0, 1.4, 1.0, 0.0),
-        (1.0, 1.0, 0.0, 0.0),
-        (1.0, 1.0, 1.6, 0.0),
-        (1.0, 1.0, 1.0, 0.6),
-        (1.0, 1.0, 1.0, -2.5),
-        (1.3, 0.7, 1.2, 0.4),
-        (0.8, 1.3, 0.0, 0.5),
-    ],
-)
-def test_colour_matrix_against_the_direct_formulas(factors):
-    matrix = as_matrix(*factors).double().numpy()
-    for pixel in np.random.RandomState(0).rand(20, 3):
-        expected = direct_colour(pixel, *factors)
-        assert np.allclose(matrix[:, :3] @ pixel + matrix[:, 3], expected, atol=2e-6)
-
-
-def test_colour_matrix_identity_is_exact():
-    assert torch.equal(as_matrix(1.0, 1.0, 1.0, 0.0), torch.eye(3, 4))
-
-
-def test_hue_keeps_luma_and_greys():
-    matrix = as_matrix(1.0, 1.0, 1.0, 0.9).double()
-    luma = torch.from_numpy(LUMA)
-    assert torch.allclose(luma @ matrix[:, :3], luma, atol=1e-6)
-    assert torch.allclose(matrix[:, :3].sum(dim=1), torch.ones(3).double(), atol=1e-6)
-
-
-def test_jitter_factors_stay_in_range():
-    recipe = Recipe(jitter=ColorJitter(0.4, 0.0, 0.0, 0.0, probability=1.0))
-    gain = recipe.describe(uniforms(9), 32, 32).colour[:, 0, 0]
-    assert gain.min() >= 0.6
-    assert gain.max() <= 1.4
-    assert gain.min() < 0.61
-    assert gain.max() > 1.39
+def test_wrong_stream():
+    with pytest.raises(ValueError, match="stream"):
+        describe("crop", 1, stream=MAX_STREAMS)
 
 
 def test_examples():

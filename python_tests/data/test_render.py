@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from s3h_ext.data import render as render_module
-from s3h_ext.data.recipes import RECIPES, ResizedCrop, ViewSpec, get_recipe
-from s3h_ext.data.render import Renderer, render
-from s3h_ext.ops.philox import philox_uniform
+from s3h_ext.data.policies import AutoAugment, RandAugment
+from s3h_ext.data.recipes import RECIPES, ColorJitter, Recipe, get_recipe
+from s3h_ext.data.render import Renderer
+from s3h_ext.ops.augment import augment_images
+from s3h_ext.ops.view_constraints import PadCrop, RandomResizedCrop
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -25,18 +28,29 @@ def random_images(count, height=32, width=32, channels=3):
     )
 
 
-def describe(name, count, height=32, width=32):
-    recipe = get_recipe(name)
-    uniforms = philox_uniform(
-        seed=0, epoch=0, index=torch.arange(count), view=0, draws=recipe.draws
+def describe(recipe, count, size=(32, 32), **changes):
+    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    address = {"seed": 0, "epoch": 0, "index": torch.arange(count), "view": 0} | changes
+    return recipe.describe(*size, **address)
+
+
+def render(images, recipe, crops, source=None, **arguments):
+    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    renderer = Renderer(images, **(PLAIN | arguments))
+    return renderer(
+        torch.arange(len(images)) if source is None else source, crops, recipe
     )
-    return recipe.describe(uniforms, height, width)
 
 
-def sliced_crops(images, views):
+def levels(views):
+    """Views in [0, 1] as bytes, [M, H, W, C]."""
+    return (views * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def sliced_crops(images, crops):
     """Pads, slices and mirrors one image after the other."""
     result = []
-    for image, box, flip in zip(images.numpy(), views.box, views.flip, strict=True):
+    for image, box, flip in zip(images.numpy(), crops.box, crops.flip, strict=True):
         top, left, height, width = box.tolist()
         padded = np.pad(image, ((32, 32), (32, 32), (0, 0)))
         crop = padded[32 + top : 32 + top + height, 32 + left : 32 + left + width]
@@ -49,67 +63,44 @@ def sliced_crops(images, views):
 @pytest.mark.parametrize("name", ["none", "crop", "crop-flip"])
 def test_crops_against_slicing(name, channels, size):
     images = random_images(300, *size, channels)
-    views = describe(name, 300, *size)
+    crops = describe(name, 300, size)
     mean, std = MEAN[:channels], STD[:channels]
-    rendered = render(images, views, mean=mean, std=std)
-    crops = sliced_crops(images, views).permute(0, 3, 1, 2).double() / 255
-    expected = (crops - torch.tensor(mean).double().view(-1, 1, 1)) / torch.tensor(
-        std
-    ).double().view(-1, 1, 1)
+    rendered = render(images, name, crops, mean=mean, std=std)
+    expected = sliced_crops(images, crops).permute(0, 3, 1, 2).double() / 255
+    expected -= torch.tensor(mean).double().view(-1, 1, 1)
+    expected /= torch.tensor(std).double().view(-1, 1, 1)
     assert rendered.shape == (300, channels, *size)
     assert rendered.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(rendered.double(), expected, atol=2e-6)
 
 
-def test_every_shift_and_flip_is_exact():
-    shifts = torch.cartesian_prod(torch.arange(-4, 5), torch.arange(-4, 5))
-    shifts = shifts.repeat(2, 1)
-    count = len(shifts)
-    box = torch.cat([shifts, torch.full((count, 2), 32)], dim=1)
-    flip = torch.arange(count) < count // 2
-    views = ViewSpec(box, flip, None, resized=False)
-    images = random_images(count)
-    rendered = (render(images, views, **PLAIN) * 255).round().to(torch.uint8)
-    assert torch.equal(rendered.permute(0, 2, 3, 1), sliced_crops(images, views))
-
-
-@pytest.mark.parametrize("size", [(32, 32), (28, 28), (20, 33)])
-def test_resized_crops_against_interpolate_on_the_crop(size):
-    images = random_images(200, *size)
-    crop = ResizedCrop((0.05, 1.0))
-    uniforms = philox_uniform(
-        seed=2, epoch=0, index=torch.arange(200), view=0, draws=32
-    )
-    box = crop.boxes(uniforms.double(), *size)
-    box[0] = torch.tensor([0, 0, *size])
-    box[1] = torch.tensor([3, 5, 1, 1])
-    flip = uniforms[:, 0] < 0.5
-    views = ViewSpec(box, flip, None, resized=True)
-    rendered = render(images, views, **PLAIN)
-    for row in range(200):
-        top, left, height, width = box[row].tolist()
+def test_resized_crops_against_interpolate_on_the_crop():
+    images = random_images(100)
+    recipe = Recipe(crop=RandomResizedCrop((0.05, 1.0)), flip=0.5, out_size=(20, 24))
+    crops = describe(recipe, 100)
+    rendered = render(images, recipe, crops)
+    assert rendered.shape == (100, 3, 20, 24)
+    for row in range(100):
+        top, left, height, width = crops.box[row].tolist()
         patch = images[row, top : top + height, left : left + width]
         patch = patch.permute(2, 0, 1)[None].double() / 255
-        expected = F.interpolate(patch, size=size, mode="bilinear", antialias=True)[0]
-        if flip[row]:
+        expected = F.interpolate(patch, size=(20, 24), mode="bilinear", antialias=True)[
+            0
+        ]
+        if crops.flip[row]:
             expected = expected.flip(-1)
-        assert torch.allclose(rendered[row].double(), expected, atol=2e-6)
-
-
-def test_whole_box_resized_is_the_image():
-    images = random_images(4)
-    views = describe("none", 4)
-    resized = ViewSpec(views.box, views.flip, None, resized=True)
-    assert torch.equal(render(images, resized, **PLAIN), render(images, views, **PLAIN))
+        # A fiftieth of a grey level: the kernel's weights have 16 bits or more.
+        assert torch.allclose(rendered[row].double(), expected, atol=0.02 / 255)
 
 
 def test_colour_then_clamp_then_normalise():
     images = random_images(50)
-    views = describe("crop-flip-jitter-gray", 50)
-    rendered = render(images, views, mean=MEAN, std=STD)
-    crops = sliced_crops(images, views).double() / 255
-    colour = views.colour.double()
-    mixed = torch.einsum("nhwc,ndc->ndhw", crops, colour[..., :3])
+    name = "crop-flip-jitter-gray"
+    crops = describe(name, 50)
+    rendered = render(images, name, crops, mean=MEAN, std=STD)
+    pixels = sliced_crops(images, crops).double() / 255
+    colour = crops.colour.double()
+    mixed = torch.einsum("nhwc,ndc->ndhw", pixels, colour[..., :3])
     mixed = (mixed + colour[:, :, 3, None, None]).clamp(0, 1)
     mean, std = (torch.tensor(x).double().view(3, 1, 1) for x in (MEAN, STD))
     assert torch.allclose(rendered.double(), (mixed - mean) / std, atol=1e-5)
@@ -118,72 +109,175 @@ def test_colour_then_clamp_then_normalise():
     assert (mixed == 1).any()
 
 
-def test_greyscale_makes_channels_equal():
-    views = describe("crop-gray", 200)
-    rendered = render(random_images(200), views, **PLAIN)
-    grey = (views.colour[:, 0] == views.colour[:, 1]).all(dim=-1)
-    assert grey.any()
-    assert torch.equal(rendered[grey, 0], rendered[grey, 1])
-    assert torch.equal(rendered[grey, 0], rendered[grey, 2])
-    coloured = rendered[~grey]
-    assert (coloured[:, 0] != coloured[:, 1]).flatten(1).any(dim=1).all()
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", ["autoaugment+cutout", "randaugment"])
+def test_policies_work_on_the_bytes_of_the_crop(name, channels):
+    images = random_images(200, channels=channels)
+    crops = describe(name, 200)
+    plain = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+    rendered = levels(render(images, name, crops, **plain))
+    expected = augment_images(
+        sliced_crops(images, crops),
+        crops.operations,
+        crops.magnitudes,
+        fill=128,
+    )
+    if crops.hole is not None:
+        for row, (top, left, height, width) in enumerate(crops.hole.tolist()):
+            rows = slice(max(top, 0), top + height)
+            expected[row, rows, max(left, 0) : left + width] = 0
+    assert torch.equal(rendered, expected)
+
+
+def test_cutout_is_black_before_the_normalisation():
+    images = torch.full((50, 32, 32, 3), 255, dtype=torch.uint8)
+    recipe = Recipe(cutout=16)
+    crops = describe(recipe, 50)
+    rendered = render(images, recipe, crops, mean=MEAN, std=STD)
+    black = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)])
+    for row, (top, left, _, _) in enumerate(crops.hole.tolist()):
+        y, x = torch.arange(32)[:, None], torch.arange(32)
+        inside = (y >= top) & (y < top + 16) & (x >= left) & (x < left + 16)
+        # The centre is a pixel of the view, so a quarter is cut at the least.
+        assert 64 <= int(inside.sum()) <= 256
+        pixels = rendered[row].permute(1, 2, 0)
+        assert torch.allclose(pixels[inside], black, atol=1e-6)
+        assert (pixels[~inside] > 0).all()
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(crop=RandomResizedCrop(), flip=0.5, policy=RandAugment(2, 15)),
+        Recipe(crop=PadCrop(), jitter=ColorJitter(), policy=AutoAugment(), cutout=8),
+    ],
+)
+def test_policies_after_resizing_and_colour(recipe):
+    images = random_images(60)
+    crops = describe(recipe, 60)
+    before = Recipe(recipe.crop, recipe.flip, recipe.jitter)
+    seen = render(images, before, describe(before, 60), std=(1 / 255,) * 3)
+    expected = augment_images(
+        seen.round().to(torch.uint8).permute(0, 2, 3, 1),
+        crops.operations,
+        crops.magnitudes,
+        holes=crops.hole,
+    )
+    assert torch.equal(levels(render(images, recipe, crops)), expected)
+
+
+def test_montage_puts_crops_into_their_quadrants():
+    size = (24, 32)
+    # One grey level for each image, so that a quadrant says whose it is.
+    images = torch.arange(10, 210, 10, dtype=torch.uint8)
+    images = images.view(20, 1, 1, 1).repeat(1, *size, 3)
+    recipe = Recipe(crop=RandomResizedCrop(), montage=True)
+    source = torch.randperm(20)
+    crops = describe(recipe, 20, size, index=source)
+    rendered = levels(render(images, recipe, crops, source))
+    assert rendered.shape == (5, *size, 3)
+    quadrants = rendered.view(5, 2, 12, 2, 16, 3).transpose(2, 3).reshape(5, 4, -1)
+    expected = images[source, 0, 0, 0].view(5, 4, 1)
+    assert torch.equal(quadrants, expected.expand_as(quadrants))
+
+
+@pytest.mark.parametrize("policy", [None, AutoAugment()])
+def test_a_quadrant_is_the_crop_rendered_alone(policy):
+    images = random_images(12)
+    parts = {
+        "crop": get_recipe("montage-2x2").crop,
+        "flip": 0.5,
+        "jitter": ColorJitter(),
+        "policy": policy,
+    }
+    montage = Recipe(**parts, montage=True)
+    alone = Recipe(**parts, out_size=(16, 16))
+    together = render(images, montage, describe(montage, 12))
+    single = render(images, alone, describe(alone, 12))
+    quadrants = together.view(3, 3, 2, 16, 2, 16).permute(0, 2, 4, 1, 3, 5)
+    assert torch.equal(quadrants.reshape(12, 3, 16, 16), single)
+
+
+def test_evaluation_is_a_centre_crop():
+    images = random_images(3, 256, 300)
+    rendered = render(images, "evaluation", describe("evaluation", 3, (256, 300)))
+    assert torch.equal(levels(rendered), images[:, 16:240, 38:262])
+
+
+def test_evaluation_is_near_to_resizing_first():
+    # Smooth pictures; on noise the two ways of sampling differ.
+    y, x = np.mgrid[0:96, 0:128] / 20
+    picture = 127 + 60 * np.sin(y[..., None] + np.arange(3)) + 60 * np.cos(x[..., None])
+    picture = picture.round().astype(np.uint8)
+    resized = Image.fromarray(picture).resize((341, 256), Image.Resampling.BILINEAR)
+    expected = np.asarray(resized)[16:240, 58:282].astype(int)
+    images = torch.from_numpy(picture)[None]
+    ours = levels(render(images, "evaluation", describe("evaluation", 1, (96, 128))))
+    # Within the shift by a part of a source pixel that whole boxes cost.
+    assert np.abs(ours[0].numpy().astype(int) - expected).max() < 5
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_view_does_not_depend_on_its_batch(name):
     images = random_images(20)
+    recipe = get_recipe(name)
     renderer = Renderer(images, mean=MEAN, std=STD)
-    source = torch.arange(300) % 20
-    views = describe(name, 300)
-    whole = renderer(source, views)
-    for start, stop in ((0, 1), (120, 140), (299, 300), (7, 290)):
-        part = renderer(source[start:stop], views.narrow(0, start, stop))
-        assert torch.equal(part, whole[start:stop])
+    source = torch.arange(80) % 20
+    crops = describe(name, 80)
+    whole = renderer(source, crops, recipe)
+    for start, stop in ((0, 4), (20, 64), (76, 80), (4, 72)):
+        part = renderer(source[start:stop], crops.narrow(0, start, stop), recipe)
+        each = recipe.crops
+        assert torch.equal(part, whole[start // each : stop // each])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_other_types_are_the_rounded_float32(dtype):
     images = random_images(10)
-    views = describe("supcon", 10)
-    exact = render(images, views, mean=MEAN, std=STD)
-    rounded = render(images, views, mean=MEAN, std=STD, dtype=dtype)
+    crops = describe("supcon", 10)
+    exact = render(images, "supcon", crops, mean=MEAN, std=STD)
+    rounded = render(images, "supcon", crops, mean=MEAN, std=STD, dtype=dtype)
     assert rounded.dtype == dtype
     assert torch.equal(rounded, exact.to(dtype))
-    assert rounded.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_autocast_changes_nothing():
-    images = random_images(10)
+    images = random_images(12)
     for name in RECIPES:
-        views = describe(name, 10)
-        plain = render(images, views, mean=MEAN, std=STD)
+        crops = describe(name, 12)
+        plain = render(images, name, crops)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert torch.equal(render(images, views, mean=MEAN, std=STD), plain)
+            assert torch.equal(render(images, name, crops), plain)
 
 
-def test_no_views():
-    views = describe("supcon", 3).narrow(0, 0, 0)
-    renderer = Renderer(random_images(3), mean=MEAN, std=STD)
-    assert len(renderer) == 3
-    assert renderer(torch.arange(0), views).shape == (0, 3, 32, 32)
+def test_no_view():
+    for name in RECIPES:
+        crops = describe(name, 0)
+        views = render(random_images(2), name, crops, torch.arange(0))
+        assert views.shape[0] == 0
 
 
-def test_wrong_arguments():
-    images = random_images(2)
-    for wrong in (images.float(), images[0]):
-        with pytest.raises(ValueError, match="images"):
-            Renderer(wrong, mean=MEAN, std=STD)
-    with pytest.raises(ValueError, match="channels"):
-        Renderer(random_images(2, channels=4), mean=MEAN, std=STD)
-    with pytest.raises(ValueError, match="mean, std"):
-        Renderer(images, mean=MEAN[:2], std=STD)
-    with pytest.raises(ValueError, match="std"):
-        Renderer(images, mean=MEAN, std=(1, 1, 0))
-    with pytest.raises(ValueError, match="dtype"):
-        Renderer(images, mean=MEAN, std=STD, dtype=torch.uint8)
-    grey = Renderer(random_images(2, channels=1), mean=(0,), std=(1,))
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"images": torch.zeros(2, 8, 8, 3)}, "images"),
+        ({"images": torch.zeros(2, 8, 8, dtype=torch.uint8)}, "images"),
+        ({"images": torch.zeros(2, 8, 8, 2, dtype=torch.uint8)}, "channels"),
+        ({"mean": (0.5,)}, "mean"),
+        ({"std": (0.2, 0.0, 0.2)}, "std"),
+        ({"dtype": torch.float64}, "dtype"),
+    ],
+)
+def test_wrong_arguments(changes, name):
+    arguments = {"images": random_images(2), "mean": MEAN, "std": STD} | changes
+    with pytest.raises(ValueError, match=name):
+        Renderer(arguments.pop("images"), **arguments)
+
+
+def test_colour_needs_three_channels():
+    images = random_images(2, channels=1)
     with pytest.raises(ValueError, match="3 channels"):
-        grey(torch.arange(2), describe("crop-gray", 2))
+        render(images, "supcon", describe("supcon", 2), mean=(0.5,), std=(0.2,))
 
 
 def test_examples():

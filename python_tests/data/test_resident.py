@@ -1,4 +1,5 @@
 import doctest
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,9 +8,11 @@ import torch
 from s3h_ext.data import batches, resident
 from s3h_ext.data.batches import EvaluationBatches
 from s3h_ext.data.dataset import ImageSet
+from s3h_ext.data.recipes import RECIPES, Recipe, get_recipe
 from s3h_ext.data.resident import ResidentSource
 from s3h_ext.data.samplers import SAMPLERS
 from s3h_ext.data.streams import Stream
+from s3h_ext.ops.view_constraints import RandomResizedCrop
 
 COUNTS = [70, 30, 12, 5, 3]
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -18,6 +21,7 @@ STREAMS = {
     "classifier": Stream("class-balanced", "crop-flip-gray"),
     "root": Stream("square-root", "crop-flip"),
     "moving": Stream("progressive", "crop-flip-jitter-gray", views=3),
+    "policy": Stream("instance-balanced", "autoaugment+cutout"),
 }
 
 
@@ -213,11 +217,134 @@ def test_progressive_stream_moves_to_the_tail(image_set):
 
 
 def test_none_recipe_is_the_normalised_image(image_set):
-    source = make(image_set, {"a": Stream(recipe="none")}, dtype=torch.float64)
+    source = make(image_set, {"a": Stream(recipe="none")})
     images, _, indices = joined(source.epoch(0), "a")
     pixels = torch.from_numpy(image_set.images)[indices].permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (MEAN, STD))
-    assert torch.allclose(images[0], ((pixels - mean) / std).double(), atol=1e-5)
+    assert torch.allclose(images[0], (pixels - mean) / std, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """Images of one colour each: red says which image, green which class."""
+    labels = np.random.RandomState(4).permutation(np.repeat(np.arange(5), COUNTS))
+    images = np.zeros((120, 16, 16, 3), np.uint8)
+    images[..., 0] = np.arange(120)[:, None, None] + 100
+    images[..., 1] = labels[:, None, None] * 50
+    return ImageSet(images, labels)
+
+
+def quadrants_of(images):
+    """[V, B, C, H, W] to [V, B, 4, C, H / 2, W / 2]."""
+    v, b, c, h, w = images.shape
+    parts = images.reshape(v, b, c, 2, h // 2, 2, w // 2)
+    return parts.permute(0, 1, 3, 5, 2, 4, 6).flatten(2, 3)
+
+
+def test_montage_labels_follow_their_quadrants(planted, monkeypatch):
+    # The colours of the recipe would hide the plants.
+    plain = replace(get_recipe("montage-2x2"), jitter=None, grey=0.0)
+    monkeypatch.setitem(RECIPES, "montage-2x2", plain)
+    streams = {"a": Stream(recipe="montage-2x2", views=2)}
+    source = make(planted, streams, mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    for step in source.epoch(1):
+        batch = step["a"]
+        shape = (2, len(batch.labels), 4)
+        assert batch.images.shape == (*shape[:2], 3, 16, 16)
+        assert batch.images[0].is_contiguous(memory_format=torch.channels_last)
+        shown, labels = batch.quadrants.indices, batch.quadrants.labels
+        assert shown.shape == labels.shape == shape
+        pixels = quadrants_of(batch.images).round().to(torch.int64)
+        assert (pixels[..., 0, :, :] == shown[..., None, None] + 100).all()
+        assert (pixels[..., 1, :, :] == labels[..., None, None] * 50).all()
+        # Every image of the batch is there with its eight crops, and spread.
+        images, counts = shown.unique(return_counts=True)
+        assert torch.equal(images, batch.indices.sort().values)
+        assert (counts == 8).all()
+        alike = (shown == shown[..., :1]).all(dim=-1)
+        assert alike.float().mean() < 0.2
+
+
+def test_montages_are_drawn_anew_and_again(image_set):
+    streams = {"a": Stream(recipe="montage-2x2")}
+    first, again = (list(make(image_set, streams).epoch(0)) for _ in range(2))
+    other = list(make(image_set, streams).epoch(1))
+    for step, same, changed in zip(first, again, other, strict=True):
+        assert torch.equal(step["a"].images, same["a"].images)
+        shown = step["a"].quadrants.indices
+        assert torch.equal(shown, same["a"].quadrants.indices)
+        assert not torch.equal(shown, changed["a"].quadrants.indices)
+    tail = make(image_set, streams).epoch(0, start_step=2)
+    for step, same in zip(first[2:], tail, strict=True):
+        assert torch.equal(step["a"].images, same["a"].images)
+
+
+def test_places_in_a_montage_are_fair(image_set):
+    source = make(image_set, {"a": Stream(recipe="montage-2x2")}, batch_size=120)
+    # How often an image lands in the upper left, out of 4 crops and 100 epochs.
+    source.epochs = 100
+    counts = torch.zeros(120)
+    for epoch in range(100):
+        (step,) = source.epoch(epoch)
+        places = step["a"].quadrants.indices[0, :, 0]
+        counts += torch.bincount(places, minlength=120)
+    chi_square = ((counts - 100) ** 2 / 75).sum()
+    # Near to 119 degrees of freedom: deviation 15.4.
+    assert abs(chi_square - 119) < 6 * 15.4
+
+
+def test_a_stream_may_follow_another(image_set):
+    streams = {
+        "classify": Stream("class-balanced", "autoaugment+cutout"),
+        "montage": Stream(recipe="montage-2x2", views=2, follows="classify"),
+        "again": Stream(recipe="autoaugment+cutout", follows="classify"),
+    }
+    alone = make(image_set, {"classify": streams["classify"]})
+    for step, single in zip(
+        make(image_set, streams).epoch(0), alone.epoch(0), strict=True
+    ):
+        assert torch.equal(step["classify"].images, single["classify"].images)
+        for name in ("montage", "again"):
+            assert torch.equal(step[name].indices, step["classify"].indices)
+            assert torch.equal(step[name].labels, step["classify"].labels)
+        # The same images, and draws of its own.
+        assert not torch.equal(step["again"].images, step["classify"].images)
+        shown = step["montage"].quadrants.indices
+        assert torch.equal(shown.unique(), step["classify"].indices.unique())
+
+
+def test_fallbacks_are_counted(image_set, monkeypatch):
+    # No box of the whole area and a ratio other than 1 fits into a square.
+    never = Recipe(crop=RandomResizedCrop((1.0, 1.0), (1.2, 1.3)))
+    monkeypatch.setitem(RECIPES, "supcon", never)
+    source = make(image_set, {"a": Stream(recipe="supcon", views=2), "b": Stream()})
+    assert source.fallbacks() == {"a": (0, 0), "b": (0, 0)}
+    list(source.epoch(0))
+    assert source.fallbacks() == {"a": (240, 240), "b": (0, 120)}
+
+
+@pytest.mark.parametrize(
+    "streams",
+    [
+        {"a": Stream(), "b": Stream(follows="c")},
+        {"a": Stream(), "b": Stream(follows="b")},
+        {"a": Stream(), "b": Stream(follows="a"), "c": Stream(follows="b")},
+    ],
+)
+def test_wrong_followers(image_set, streams):
+    with pytest.raises(ValueError, match=r"follows: expected .*\(a\)"):
+        make(image_set, streams)
+
+
+def test_too_many_streams(image_set):
+    with pytest.raises(ValueError, match="at most 64, got 65"):
+        make(image_set, {str(n): Stream() for n in range(65)})
+
+
+def test_montages_of_odd_images_are_refused_at_once():
+    odd = ImageSet(np.zeros((2, 15, 16, 3), np.uint8), np.zeros(2, np.int64))
+    with pytest.raises(ValueError, match="even sides, got 15 x 16"):
+        make(odd, {"a": Stream(recipe="montage-2x2")})
 
 
 def test_the_source_keeps_its_own_copy(image_set):
@@ -297,6 +424,20 @@ def test_evaluation_goes_in_order(image_set, batch_size):
         mean, std = (torch.tensor(x).view(3, 1, 1) for x in (MEAN, STD))
         assert torch.allclose(images, (pixels - mean) / std, atol=1e-5)
         assert steps[0].images[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_evaluation_takes_a_recipe(image_set):
+    evaluation = EvaluationBatches(
+        image_set, mean=MEAN, std=STD, batch_size=50, recipe="evaluation"
+    )
+    assert [step.images.shape for step in evaluation] == [
+        *((1, 50, 3, 224, 224) for _ in range(2)),
+        (1, 20, 3, 224, 224),
+    ]
+    with pytest.raises(ValueError, match="recipe"):
+        EvaluationBatches(
+            image_set, mean=MEAN, std=STD, batch_size=50, recipe="evalution"
+        )
 
 
 def test_wrong_evaluation_batch_size(image_set):

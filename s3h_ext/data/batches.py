@@ -12,7 +12,20 @@ from s3h_ext.data.dataset import ImageSet
 from s3h_ext.data.recipes import get_recipe
 from s3h_ext.data.render import Renderer
 
-__all__ = ["Batch", "EvaluationBatches"]
+__all__ = ["Batch", "EvaluationBatches", "Quadrants"]
+
+
+@dataclass(frozen=True, eq=False)
+class Quadrants:
+    """What the quadrants of montages show: top left and right, bottom left and right.
+
+    Attributes:
+        labels: int64 ``[V, B, 4]``.
+        indices: int64 ``[V, B, 4]``, positions in the image set.
+    """
+
+    labels: Tensor
+    indices: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +37,15 @@ class Batch:
             ``images[v]`` and ``images.flatten(0, 1)`` are channels-last without a copy.
         labels: int64 ``[B]``.
         indices: int64 ``[B]``, positions in the image set.
+        quadrants: What montages show; ``None`` for other views. The crops of all B
+            images are spread over all montages, so ``labels`` says nothing about a
+            single one.
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
+    quadrants: Quadrants | None = None
 
 
 class EvaluationBatches:
@@ -40,10 +57,12 @@ class EvaluationBatches:
         std: Per channel.
         batch_size: Images per batch; the last one holds the rest.
         device: Where the batches are.
-        dtype: Of the images.
+        dtype: Of the images: float32, bfloat16 or float16.
+        recipe: ``"none"``, or ``"evaluation"`` for a centre crop resized to 224.
 
     Raises:
-        ValueError: ``batch_size`` is below 1, or an argument of the renderer is wrong.
+        ValueError: ``batch_size`` is below 1, there is no such recipe, or an argument
+            of the renderer is wrong.
 
     Example:
         >>> from s3h_ext.data.dataset import load_dataset
@@ -64,10 +83,12 @@ class EvaluationBatches:
         batch_size: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        recipe: str = "none",
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         self.batch_size = batch_size
+        self._recipe = get_recipe(recipe)
         self._renderer = Renderer(
             torch.tensor(image_set.images),
             mean=mean,
@@ -81,12 +102,10 @@ class EvaluationBatches:
         return -(-len(self._labels) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        recipe = get_recipe("none")
-        height, width = self._renderer.height, self._renderer.width
+        size = self._renderer.height, self._renderer.width
         for start in range(0, len(self._labels), self.batch_size):
             labels = self._labels[start : start + self.batch_size]
             indices = torch.arange(start, start + len(labels), device=labels.device)
-            views = recipe.describe(
-                torch.empty(len(labels), 0, device=labels.device), height, width
-            )
-            yield Batch(self._renderer(indices, views).unsqueeze(0), labels, indices)
+            crops = self._recipe.describe(*size, seed=0, epoch=0, index=indices, view=0)
+            images = self._renderer(indices, crops, self._recipe)
+            yield Batch(images.unsqueeze(0), labels, indices)

@@ -1,328 +1,282 @@
 """Augmentation recipes: what to draw for a view, described and not yet rendered.
 
-A recipe turns the uniforms of a view into a :class:`ViewSpec`: a source box, a flip and
-a 3 x 4 colour matrix. :mod:`s3h_ext.data.render` turns the description into pixels.
-Uniforms have fixed slots, so that two recipes given the same draws crop and flip alike,
-whatever else they do:
+A recipe turns the address of a view (seed, epoch, image, view, stream) into a
+:class:`ViewSpec`: a source box, a flip, a colour matrix, a list of operations, a hole.
+:mod:`s3h_ext.data.render` turns the description into pixels. The draws of an address
+have fixed slots, so that two recipes crop and flip alike, whatever else they do:
 
-    0 flip   1 top   2 left   3 greyscale
-    4 jitter 5 brightness 6 contrast 7 saturation
-    8 hue    9, 10, 11 free
+    0 flip   1 top   2 left   3 greyscale   4 jitter   5 brightness   6 contrast
+    7 saturation   8 hue   9 region   10, 11 place in a montage
     12 + 2t, 13 + 2t   area and aspect ratio of try t of a resized crop
 
-Brightness, contrast about a fixed grey, saturation, hue (a rotation in YIQ) and
-greyscale are linear, so they become one matrix with one clamp after it. This is not
-torchvision's jitter, which turns hue in HSV, takes contrast about the image's mean,
-applies the operations in random order and clamps after each.
+Holes and policies have numbers of their own, those of stream 64 + s: 0 and 1 the
+hole's centre, from 2 on the policy's.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = [
-    "RECIPES",
-    "ColorJitter",
-    "PadCrop",
-    "Recipe",
-    "ResizedCrop",
-    "ViewSpec",
-    "colour_matrix",
-    "get_recipe",
-]
+from s3h_ext.data.colour import ColorJitter, draw_colour
+from s3h_ext.data.policies import AutoAugment, Policy, RandAugment
+from s3h_ext.ops.philox import philox_uniform
+from s3h_ext.ops.view_boxes import sample_view_boxes
+from s3h_ext.ops.view_constraints import (
+    FOUR_CORNERS,
+    Centre,
+    Constraint,
+    Crop,
+    Grid,
+    PadCrop,
+    RandomResizedCrop,
+    Whole,
+    as_constraint,
+)
 
-_FLIP, _TOP, _LEFT, _GREY, _JITTER = 0, 1, 2, 3, 4
-_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 5, 6, 7, 8
-_TRIES = 12
+__all__ = ["MAX_STREAMS", "RECIPES", "Recipe", "ViewSpec", "get_recipe"]
 
-# ITU-R BT.601 luma, and the NTSC chroma axes that hue is turned about.
-_LUMA = (0.299, 0.587, 0.114)
-_IN_PHASE = (0.595716, -0.274453, -0.321263)
-_QUADRATURE = (0.211456, -0.522591, 0.311135)
-_MID_GREY = 0.5
+#: Streams that have numbers of their own for policies and orders.
+MAX_STREAMS = 64
 
-
-def _quarter_turn() -> list[list[float]]:
-    # I -> Q, Q -> -I, written in RGB. The columns of the inverse of [luma, I, Q] are
-    # the cross products of its rows over its determinant.
-    y, i, q = (np.asarray(axis) for axis in (_LUMA, _IN_PHASE, _QUADRATURE))
-    determinant = (y * np.cross(i, q)).sum()
-    from_i, from_q = np.cross(q, y) / determinant, np.cross(y, i) / determinant
-    turned: list[list[float]] = (np.outer(from_q, i) - np.outer(from_i, q)).tolist()
-    return turned
-
-
-_QUARTER_TURN = _quarter_turn()
+_FLIP, _GREY, _HUE, _KEY = 0, 3, 8, 10
 
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """What to render, one entry per view; leading dimensions are free.
+    """What to render, one entry per crop; leading dimensions are free.
+
+    A view is one crop, or four in a montage. The order of things is crop, resize, flip,
+    colour matrix, operations, hole.
 
     Attributes:
         box: int64 ``[..., 4]``: top, left, height, width in source pixels. A box that
             leaves the image sees black there.
         flip: bool ``[...]``: mirror left to right.
+        fallback: bool ``[...]``: whether the box is its constraint's fallback.
         colour: float32 ``[..., 3, 4]`` on pixels in [0, 1], the result clamped to
             [0, 1]; or ``None``, meaning the identity.
-        resized: Whether boxes are resized to the output (bilinear); if not, every box
-            has the output's size.
+        operations: int64 ``[..., K]``, see :class:`s3h_ext.ops.augment.Operation`; or
+            ``None`` for none.
+        magnitudes: float64 ``[..., K]``, where there are operations.
+        hole: int64 ``[..., 4]``: a black rectangle in the view; ``None`` for none.
+        key: float64 ``[...]``, by which crops are sorted into montages; ``None`` where
+            a crop is a view.
+        resized: Whether boxes are resized to the output; if not, every box has the
+            output's size.
     """
 
     box: Tensor
     flip: Tensor
-    colour: Tensor | None
-    resized: bool
+    fallback: Tensor
+    colour: Tensor | None = None
+    operations: Tensor | None = None
+    magnitudes: Tensor | None = None
+    hole: Tensor | None = None
+    key: Tensor | None = None
+    resized: bool = False
 
     def narrow(self, dim: int, start: int, stop: int) -> ViewSpec:
-        """Returns the views ``start .. stop - 1`` along a leading dimension."""
-        length = stop - start
-        colour = self.colour
-        return replace(
-            self,
-            box=self.box.narrow(dim, start, length),
-            flip=self.flip.narrow(dim, start, length),
-            colour=None if colour is None else colour.narrow(dim, start, length),
-        )
+        """Returns the crops ``start .. stop - 1`` along a leading dimension."""
+        return self._each(lambda tensor: tensor.narrow(dim, start, stop - start))
 
     def flatten(self) -> ViewSpec:
-        """Returns the same views with one leading dimension."""
-        colour = self.colour
-        return replace(
-            self,
-            box=self.box.reshape(-1, 4),
-            flip=self.flip.reshape(-1),
-            colour=None if colour is None else colour.reshape(-1, 3, 4),
-        )
+        """Returns the same crops with one leading dimension."""
+        last = self.flip.dim() - 1
+        return self._each(lambda tensor: tensor.flatten(0, last))
 
+    def select(self, index: Tensor) -> ViewSpec:
+        """Returns the crops at ``index`` (int64 ``[M]``) of the first dimension."""
+        return self._each(lambda tensor: tensor.index_select(0, index))
 
-@dataclass(frozen=True)
-class PadCrop:
-    """Shifts the image by up to ``padding`` pixels each way, black outside it."""
+    def reshape(self, *leading: int) -> ViewSpec:
+        """Returns the crops of a flat description in other leading dimensions."""
+        return self._each(lambda tensor: tensor.reshape(*leading, *tensor.shape[1:]))
 
-    padding: int = 4
-
-    def boxes(self, uniforms: Tensor, height: int, width: int) -> Tensor:
-        """Returns int64 ``[..., 4]`` for float64 uniforms ``[..., draws]``."""
-        shifts = uniforms[..., _TOP : _LEFT + 1] * (2 * self.padding + 1)
-        corner = shifts.to(torch.int64) - self.padding
-        size = corner.new_empty(corner.shape)
-        size[..., 0].fill_(height)
-        size[..., 1].fill_(width)
-        return torch.cat([corner, size], dim=-1)
-
-
-@dataclass(frozen=True)
-class ResizedCrop:
-    """A random box of the image, to be resized to the image's size.
-
-    The box of torchvision's ``RandomResizedCrop``: area uniform in ``scale`` times the
-    image's, aspect ratio (width over height) log-uniform in ``ratio``, sides rounded,
-    the first of ``tries`` that fits. If none does, the largest centred box whose ratio
-    lies in ``ratio``.
-
-    The geometry is float64 with operations that every IEEE machine rounds alike and
-    without a library's ``exp``, so that boxes are the same bits everywhere.
-    """
-
-    scale: tuple[float, float] = (0.2, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    tries: int = 10
-
-    def __post_init__(self) -> None:
-        low, high = self.scale
-        if not 0 < low <= high <= 1:
-            raise ValueError(f"scale: expected 0 < low <= high <= 1, got {self.scale}")
-        low, high = self.ratio
-        if not 0.1 <= low <= high <= 10:
-            raise ValueError(
-                f"ratio: expected 0.1 <= low <= high <= 10, got {self.ratio}"
-            )
-        if self.tries < 1:
-            raise ValueError(f"tries: expected at least 1, got {self.tries}")
-
-    def boxes(self, uniforms: Tensor, height: int, width: int) -> Tensor:
-        """Returns int64 ``[..., 4]`` for float64 uniforms ``[..., draws]``."""
-        end = _TRIES + 2 * self.tries
-        area, aspect = uniforms[..., _TRIES:end:2], uniforms[..., _TRIES + 1 : end : 2]
-        low, high = self.scale
-        side = ((area * (high - low) + low) * (height * width)).sqrt()
-        low, high = (math.log(value) / 2 for value in self.ratio)
-        stretch = _exp(aspect * (high - low) + low)
-        widths = (side * stretch).round().to(torch.int64)
-        heights = (side / stretch).round().to(torch.int64)
-        fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
-        # argmax gives the first of equals: the first try that fits.
-        first = fits.to(torch.int8).argmax(dim=-1, keepdim=True)
-        fallback = self._fallback(height, width)
-        found = fits.any(dim=-1)
-        h = torch.where(found, heights.gather(-1, first).squeeze(-1), fallback[0])
-        w = torch.where(found, widths.gather(-1, first).squeeze(-1), fallback[1])
-        top = (uniforms[..., _TOP] * (height - h + 1)).to(torch.int64)
-        left = (uniforms[..., _LEFT] * (width - w + 1)).to(torch.int64)
-        top = torch.where(found, top, (height - h) // 2)
-        left = torch.where(found, left, (width - w) // 2)
-        return torch.stack([top, left, h, w], dim=-1)
-
-    def _fallback(self, height: int, width: int) -> tuple[int, int]:
-        low, high = self.ratio
-        if width < low * height:
-            return max(1, round(width / low)), width
-        if width > high * height:
-            return height, max(1, round(height * high))
-        return height, width
-
-
-@dataclass(frozen=True)
-class ColorJitter:
-    """Colour changes applied together with probability ``probability``.
-
-    Factors are uniform in ``1 - strength .. 1 + strength`` (not below 0), the hue angle
-    in ``-hue .. hue`` turns.
-    """
-
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
-    probability: float = 0.8
+    def _each(self, function: Callable[[Tensor], Tensor]) -> ViewSpec:
+        changed: dict[str, Any] = {
+            item.name: function(value)
+            for item in fields(self)
+            if isinstance(value := getattr(self, item.name), Tensor)
+        }
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A composition: crop, flip, colour jitter, greyscale; each may be left out.
+    """A composition; whatever is left out is not done.
 
     Attributes:
-        crop: How the box is drawn; ``None`` for the whole image.
+        crop: Where to look: a crop of the image, or a constraint.
         flip: Probability of mirroring left to right.
         jitter: Colour jitter or ``None``.
         grey: Probability of greyscale.
+        policy: Operations on the bytes of the crop, after the colours.
+        cutout: Side of a black square about a uniform centre, cut off at the border
+            (DeVries and Taylor, arXiv 1708.04552); 0 for none. It comes last.
+        montage: Whether a view is four crops, two by two. The crops of a batch are
+            permuted over its views, so that a montage shows four images.
+        out_size: Height and width of the views; ``None`` for those of the source.
     """
 
-    crop: PadCrop | ResizedCrop | None = None
+    crop: Constraint | Crop = field(default_factory=Whole)
     flip: float = 0.0
     jitter: ColorJitter | None = None
     grey: float = 0.0
+    policy: Policy | None = None
+    cutout: int = 0
+    montage: bool = False
+    out_size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.cutout < 0:
+            raise ValueError(f"cutout: expected at least 0, got {self.cutout}")
+        if self.out_size is not None and min(self.out_size) < 1:
+            raise ValueError(f"out_size: expected positive sides, got {self.out_size}")
 
     @property
-    def draws(self) -> int:
-        """How many uniforms a view needs."""
-        if isinstance(self.crop, ResizedCrop):
-            return _TRIES + 2 * self.crop.tries
-        if self.jitter is not None:
-            return _HUE + 1
-        if self.crop is not None or self.flip > 0 or self.grey > 0:
-            return _GREY + 1
-        return 0
+    def crops(self) -> int:
+        """How many crops a view is made of."""
+        return 4 if self.montage else 1
 
-    def describe(self, uniforms: Tensor, height: int, width: int) -> ViewSpec:
-        """Describes the views that the uniforms stand for.
-
-        Args:
-            uniforms: float32 ``[..., draws]`` in [0, 1), at least :attr:`draws`.
-            height: Of the source and of the output.
-            width: Of the source and of the output.
-
-        Returns:
-            One view per leading element.
+    def view_size(self, height: int, width: int) -> tuple[int, int]:
+        """Returns height and width of the views of images of a size.
 
         Raises:
-            ValueError: too few uniforms.
+            ValueError: a montage of odd sides.
+        """
+        size = (height, width) if self.out_size is None else self.out_size
+        if self.montage and (size[0] % 2 or size[1] % 2):
+            raise ValueError(
+                f"recipe: a 2x2 montage needs even sides, got {size[0]} x {size[1]}"
+            )
+        return size
+
+    def crop_size(self, height: int, width: int) -> tuple[int, int]:
+        """Returns height and width that crops of images of a size are rendered in."""
+        height, width = self.view_size(height, width)
+        return (height // 2, width // 2) if self.montage else (height, width)
+
+    def describe(
+        self,
+        height: int,
+        width: int,
+        *,
+        seed: int,
+        epoch: int,
+        index: Tensor,
+        view: Tensor | int,
+        stream: int = 0,
+    ) -> ViewSpec:
+        """Draws crops; a pure function of its arguments.
+
+        Args:
+            height: Of the source images.
+            width: Of the source images.
+            seed: In [0, 2**32).
+            epoch: In [0, 2**32).
+            index: Image numbers, int64 ``[...]``.
+            view: Numbers of the crops of an image, int64 broadcastable with ``index``.
+            stream: In [0, 64).
+
+        Returns:
+            One crop per element of ``index`` and ``view`` broadcast.
+
+        Raises:
+            ValueError: an argument is out of range.
 
         Example:
-            >>> spec = get_recipe("crop-flip").describe(torch.zeros(1, 4), 32, 32)
+            >>> recipe, index = get_recipe("crop-flip"), torch.tensor([0])
+            >>> spec = recipe.describe(
+            ...     32, 32, seed=5, epoch=2, index=index, view=0, stream=1)
             >>> spec.box.tolist(), spec.flip.tolist()
-            ([[-4, -4, 32, 32]], [True])
+            ([[-1, 2, 32, 32]], [True])
         """
-        if uniforms.shape[-1] < self.draws:
+        if not 0 <= stream < MAX_STREAMS:
             raise ValueError(
-                f"uniforms: expected [..., {self.draws}], got {list(uniforms.shape)}"
+                f"stream: expected 0 <= stream < {MAX_STREAMS}, got {stream}"
             )
-        leading = uniforms.shape[:-1]
+        views = view if isinstance(view, Tensor) else torch.full_like(index, view)
+        index, views = torch.broadcast_tensors(index, views)
+        leading = index.shape
+        index, views = index.reshape(-1), views.reshape(-1)
+        address = {"seed": seed, "epoch": epoch, "index": index, "view": views}
+        box, fallback = sample_view_boxes(
+            (height, width),
+            self.crop,
+            seed=seed,
+            epoch=epoch,
+            sample_index=index,
+            view=views,
+            stream=stream,
+        )
         # A 24-bit uniform times an integer is exact in float64, so no product is
         # rounded up to the end of its range.
-        wide = uniforms.to(torch.float64)
-        if self.crop is None:
-            box = torch.zeros(*leading, 4, dtype=torch.int64, device=uniforms.device)
-            box[..., 2].fill_(height)
-            box[..., 3].fill_(width)
-        else:
-            box = self.crop.boxes(wide, height, width)
+        uniforms = philox_uniform(**address, stream=stream, draws=self._draws)
+        uniforms = uniforms.to(torch.float64)
         if self.flip > 0:
-            flip = wide[..., _FLIP] < self.flip
+            flip = uniforms[..., _FLIP] < self.flip
         else:
-            flip = torch.zeros(leading, dtype=torch.bool, device=uniforms.device)
-        return ViewSpec(
-            box, flip, self._colour(wide), isinstance(self.crop, ResizedCrop)
+            flip = torch.zeros_like(fallback)
+        operations, magnitudes, hole = self._bytes(height, width, stream, address)
+        spec = ViewSpec(
+            box=box,
+            flip=flip,
+            fallback=fallback,
+            colour=draw_colour(uniforms, self.jitter, self.grey),
+            operations=operations,
+            magnitudes=magnitudes,
+            hole=hole,
+            # Forty-eight bits: a fair shuffle, and exact in float64.
+            key=uniforms[:, _KEY] + uniforms[:, _KEY + 1] * 2.0**-24
+            if self.montage
+            else None,
+            resized=self._resizes(),
         )
+        return spec.reshape(*leading)
 
-    def _colour(self, uniforms: Tensor) -> Tensor | None:
-        if self.jitter is None and self.grey == 0:
-            return None
-        one = torch.ones(
-            uniforms.shape[:-1], dtype=torch.float64, device=uniforms.device
-        )
-        brightness = contrast = saturation = one
-        angle = torch.zeros_like(one)
+    @property
+    def _draws(self) -> int:
+        if self.montage:
+            return _KEY + 2
         if self.jitter is not None:
-            jitter = self.jitter
-            on = uniforms[..., _JITTER] < jitter.probability
-
-            def factor(slot: int, strength: float) -> Tensor:
-                low = max(0.0, 1 - strength)
-                drawn = uniforms[..., slot] * (1 + strength - low) + low
-                return torch.where(on, drawn, one)
-
-            brightness = factor(_BRIGHTNESS, jitter.brightness)
-            contrast = factor(_CONTRAST, jitter.contrast)
-            saturation = factor(_SATURATION, jitter.saturation)
-            turn = (uniforms[..., _HUE] * 2 - 1) * (2 * math.pi * jitter.hue)
-            angle = torch.where(on, turn, angle)
+            return _HUE + 1
         if self.grey > 0:
-            # Greyscale is saturation 0 after everything else; hue keeps the luma, so
-            # it may as well be saturation 0 before it.
-            saturation = torch.where(uniforms[..., _GREY] < self.grey, 0.0, saturation)
-        return colour_matrix(brightness, contrast, saturation, angle)
+            return _GREY + 1
+        return _FLIP + 1 if self.flip > 0 else 0
 
+    def _resizes(self) -> bool:
+        constraint = as_constraint(self.crop)
+        same = isinstance(constraint.crop, PadCrop | Whole)
+        same &= constraint.region == Grid() and self.out_size is None
+        return not same or self.montage
 
-def colour_matrix(
-    brightness: Tensor, contrast: Tensor, saturation: Tensor, angle: Tensor
-) -> Tensor:
-    """Composes brightness, contrast, saturation and hue, in this order.
-
-    On a pixel x in [0, 1]: ``b x``; ``c x + (1 - c) / 2``; ``s x + (1 - s) luma(x)``;
-    and a rotation of the two chroma axes of YIQ by ``angle``.
-
-    Args:
-        brightness: float64 ``[...]``, 1 for none.
-        contrast: float64 ``[...]``, 1 for none.
-        saturation: float64 ``[...]``, 1 for none, 0 for grey.
-        angle: float64 ``[...]`` in radians, 0 for none.
-
-    Returns:
-        float32 ``[..., 3, 4]``: the matrix and, as its last column, the offset.
-    """
-    # Saturation scales the two chroma axes and hue turns them: in RGB that is the luma
-    # part, plus s cos(angle) of what is not luma, plus s sin(angle) of it turned by a
-    # right angle. Numbers instead of constant tensors: nothing to copy to the device.
-    cosine, sine = saturation * torch.cos(angle), saturation * torch.sin(angle)
-    gain = brightness * contrast
-    # Saturation and hue leave greys alone, so contrast's offset passes through them.
-    offset = (1 - contrast) * _MID_GREY
-    rows = []
-    for row, turned in enumerate(_QUARTER_TURN):
-        entries = [
-            (luma + cosine * ((row == column) - luma) + sine * turned[column]) * gain
-            for column, luma in enumerate(_LUMA)
-        ]
-        rows.append(torch.stack([*entries, offset], dim=-1))
-    return torch.stack(rows, dim=-2).to(torch.float32)
+    def _bytes(
+        self, height: int, width: int, stream: int, address: dict[str, Any]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Draws the operations, their magnitudes and the hole."""
+        operations = magnitudes = hole = None
+        if self.policy is None and self.cutout == 0:
+            return operations, magnitudes, hole
+        height, width = self.crop_size(height, width)
+        draws = 2 + (0 if self.policy is None else self.policy.draws)
+        uniforms = philox_uniform(**address, stream=MAX_STREAMS + stream, draws=draws)
+        uniforms = uniforms.to(torch.float64)
+        if self.policy is not None:
+            operations, magnitudes = self.policy.describe(
+                uniforms[..., 2:], height, width
+            )
+        if self.cutout > 0:
+            hole = torch.full((len(uniforms), 4), self.cutout, device=uniforms.device)
+            for axis, side in enumerate((height, width)):
+                centre = (uniforms[..., axis] * side).to(torch.int64)
+                hole[..., axis] = centre - self.cutout // 2
+        return operations, magnitudes, hole
 
 
 #: The named recipes.
@@ -335,7 +289,27 @@ RECIPES = {
     "crop-flip-jitter-gray": Recipe(
         crop=PadCrop(), flip=0.5, jitter=ColorJitter(), grey=0.2
     ),
-    "supcon": Recipe(crop=ResizedCrop(), flip=0.5, jitter=ColorJitter(), grey=0.2),
+    # SimCLR's and SupCon's (Khosla et al., NeurIPS 2020, released code for CIFAR).
+    "supcon": Recipe(
+        crop=RandomResizedCrop(), flip=0.5, jitter=ColorJitter(), grey=0.2
+    ),
+    # The classification view of BCL and ProCo on CIFAR (released code).
+    "autoaugment+cutout": Recipe(
+        crop=PadCrop(), flip=0.5, policy=AutoAugment(), cutout=16
+    ),
+    "randaugment": Recipe(crop=PadCrop(), flip=0.5, policy=RandAugment()),
+    # Our reading of S3H's spatial constraint sampling: regions of JigClu (Chen et al.,
+    # CVPR 2021), small crops of CBTS (Zhao et al., IEEE TMM 2025, released code)
+    # without their RandAugment.
+    "montage-2x2": Recipe(
+        crop=Constraint(RandomResizedCrop(), FOUR_CORNERS),
+        flip=0.5,
+        jitter=ColorJitter(saturation=0.2),
+        grey=0.2,
+        montage=True,
+    ),
+    # Resize the shorter side to 256, crop 224 from the centre, in one step.
+    "evaluation": Recipe(crop=Centre(224 / 256), out_size=(224, 224)),
 }
 
 
@@ -352,12 +326,3 @@ def get_recipe(name: str) -> Recipe:
             f"did you mean {near!r}?"
         )
     return RECIPES[name]
-
-
-def _exp(x: Tensor) -> Tensor:
-    # Taylor by Horner, one rounding per operation; |x| <= log(10) / 2 leaves an error
-    # below 1e-12, far less than the rounding of a side to whole pixels.
-    result = torch.ones_like(x)
-    for n in range(18, 0, -1):
-        result = result * x / n + 1
-    return result

@@ -1,4 +1,10 @@
-"""Turns view descriptions into normalised batches with plain tensor operations."""
+"""Turns view descriptions into normalised batches.
+
+On a CPU that is :func:`s3h_ext.ops.render_views`, with
+:func:`s3h_ext.ops.augment.augment_images` before it where a recipe works on bytes: the
+crop is rounded to uint8, as it is in the pipelines of the papers, the operations and
+the hole are applied, and what comes out is placed and normalised.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +13,39 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from s3h_ext.data.recipes import ViewSpec
+from s3h_ext.data.gather import GatherRenderer
+from s3h_ext.data.recipes import Recipe, ViewSpec
+from s3h_ext.ops.augment import augment_images
+from s3h_ext.ops.patches import Patches
+from s3h_ext.ops.view_constraints import Grid, as_constraint
+from s3h_ext.ops.views import render_views
 
-__all__ = ["Renderer", "render"]
+__all__ = ["Renderer"]
 
-# Views rendered at a time on a CPU, so that the planes in work stay in its cache.
-_CPU_CHUNK = 128
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Renderer:
     """Images resident on a device, rendered view by view.
-
-    Three-channel images are kept as one 32-bit word per pixel, red in the low byte: a
-    crop with a flip is then a single gather of words, with one more word at the end of
-    the storage for the black outside.
 
     Args:
         images: uint8 ``[N, H, W, C]``, C = 1 or 3.
         mean: Per channel, of pixels in [0, 1].
         std: Per channel, positive.
         device: Where to keep and render them.
-        dtype: Of the rendered views.
+        dtype: Of the rendered views: float32, bfloat16 or float16.
 
     Raises:
         ValueError: an argument does not have the stated form.
+
+    Example:
+        >>> from s3h_ext.data.recipes import get_recipe
+        >>> images = torch.full((2, 32, 32, 3), 255, dtype=torch.uint8)
+        >>> renderer = Renderer(images, mean=(0, 0, 0), std=(1, 1, 1))
+        >>> recipe, index = get_recipe("none"), torch.arange(2)
+        >>> spec = recipe.describe(32, 32, seed=0, epoch=0, index=index, view=0)
+        >>> renderer(index, spec, recipe).unique().tolist()
+        [1.0]
     """
 
     def __init__(
@@ -47,7 +62,7 @@ class Renderer:
                 "images: expected uint8 [N, H, W, C], got "
                 f"{images.dtype} {list(images.shape)}"
             )
-        count, height, width, channels = images.shape
+        _, self.height, self.width, channels = images.shape
         if channels not in (1, 3):
             raise ValueError(f"images: expected 1 or 3 channels, got {channels}")
         if len(mean) != channels or len(std) != channels:
@@ -57,178 +72,121 @@ class Renderer:
             )
         if not min(std) > 0:
             raise ValueError(f"std: expected positive values, got {tuple(std)}")
-        if not dtype.is_floating_point:
-            raise ValueError(f"dtype: expected a floating-point type, got {dtype}")
-        self.height, self.width, self.channels = height, width, channels
-        self.device = torch.device(device)
-        self.dtype = dtype
-        self._count = count
-        self._scale = [1 / value for value in std]
-        self._shift = [-m / s for m, s in zip(mean, std, strict=True)]
-        self._pixels = _pack(images.to(self.device))
-        self._rows = torch.arange(height, device=self.device)
-        self._columns = torch.arange(width, device=self.device)
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype: expected one of {_DTYPES}, got {dtype}")
+        self.channels = channels
+        self._mean = [float(value) for value in mean]
+        self._std = [float(value) for value in std]
+        self._dtype = dtype
+        self._images = images.to(device).contiguous()
+        self._gather = (
+            None
+            if self._images.device.type == "cpu"
+            else GatherRenderer(self._images, mean=mean, std=std, dtype=dtype)
+        )
 
-    def __len__(self) -> int:
-        return self._count
-
-    def __call__(self, source: Tensor, views: ViewSpec) -> Tensor:
-        """Renders views.
+    def __call__(self, source: Tensor, crops: ViewSpec, recipe: Recipe) -> Tensor:
+        """Renders the crops of a recipe.
 
         Args:
-            source: int64 ``[M]``, which image each view is of.
-            views: M views with one leading dimension.
+            source: int64 ``[P]``, which image each crop is of.
+            crops: P crops with one leading dimension; for montages, those of a view one
+                after the other: top left, top right, bottom left, bottom right.
+            recipe: What they were drawn by.
 
         Returns:
-            ``[M, C, H, W]`` of the renderer's type, channels last in memory.
+            ``[V, C, h, w]`` of the renderer's type, channels last in memory; V is P, or
+            a quarter of it for montages.
 
         Raises:
             ValueError: a colour matrix for images of one channel.
         """
-        if views.colour is not None and self.channels != 3:
+        if crops.colour is not None and self.channels != 3:
             raise ValueError("views: a colour matrix needs images of 3 channels, got 1")
-        total = len(source)
-        out = torch.empty(
-            (total, self.height, self.width, self.channels),
-            dtype=self.dtype,
-            device=self.device,
+        size = recipe.view_size(self.height, self.width)
+        on_bytes = crops.operations is not None or crops.hole is not None
+        if self._gather is not None and not on_bytes and _gathers(recipe):
+            return self._gather(source, crops)
+        view = rect = views = None
+        if recipe.montage:
+            view, rect = _montage(len(source), size, source)
+            views = len(source) // 4
+        images = self._images
+        box, colour = crops.box, crops.colour
+        flip: Tensor | None = crops.flip
+        if on_bytes:
+            crop_size = recipe.crop_size(self.height, self.width)
+            images = self._augmented(source, crops, crop_size)
+            source = torch.arange(len(source), device=source.device)
+            box = box.new_tensor([0, 0, *crop_size]).expand(len(source), 4)
+            flip = colour = None
+        return render_views(
+            images,
+            Patches(
+                image=source,
+                box=box,
+                flip=flip,
+                colour=colour,
+                view=view,
+                rect=rect,
+                views=views,
+            ),
+            out_size=size,
+            mean=self._mean,
+            std=self._std,
+            dtype=self._dtype,
         )
-        chunk = _CPU_CHUNK if self.device.type == "cpu" else max(total, 1)
-        for start in range(0, total, chunk):
-            stop = min(start + chunk, total)
-            part = views.narrow(0, start, stop)
-            if part.resized:
-                planes = self._resize(source[start:stop], part)
-            else:
-                planes = self._crop(source[start:stop], part)
-            planes = _finish(planes, part.colour, self._scale, self._shift)
-            torch.stack(
-                [plane.to(self.dtype) for plane in planes],
-                dim=-1,
-                out=out[start:stop],
+
+    def _augmented(
+        self, source: Tensor, crops: ViewSpec, size: tuple[int, int]
+    ) -> Tensor:
+        """Returns uint8 ``[P, h, w, C]``: the crops after operations and holes."""
+        images = self._images
+        corners: Tensor | None = crops.box[:, :2]
+        flips: Tensor | None = crops.flip
+        if crops.resized or crops.colour is not None:
+            levels = render_views(
+                images,
+                Patches(source, crops.box, flip=flips, colour=crops.colour),
+                out_size=size,
+                mean=[0.0] * self.channels,
+                std=[1 / 255] * self.channels,
             )
-        return out.permute(0, 3, 1, 2)
-
-    def _crop(self, source: Tensor, views: ViewSpec) -> list[Tensor]:
-        top, left, _, _ = views.box.unsqueeze(-1).unbind(-2)
-        mirrored = torch.where(
-            views.flip[:, None], self._columns.flip(0), self._columns
+            images = levels.round().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+            corners = flips = None
+        elif images.device.type != "cpu":
+            # The operations run on the host: only what is shown goes there.
+            images = images[source]
+        if images is not self._images:
+            source = torch.arange(len(source), device=source.device)
+        operations, magnitudes = crops.operations, crops.magnitudes
+        if operations is None or magnitudes is None:
+            operations = source.new_empty(len(source), 0)
+            magnitudes = operations.to(torch.float64)
+        return augment_images(
+            images,
+            operations,
+            magnitudes,
+            source=source,
+            corners=corners,
+            flips=flips,
+            holes=crops.hole,
         )
-        rows, columns = self._rows + top, mirrored + left
-        outside = ((rows < 0) | (rows >= self.height))[:, :, None] | (
-            (columns < 0) | (columns >= self.width)
-        )[:, None, :]
-        index = self._index(source, rows, columns)
-        index.masked_fill_(outside, len(self._pixels) - 1)
-        return self._planes(index)
-
-    def _resize(self, source: Tensor, views: ViewSpec) -> list[Tensor]:
-        # A box never exceeds the output, so antialiased bilinear is plain bilinear,
-        # and clamping the taps to the box samples nothing outside it.
-        top, left, height, width = views.box.unsqueeze(-1).unbind(-2)
-        row0, row1, row_weight = _taps(self._rows, top, height, self.height)
-        columns = torch.where(views.flip[:, None], self._columns.flip(0), self._columns)
-        column0, column1, column_weight = _taps(columns, left, width, self.width)
-        across, down = column_weight[:, None, :], row_weight[:, :, None]
-        corners = [
-            self._planes(self._index(source, rows, columns))
-            for rows in (row0, row1)
-            for columns in (column0, column1)
-        ]
-        return [
-            torch.lerp(torch.lerp(a, b, across), torch.lerp(c, d, across), down)
-            for a, b, c, d in zip(*corners, strict=True)
-        ]
-
-    def _index(self, source: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        starts = (source * (self.height * self.width))[:, None] + rows * self.width
-        return starts[:, :, None] + columns[:, None, :]
-
-    def _planes(self, index: Tensor) -> list[Tensor]:
-        words = torch.take(self._pixels, index)
-        return [
-            (words >> (8 * channel)).bitwise_and_(255).to(torch.float32)
-            for channel in range(self.channels)
-        ]
 
 
-def render(
-    images: Tensor,
-    views: ViewSpec,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Renders one view of each image; for many batches keep a :class:`Renderer`.
-
-    Args:
-        images: uint8 ``[B, H, W, C]``.
-        views: B views with one leading dimension.
-        mean: Per channel, of pixels in [0, 1].
-        std: Per channel.
-        dtype: Of the result.
-
-    Returns:
-        ``[B, C, H, W]``, channels last in memory.
-
-    Example:
-        >>> from s3h_ext.data.recipes import get_recipe
-        >>> views = get_recipe("none").describe(torch.empty(2, 0), 32, 32)
-        >>> images = torch.full((2, 32, 32, 3), 255, dtype=torch.uint8)
-        >>> render(images, views, mean=(0, 0, 0), std=(1, 1, 1)).unique().tolist()
-        [1.0]
-    """
-    renderer = Renderer(images, mean=mean, std=std, device=images.device, dtype=dtype)
-    return renderer(torch.arange(len(images), device=images.device), views)
+def _gathers(recipe: Recipe) -> bool:
+    """Returns whether the gathers of a GPU can do it."""
+    plain = not recipe.montage and recipe.out_size is None
+    return plain and as_constraint(recipe.crop).region == Grid()
 
 
-def _pack(images: Tensor) -> Tensor:
-    if images.shape[-1] == 1:
-        words = images.reshape(-1)
-    else:
-        padded = images.new_zeros(*images.shape[:-1], 4)
-        padded[..., :3] = images
-        words = padded.view(torch.int32).reshape(-1)
-    return torch.cat([words, words.new_zeros(1)])
-
-
-def _taps(
-    positions: Tensor, start: Tensor, size: Tensor, output: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Bilinear taps of output positions in a box, pixel centres at half integers.
-
-    Returns:
-        Lower and upper source coordinate, int64 ``[B, positions]``, and the weight of
-        the upper one, float32.
-    """
-    # In units of 1 / (2 * output) of a source pixel everything is an integer.
-    position = ((2 * positions + 1) * size - output).clamp_(min=0)
-    lower = position // (2 * output)
-    weight = (position - lower * (2 * output)).to(torch.float32) / (2 * output)
-    upper = torch.minimum(lower + 1, size - 1)
-    return lower + start, upper + start, weight
-
-
-def _finish(
-    planes: list[Tensor],
-    colour: Tensor | None,
-    scale: list[float],
-    shift: list[float],
-) -> list[Tensor]:
-    """Colour matrix, clamp and normalisation of planes with values 0 .. 255."""
-    if colour is None:
-        return [
-            plane.mul_(a / 255).add_(b)
-            for plane, a, b in zip(planes, scale, shift, strict=True)
-        ]
-    red, green, blue = planes
-    # Clamped at 255 and not at 1: the division joins the normalisation.
-    coefficients = colour[:, :, :, None, None].unbind(1)
-    result = []
-    for row, a, b in zip(coefficients, scale, shift, strict=True):
-        plane = red * row[:, 0]
-        plane.addcmul_(green, row[:, 1]).addcmul_(blue, row[:, 2])
-        plane.add_(row[:, 3] * 255).clamp_(0, 255)
-        result.append(plane.mul_(a / 255).add_(b))
-    return result
+def _montage(count: int, size: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the view ``[P]`` and the rectangle ``[P, 4]`` of each crop."""
+    place = torch.arange(count, device=like.device)
+    height, width = size[0] // 2, size[1] // 2
+    rect = like.new_empty(count, 4)
+    rect[:, 0] = (place % 4) // 2 * height
+    rect[:, 1] = place % 2 * width
+    rect[:, 2].fill_(height)
+    rect[:, 3].fill_(width)
+    return place // 4, rect

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
 
-from s3h_ext.data.batches import Batch
+from s3h_ext.data.batches import Batch, Quadrants
 from s3h_ext.data.dataset import ImageSet
-from s3h_ext.data.recipes import Recipe, ViewSpec, get_recipe
+from s3h_ext.data.recipes import MAX_STREAMS, ViewSpec, get_recipe
 from s3h_ext.data.render import Renderer
 from s3h_ext.data.samplers import EpochOrder
 from s3h_ext.data.streams import Stream
-from s3h_ext.ops.philox import philox_uniform
 
 __all__ = ["Batch", "ResidentSource"]
 
@@ -27,7 +25,8 @@ class ResidentSource:
 
     Every draw is a function of (seed, epoch, stream, image, how often that image was
     drawn before in the epoch, view): neither the batch size nor the step the epoch was
-    entered at matters. Streams are numbered in the order of ``streams``.
+    entered at matters. Streams are numbered in the order of ``streams``. A montage
+    alone depends on its batch: it shows crops of several of the batch's images.
 
     Args:
         image_set: The training images.
@@ -39,7 +38,7 @@ class ResidentSource:
         epochs: Length of the run, which ``"progressive"`` streams follow.
         seed: In [0, 2**32).
         device: Where the batches are.
-        dtype: Of the images.
+        dtype: Of the images: float32, bfloat16 or float16.
 
     Raises:
         ValueError: an argument is out of range.
@@ -84,7 +83,13 @@ class ResidentSource:
             raise ValueError(f"epochs: expected at least 1, got {epochs}")
         if not 0 <= seed < 1 << 32:
             raise ValueError(f"seed: expected 0 <= seed < 2**32, got {seed}")
+        if len(streams) > MAX_STREAMS:
+            raise ValueError(
+                f"streams: expected at most {MAX_STREAMS}, got {len(streams)}"
+            )
         self.streams = dict(streams)
+        for name, stream in self.streams.items():
+            _check_follows(name, stream, self.streams)
         self.epochs = epochs
         self.seed = seed
         self._order = EpochOrder(image_set.labels, num_classes, device)
@@ -96,6 +101,11 @@ class ResidentSource:
             dtype=dtype,
         )
         self._labels = torch.tensor(image_set.labels, device=device)
+        height, width = self._renderer.height, self._renderer.width
+        for stream in self.streams.values():
+            get_recipe(stream.recipe).view_size(height, width)
+        self._fallbacks = dict.fromkeys(self.streams, self._labels.new_zeros(()))
+        self._drawn = dict.fromkeys(self.streams, 0)
         self.steps_per_epoch = -(-len(image_set) // batch_size)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[dict[str, Batch]]:
@@ -120,80 +130,100 @@ class ResidentSource:
             )
         return self._steps(epoch, start_step)
 
+    def fallbacks(self) -> dict[str, tuple[int, int]]:
+        """Counts the crops whose box is the fallback of its constraint.
+
+        Returns:
+            For each stream, how many were so and how many were drawn, in all epochs so
+            far, those drawn ahead included.
+        """
+        return {
+            name: (int(self._fallbacks[name]), self._drawn[name])
+            for name in self.streams
+        }
+
     def _steps(self, epoch: int, start_step: int) -> Iterator[dict[str, Batch]]:
-        drawn = [
-            _DrawnStream(self, number, stream, epoch)
-            for number, stream in enumerate(self.streams.values())
-        ]
+        drawn = {name: _DrawnStream(self, name, epoch) for name in self.streams}
         total, steps = len(self._labels), self.steps_per_epoch
         for step in range(start_step, steps):
             start, stop = step * total // steps, (step + 1) * total // steps
-            yield {
-                name: self._render(*stream.take(start, stop))
-                for name, stream in zip(self.streams, drawn, strict=True)
-            }
+            yield {name: stream.batch(start, stop) for name, stream in drawn.items()}
 
-    def _render(self, indices: Tensor, views: ViewSpec) -> Batch:
-        count = views.flip.shape[0]
-        images = self._renderer(indices.repeat(count), views.flatten())
-        images = images.view(count, len(indices), *images.shape[1:])
-        return Batch(images, self._labels[indices], indices)
 
-    def _describe(
-        self,
-        recipe: Recipe,
-        views: int,
-        *,
-        epoch: int,
-        stream: int,
-        indices: Tensor,
-        repeats: Tensor,
-    ) -> ViewSpec:
-        numbers = torch.arange(views, device=indices.device)[:, None]
-        uniforms = philox_uniform(
-            seed=self.seed,
-            epoch=epoch,
-            index=indices,
-            view=repeats * views + numbers,
-            stream=stream,
-            draws=recipe.draws,
+def _check_follows(name: str, stream: Stream, streams: Mapping[str, Stream]) -> None:
+    leader = stream.follows
+    if leader is None:
+        return
+    own = [key for key, other in streams.items() if other.follows is None]
+    if leader not in own:
+        raise ValueError(
+            f"follows: expected a stream with images of its own ({', '.join(own)}), "
+            f"got {leader!r} in stream {name!r}"
         )
-        return recipe.describe(uniforms, self._renderer.height, self._renderer.width)
 
 
 class _DrawnStream:
     """One stream's epoch, described ahead in stretches of many steps."""
 
-    def __init__(
-        self, source: ResidentSource, number: int, stream: Stream, epoch: int
-    ) -> None:
-        self._source = source
-        self._number = number
-        self._epoch = epoch
+    def __init__(self, source: ResidentSource, name: str, epoch: int) -> None:
+        names = list(source.streams)
+        stream = source.streams[name]
+        leader = name if stream.follows is None else stream.follows
+        self._source, self._name, self._epoch = source, name, epoch
+        self._number = names.index(name)
         self._views = stream.views
         self._recipe = get_recipe(stream.recipe)
         self._indices, self._repeats = source._order.draw(
-            stream.sampler,
+            source.streams[leader].sampler,
             seed=source.seed,
             epoch=epoch,
-            stream=number,
+            stream=names.index(leader),
             progress=epoch / source.epochs,
         )
         self._begin = self._end = 0
         self._spec: ViewSpec | None = None
 
-    def take(self, start: int, stop: int) -> tuple[Tensor, ViewSpec]:
-        """Returns the indices ``[B]`` and the views ``[V, B]`` of these draws."""
+    def batch(self, start: int, stop: int) -> Batch:
+        """Renders the draws ``start .. stop - 1`` of the epoch."""
+        indices, crops = self._indices[start:stop], self._take(start, stop)
+        sources = indices.repeat(len(crops.flip))
+        crops = crops.flatten()
+        labels = self._source._labels
+        shape = (self._views, len(indices))
+        quadrants = None
+        if crops.key is not None:
+            order = crops.key.argsort(stable=True)
+            sources, crops = sources[order], crops.select(order)
+            places = sources.view(*shape, 4)
+            quadrants = Quadrants(labels[places], places)
+        images = self._source._renderer(sources, crops, self._recipe)
+        images = images.view(*shape, *images.shape[1:])
+        return Batch(images, labels[indices], indices, quadrants)
+
+    def _take(self, start: int, stop: int) -> ViewSpec:
+        """Returns the crops ``[V * crops of a view, B]`` of these draws."""
         if self._spec is None or not self._begin <= start < stop <= self._end:
-            ahead = max(stop - start, _DESCRIBED_AT_ONCE // self._views)
+            crops = self._views * self._recipe.crops
+            ahead = max(stop - start, _DESCRIBED_AT_ONCE // crops)
             self._begin, self._end = start, min(start + ahead, len(self._indices))
-            self._spec = self._source._describe(
-                self._recipe,
-                self._views,
-                epoch=self._epoch,
-                stream=self._number,
-                indices=self._indices[self._begin : self._end],
-                repeats=self._repeats[self._begin : self._end],
-            )
-        views = self._spec.narrow(1, start - self._begin, stop - self._begin)
-        return self._indices[start:stop], views
+            self._spec = self._describe(slice(self._begin, self._end), crops)
+        return self._spec.narrow(1, start - self._begin, stop - self._begin)
+
+    def _describe(self, part: slice, crops: int) -> ViewSpec:
+        source = self._source
+        indices, repeats = self._indices[part], self._repeats[part]
+        numbers = torch.arange(crops, device=indices.device)[:, None]
+        spec = self._recipe.describe(
+            source._renderer.height,
+            source._renderer.width,
+            seed=source.seed,
+            epoch=self._epoch,
+            index=indices,
+            view=repeats * crops + numbers,
+            stream=self._number,
+        )
+        source._fallbacks[self._name] = (
+            source._fallbacks[self._name] + spec.fallback.sum()
+        )
+        source._drawn[self._name] += spec.fallback.numel()
+        return spec

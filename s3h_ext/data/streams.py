@@ -19,7 +19,9 @@ class Stream:
         sampler: ``"instance-balanced"``, ``"class-balanced"``, ``"square-root"`` or
             ``"progressive"``.
         recipe: A name of :data:`s3h_ext.data.recipes.RECIPES`.
-        views: Views of each image.
+        views: Views of each image; of a montage, as many as there are images.
+        follows: Name of the stream whose images it shows again, in the same order; its
+            own sampler is then not used. ``None`` for images of its own.
 
     Raises:
         ValueError: an unknown name, or no view.
@@ -28,6 +30,7 @@ class Stream:
     sampler: str = "instance-balanced"
     recipe: str = "crop-flip"
     views: int = 1
+    follows: str | None = None
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:

@@ -1,6 +1,16 @@
 """Stateless operations: what the losses and views are made of."""
 
 from s3h_ext.ops.class_sums import class_sum_dots
+from s3h_ext.ops.patches import Patches
 from s3h_ext.ops.similarity import similarity_logsumexp
+from s3h_ext.ops.view_boxes import ViewBoxes, sample_view_boxes
+from s3h_ext.ops.views import render_views
 
-__all__ = ["class_sum_dots", "similarity_logsumexp"]
+__all__ = [
+    "Patches",
+    "ViewBoxes",
+    "class_sum_dots",
+    "render_views",
+    "sample_view_boxes",
+    "similarity_logsumexp",
+]

@@ -1,0 +1,272 @@
+// A thread owns a range of views and two images of scratch memory; operations
+// go back and forth between the two and the last one is copied out. Tonal
+// operations work in place, most of them through a table of 256 values for each
+// channel.
+//
+// The arithmetic is Pillow's: luma in 16.16 fixed point (libImaging/Convert.c),
+// blends in float, truncated (Blend.c), tables in double (ImageOps.py), the
+// smoothing kernel of ImageFilter.SMOOTH with its border left as it is
+// (Filter.c). Built without contraction into fused multiply-adds.
+#include "augment.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+namespace s3h::cpu {
+namespace {
+
+using augment::Shape;
+using Table = std::array<uint8_t, 256>;
+using Histogram = std::array<int64_t, 256>;
+
+uint8_t clipped(int64_t value) {
+  return static_cast<uint8_t>(std::clamp<int64_t>(value, 0, 255));
+}
+
+int64_t pixels(const Shape& s) { return s.height * s.width; }
+
+template <typename Function>
+Table table_of(const Function& function) {
+  Table table;
+  for (int64_t i = 0; i < 256; ++i) table[static_cast<size_t>(i)] = function(i);
+  return table;
+}
+
+void apply(const Table& table, const Shape& s, int64_t channel, uint8_t* data) {
+  for (int64_t i = channel; i < pixels(s) * s.channels; i += s.channels)
+    data[i] = table[data[i]];
+}
+
+void apply_to_all(const Table& table, const Shape& s, uint8_t* data) {
+  for (int64_t i = 0; i < pixels(s) * s.channels; ++i) data[i] = table[data[i]];
+}
+
+Histogram histogram_of(const uint8_t* data, const Shape& s, int64_t channel) {
+  Histogram counts{};
+  for (int64_t i = channel; i < pixels(s) * s.channels; i += s.channels)
+    ++counts[data[i]];
+  return counts;
+}
+
+void auto_contrast(const Shape& s, uint8_t* data) {
+  for (int64_t c = 0; c < s.channels; ++c) {
+    uint8_t low = 255, high = 0;
+    for (int64_t i = c; i < pixels(s) * s.channels; i += s.channels) {
+      low = std::min(low, data[i]);
+      high = std::max(high, data[i]);
+    }
+    if (high <= low) continue;
+    const double scale = 255.0 / (high - low);
+    const double offset = -low * scale;
+    apply(table_of([&](int64_t i) {
+            return clipped(
+                static_cast<int64_t>(static_cast<double>(i) * scale + offset));
+          }),
+          s, c, data);
+  }
+}
+
+void equalize(const Shape& s, uint8_t* data) {
+  for (int64_t c = 0; c < s.channels; ++c) {
+    const Histogram counts = histogram_of(data, s, c);
+    int64_t last = 255;
+    while (counts[static_cast<size_t>(last)] == 0) --last;
+    const int64_t step = (pixels(s) - counts[static_cast<size_t>(last)]) / 255;
+    if (step == 0) continue;
+    int64_t sum = step / 2;
+    apply(table_of([&](int64_t i) {
+            const uint8_t value = clipped(sum / step);
+            sum += counts[static_cast<size_t>(i)];
+            return value;
+          }),
+          s, c, data);
+  }
+}
+
+uint8_t luma(const uint8_t* pixel, int64_t channels) {
+  if (channels == 1) return pixel[0];
+  const uint32_t sum =
+      pixel[0] * 19595u + pixel[1] * 38470u + pixel[2] * 7471u + 0x8000u;
+  return static_cast<uint8_t>(sum >> 16);
+}
+
+uint8_t blended(uint8_t zero, uint8_t one, float factor) {
+  const float value =
+      static_cast<float>(zero) + factor * static_cast<float>(one - zero);
+  return static_cast<uint8_t>(std::clamp(value, 0.0f, 255.0f));
+}
+
+void blend_with(uint8_t zero, float factor, const Shape& s, uint8_t* data) {
+  apply_to_all(table_of([&](int64_t i) {
+                 return blended(zero, static_cast<uint8_t>(i), factor);
+               }),
+               s, data);
+}
+
+void colour(float factor, const Shape& s, uint8_t* data) {
+  for (int64_t i = 0; i < pixels(s); ++i) {
+    uint8_t* pixel = data + i * s.channels;
+    const uint8_t grey = luma(pixel, s.channels);
+    for (int64_t c = 0; c < s.channels; ++c)
+      pixel[c] = blended(grey, pixel[c], factor);
+  }
+}
+
+void contrast(float factor, const Shape& s, uint8_t* data) {
+  int64_t sum = 0;
+  for (int64_t i = 0; i < pixels(s); ++i)
+    sum += luma(data + i * s.channels, s.channels);
+  const double mean = static_cast<double>(sum) / static_cast<double>(pixels(s));
+  blend_with(static_cast<uint8_t>(mean + 0.5), factor, s, data);
+}
+
+void sharpness(const uint8_t* from, float factor, const Shape& s, uint8_t* to) {
+  const int64_t row = s.width * s.channels, step = s.channels;
+  for (int64_t y = 0; y < s.height; ++y)
+    for (int64_t i = 0; i < row; ++i) {
+      const uint8_t* at = from + y * row + i;
+      int64_t smooth = at[0];
+      if (y > 0 && y + 1 < s.height && i >= step && i + step < row) {
+        const int64_t sum = at[-row - step] + at[-row] + at[-row + step] +
+                            at[-step] + 5 * at[0] + at[step] + at[row - step] +
+                            at[row] + at[row + step];
+        // sum / 13 rounded; 13 is odd, so there are no ties.
+        smooth = (2 * sum + 13) / 26;
+      }
+      to[y * row + i] = blended(static_cast<uint8_t>(smooth), at[0], factor);
+    }
+}
+
+// Returns whether the result is in `to`; otherwise it is in `from`.
+bool run(Operation operation, double magnitude, const Shape& s, uint8_t fill,
+         uint8_t* from, uint8_t* to) {
+  const float factor = static_cast<float>(magnitude);
+  switch (operation) {
+    case Operation::kShearX:
+    case Operation::kShearY:
+    case Operation::kShearXCubic:
+    case Operation::kShearYCubic:
+      augment::shear(from, s,
+                     operation == Operation::kShearY ||
+                         operation == Operation::kShearYCubic,
+                     operation == Operation::kShearXCubic ||
+                         operation == Operation::kShearYCubic,
+                     magnitude, fill, to);
+      return true;
+    case Operation::kTranslateX:
+    case Operation::kTranslateY:
+      augment::translate(from, s, operation == Operation::kTranslateY,
+                         magnitude, fill, to);
+      return true;
+    case Operation::kRotate:
+      augment::rotate(from, s, magnitude, fill, to);
+      return true;
+    case Operation::kAutoContrast:
+      auto_contrast(s, from);
+      return false;
+    case Operation::kInvert:
+      apply_to_all(table_of([](int64_t i) { return clipped(255 - i); }), s,
+                   from);
+      return false;
+    case Operation::kEqualize:
+      equalize(s, from);
+      return false;
+    case Operation::kPosterize: {
+      const int64_t mask = 256 - (int64_t{1} << (8 - std::lround(magnitude)));
+      apply_to_all(table_of([&](int64_t i) { return clipped(i & mask); }), s,
+                   from);
+      return false;
+    }
+    case Operation::kSolarize:
+      apply_to_all(
+          table_of([&](int64_t i) {
+            return clipped(static_cast<double>(i) < magnitude ? i : 255 - i);
+          }),
+          s, from);
+      return false;
+    case Operation::kColour:
+      colour(factor, s, from);
+      return false;
+    case Operation::kContrast:
+      contrast(factor, s, from);
+      return false;
+    case Operation::kBrightness:
+      blend_with(0, factor, s, from);
+      return false;
+    case Operation::kSharpness:
+      sharpness(from, factor, s, to);
+      return true;
+    case Operation::kNone:
+    case Operation::kCount:
+      return false;
+  }
+  return false;
+}
+
+// Pixel (y, x) of the crop is pixel (top + y, left + x) of the image.
+void crop_and_flip(const uint8_t* from, const Shape& s, int64_t top,
+                   int64_t left, bool flip, uint8_t* to) {
+  const int64_t row_bytes = s.width * s.channels;
+  if (top != 0 || left != 0)
+    std::memset(to, 0, static_cast<size_t>(s.height * row_bytes));
+  const int64_t first = std::max<int64_t>(0, -left);
+  const int64_t last = std::min(s.width, s.width - left);
+  if (first >= last) return;
+  for (int64_t y = std::max<int64_t>(0, -top);
+       y < std::min(s.height, s.height - top); ++y) {
+    const uint8_t* source = from + (top + y) * row_bytes + left * s.channels;
+    uint8_t* row = to + y * row_bytes;
+    if (!flip) {
+      std::memcpy(row + first * s.channels, source + first * s.channels,
+                  static_cast<size_t>((last - first) * s.channels));
+      continue;
+    }
+    for (int64_t x = first; x < last; ++x)
+      for (int64_t c = 0; c < s.channels; ++c)
+        row[(s.width - 1 - x) * s.channels + c] = source[x * s.channels + c];
+  }
+}
+
+void cut_hole(const int64_t* hole, const Shape& s, uint8_t* data) {
+  const int64_t top = std::max<int64_t>(hole[0], 0);
+  const int64_t left = std::max<int64_t>(hole[1], 0);
+  const int64_t bottom = std::min(hole[0] + hole[2], s.height);
+  const int64_t right = std::min(hole[1] + hole[3], s.width);
+  if (right <= left) return;
+  for (int64_t y = top; y < bottom; ++y)
+    std::memset(data + (y * s.width + left) * s.channels, 0,
+                static_cast<size_t>((right - left) * s.channels));
+}
+
+}  // namespace
+
+void augment_images(const AugmentProblem& p, const Threads& threads,
+                    uint8_t* out) {
+  const Shape shape{p.height, p.width, p.channels};
+  const int64_t bytes = p.height * p.width * p.channels;
+  if (bytes == 0 || p.views == 0) return;
+  threads.parallel_for(0, p.views, [&](int64_t begin, int64_t end) {
+    std::vector<uint8_t> memory(static_cast<size_t>(2 * bytes));
+    for (int64_t view = begin; view < end; ++view) {
+      uint8_t* now = memory.data();
+      uint8_t* other = now + bytes;
+      crop_and_flip(p.images + p.source[view] * bytes, shape,
+                    p.corners == nullptr ? 0 : p.corners[2 * view],
+                    p.corners == nullptr ? 0 : p.corners[2 * view + 1],
+                    p.flips != nullptr && p.flips[view], now);
+      for (int64_t k = 0; k < p.steps; ++k) {
+        const int64_t at = view * p.steps + k;
+        if (run(static_cast<Operation>(p.operations[at]), p.magnitudes[at],
+                shape, p.fill, now, other))
+          std::swap(now, other);
+      }
+      if (p.holes != nullptr) cut_hole(p.holes + 4 * view, shape, now);
+      std::memcpy(out + view * bytes, now, static_cast<size_t>(bytes));
+    }
+  });
+}
+
+}  // namespace s3h::cpu

@@ -1,0 +1,2 @@
+#define S3H_TABLE kRowsAvx512
+#include "views_rows.inc"

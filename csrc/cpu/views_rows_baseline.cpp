@@ -1,0 +1,2 @@
+#define S3H_TABLE kRowsBaseline
+#include "views_rows.inc"

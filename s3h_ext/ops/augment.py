@@ -1,0 +1,122 @@
+"""Augmentation of uint8 images, operation by operation as Pillow does it.
+
+The operations of AutoAugment and RandAugment round to bytes after each step, and some
+look at the whole image first (its histogram, its mean), so they are no part of the
+linear pipeline of views. They run here, before it: uint8 in, uint8 out.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from s3h_ext.ops._library import LIBRARY, registry
+from s3h_ext.ops.similarity import CPU
+
+__all__ = ["Operation", "augment_images"]
+
+LIBRARY.define(
+    "augment_images(Tensor images, Tensor operations, Tensor magnitudes, "
+    "Tensor source, Tensor? corners, Tensor? flips, Tensor? holes, int fill) -> Tensor"
+)
+
+
+class Operation(IntEnum):
+    """What :func:`augment_images` can do, and what its magnitude means.
+
+    Geometric operations take the nearest pixel, the ``CUBIC`` ones Pillow's bicubic;
+    what comes from outside the image is the fill. ``AUTO_CONTRAST``, ``INVERT`` and
+    ``EQUALIZE`` have no magnitude.
+    """
+
+    NONE = 0
+    SHEAR_X = 1  #: coefficient, ``Image.transform(AFFINE, (1, m, 0, 0, 1, 0))``
+    SHEAR_Y = 2  #: coefficient, ``(1, 0, 0, m, 1, 0)``
+    SHEAR_X_CUBIC = 3
+    SHEAR_Y_CUBIC = 4
+    TRANSLATE_X = 5  #: pixels, ``(1, 0, m, 0, 1, 0)``: positive moves to the left
+    TRANSLATE_Y = 6  #: pixels, ``(1, 0, 0, 0, 1, m)``: positive moves up
+    ROTATE = 7  #: degrees, ``Image.rotate``: positive is counter-clockwise
+    AUTO_CONTRAST = 8
+    INVERT = 9
+    EQUALIZE = 10
+    POSTERIZE = 11  #: bits kept
+    SOLARIZE = 12  #: values from here on are inverted
+    COLOUR = 13  #: factor of ``ImageEnhance.Color``, 1 for none
+    CONTRAST = 14  #: factor of ``ImageEnhance.Contrast``
+    BRIGHTNESS = 15  #: factor of ``ImageEnhance.Brightness``
+    SHARPNESS = 16  #: factor of ``ImageEnhance.Sharpness``
+
+
+def augment_images(
+    images: Tensor,
+    operations: Tensor,
+    magnitudes: Tensor,
+    *,
+    source: Tensor | None = None,
+    corners: Tensor | None = None,
+    flips: Tensor | None = None,
+    holes: Tensor | None = None,
+    fill: int = 128,
+) -> Tensor:
+    """Crops, flips, applies a list of operations and cuts a hole, view by view.
+
+    Bit-equal to Pillow on x86-64, where the tests compare every operation; within one
+    grey level where a compiler contracts Pillow's own arithmetic. The result does not
+    depend on the number of threads or on the other views. CUDA tensors are worked on
+    by the CPU and copied back.
+
+    Args:
+        images: uint8 ``[N, H, W, C]``, C = 1 or 3.
+        operations: int64 ``[M, K]``, numbers of :class:`Operation`, applied in order.
+        magnitudes: float64 ``[M, K]``, within ±2**20.
+        source: int64 ``[M]``, the image of each view; None where M = N, in order.
+        corners: int64 ``[M, 2]``, the pixel (top, left) of the image that the view
+            begins at; black outside the image. None for (0, 0).
+        flips: bool ``[M]``, mirror left to right after the crop.
+        holes: int64 ``[M, 4]``: top, left, height, width of a black rectangle, cut off
+            at the border (Cutout, DeVries and Taylor, arXiv 1708.04552); None for none.
+        fill: grey level that geometric operations bring in, 0 .. 255.
+
+    Returns:
+        uint8 ``[M, H, W, C]``.
+
+    Raises:
+        RuntimeError: a tensor does not have the stated type, shape or range.
+
+    Example:
+        >>> image = torch.tensor([[[[10], [200]]]], dtype=torch.uint8)
+        >>> augment_images(
+        ...     image, torch.tensor([[Operation.INVERT, Operation.SOLARIZE]]),
+        ...     torch.tensor([[0.0, 240.0]], dtype=torch.float64)).flatten().tolist()
+        [10, 55]
+    """
+    if source is None:
+        source = torch.arange(images.shape[0], device=images.device)
+    operators: Any = torch.ops.s3h
+    return cast(
+        Tensor,
+        operators.augment_images(
+            images, operations, magnitudes, source, corners, flips, holes, fill
+        ),
+    )
+
+
+def _on_the_host(*arguments: Any) -> Tensor:
+    images: Tensor = arguments[0]
+    here = [item.cpu() if isinstance(item, Tensor) else item for item in arguments]
+    operators: Any = torch.ops.s3h
+    return cast(Tensor, operators.augment_images(*here).to(images.device))
+
+
+def _fake(images: Tensor, operations: Tensor, *arguments: Any) -> Tensor:
+    return images.new_empty(operations.shape[0], *images.shape[1:])
+
+
+if not CPU.loaded:
+    CPU.implement_failure("augment_images", key="CPU")
+LIBRARY.impl("augment_images", _on_the_host, "CUDA")
+registry.register_fake("s3h::augment_images", _fake, lib=LIBRARY)
