@@ -325,6 +325,7 @@ def op_arguments(n, m, depth, name="plain", symmetric=False, dtype=torch.float32
         found.get("self_index"),
         False,
         False,
+        False,
     )
 
 
@@ -352,7 +353,7 @@ def test_opcheck_backward():
     lse = torch.ops.s3h.similarity_logsumexp(*forward)
     torch.library.opcheck(
         torch.ops.s3h.similarity_logsumexp_backward.default,
-        (torch.randn(9), lse, *forward[:9], True, False, False, False),
+        (torch.randn(9), lse, *forward[:9], True, False, *forward[9:]),
     )
 
 
@@ -533,9 +534,9 @@ def test_bad_input(change, error, message):
 def test_the_op_itself_checks_what_memory_safety_needs():
     op = torch.ops.s3h.similarity_logsumexp
     with pytest.raises(RuntimeError, match="key_bias must have 5 elements"):
-        op(Q, K, 0.1, torch.zeros(3), None, None, None, 0.0, None, False, False)
+        op(Q, K, 0.1, torch.zeros(3), *(None,) * 3, 0.0, None, False, False, False)
     with pytest.raises(RuntimeError, match="keys must be"):
-        op(Q, K[:, :2], 0.1, None, None, None, None, 0.0, None, False, False)
+        op(Q, K[:, :2], 0.1, *(None,) * 4, 0.0, None, False, False, False)
 
 
 LEVEL_CHECK = """
