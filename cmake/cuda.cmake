@@ -11,8 +11,13 @@ set(CMAKE_CUDA_EXTENSIONS OFF)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 
 file(GLOB S3H_CUDA_SOURCES CONFIGURE_DEPENDS csrc/cuda/*.cu)
-add_library(s3h_cuda MODULE ${S3H_CUDA_SOURCES}
-            csrc/torch/class_sums_cuda.cpp csrc/torch/similarity_cuda.cpp)
+# A family without kernels is not registered: it keeps its plain-PyTorch form.
+foreach(family class_sums similarity)
+  if(EXISTS "${CMAKE_SOURCE_DIR}/csrc/cuda/${family}.cu")
+    list(APPEND S3H_CUDA_SOURCES csrc/torch/${family}_cuda.cpp)
+  endif()
+endforeach()
+add_library(s3h_cuda MODULE ${S3H_CUDA_SOURCES})
 set_target_properties(s3h_cuda PROPERTIES
   PREFIX "" OUTPUT_NAME "_s3h_cuda" SUFFIX ".so"
   LIBRARY_OUTPUT_DIRECTORY "${S3H_OUTPUT_DIR}"

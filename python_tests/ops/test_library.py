@@ -67,3 +67,10 @@ def test_every_operator_has_a_cuda_implementation():
             assert torch._C._dispatch_has_kernel_for_dispatch_key(
                 f"s3h::{operator}", "CUDA"
             )
+
+
+def test_a_kernel_that_is_registered_is_not_replaced():
+    LIBRARY.define("test_of_registered_cuda(Tensor x) -> Tensor")
+    LIBRARY.impl("test_of_registered_cuda", lambda x: x + 2, "CUDA")
+    implement_cuda(None, test_of_registered_cuda=lambda x: x + 1)
+    assert cuda_implementation("test_of_registered_cuda").item() == 3

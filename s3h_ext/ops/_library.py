@@ -106,11 +106,13 @@ def implement_cuda(
 
     Args:
         library: what :func:`load_cuda` returned.
-        operators: the plain-PyTorch form of each, which serves where ``library`` is
-            None.
+        operators: the plain-PyTorch form of each, which serves where no library
+            has a kernel for it.
     """
-    if library is None:
-        for name, plain in operators.items():
-            LIBRARY.impl(name, plain, "CUDA")
-    elif not library.loaded:
+    if library is not None and not library.loaded:
         library.implement_failure(*operators, key="CUDA")
+        return
+    has_kernel: Any = torch._C._dispatch_has_kernel_for_dispatch_key
+    for name, plain in operators.items():
+        if not has_kernel(f"s3h::{name}", "CUDA"):
+            LIBRARY.impl(name, plain, "CUDA")
