@@ -36,6 +36,9 @@ __device__ inline unsigned char* shared_memory() {
 
 __device__ inline void block_barrier() { __syncthreads(); }
 __device__ inline void warp_barrier() { __syncwarp(); }
+// Keeps the compiler from holding on to what it has read from memory: loads are
+// cheaper than the registers that they would take up.
+__device__ inline void forget_loads() { asm volatile("" ::: "memory"); }
 __device__ inline float shuffle_xor(float value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }

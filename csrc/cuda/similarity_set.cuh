@@ -41,9 +41,12 @@ struct Launches {
   }
   static Status backward(const ScoreArguments& a, const BackwardOutputs& out,
                          int splits, Stream stream) {
-    return launch(scores_backward<Type>, {row_blocks(a), splits, a.chunks},
-                  kThreads, Shared<Type>::bytes(a.chunks, a.stages), stream, a,
-                  out);
+    // float32 has registers to spare: one kernel serves any depth.
+    auto* kernel = &scores_backward<Type, false>;
+    if constexpr (!T::kWide)
+      if (a.chunks == 1 && a.stages == 2) kernel = &scores_backward<Type, true>;
+    return launch(kernel, {row_blocks(a), splits, a.chunks}, kThreads,
+                  Shared<Type>::bytes(a.chunks, a.stages), stream, a, out);
   }
   static Status sum(const float* parts, int splits, int64_t elements,
                     void* gradient, Stream stream) {

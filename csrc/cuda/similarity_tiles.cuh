@@ -119,37 +119,30 @@ struct Shared {
 
 // Calls body(scores, columns in shared memory, their vectors, first column) for
 // each tile, the depth's chunk `last` being what lies there.
-template <typename Type, typename Body>
+// kOneChunk: known to be one, in two stages, which saves registers.
+template <typename Type, bool kOneChunk, typename Body>
 __device__ inline void for_each_tile(const ScoreArguments& a,
                                      const Shared<Type>& shared,
-                                     int64_t first_row, int64_t tile_begin,
-                                     int64_t tile_end, int last,
-                                     const Body& body) {
+                                     int64_t first_row, int tile_begin,
+                                     int tile_end, int last, const Body& body) {
   using T = Tile<Type>;
-  const int chunks = a.chunks;
-  const int64_t steps = (tile_end - tile_begin) * chunks;
-  int64_t next_tile = tile_begin;
-  int next = 0;  // chunks of next_tile that were asked for
+  const int chunks = kOneChunk ? 1 : a.chunks;
+  const int stages = kOneChunk ? 2 : a.stages;
   const auto chunk_of = [&](int k) {
     const int chunk = last + 1 + k;
     return chunk < chunks ? chunk : chunk - chunks;
   };
-  const auto load_next = [&](int stage) {
-    const int64_t first = next_tile * T::kColumns;
-    const int chunk = chunk_of(next);
+  // Starts the k-th chunk of a tile on its way.
+  const auto load = [&](int stage, int tile, int k) {
+    const int64_t first = static_cast<int64_t>(tile) * T::kColumns;
     load_chunk<Type, T::kColumns>(
         shared.column_tiles + stage * Shared<Type>::kColumnChunk,
-        a.columns.matrix, first, chunk);
+        a.columns.matrix, first, chunk_of(k));
     if (chunks > 1)
       load_chunk<Type, T::kRows>(
           shared.row_tiles + stage * Shared<Type>::kRowChunk, a.rows.matrix,
-          first_row, chunk);
-    if (next == 0)
-      load_vectors(shared.columns[next_tile & 1], a.columns, first);
-    if (++next == chunks) {
-      next = 0;
-      ++next_tile;
-    }
+          first_row, chunk_of(k));
+    if (k == 0) load_vectors(shared.columns[tile & 1], a.columns, first);
     copies_commit();
   };
 
@@ -157,51 +150,48 @@ __device__ inline void for_each_tile(const ScoreArguments& a,
   if (chunks == 1)
     load_chunk<Type, T::kRows>(shared.row_tiles, a.rows.matrix, first_row, 0);
   copies_commit();
-  if (steps > 0 && a.stages == 2) load_next(0);
+  if (tile_begin < tile_end && stages == 2) load(0, tile_begin, 0);
 
-  typename T::Scores scores;
-  int64_t tile = tile_begin;
-  int k = 0;
-  for (int64_t step = 0; step < steps; ++step) {
-    int stage = 0;
-    if (a.stages == 1) {
-      if (step > 0) block_barrier();  // all are done with the last chunk
-      load_next(0);
-    } else {
-      stage = static_cast<int>(step & 1);
+  int stage = 0;
+  for (int tile = tile_begin; tile < tile_end; ++tile) {
+    typename T::Scores scores = {};
+    const unsigned char* columns = nullptr;
+    for (int k = 0; k < chunks; ++k) {
+      if (stages == 1) {
+        if (tile > tile_begin || k > 0)
+          block_barrier();  // all are done with the last chunk
+        load(0, tile, k);
+      }
+      copies_wait<0>();
+      block_barrier();  // everyone's copies are there, the other stage is free
+      columns = shared.column_tiles + stage * Shared<Type>::kColumnChunk;
+      const unsigned char* rows =
+          shared.row_tiles +
+          (chunks == 1 ? 0 : stage) * Shared<Type>::kRowChunk;
+      if (stages == 2) {
+        stage ^= 1;
+        if (k + 1 < chunks)
+          load(stage, tile, k + 1);
+        else if (tile + 1 < tile_end)
+          load(stage, tile + 1, 0);
+      }
+      multiply_scores<Type>(scores, rows, columns,
+                            chunk_elements(a.rows.matrix.depth, chunk_of(k)));
     }
-    copies_wait<0>();
-    block_barrier();  // everyone's copies are there, the other stage is free
-    if (a.stages == 2 && step + 1 < steps) load_next(stage ^ 1);
-
-    if (k == 0) {
-#pragma unroll
-      for (int f = 0; f < T::kRowFragments; ++f)
-#pragma unroll
-        for (int n = 0; n < T::kColumnFragments; ++n)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) scores[f][n][i] = 0.f;
-    }
-    const unsigned char* columns =
-        shared.column_tiles + stage * Shared<Type>::kColumnChunk;
-    const unsigned char* rows =
-        shared.row_tiles + (chunks == 1 ? 0 : stage) * Shared<Type>::kRowChunk;
-    const int elements = chunk_elements(a.rows.matrix.depth, chunk_of(k));
-    multiply_scores<Type>(scores, rows, columns, elements);
-    if (++k == chunks) {
-      body(scores, columns, shared.columns[tile & 1], tile * T::kColumns);
-      k = 0;
-      ++tile;
-    }
+    body(scores, columns, shared.columns[tile & 1],
+         static_cast<int64_t>(tile) * T::kColumns);
   }
 }
 
-// The block's share of the column tiles: [begin, end) of `tiles` from `from`.
-__device__ inline void share_of_tiles(int64_t from, int64_t tiles,
-                                      int64_t& begin, int64_t& end) {
-  const int64_t count = tiles - from;
-  begin = from + count * block_y() / grid_y();
-  end = from + count * (block_y() + 1) / grid_y();
+// The block's share of the column tiles from `from` on: [begin, end).
+template <typename Type>
+__device__ inline void share_of_tiles(const ScoreArguments& a, int from,
+                                      int& begin, int& end) {
+  constexpr int kColumns = Tile<Type>::kColumns;
+  const int64_t count =
+      (a.columns.matrix.count + kColumns - 1) / kColumns - from;
+  begin = from + static_cast<int>(count * block_y() / grid_y());
+  end = from + static_cast<int>(count * (block_y() + 1) / grid_y());
 }
 
 // Where accumulator (f, h) of this thread lies: row of the block's rows.
@@ -268,6 +258,14 @@ __device__ inline float finite_or_zero(float x) {
   return magnitude(x) < kInfinity ? x : 0.f;
 }
 
+// Takes a sum of e^(x - from) to one of e^(x - to), to >= from. An empty sum
+// has from = -inf; an infinite maximum stands for no shift.
+__device__ inline float rescale(float from, float to) {
+  return from == -kInfinity
+             ? 0.f
+             : exp2_fast((finite_or_zero(from) - finite_or_zero(to)) * kLog2e);
+}
+
 // Adds values of lanes a multiple of 4 apart: lane l ends with the sums of
 // index kCount / 8 * (l / 4) and following, at the front.
 template <int kCount, int kMask = 16, int kSize>
@@ -298,10 +296,9 @@ __global__ void __launch_bounds__(kThreads, 2)
       sum[f][h] = 0.f;
     }
 
-  int64_t begin, end;
-  share_of_tiles(0, (a.columns.matrix.count + T::kColumns - 1) / T::kColumns,
-                 begin, end);
-  for_each_tile<Type>(
+  int begin, end;
+  share_of_tiles<Type>(a, 0, begin, end);
+  for_each_tile<Type, false>(
       a, shared, first_row, begin, end, a.chunks - 1,
       [&](typename T::Scores& x, const unsigned char*,
           const typename Shared<Type>::Columns& vectors, int64_t first_column) {
@@ -318,8 +315,7 @@ __global__ void __launch_bounds__(kThreads, 2)
               for (int n = 0; n < T::kColumnFragments; ++n)
                 now = max_of(now, max_of(x[f][n][2 * h], x[f][n][2 * h + 1]));
               shift = finite_or_zero(now);
-              sum[f][h] *=
-                  exp2_fast((finite_or_zero(top[f][h]) - shift) * kLog2e);
+              sum[f][h] *= rescale(top[f][h], now);
               top[f][h] = now;
             }
             float part = 0.f;
@@ -342,9 +338,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         const float other_m = shuffle_xor(m, mask);
         const float other_s = shuffle_xor(s, mask);
         const float both = max_of(m, other_m);
-        const float shift = finite_or_zero(both);
-        s = s * exp2_fast((finite_or_zero(m) - shift) * kLog2e) +
-            other_s * exp2_fast((finite_or_zero(other_m) - shift) * kLog2e);
+        s = s * rescale(m, both) + other_s * rescale(other_m, both);
         m = both;
       }
       const int64_t i = first_row + own_row<Type>(f, h);
@@ -367,11 +361,10 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t first_row = static_cast<int64_t>(block_x()) * T::kRows;
   float row_sums[T::kRowFragments][2] = {};
 
-  int64_t begin, end;
-  share_of_tiles(first_row / T::kColumns,
-                 (a.columns.matrix.count + T::kColumns - 1) / T::kColumns,
-                 begin, end);
-  for_each_tile<Type>(
+  int begin, end;
+  share_of_tiles<Type>(a, static_cast<int>(first_row / T::kColumns), begin,
+                       end);
+  for_each_tile<Type, false>(
       a, shared, first_row, begin, end, a.chunks - 1,
       [&](typename T::Scores& x, const unsigned char*,
           const typename Shared<Type>::Columns& vectors, int64_t first_column) {
@@ -437,6 +430,7 @@ __device__ inline void to_weights(
   for (int f = 0; f < T::kRowFragments; ++f)
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
+      forget_loads();
       const int r = own_row<Type>(f, h);
       const int64_t i = first_row + r;
       const Entry row = entry_of(*shared.rows, a.rows, a.same_value, r);
@@ -555,11 +549,11 @@ struct RowScales {
   }
 };
 
-template <typename Type>
+template <typename Type, bool kOneChunk>
 __global__ void __launch_bounds__(kThreads, 2)
     scores_backward(ScoreArguments a, BackwardOutputs out) {
   using T = Tile<Type>;
-  const Shared<Type> shared(a.chunks, a.stages);
+  const Shared<Type> shared(kOneChunk ? 1 : a.chunks, kOneChunk ? 2 : a.stages);
   const int64_t first_row = static_cast<int64_t>(block_x()) * T::kRows;
   const int chunk = block_z();
   const int elements = chunk_elements(a.rows.matrix.depth, chunk);
@@ -578,10 +572,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   [[maybe_unused]] RowScales<Type> scales;
   if constexpr (Type::kNarrow) scales.reset();
 
-  int64_t begin, end;
-  share_of_tiles(0, (a.columns.matrix.count + T::kColumns - 1) / T::kColumns,
-                 begin, end);
-  for_each_tile<Type>(
+  int begin, end;
+  share_of_tiles<Type>(a, 0, begin, end);
+  for_each_tile<Type, kOneChunk>(
       a, shared, first_row, begin, end, chunk,
       [&](typename T::Scores& weights, const unsigned char* columns,
           const typename Shared<Type>::Columns& vectors, int64_t first_column) {

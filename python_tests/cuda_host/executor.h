@@ -158,6 +158,7 @@ inline void block_barrier() { host::block_barrier(); }
 inline void warp_barrier() {
   host::collect<int, int>(host::Together::kBarrier, 0, host::nothing);
 }
+inline void forget_loads() {}
 inline float shuffle_xor(float value, int mask) {
   return host::collect<host::Shuffle<float>, float>(
       host::Together::kShuffle, {value, mask}, host::exchange);

@@ -45,11 +45,14 @@ def build(variant: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if shutil.which("make") is None or shutil.which("g++") is None:
         raise RuntimeError("the host executor needs make and g++ on the PATH")
+    # Not a part of the make that may have started the tests.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+    variables = [f"VARIANT={variant}", f"BUILD={folder}", "CXX=g++"]
     done = subprocess.run(
-        ["make", "-j2", "-s", "-C", HERE, f"VARIANT={variant}", f"BUILD={folder}"]
-        + ["CXX=g++", "MAKEFLAGS="],
+        ["make", "-j2", "-s", "-C", str(HERE), *variables],
         capture_output=True,
         text=True,
+        env=environment,
     )
     if done.returncode != 0:
         raise RuntimeError(f"building {variant} failed:\n{done.stderr}")
@@ -119,9 +122,7 @@ def similarity(
         problem.write_bytes(
             header + b"".join(_bytes(v) for v in vectors if v is not None)
         )
-        done = run_program(
-            variant, "similarity", str(problem), str(result), seed=seed
-        )
+        done = run_program(variant, "similarity", str(problem), str(result), seed=seed)
         assert done.returncode == 0, (done.returncode, done.stderr[-4000:])
         data = result.read_bytes()
     lse = _tensor(data[: n * real.itemsize], real, (n,))
