@@ -100,10 +100,11 @@ $(STAMPS)/build: $(STAMPS)/base $(STAMPS)/config $(NATIVE) \
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@
 
+SETTING = $(S3H_CUDA) $(TORCH_CUDA_ARCH_LIST) $(CURDIR)
 # Changes when the build would come out otherwise with the same sources: another
 # setting, or a checkout that was moved together with its environment.
 $(STAMPS)/config: $(STAMPS)/base FORCE
-	@echo '$(S3H_CUDA) $(CURDIR)' | cmp -s - $@ || echo '$(S3H_CUDA) $(CURDIR)' >$@
+	@echo '$(SETTING)' | cmp -s - $@ || echo '$(SETTING)' >$@
 
 .PHONY: FORCE
 FORCE:

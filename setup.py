@@ -1,7 +1,9 @@
 """Builds the native libraries with CMake and Ninja; see CMakeLists.txt.
 
 Environment:
-    S3H_CUDA: auto (default), on or off.
+    S3H_CUDA: auto (default: where nvcc is found and torch has CUDA), on or off.
+    TORCH_CUDA_ARCH_LIST: GPU architectures, "8.0;9.0+PTX" where unset.
+    CUDA_HOME: the CUDA toolkit.
     S3H_WERROR: 0 builds with warnings that do not stop the build.
     MAX_JOBS: compile jobs, Ninja's own choice where unset.
 """
@@ -22,8 +24,8 @@ INSTALL_LINE = "pip install --no-build-isolation ."
 MIN_TORCH = (2, 11)
 
 
-def torch_directory() -> tuple[Path, str]:
-    """Returns the installed torch package's directory and version."""
+def find_torch() -> tuple[Path, str, str | None]:
+    """Returns the installed torch package's directory, version and CUDA version."""
     try:
         import torch
     except ImportError:
@@ -39,7 +41,7 @@ def torch_directory() -> tuple[Path, str]:
             f"s3h_ext needs torch >= 2.11, found {torch.__version__}. Run:\n\n"
             f"    pip install -U 'torch>=2.11' && {INSTALL_LINE}\n"
         )
-    return Path(torch.__file__).resolve().parent, torch.__version__
+    return Path(torch.__file__).resolve().parent, torch.__version__, torch.version.cuda
 
 
 def find_tool(name: str) -> str:
@@ -74,18 +76,32 @@ def find_nvcc() -> str | None:
     return next(filter(None, map(shutil.which, places)), None)
 
 
-def cuda_note() -> str:
-    """Returns what to record about CUDA, after checking ``S3H_CUDA``."""
+def choose_cuda(torch_version: str, torch_cuda: str | None) -> tuple[str | None, str]:
+    """Returns nvcc to build the CUDA kernels with, or None, and why.
+
+    ``auto`` builds where they can be used: with nvcc, for a torch that has CUDA.
+    """
     wish = os.environ.get("S3H_CUDA", "auto")
     if wish not in ("auto", "on", "off"):
         raise SystemExit(f"S3H_CUDA must be auto, on or off, got {wish!r}")
-    if wish == "on":
+    asked = f"S3H_CUDA={wish}"
+    if wish == "off":
+        return None, asked
+    nvcc = find_nvcc()
+    if wish == "on" and nvcc is None:
         raise SystemExit(
-            "S3H_CUDA=on, but this version has no CUDA kernels to build: on CUDA "
-            "the operations run as plain PyTorch. Use S3H_CUDA=auto or off."
+            "S3H_CUDA=on, but nvcc is neither in $CUDA_HOME/bin nor on the PATH nor "
+            "in /usr/local/cuda/bin. Install the CUDA toolkit"
+            + (f" {torch_cuda}" if torch_cuda else "")
+            + " or say where it is, then run:\n\n"
+            f"    CUDA_HOME=/path/to/cuda S3H_CUDA=on {INSTALL_LINE}\n\n"
+            "Or build without the CUDA kernels: S3H_CUDA=off\n"
         )
-    nvcc = "found" if find_nvcc() else "not found"
-    return f"this version has no CUDA kernels (S3H_CUDA={wish}, nvcc {nvcc})"
+    if nvcc is None:
+        return None, f"{asked}, nvcc not found"
+    if wish == "auto" and torch_cuda is None:
+        return None, f"{asked}, torch {torch_version} has no CUDA"
+    return nvcc, asked
 
 
 class CMakeBuild(build_ext):
@@ -96,12 +112,15 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        torch_path, torch_version = torch_directory()
+        torch_path, torch_version, torch_cuda = find_torch()
+        nvcc, note = choose_cuda(torch_version, torch_cuda)
         # In the tree and not in pip's temporary folder: a second build compiles
         # only what changed, and compile_commands.json stays for the editor.
         build = ROOT / "build" / f"cmake-torch-{torch_version}"
         build.mkdir(parents=True, exist_ok=True)
         output.mkdir(parents=True, exist_ok=True)
+        if nvcc is None:  # what another setting has left here would be loaded
+            (output / "_s3h_cuda.so").unlink(missing_ok=True)
         werror = "OFF" if os.environ.get("S3H_WERROR") == "0" else "ON"
         cmake = find_tool("cmake")
         configure = [
@@ -112,13 +131,16 @@ class CMakeBuild(build_ext):
             f"-DS3H_OUTPUT_DIR={output}",
             f"-DS3H_TORCH_DIR={torch_path}",
             f"-DS3H_TORCH_VERSION={torch_version}",
-            f"-DS3H_CUDA_NOTE={cuda_note()}",
+            f"-DS3H_CUDA={'ON' if nvcc else 'OFF'}",
+            f"-DS3H_CUDA_NOTE={note}",
             f"-DS3H_WARNINGS_AS_ERRORS={werror}",
             f"-Dpybind11_DIR={pybind11_directory()}",
             f"-DPython_EXECUTABLE={sys.executable}",
         ]
-        target = ext.name.rpartition("._")[2]
+        if nvcc:
+            configure.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
         jobs = os.environ.get("MAX_JOBS")
+        target = ext.name.rpartition("._")[2]
         compile_ = [cmake, "--build", str(build), "--target", target]
         if jobs:
             compile_ += ["-j", jobs]
@@ -126,10 +148,10 @@ class CMakeBuild(build_ext):
         subprocess.run(compile_, check=True)
 
 
-torch_directory()
-setup(
-    ext_modules=[
-        Extension(f"s3h_ext.{name}", sources=[]) for name in ("_s3h_cpu", "_s3h_host")
-    ],
-    cmdclass={"build_ext": CMakeBuild},
-)
+def extensions() -> list[Extension]:
+    nvcc, _ = choose_cuda(*find_torch()[1:])
+    names = ["_s3h_cpu", "_s3h_host", *(["_s3h_cuda"] if nvcc else [])]
+    return [Extension(f"s3h_ext.{name}", sources=[]) for name in names]
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": CMakeBuild})

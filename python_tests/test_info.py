@@ -3,9 +3,11 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from s3h_ext import __version__, info
+from s3h_ext.ops._library import NativeLibrary
 
 
 def test_describe_names_versions_and_what_is_built():
@@ -19,7 +21,30 @@ def test_describe_names_versions_and_what_is_built():
         "avx512",
         "avx512_bf16",
     }
-    assert "plain PyTorch" in lines["CUDA kernels"]
+    built = info.CUDA_LIBRARY_PATH.is_file()
+    assert lines["CUDA kernels"].startswith("built" if built else "not built")
+    assert ("sm_" in lines["CUDA archs"]) == built
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_cuda_kernels_without_a_cuda_torch(monkeypatch, tmp_path, there):
+    library = tmp_path / "_s3h_cuda.so"
+    if there:
+        library.touch()
+    monkeypatch.setattr(info, "CUDA", None)
+    monkeypatch.setattr(info, "CUDA_LIBRARY_PATH", library)
+    text = info.describe()["CUDA kernels"]
+    assert ("this torch has no CUDA" in text) == there
+    assert ("plain PyTorch" in text) != there
+
+
+def test_cuda_kernels_that_do_not_load_are_explained(monkeypatch, tmp_path):
+    library = tmp_path / "_s3h_cuda.so"
+    library.write_bytes(b"not a library")
+    monkeypatch.setattr(info, "CUDA", NativeLibrary(library))
+    text = info.describe()["CUDA kernels"]
+    assert "every call fails" in text
+    assert "invalid ELF header" in text or "file too short" in text
 
 
 def test_missing_library_is_explained(monkeypatch, tmp_path):

@@ -9,7 +9,8 @@ import platform
 import torch
 
 from s3h_ext import __version__
-from s3h_ext.ops.similarity import CPU
+from s3h_ext.ops._library import CUDA_LIBRARY_PATH
+from s3h_ext.ops.similarity import CPU, CUDA
 
 _FALLBACK = "operations on CUDA tensors run as chunked plain PyTorch"
 
@@ -38,6 +39,17 @@ def _gpu() -> str:
     return ", ".join(names)
 
 
+def _cuda_kernels() -> str:
+    how = CPU.text("s3h_cuda_build") if CPU.loaded else "nothing was built"
+    if CUDA is not None and CUDA.loaded:
+        return f"built ({how}), {CUDA.path}"
+    if CUDA is not None:
+        return f"built ({how}), but every call fails: {CUDA.error}"
+    if CUDA_LIBRARY_PATH.is_file():
+        return f"built ({how}), not loaded: this torch has no CUDA"
+    return f"not built ({how}): {_FALLBACK}"
+
+
 def describe() -> dict[str, str]:
     """Returns what ``python -m s3h_ext.info`` prints, label by label.
 
@@ -59,11 +71,10 @@ def describe() -> dict[str, str]:
             f"(built: {CPU.text('s3h_cpu_built_levels')}; "
             f"torch uses {torch.backends.cpu.get_cpu_capability()})"
         )
-        lines["CUDA kernels"] = f"not built: {CPU.text('s3h_cuda_build')}; {_FALLBACK}"
     else:
         lines["CPU kernels"] = f"missing: {CPU.error}"
-        lines["CUDA kernels"] = f"not built; {_FALLBACK}"
-    lines["CUDA archs"] = "none"
+    lines["CUDA kernels"] = _cuda_kernels()
+    lines["CUDA archs"] = CPU.text("s3h_cuda_archs") if CPU.loaded else "none"
     lines["GPU"] = _gpu()
     lines["DALI"] = _dali()
     return lines

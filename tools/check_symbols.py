@@ -1,10 +1,12 @@
-"""Check that the op library imports only stable-ABI symbols from torch.
+"""Check that an op library imports only stable-ABI symbols from torch.
 
 Usage: python tools/check_symbols.py [LIBRARY]
+where LIBRARY is s3h_ext/_s3h_cpu.so if not given.
 
 The stable ABI is C: every torch function the library may use has an unmangled name
 that starts with ``aoti_torch_`` or ``torch_``. A mangled ``at::``, ``c10::`` or
-``torch::`` name among the imports would tie the binary to one torch version.
+``torch::`` name among the imports would tie the binary to one torch version. A name
+of ours among them is a function that was left out of the build.
 """
 
 import re
@@ -15,6 +17,7 @@ from pathlib import Path
 
 ALLOWED_C = re.compile(r"^(aoti_torch_|torch_)")
 MANGLED_TORCH = re.compile(r"^_ZN?K?\w*?(2at|3c10|5torch|6caffe2)\w")
+OURS = re.compile(r"^_ZN?K?3s3h")
 
 
 def imported_symbols(library: Path) -> list[str]:
@@ -38,6 +41,12 @@ def main(arguments: list[str]) -> None:
     symbols = imported_symbols(library)
     stable = [name for name in symbols if ALLOWED_C.match(name)]
     tied = [name for name in symbols if MANGLED_TORCH.match(name)]
+    missing = [name for name in symbols if OURS.match(name)]
+    if missing:
+        raise SystemExit(
+            f"check_symbols.py: {library.name} imports what it should hold itself:\n  "
+            + "\n  ".join(missing)
+        )
     if tied:
         raise SystemExit(
             f"check_symbols.py: {library.name} imports symbols outside torch's stable "

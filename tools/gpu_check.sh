@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that needs an NVIDIA GPU, in one go: build, info, tests, benchmarks, a
-# short training. Logs go to $OUT (default: gpu-results).
+# short training. Logs and CSVs go to $OUT (default: gpu-results).
 #
 # Usage: tools/gpu_check.sh PYTHON
 # PYTHON is an interpreter that holds this project's requirements.
@@ -39,9 +39,11 @@ fi
 step build env S3H_CUDA="${S3H_CUDA:-auto}" \
   "$python" -m pip install --no-build-isolation --no-deps --no-index --editable .
 step info "$python" -m s3h_ext.info
-step tests "$python" -m pytest -m cuda python_tests
-# benchmarks.similarity measures CPU kernels; it joins when there are CUDA ones.
+# A test of kernels that were not built is a failure here, not a skip.
+step tests env S3H_FAIL_ON_SKIP="are not built" "$python" -m pytest -m cuda python_tests
+step benchmark-similarity "$python" -m benchmarks.similarity_cuda --output "$out"
 step benchmark-training "$python" -m benchmarks.training --device cuda
+cp benchmarks/results/training.csv "$out"
 step train "$python" -m s3h_ext.train --device cuda --epochs 3 --output "$out/train"
 
 if [ ${#failed[@]} -gt 0 ]; then

@@ -24,4 +24,7 @@ const char* s3h_built_with() {
 
 // What the build was asked about CUDA and what came of it.
 const char* s3h_cuda_build() { return S3H_CUDA_NOTE; }
+
+// The architectures that the CUDA library next to this one was compiled for.
+const char* s3h_cuda_archs() { return S3H_CUDA_ARCHS; }
 }

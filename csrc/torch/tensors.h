@@ -1,31 +1,18 @@
-// What the registrations share: checks, layouts, pointers, threads.
+// What the registrations of every device share: checks, layouts, pointers.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
 #include <optional>
-
-#include "../cpu/similarity.h"
 
 namespace s3h::stable {
 
-using cpu::Threads;
 using torch::headeronly::ScalarType;
+using torch::stable::Device;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-
-inline Threads torch_threads() {
-  const int64_t count = torch::stable::get_num_threads();
-  return {count,
-          [count](int64_t begin, int64_t end, const cpu::RangeFunction& body) {
-            const int64_t grain = std::max<int64_t>(
-                1, (end - begin + count - 1) / std::max<int64_t>(1, count));
-            torch::stable::parallel_for(begin, end, grain, body);
-          }};
-}
 
 // The type of the vectors: biases, lse, upstream gradient.
 inline ScalarType compute_type(const Tensor& queries) {
@@ -36,22 +23,26 @@ inline ScalarType compute_type(const Tensor& queries) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// The tensor as contiguous `type`; the same tensor where it already is.
-inline Tensor as_contiguous(const Tensor& tensor, ScalarType type) {
-  STD_TORCH_CHECK(tensor.is_cpu(), "every tensor must be on the CPU");
+// The tensor as contiguous `type`; the same tensor where it already is. The
+// dispatcher picks a kernel by any one argument; pointers need all of them.
+inline Tensor as_contiguous(const Tensor& tensor, ScalarType type,
+                            const Device& device) {
+  STD_TORCH_CHECK(tensor.device() == device,
+                  "every tensor must be on the queries' device");
   return torch::stable::contiguous(
       tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type));
 }
 
 inline OptionalTensor vector_of(const OptionalTensor& tensor, int64_t size,
-                                ScalarType type, const char* name) {
+                                ScalarType type, const Device& device,
+                                const char* name) {
   if (!tensor.has_value()) return std::nullopt;
   STD_TORCH_CHECK(tensor->dim() == 1 && tensor->size(0) == size, name,
                   " must have ", size, " elements");
-  return as_contiguous(*tensor, type);
+  return as_contiguous(*tensor, type, device);
 }
 
-// Elements by their own type, for the stable ABI knows no cpu::Bfloat16.
+// Elements by their own type, for the stable ABI knows no type of ours.
 template <typename T>
 const T* data(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());

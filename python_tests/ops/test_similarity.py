@@ -60,7 +60,7 @@ def run(function, q, k, upstream, **kwargs):
     q = q.detach().requires_grad_()
     leaves = [q] if k is None else [q, k.detach().requires_grad_()]
     lse = function(leaves[0], None if k is None else leaves[1], **kwargs)
-    grads = torch.autograd.grad(lse, leaves, upstream.to(lse.dtype))
+    grads = torch.autograd.grad(lse, leaves, upstream.to(lse))
     return lse.detach(), list(grads)
 
 
@@ -81,9 +81,9 @@ def assert_lawful(ours, plain, exact, factor, floor, what):
     assert mine.norm() <= factor * theirs.norm() + floor * (1 + norm), what
 
 
-def check_law(q, k, **kwargs):
+def check_law(q, k, op=similarity_logsumexp, **kwargs):
     upstream = torch.randn(q.shape[0], generator=torch.Generator().manual_seed(5))
-    ours, our_grads = run(similarity_logsumexp, q, k, upstream, **kwargs)
+    ours, our_grads = run(op, q, k, upstream, **kwargs)
     plain, plain_grads = run(dense, q, k, upstream, **kwargs)
     wide = {
         name: value.double()
@@ -355,6 +355,7 @@ def op_arguments(n, m, depth, name="plain", symmetric=False, dtype=torch.float32
         found.get("self_index"),
         False,
         False,
+        False,
     )
 
 
@@ -382,7 +383,7 @@ def test_opcheck_backward():
     lse = torch.ops.s3h.similarity_logsumexp(*forward)
     torch.library.opcheck(
         torch.ops.s3h.similarity_logsumexp_backward.default,
-        (torch.randn(9), lse, *forward[:9], True, False, False, False),
+        (torch.randn(9), lse, *forward[:9], True, False, *forward[9:]),
     )
 
 
@@ -563,9 +564,9 @@ def test_bad_input(change, error, message):
 def test_the_op_itself_checks_what_memory_safety_needs():
     op = torch.ops.s3h.similarity_logsumexp
     with pytest.raises(RuntimeError, match="key_bias must have 5 elements"):
-        op(Q, K, 0.1, torch.zeros(3), None, None, None, 0.0, None, False, False)
+        op(Q, K, 0.1, torch.zeros(3), *(None,) * 3, 0.0, None, False, False, False)
     with pytest.raises(RuntimeError, match="keys must be"):
-        op(Q, K[:, :2], 0.1, None, None, None, None, 0.0, None, False, False)
+        op(Q, K[:, :2], 0.1, *(None,) * 4, 0.0, None, False, False, False)
 
 
 LEVEL_CHECK = """

@@ -8,6 +8,7 @@ cause is kept here and raised when one of its kernels is first called.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import torch
 # torch.library and torch.ops carry no annotations.
 registry: Any = torch.library
 LIBRARY: Any = registry.Library("s3h", "DEF")
-CPU_LIBRARY_PATH = Path(__file__).resolve().parent.parent / "_s3h_cpu.so"
+_FOLDER = Path(__file__).resolve().parent.parent
+CPU_LIBRARY_PATH = _FOLDER / "_s3h_cpu.so"
+CUDA_LIBRARY_PATH = _FOLDER / "_s3h_cuda.so"
 
 
 class NativeLibrary:
@@ -43,7 +46,9 @@ class NativeLibrary:
             operators.load_library(str(path))
             self._symbols = ctypes.CDLL(str(path))
         except (OSError, RuntimeError) as error:
-            self.error = error
+            # torch's own says no more than the path; the loader's names the symbol.
+            cause = error.__cause__
+            self.error = cause if isinstance(cause, OSError) else error
 
     @property
     def loaded(self) -> bool:
@@ -78,3 +83,36 @@ class NativeLibrary:
 
         for operator in operators:
             LIBRARY.impl(operator, fail, key)
+
+
+def load_cuda(path: Path = CUDA_LIBRARY_PATH) -> NativeLibrary | None:
+    """Returns the library of CUDA kernels, loaded or with the reason why not.
+
+    Returns:
+        None where there is nothing to load: it was not built, or torch has no CUDA.
+    """
+    if torch.version.cuda is None or not path.is_file():
+        return None
+    return NativeLibrary(path)
+
+
+def implement_cuda(
+    library: NativeLibrary | None, **operators: Callable[..., Any]
+) -> None:
+    """Gives operators their CUDA implementation.
+
+    A loaded library has registered its kernels. One that does not load raises its
+    error at every call: running something slower in its place would hide it.
+
+    Args:
+        library: what :func:`load_cuda` returned.
+        operators: the plain-PyTorch form of each, which serves where no library
+            has a kernel for it.
+    """
+    if library is not None and not library.loaded:
+        library.implement_failure(*operators, key="CUDA")
+        return
+    has_kernel: Any = torch._C._dispatch_has_kernel_for_dispatch_key
+    for name, plain in operators.items():
+        if not has_kernel(f"s3h::{name}", "CUDA"):
+            LIBRARY.impl(name, plain, "CUDA")

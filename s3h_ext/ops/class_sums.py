@@ -11,9 +11,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from s3h_ext.ops._library import LIBRARY, registry
+from s3h_ext.ops._library import LIBRARY, implement_cuda, registry
 from s3h_ext.ops.reference import compute_dtype
-from s3h_ext.ops.similarity import CPU
+from s3h_ext.ops.similarity import CPU, CUDA
 
 _ARGUMENTS = (
     "Tensor queries, Tensor? keys, Tensor query_classes, Tensor? key_classes, "
@@ -180,8 +180,9 @@ def _refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
 
 if not CPU.loaded:
     CPU.implement_failure("class_sum_dots", "class_sum_dots_backward", key="CPU")
-LIBRARY.impl("class_sum_dots", _forward_plain, "CUDA")
-LIBRARY.impl("class_sum_dots_backward", _backward_plain, "CUDA")
+implement_cuda(
+    CUDA, class_sum_dots=_forward_plain, class_sum_dots_backward=_backward_plain
+)
 registry.register_fake("s3h::class_sum_dots", _fake_forward, lib=LIBRARY)
 registry.register_fake("s3h::class_sum_dots_backward", _fake_backward, lib=LIBRARY)
 registry.register_autograd(

@@ -140,8 +140,7 @@ def similarity_logsumexp_chunked(
     same_label_bias: Tensor | None,
     same_label_value: float,
     self_index: Tensor | None,
-    assume_normalized: bool = False,
-    deterministic: bool = False,
+    *flags: bool,
 ) -> Tensor:
     """Forward of the operation in chunks of rows; arguments as in its schema.
 
@@ -184,8 +183,7 @@ def similarity_logsumexp_chunked_backward(
     self_index: Tensor | None,
     need_queries: bool,
     need_keys: bool,
-    assume_normalized: bool = False,
-    deterministic: bool = False,
+    *flags: bool,
 ) -> tuple[Tensor, Tensor]:
     """Backward of the operation in chunks of rows; arguments as in its schema.
 

@@ -18,6 +18,8 @@ from s3h_ext.ops._library import (
     CPU_LIBRARY_PATH,
     LIBRARY,
     NativeLibrary,
+    implement_cuda,
+    load_cuda,
     registry,
 )
 
@@ -27,13 +29,13 @@ _ARGUMENTS = (
     "float same_label_value, Tensor? self_index"
 )
 LIBRARY.define(
-    f"similarity_logsumexp({_ARGUMENTS}, bool assume_normalized, bool deterministic)"
-    " -> Tensor"
+    f"similarity_logsumexp({_ARGUMENTS}, bool assume_normalized, bool deterministic, "
+    "bool allow_tf32) -> Tensor"
 )
 LIBRARY.define(
     f"similarity_logsumexp_backward(Tensor grad, Tensor lse, {_ARGUMENTS}, "
-    "bool need_queries, bool need_keys, bool assume_normalized, bool deterministic)"
-    " -> (Tensor, Tensor)"
+    "bool need_queries, bool need_keys, bool assume_normalized, bool deterministic, "
+    "bool allow_tf32) -> (Tensor, Tensor)"
 )
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -44,11 +46,11 @@ if not CPU.loaded:
     CPU.implement_failure(
         "similarity_logsumexp", "similarity_logsumexp_backward", key="CPU"
     )
-LIBRARY.impl("similarity_logsumexp", reference.similarity_logsumexp_chunked, "CUDA")
-LIBRARY.impl(
-    "similarity_logsumexp_backward",
-    reference.similarity_logsumexp_chunked_backward,
-    "CUDA",
+CUDA = load_cuda()
+implement_cuda(
+    CUDA,
+    similarity_logsumexp=reference.similarity_logsumexp_chunked,
+    similarity_logsumexp_backward=reference.similarity_logsumexp_chunked_backward,
 )
 
 
@@ -72,6 +74,8 @@ def similarity_logsumexp(
     has zero gradient.
 
     Inputs of 16 bits are multiplied as they are, accumulated and answered in float32.
+    CUDA kernels multiply float32 to float32 accuracy, by TF32 only where torch may too
+    (``torch.backends.cuda.matmul.allow_tf32``).
     Under autocast, queries and keys of different types meet in the wider one; nothing
     is cast down. Gradients flow to queries and keys, once: a second derivative is
     refused.
@@ -149,8 +153,20 @@ def similarity_logsumexp(
             self_index,
             assume_normalized,
             torch.are_deterministic_algorithms_enabled(),
+            queries.dtype == torch.float32 and _allow_tf32(),
         ),
     )
+
+
+# Under torch.compile the setting is read once, and a change of it compiles again.
+@torch.compiler.assume_constant_result
+def _allow_tf32() -> bool:
+    """Whether torch may multiply float32 matrices by TF32 on a GPU.
+
+    ``allow_tf32`` raises where somebody has used the newer setting, which answers
+    for both.
+    """
+    return str(torch.backends.cuda.matmul.fp32_precision) == "tf32"
 
 
 def _check_matrices(queries: Tensor, keys: Tensor | None) -> None:
@@ -238,8 +254,7 @@ def _fake_backward(
     self_index: Tensor | None,
     need_queries: bool,
     need_keys: bool,
-    assume_normalized: bool,
-    deterministic: bool,
+    *flags: bool,
 ) -> tuple[Tensor, Tensor]:
     rows, depth = queries.shape
     columns = keys.shape[0] if keys is not None and need_keys else 0
@@ -260,8 +275,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         same_label_bias,
         same_label_value,
         self_index,
-        assume_normalized,
-        deterministic,
+        *flags,
     ) = inputs
     ctx.save_for_backward(
         output,
@@ -275,7 +289,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     )
     ctx.temperature = temperature
     ctx.same_label_value = same_label_value
-    ctx.flags = (assume_normalized, deterministic)
+    ctx.flags = flags
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -302,7 +316,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (
         grad_queries if need_queries else None,
         grad_keys if need_keys else None,
-        *(None,) * 9,
+        *(None,) * 10,
     )
 
 

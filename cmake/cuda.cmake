@@ -1,0 +1,45 @@
+# The second op library: CUDA kernels and their registrations. It needs nvcc, and
+# no torch built for CUDA: the registrations name torch's CUDA functions, which
+# are found when the library is loaded.
+enable_language(CUDA)
+# CMake before 3.26 does not know that nvcc has it.
+if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+endif()
+set(CMAKE_CUDA_STANDARD 20)
+set(CMAKE_CUDA_EXTENSIONS OFF)
+set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
+
+file(GLOB S3H_CUDA_SOURCES CONFIGURE_DEPENDS csrc/cuda/*.cu)
+# A family without kernels is not registered: it keeps its plain-PyTorch form.
+foreach(family class_sums similarity)
+  if(EXISTS "${CMAKE_SOURCE_DIR}/csrc/cuda/${family}.cu")
+    list(APPEND S3H_CUDA_SOURCES csrc/torch/${family}_cuda.cpp)
+  endif()
+endforeach()
+add_library(s3h_cuda MODULE ${S3H_CUDA_SOURCES})
+set_target_properties(s3h_cuda PROPERTIES
+  PREFIX "" OUTPUT_NAME "_s3h_cuda" SUFFIX ".so"
+  LIBRARY_OUTPUT_DIRECTORY "${S3H_OUTPUT_DIR}"
+  CUDA_ARCHITECTURES "${S3H_CUDA_ARCHITECTURES}"
+  # The driver is all that a machine needs, whatever toolkit torch came with.
+  CUDA_RUNTIME_LIBRARY Static
+  LINKER_LANGUAGE CUDA
+  SKIP_BUILD_RPATH ON)
+target_compile_definitions(s3h_cuda PRIVATE
+  TORCH_TARGET_VERSION=0x020b000000000000 USE_CUDA
+  "S3H_CUDA_ARCHS=\"${S3H_CUDA_ARCHS}\"")
+target_include_directories(s3h_cuda PRIVATE csrc)
+target_include_directories(s3h_cuda SYSTEM PRIVATE
+  "${S3H_TORCH_DIR}/include" ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+target_compile_options(s3h_cuda PRIVATE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra>
+  $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>)
+if(S3H_WARNINGS_AS_ERRORS)
+  target_compile_options(s3h_cuda PRIVATE
+    $<$<COMPILE_LANGUAGE:CXX>:-Werror>
+    $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings>)
+endif()
+# torch carries a CUDA runtime of its own, under the same names.
+target_link_options(s3h_cuda PRIVATE -Wl,--exclude-libs,ALL)
+target_link_libraries(s3h_cuda PRIVATE "${S3H_TORCH_DIR}/lib/libtorch_cpu.so")

@@ -1,0 +1,69 @@
+// Row-wise log-sum-exp over a similarity matrix that is never stored, on a GPU.
+//
+//   x_ij  = q_i . k_j / temperature + key_bias_j + [y_i = y_j] same_label_i
+//   lse_i = log sum_{j not excluded} exp(x_ij)
+//
+// No torch in here: device pointers, row-major and contiguous, aligned to their
+// element, and a stream. Everything runs on the current device; nothing
+// allocates, copies to or from the host, or waits, so that a CUDA graph can
+// capture it. In the symmetric case the queries are the keys and row i does not
+// see key i.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "status.h"
+
+namespace s3h::cuda {
+
+// The matrices' type. Real, the type of all vectors and of the arithmetic that
+// is not on tensor cores, is double for kFloat64, else float.
+enum class Scalar { kFloat32, kBFloat16, kFloat16, kFloat64 };
+
+struct SimilarityProblem {
+  bool symmetric;  // keys, key_labels and self_index are not read; m == n
+  Scalar type;
+  const void* queries;  // [n, depth]
+  const void* keys;     // [m, depth]
+  int64_t n;
+  int64_t m;
+  int64_t depth;
+  double temperature;
+  const void* key_bias;         // [m] Real or nullptr
+  const int64_t* query_labels;  // [n] or nullptr
+  const int64_t* key_labels;    // [m] or nullptr; negative: equals nothing
+  const void* same_label_bias;  // [n] Real or nullptr: same_label_value for all
+  double same_label_value;
+  const int64_t* self_index;  // [n] or nullptr; out of [0, m): none
+};
+
+struct SimilarityOptions {
+  bool assume_normalized = false;  // the caller's word that all rows are unit
+  bool deterministic = false;      // the same bits on every run
+  bool allow_tf32 = false;         // kFloat32 by one TF32 product, not three
+};
+
+// Bytes of device memory, aligned to 256, that the call below works in. It
+// depends on the current device; 0 is possible.
+size_t logsumexp_workspace(const SimilarityProblem& problem,
+                           const SimilarityOptions& options);
+
+// lse: [n] Real. A row without any key gets -inf.
+Status logsumexp(const SimilarityProblem& problem,
+                 const SimilarityOptions& options, void* workspace, void* lse,
+                 Stream stream);
+
+size_t logsumexp_backward_workspace(const SimilarityProblem& problem,
+                                    const SimilarityOptions& options,
+                                    bool need_queries, bool need_keys);
+
+// grad, lse: [n] Real; grad_queries: [n, depth], grad_keys: [m, depth], of the
+// matrices' type, either may be nullptr: it is not calculated. In the symmetric
+// case grad_queries takes both roles' gradient and grad_keys is not used.
+Status logsumexp_backward(const SimilarityProblem& problem,
+                          const SimilarityOptions& options, void* workspace,
+                          const void* grad, const void* lse, void* grad_queries,
+                          void* grad_keys, Stream stream);
+
+}  // namespace s3h::cuda

@@ -1,0 +1,73 @@
+// Makes the KernelSet of an element type; included by one .cu file per type, so
+// that they compile side by side.
+#pragma once
+
+#include "similarity_kernels.h"
+#include "similarity_tiles.cuh"
+
+namespace s3h::cuda {
+
+// One element per thread, the splits' parts added in their order.
+template <typename Type>
+__global__ void __launch_bounds__(256)
+    add_parts(const float* parts, int splits, int64_t elements,
+              typename Type::Stored* gradient) {
+  const int64_t stride = static_cast<int64_t>(grid_x()) * block_threads();
+  for (int64_t i =
+           static_cast<int64_t>(block_x()) * block_threads() + thread_x();
+       i < elements; i += stride) {
+    float sum = 0.f;
+    for (int s = 0; s < splits; ++s) sum += parts[s * elements + i];
+    gradient[i] = from_float<Type>(sum);
+  }
+}
+
+template <typename Type>
+struct Launches {
+  using T = Tile<Type>;
+
+  static int64_t row_blocks(const ScoreArguments& a) {
+    return (a.rows.matrix.count + T::kRows - 1) / T::kRows;
+  }
+  static Status forward(const ScoreArguments& a, const ForwardOutputs& out,
+                        int splits, Stream stream) {
+    return launch(scores_forward<Type>, {row_blocks(a), splits, 1}, kThreads,
+                  Shared<Type>::bytes(a.chunks, a.stages), stream, a, out);
+  }
+  static Status triangle(const ScoreArguments& a, const ForwardOutputs& out,
+                         int splits, Stream stream) {
+    return launch(triangle_forward<Type>, {row_blocks(a), splits, 1}, kThreads,
+                  Shared<Type>::bytes(a.chunks, a.stages), stream, a, out);
+  }
+  static Status backward(const ScoreArguments& a, const BackwardOutputs& out,
+                         int splits, Stream stream) {
+    // float32 has registers to spare: one kernel serves any depth.
+    auto* kernel = &scores_backward<Type, false>;
+    if constexpr (!T::kWide)
+      if (a.chunks == 1 && a.stages == 2) kernel = &scores_backward<Type, true>;
+    return launch(kernel, {row_blocks(a), splits, a.chunks}, kThreads,
+                  Shared<Type>::bytes(a.chunks, a.stages), stream, a, out);
+  }
+  static Status sum(const float* parts, int splits, int64_t elements,
+                    void* gradient, Stream stream) {
+    constexpr int kBlock = 256;
+    const int64_t blocks = (elements + kBlock - 1) / kBlock;
+    return launch(add_parts<Type>, {blocks < 65536 ? blocks : 65536, 1, 1},
+                  kBlock, 0, stream, parts, splits, elements,
+                  static_cast<typename Type::Stored*>(gradient));
+  }
+};
+
+template <typename Type>
+constexpr KernelSet kernel_set() {
+  using L = Launches<Type>;
+  return {Tile<Type>::kRows,
+          Tile<Type>::kColumns,
+          &Shared<Type>::bytes,
+          &L::forward,
+          &L::triangle,
+          &L::backward,
+          &L::sum};
+}
+
+}  // namespace s3h::cuda

@@ -1,0 +1,22 @@
+// torch's threads as the CPU kernels take them.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+
+#include "../cpu/similarity.h"
+
+namespace s3h::stable {
+
+inline cpu::Threads torch_threads() {
+  const int64_t count = torch::stable::get_num_threads();
+  return {count,
+          [count](int64_t begin, int64_t end, const cpu::RangeFunction& body) {
+            const int64_t grain = std::max<int64_t>(
+                1, (end - begin + count - 1) / std::max<int64_t>(1, count));
+            torch::stable::parallel_for(begin, end, grain, body);
+          }};
+}
+
+}  // namespace s3h::stable

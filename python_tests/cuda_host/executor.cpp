@@ -1,0 +1,388 @@
+// See executor.h. This file is compiled without the thread sanitizer: what the
+// executor itself does is no access of a CUDA thread.
+#include "executor.h"
+
+#include <ucontext.h>
+
+#include <cstdio>
+#include <cstdlib>
+
+#ifdef S3H_TSAN
+extern "C" {
+void* __tsan_get_current_fiber();
+void* __tsan_create_fiber(unsigned flags);
+void __tsan_switch_to_fiber(void* fiber, unsigned flags);
+void __tsan_acquire(void* address);
+void __tsan_release(void* address);
+}
+#else
+static void* __tsan_get_current_fiber() { return nullptr; }
+static void* __tsan_create_fiber(unsigned) { return nullptr; }
+static void __tsan_switch_to_fiber(void*, unsigned) {}
+static void __tsan_acquire(void*) {}
+static void __tsan_release(void*) {}
+#endif
+
+namespace s3h::host {
+
+int multiprocessor_count = 4;
+size_t shared_limit = 227 * 1024;
+
+namespace {
+
+constexpr unsigned kNoOrder = 1;  // a switch of fibers orders nothing
+constexpr size_t kStack = 256 * 1024;
+constexpr int kMaxThreads = 256;
+constexpr size_t kMaxData = 64;
+// Blocks in turn get different fibers, or accesses of two blocks by threads of
+// one number would look ordered.
+constexpr int kSets = 2;
+
+enum class State { kReady, kAtBarrier, kTogether, kDone };
+
+struct Fiber {
+  Thread thread;
+  State state;
+  ucontext_t context;
+  void* sanitizer;
+  unsigned char* stack;
+};
+
+struct Warp {
+  Together what;
+  int arrived;
+  alignas(16) unsigned char in[32 * kMaxData];
+  alignas(16) unsigned char out[32 * kMaxData];
+  char order;  // the sanitizer's name for the warp's barrier
+};
+
+Fiber* sets[kSets] = {};
+Fiber* fibers = nullptr;  // of the block at work
+Warp warps[kMaxThreads / 32];
+int threads = 0, at_barrier = 0, done = 0;
+char barrier_order, launch_order, end_order;
+ucontext_t main_context;
+void* main_sanitizer = nullptr;
+const Launch* launch = nullptr;
+uint64_t random_state = 0;
+Fiber* self = nullptr;
+
+// Not memcpy: the sanitizer would take it for an access.
+void copy(void* to, const void* from, size_t bytes) {
+  auto* target = static_cast<volatile unsigned char*>(to);
+  const auto* source = static_cast<const volatile unsigned char*>(from);
+  for (size_t i = 0; i < bytes; ++i) target[i] = source[i];
+}
+
+uint32_t random_number() {
+  random_state = random_state * 6364136223846793005u + 1442695040888963407u;
+  return static_cast<uint32_t>(random_state >> 33);
+}
+
+void switch_to(ucontext_t& from, Fiber& next) {
+  self = &next;
+  __tsan_switch_to_fiber(next.sanitizer, kNoOrder);
+  swapcontext(&from, &next.context);
+}
+
+// Runs any other thread that can; back to the launch when all are done.
+void pass_on() {
+  Fiber& from = *self;
+  if (done == threads) {
+    __tsan_switch_to_fiber(main_sanitizer, kNoOrder);
+    swapcontext(&from.context, &main_context);
+    return;
+  }
+  // The rest of a warp first as a rule, else anyone: both orders happen.
+  const int start = random_number() % 8 == 0
+                        ? static_cast<int>(random_number() % threads)
+                        : from.thread.index + 1;
+  for (int i = 0; i < threads; ++i) {
+    Fiber& next = fibers[(start + i) % threads];
+    if (next.state != State::kReady) continue;
+    if (&next != &from) switch_to(from.context, next);
+    return;
+  }
+  fail(
+      "deadlock: some threads wait at a barrier or for their warp, and the "
+      "others wait elsewhere or have ended");
+}
+
+void release_barrier() {
+  at_barrier = 0;
+  for (int i = 0; i < threads; ++i)
+    if (fibers[i].state == State::kAtBarrier) fibers[i].state = State::kReady;
+}
+
+void begin() {
+  __tsan_acquire(&launch_order);
+  launch->body(launch->arguments);
+  __tsan_release(&end_order);
+  self->state = State::kDone;
+  ++done;
+  // A thread that has ended counts as being at every barrier.
+  if (at_barrier > 0 && at_barrier + done == threads) release_barrier();
+  pass_on();
+  fail("a thread that had ended was run again");
+}
+
+void make_set(Fiber*& set) {
+  set = static_cast<Fiber*>(std::calloc(kMaxThreads, sizeof(Fiber)));
+  for (int i = 0; i < kMaxThreads; ++i) {
+    set[i].stack = static_cast<unsigned char*>(std::malloc(kStack));
+    set[i].sanitizer = __tsan_create_fiber(0);
+  }
+}
+
+// A function of its own: getcontext may return twice as far as gcc knows.
+void prepare(Fiber& fiber) {
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack;
+  fiber.context.uc_stack.ss_size = kStack;
+  fiber.context.uc_link = nullptr;
+  makecontext(&fiber.context, begin, 0);
+}
+
+void run_block(Index block, unsigned char* shared, int set) {
+  if (sets[set] == nullptr) make_set(sets[set]);
+  fibers = sets[set];
+  done = at_barrier = 0;
+  for (Warp& warp : warps) warp.arrived = 0;
+  for (int i = 0; i < threads; ++i) {
+    Fiber& fiber = fibers[i];
+    fiber.state = State::kReady;
+    fiber.thread.index = i;
+    fiber.thread.threads = threads;
+    fiber.thread.block = block;
+    fiber.thread.grid = launch->grid;
+    fiber.thread.shared = shared;
+    fiber.thread.shared_bytes = launch->shared_bytes;
+    fiber.thread.copy_count = fiber.thread.group_count = 0;
+    prepare(fiber);
+  }
+  switch_to(main_context, fibers[random_number() % threads]);
+}
+
+}  // namespace
+
+void fail(const char* message) {
+  const Index& block = self->thread.block;
+  std::fprintf(stderr, "executor: block (%d, %d, %d), thread %d: %s\n", block.x,
+               block.y, block.z, self->thread.index, message);
+  std::_Exit(70);
+}
+
+Thread& current() { return self->thread; }
+
+void block_barrier() {
+  __tsan_release(&barrier_order);
+  ++at_barrier;
+  if (at_barrier + done == threads) {
+    release_barrier();
+  } else {
+    self->state = State::kAtBarrier;
+    pass_on();
+  }
+  __tsan_acquire(&barrier_order);
+}
+
+void together(Together what, const void* in, size_t in_bytes, void* out,
+              size_t out_bytes, void (*all)(const void*, void*)) {
+  if (in_bytes > kMaxData || out_bytes > kMaxData) fail("data too large");
+  const int lane = self->thread.index % 32;
+  const int first = self->thread.index - lane;
+  Warp& warp = warps[first / 32];
+  if (what == Together::kBarrier) __tsan_release(&warp.order);
+  if (warp.arrived == 0) warp.what = what;
+  if (warp.what != what) fail("the lanes of a warp met at other instructions");
+  copy(warp.in + lane * in_bytes, in, in_bytes);
+  if (++warp.arrived == 32) {
+    warp.arrived = 0;
+    all(warp.in, warp.out);
+    for (int i = first; i < first + 32; ++i) fibers[i].state = State::kReady;
+  } else {
+    self->state = State::kTogether;
+    pass_on();
+  }
+  // A warp cannot meet again before all of its lanes have been here.
+  copy(out, warp.out + lane * out_bytes, out_bytes);
+  if (what == Together::kBarrier) __tsan_acquire(&warp.order);
+}
+
+void run(const Launch& what) {
+  const char* seed = std::getenv("S3H_EXECUTOR_SEED");
+  random_state = seed == nullptr ? 0 : std::strtoull(seed, nullptr, 10);
+  random_number();
+  launch = &what;
+  threads = what.threads;
+  if (threads > kMaxThreads || threads % 32 != 0) {
+    std::fprintf(stderr, "executor: %d threads in a block\n", threads);
+    std::_Exit(70);
+  }
+  main_sanitizer = __tsan_get_current_fiber();
+  const int64_t blocks =
+      static_cast<int64_t>(what.grid.x) * what.grid.y * what.grid.z;
+  // Allocated before and released after all blocks: the sanitizer would take
+  // either for an access that the threads are not ordered with.
+  auto** shared =
+      static_cast<unsigned char**>(std::calloc(blocks, sizeof(void*)));
+  for (int64_t i = 0; i < blocks; ++i) {
+    const size_t bytes = what.shared_bytes == 0 ? 1 : what.shared_bytes;
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 128, bytes) != 0) std::_Exit(70);
+    shared[i] = static_cast<unsigned char*>(memory);
+    for (size_t b = 0; b < bytes; ++b)
+      static_cast<volatile unsigned char*>(shared[i])[b] = 0xff;
+  }
+  __tsan_release(&launch_order);
+  // Blocks run in an order that no kernel may rely on.
+  const int64_t offset = random_number() % blocks;
+  const bool backwards = random_number() % 2 == 1;
+  for (int64_t i = 0; i < blocks; ++i) {
+    int64_t at = (i + offset) % blocks;
+    if (backwards) at = blocks - 1 - at;
+    const int64_t plane = static_cast<int64_t>(what.grid.x) * what.grid.y;
+    run_block({static_cast<int>(at % what.grid.x),
+               static_cast<int>(at / what.grid.x % what.grid.y),
+               static_cast<int>(at / plane)},
+              shared[at], static_cast<int>(i % kSets));
+  }
+  __tsan_acquire(&end_order);
+  for (int64_t i = 0; i < blocks; ++i) std::free(shared[i]);
+  std::free(shared);
+}
+
+// ------------------------------------------------------------ instructions
+
+void exchange(const Shuffle<float>* in, float* out) {
+  for (int i = 0; i < 32; ++i) out[i] = in[i ^ in[i].mask].value;
+}
+
+void exchange(const Shuffle<double>* in, double* out) {
+  for (int i = 0; i < 32; ++i) out[i] = in[i ^ in[i].mask].value;
+}
+
+void any_of(const int* in, int* out) {
+  int any = 0;
+  for (int i = 0; i < 32; ++i) any |= in[i];
+  for (int i = 0; i < 32; ++i) out[i] = any;
+}
+
+void nothing(const int*, int*) {}
+
+void spread_matrices(const Fragments* rows, Fragments* out) {
+  for (int lane = 0; lane < 32; ++lane)
+    for (int matrix = 0; matrix < 4; ++matrix)
+      out[lane].at[matrix] = rows[8 * matrix + lane / 4].at[lane % 4];
+}
+
+void spread_transposed(const Fragments* rows, Fragments* out) {
+  for (int lane = 0; lane < 32; ++lane)
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      uint32_t halves[2];
+      for (int i = 0; i < 2; ++i) {
+        const int row = 2 * (lane % 4) + i, column = lane / 4;
+        halves[i] =
+            rows[8 * matrix + row].at[column / 2] >> (column % 2 * 16) & 0xffff;
+      }
+      out[lane].at[matrix] = halves[0] | halves[1] << 16;
+    }
+}
+
+namespace {
+
+float cut_off(double x) {
+  const float near = static_cast<float>(x);
+  if (std::isinf(near) || std::isnan(near)) return near;
+  return std::fabs(near) > std::fabs(x) ? std::nextafter(near, 0.f) : near;
+}
+
+float from_bf16(uint16_t bits) {
+  return cuda::bits_to_float(static_cast<uint32_t>(bits) << 16);
+}
+
+// a: [16][depth], b: [depth][8]; c stays spread as the instruction has it.
+void multiply(const double (&a)[16][16], const double (&b)[16][8], int depth,
+              const MmaOperands* in, MmaResult* out) {
+  for (int lane = 0; lane < 32; ++lane)
+    for (int i = 0; i < 4; ++i) {
+      const int row = lane / 4 + (i / 2) * 8, column = 2 * (lane % 4) + i % 2;
+      double sum = in[lane].c[i];
+      for (int k = 0; k < depth; ++k) sum += a[row][k] * b[k][column];
+      out[lane].c[i] = cut_off(sum);
+    }
+}
+
+void multiply_16(const MmaOperands* in, MmaResult* out,
+                 float (*value)(uint16_t)) {
+  double a[16][16], b[16][8];
+  for (int lane = 0; lane < 32; ++lane) {
+    const int g = lane / 4, t = lane % 4;
+    for (int half = 0; half < 2; ++half) {
+      const auto part = [half, value](uint32_t bits) {
+        return value(static_cast<uint16_t>(bits >> (16 * half)));
+      };
+      for (int i = 0; i < 4; ++i)
+        a[g + i % 2 * 8][2 * t + half + i / 2 * 8] = part(in[lane].a[i]);
+      for (int i = 0; i < 2; ++i)
+        b[2 * t + half + i * 8][g] = part(in[lane].b[i]);
+    }
+  }
+  multiply(a, b, 16, in, out);
+}
+
+}  // namespace
+
+void mma_bf16(const MmaOperands* in, MmaResult* out) {
+  multiply_16(in, out, from_bf16);
+}
+
+void mma_fp16(const MmaOperands* in, MmaResult* out) {
+  multiply_16(in, out, from_fp16);
+}
+
+void mma_tf32(const MmaOperands* in, MmaResult* out) {
+  double a[16][16], b[16][8];
+  const auto value = [](uint32_t bits) {
+    return cuda::bits_to_float(bits & ~0x1fffu);
+  };
+  for (int lane = 0; lane < 32; ++lane) {
+    const int g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 4; ++i)
+      a[g + i % 2 * 8][t + i / 2 * 4] = value(in[lane].a[i]);
+    for (int i = 0; i < 2; ++i) b[t + i * 4][g] = value(in[lane].b[i]);
+  }
+  multiply(a, b, 8, in, out);
+}
+
+uint16_t to_bf16(float x) {
+  const uint32_t bits = cuda::float_to_bits(x);
+  if (std::isnan(x)) return 0x7fff;
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+uint16_t to_fp16(float x) {
+  const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
+  const float size = std::fabs(x);
+  if (std::isnan(x)) return 0x7fff;
+  if (size >= 65520.f) return sign | 0x7c00;
+  if (size < 0x1p-14f)  // subnormal: a multiple of 2^-24, ties to even
+    return sign | static_cast<uint16_t>(std::nearbyint(size * 0x1p24f));
+  const uint32_t bits = cuda::float_to_bits(size) - (112u << 23);
+  return sign | static_cast<uint16_t>((bits + 0xfff + (bits >> 13 & 1)) >> 13);
+}
+
+float from_fp16(uint16_t bits) {
+  const int exponent = bits >> 10 & 31;
+  const int mantissa = bits & 1023;
+  float size;
+  if (exponent == 31)
+    size = mantissa == 0 ? INFINITY : NAN;
+  else if (exponent == 0)
+    size = static_cast<float>(mantissa) * 0x1p-24f;
+  else
+    size = std::ldexp(static_cast<float>(1024 + mantissa), exponent - 25);
+  return (bits & 0x8000) != 0 ? -size : size;
+}
+
+}  // namespace s3h::host

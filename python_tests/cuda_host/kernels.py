@@ -1,0 +1,147 @@
+"""Builds the CUDA kernels for the host and runs them on a problem."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import struct
+import subprocess
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+HERE = Path(__file__).resolve().parent
+BUILD = HERE.parents[1] / "build" / "cuda-host"
+SCALARS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+H200_SHARED = 227 * 1024
+
+
+def run_program(
+    variant: str, program: str, *arguments: str, seed: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """Runs a program of the variant plain, address or thread; it may fail."""
+    environment = os.environ | {
+        "S3H_EXECUTOR_SEED": str(seed),
+        "TSAN_OPTIONS": "halt_on_error=1 exitcode=66",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+    return subprocess.run(
+        [str(build(variant) / program), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+    )
+
+
+@functools.cache
+def build(variant: str) -> Path:
+    """Builds what has changed; returns the folder with the programs."""
+    folder = BUILD / f"{variant}-{sysconfig.get_platform()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if shutil.which("make") is None or shutil.which("g++") is None:
+        raise RuntimeError("the host executor needs make and g++ on the PATH")
+    # Not a part of the make that may have started the tests.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+    variables = [f"VARIANT={variant}", f"BUILD={folder}", "CXX=g++"]
+    done = subprocess.run(
+        ["make", "-j2", "-s", "-C", str(HERE), *variables],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"building {variant} failed:\n{done.stderr}")
+    return folder
+
+
+def similarity(
+    queries: Tensor,
+    keys: Tensor | None,
+    upstream: Tensor,
+    *,
+    temperature: float,
+    key_bias: Tensor | None = None,
+    query_labels: Tensor | None = None,
+    key_labels: Tensor | None = None,
+    same_label_bias: Tensor | float = 0.0,
+    self_index: Tensor | None = None,
+    assume_normalized: bool = False,
+    deterministic: bool = False,
+    allow_tf32: bool = False,
+    need_queries: bool = True,
+    need_keys: bool = True,
+    multiprocessors: int = 4,
+    shared_limit: int = H200_SHARED,
+    variant: str = "plain",
+    seed: int = 0,
+) -> tuple[Tensor, list[Tensor]]:
+    """Returns lse and the gradients that were asked for, as the kernels give them."""
+    n, depth = queries.shape
+    m = n if keys is None else keys.shape[0]
+    real = torch.float64 if queries.dtype == torch.float64 else torch.float32
+    bias = same_label_bias if isinstance(same_label_bias, Tensor) else None
+    need_keys = need_keys and keys is not None
+    header = struct.pack(
+        "16q2d",
+        SCALARS.index(queries.dtype),
+        keys is None,
+        n,
+        m,
+        depth,
+        key_bias is not None,
+        query_labels is not None,
+        bias is not None,
+        self_index is not None,
+        assume_normalized,
+        deterministic,
+        allow_tf32,
+        need_queries,
+        need_keys,
+        multiprocessors,
+        shared_limit,
+        temperature,
+        0.0 if isinstance(same_label_bias, Tensor) else same_label_bias,
+    )
+    vectors = [
+        queries,
+        keys,
+        None if key_bias is None else key_bias.to(real),
+        query_labels,
+        key_labels,
+        None if bias is None else bias.to(real),
+        self_index,
+        upstream.to(real),
+    ]
+    with tempfile.TemporaryDirectory() as scratch:
+        problem, result = Path(scratch, "problem"), Path(scratch, "result")
+        problem.write_bytes(
+            header + b"".join(_bytes(v) for v in vectors if v is not None)
+        )
+        done = run_program(variant, "similarity", str(problem), str(result), seed=seed)
+        assert done.returncode == 0, (done.returncode, done.stderr[-4000:])
+        data = result.read_bytes()
+    lse = _tensor(data[: n * real.itemsize], real, (n,))
+    rest = data[n * real.itemsize :]
+    gradients = []
+    for wanted, rows in ((need_queries, n), (need_keys, m)):
+        if wanted:
+            size = rows * depth * queries.element_size()
+            gradients.append(_tensor(rest[:size], queries.dtype, (rows, depth)))
+            rest = rest[size:]
+    assert rest == b""
+    return lse, gradients
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _tensor(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    if not data:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)

@@ -1,0 +1,40 @@
+"""The executor finds the defects that it is there for."""
+
+import kernels
+import pytest
+
+DEADLOCK = "deadlock: some threads wait at a barrier"
+
+
+@pytest.mark.parametrize("variant", ["plain", "address", "thread"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_sound_kernel_passes(variant, seed):
+    done = kernels.run_program(variant, "planted", "sound", seed=seed)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("defect", ["barrier", "warp-barrier", "blocks"])
+def test_missing_order_is_a_race(defect):
+    done = kernels.run_program("thread", "planted", defect)
+    assert done.returncode == 66
+    assert "ThreadSanitizer: data race" in done.stderr
+
+
+@pytest.mark.parametrize("defect", ["overrun", "global-overrun"])
+def test_overrun_is_seen(defect):
+    done = kernels.run_program("address", "planted", defect)
+    assert done.returncode != 0
+    assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
+
+
+def test_reading_a_copy_before_its_wait_gives_nan():
+    done = kernels.run_program("plain", "planted", "wait")
+    assert done.returncode == 1
+    assert done.stdout == "128 wrong sums\n"
+
+
+@pytest.mark.parametrize("defect", ["divergent", "lanes"])
+def test_divergence_ends_with_a_message(defect):
+    done = kernels.run_program("plain", "planted", defect)
+    assert done.returncode == 70
+    assert DEADLOCK in done.stderr or "met at other instructions" in done.stderr

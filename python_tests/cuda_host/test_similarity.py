@@ -1,0 +1,279 @@
+"""The CUDA similarity kernels, executed on the host, against the float64 oracle."""
+
+import math
+
+import kernels
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from s3h_ext.ops.reference import similarity_logsumexp_dense as dense
+
+TYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,
+}
+EXECUTION = (
+    "assume_normalized deterministic allow_tf32 need_queries need_keys "
+    "multiprocessors shared_limit variant seed"
+).split()
+SMALL_SHARED = 99 * 1024  # as on sm_86, sm_89, sm_120
+
+
+def matrices(n, m, depth, dtype, length=1.0):
+    """Unit rows times a length; m is None in the symmetric case."""
+    generator = torch.Generator().manual_seed(n + depth)
+
+    def rows(count):
+        matrix = torch.randn(count, depth, dtype=torch.float64, generator=generator)
+        return (F.normalize(matrix, dim=1) * length).to(dtype)
+
+    return rows(n), None if m is None else rows(m)
+
+
+def options(names, n, m, symmetric=False):
+    """Arguments of the operation by name: bias, closed, label, own, without, self."""
+    generator = torch.Generator().manual_seed(3)
+    chosen = {}
+    for name in names.split():
+        if name == "bias":
+            bias = torch.randn(m, generator=generator)
+            bias[:: max(2, m // 5)] = -math.inf
+            chosen["key_bias"] = bias
+        elif name == "closed":
+            chosen["key_bias"] = torch.full((m,), -math.inf)
+        elif name == "self":
+            index = torch.randint(-1, m + 1, (n,), generator=generator)
+            chosen["self_index"] = index
+        else:
+            labels = torch.randint(-1, 4, (n,), generator=generator)
+            chosen["query_labels"] = labels
+            if not symmetric:
+                chosen["key_labels"] = torch.randint(-1, 4, (m,), generator=generator)
+            own = torch.randn(n, generator=generator)
+            own[::3] = -math.inf
+            chosen["same_label_bias"] = {"label": 0.7, "own": own}.get(name, -math.inf)
+    return chosen
+
+
+def differentiate(q, k, upstream, **kwargs):
+    leaves = [t.detach().requires_grad_() for t in (q, k) if t is not None]
+    lse = dense(leaves[0], None if k is None else leaves[1], **kwargs)
+    return lse.detach(), list(torch.autograd.grad(lse, leaves, upstream.to(lse.dtype)))
+
+
+def assert_lawful(ours, plain, exact, factor, floor, what):
+    """Our error is at most ``factor`` times that of plain PyTorch."""
+    finite = exact.isfinite()
+    torch.testing.assert_close(ours.double()[~finite], exact[~finite])
+    if not finite.any():
+        return
+    mine = (ours.double() - exact)[finite].abs()
+    theirs = (plain.double() - exact)[finite].abs()
+    bound = factor * theirs.max() + floor
+    assert mine.max() <= bound, f"{what}: error {mine.max():.3g} over {bound:.3g}"
+    assert mine.norm() <= factor * theirs.norm() + floor * (1 + exact[finite].norm())
+
+
+def check_law(q, k, *, temperature=0.1, **kwargs):
+    execution = {name: kwargs.pop(name) for name in EXECUTION if name in kwargs}
+    generator = torch.Generator().manual_seed(5)
+    upstream = torch.randn(q.shape[0], generator=generator)
+    ours, our_grads = kernels.similarity(
+        q, k, upstream, temperature=temperature, **kwargs, **execution
+    )
+    # 16 bits: the same numbers in float32, as the operation promises.
+    plain_type = torch.float64 if q.dtype == torch.float64 else torch.float32
+    plain, plain_grads = differentiate(
+        q.to(plain_type),
+        None if k is None else k.to(plain_type),
+        upstream,
+        temperature=temperature,
+        **kwargs,
+    )
+    exact, exact_grads = differentiate(
+        q.double(),
+        None if k is None else k.double(),
+        upstream.double(),
+        temperature=temperature,
+        **{
+            name: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v
+            for name, v in kwargs.items()
+        },
+    )
+    sixteen = q.element_size() == 2
+    floor = 1e-12 if q.dtype == torch.float64 else 2e-6
+    assert_lawful(ours, plain, exact, 2, floor, "lse")
+    wanted = [execution.get("need_queries", True), execution.get("need_keys", True)]
+    pairs = zip(wanted, plain_grads, exact_grads, strict=False)
+    expected = [(plain, exact) for want, plain, exact in pairs if want]
+    assert len(our_grads) == len(expected)
+    for mine, (theirs, right) in zip(our_grads, expected, strict=True):
+        scale = float(right.abs().max()) if right.numel() else 0.0
+        known = torch.finfo(plain_type).eps * 2
+        if exact.isfinite().any():
+            known *= 1 + float(exact[exact.isfinite()].abs().max())
+        weights = torch.finfo(q.dtype).eps if sixteen else floor
+        grad_floor = (weights + known) * max(1.0, scale)
+        assert_lawful(mine, theirs, right, 3, grad_floor, "gradient")
+        if scale > 0:
+            error = (mine.double() - right).norm() / right.norm()
+            assert error < (weights if sixteen else 4 * known + 1e-6), error
+
+
+@pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
+@pytest.mark.parametrize(
+    "names", ["", "bias", "closed", "label self", "without", "bias own self"]
+)
+def test_rectangular(dtype, names):
+    q, k = matrices(37, 70, 24, dtype)
+    check_law(q, k, **options(names, 37, 70))
+
+
+@pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
+@pytest.mark.parametrize("names", ["", "bias", "label", "without", "bias own"])
+def test_symmetric(dtype, names):
+    q, _ = matrices(67, None, 24, dtype)
+    check_law(q, None, **options(names, 67, 67, symmetric=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (3, 2, 7), (66, 65, 33), (130, 20, 16), (40, 40, 131)], ids=str
+)
+def test_odd_shapes(shape, dtype):
+    n, m, depth = shape
+    q, k = matrices(n, m, depth, dtype)
+    check_law(q, k, **options("bias own", n, m))
+    check_law(q, None)
+
+
+@pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
+def test_empty_sets(dtype):
+    q, k = matrices(3, 0, 5, dtype)
+    upstream = torch.ones(3)
+    lse, (grad_queries, grad_keys) = kernels.similarity(q, k, upstream, temperature=1.0)
+    assert (lse == -math.inf).all()
+    assert (grad_queries == 0).all()
+    assert grad_keys.shape == (0, 5)
+    lse, (_, grad_keys) = kernels.similarity(k, q, upstream[:0], temperature=1.0)
+    assert lse.shape == (0,)
+    assert (grad_keys == 0).all()
+    lse, (grad_queries,) = kernels.similarity(
+        q[:1], None, upstream[:1], temperature=1.0
+    )
+    assert (lse == -math.inf).all()
+    assert (grad_queries == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_columns_split_among_blocks(dtype):
+    n, m = 20, 300
+    q, k = matrices(n, m, 24, dtype)
+    check_law(q, k, **options("bias own self", n, m), multiprocessors=9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shared_limit", [kernels.H200_SHARED, SMALL_SHARED])
+def test_depth_in_chunks(dtype, shared_limit):
+    q, k = matrices(20, 70, 200, dtype)
+    check_law(q, k, shared_limit=shared_limit)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("names", ["", "label", "without"])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_unit_rows_need_no_shift(dtype, names, deterministic):
+    """On and above the diagonal, if the order of additions may vary."""
+    q, _ = matrices(150, None, 16, dtype)
+    check_law(
+        q,
+        None,
+        **options(names, 150, 150, symmetric=True),
+        assume_normalized=True,
+        deterministic=deterministic,
+    )
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 0.05, 1e4])
+@pytest.mark.parametrize("length", [0.01, 30.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_temperature_and_row_length(temperature, length, dtype):
+    q, k = matrices(20, 40, 24, dtype, length)
+    check_law(q, k, temperature=temperature, **options("bias label", 20, 40))
+
+
+@pytest.mark.parametrize("need_queries", [True, False])
+@pytest.mark.parametrize("need_keys", [True, False])
+def test_only_what_is_asked_for(need_queries, need_keys):
+    q, k = matrices(20, 30, 16, torch.bfloat16)
+    check_law(q, k, need_queries=need_queries, need_keys=need_keys)
+
+
+def test_tf32_where_it_is_allowed():
+    q, k = matrices(40, 50, 32, torch.float32)
+    upstream = torch.ones(40)
+    exact, _ = differentiate(q.double(), k.double(), upstream, temperature=0.1)
+    lse, _ = kernels.similarity(q, k, upstream, temperature=0.1)
+    fast, _ = kernels.similarity(q, k, upstream, temperature=0.1, allow_tf32=True)
+    assert (lse - exact).abs().max() < 2e-6
+    assert 2e-6 < (fast - exact).abs().max() < 2e-3
+
+
+def test_float16_keeps_weights_below_its_range():
+    """Weights near 4e-8, which is below float16, of gradients that are not."""
+    n, m = 16, 256
+    q, k = matrices(n, m, 8, torch.float64)
+    q, k = (q / 1000).half(), (k * 200).half()
+    upstream = torch.full((n,), 1e-5)
+    _, (gradient,) = kernels.similarity(
+        q, k, upstream, temperature=0.1, need_keys=False
+    )
+    _, (exact, _) = differentiate(q.double(), k.double(), upstream, temperature=0.1)
+    assert (gradient.double() - exact).norm() < 1e-3 * exact.norm()
+
+
+def test_bits_do_not_depend_on_the_order_of_blocks():
+    q, k = matrices(150, 300, 16, torch.bfloat16)
+    upstream = torch.randn(150)
+    for keys, words in ((k, {}), (None, {"assume_normalized": True})):
+        runs = [
+            kernels.similarity(
+                q,
+                keys,
+                upstream,
+                temperature=0.1,
+                deterministic=True,
+                seed=seed,
+                **words,
+            )
+            for seed in (1, 2)
+        ]
+        assert torch.equal(runs[0][0], runs[1][0])
+        for first, second in zip(runs[0][1], runs[1][1], strict=True):
+            assert torch.equal(first, second)
+
+
+SANITIZED = {
+    "everything-bf16": (torch.bfloat16, 20, 70, 24, "bias own self", {}),
+    "everything-fp32": (torch.float32, 20, 40, 9, "bias own self", {}),
+    "narrow-fp16": (torch.float16, 20, 70, 24, "", {}),
+    "triangle-bf16": (torch.bfloat16, 70, None, 16, "", {"assume_normalized": True}),
+    "splits-bf16": (torch.bfloat16, 9, 300, 16, "", {"multiprocessors": 2}),
+    "chunks-one-stage": (torch.bfloat16, 9, 70, 131, "", {"shared_limit": 99 * 1024}),
+    "chunks-two-stages": (torch.bfloat16, 9, 70, 136, "", {}),
+    "fp64": (torch.float64, 9, 140, 5, "bias own self", {}),
+}
+
+
+@pytest.mark.parametrize("variant", ["address", "thread"])
+@pytest.mark.parametrize("case", SANITIZED)
+def test_under_sanitizers(case, variant):
+    dtype, n, m, depth, names, execution = SANITIZED[case]
+    q, k = matrices(n, m, depth, dtype)
+    keys = n if m is None else m
+    chosen = options(names, n, keys, symmetric=m is None)
+    check_law(q, k, **chosen, **execution, variant=variant)

@@ -1,0 +1,271 @@
+"""The CUDA kernels as citizens of the CUDA runtime: streams, graphs, devices, memory.
+
+What makes sense on the CPU runs there too, so that the test code is seen to work.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from python_tests.ops.test_similarity import matrices, options, run
+from python_tests.ops.test_similarity_cuda import (
+    DTYPES,
+    both_shapes,
+    every_type,
+    on_devices,
+    to,
+)
+from s3h_ext.ops import class_sum_dots, similarity_logsumexp
+from s3h_ext.ops.similarity import CUDA
+
+needs_kernels = pytest.mark.skipif(CUDA is None, reason="CUDA kernels are not built")
+TWO_DEVICES = torch.cuda.is_available() and torch.cuda.device_count() > 1
+
+
+def step(q, keys, **kwargs):
+    """Forward and backward; returns everything that comes out."""
+    rows = q.shape[0]
+    upstream = torch.linspace(-1, 1, rows, device=q.device)
+    lse, grads = run(similarity_logsumexp, q, keys, upstream, **kwargs)
+    return [lse, *grads]
+
+
+def inputs(device, n, m, depth, dtype=torch.float32, symmetric=False, name="plain"):
+    q, k = (t.to(device) for t in matrices(n, m, depth, dtype))
+    found = to(device, options(name, n, n if symmetric else m, symmetric))
+    return q, None if symmetric else k, found | {"temperature": 0.1}
+
+
+@pytest.mark.cuda
+@needs_kernels
+def test_the_kernels_are_there():
+    assert CUDA.loaded, CUDA.error
+
+
+@on_devices
+@every_type
+@both_shapes
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_same_bits_every_time(device, dtype, symmetric, deterministic):
+    rows = 2000 if device == "cuda" else 300
+    q, keys, found = inputs(device, rows, 170, 48, dtype, symmetric, "bias-label")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        results = [step(q, keys, **found) for _ in range(5)]
+    finally:
+        torch.use_deterministic_algorithms(before)
+    for again in results[1:]:
+        assert all(map(torch.equal, again, results[0]))
+
+
+@pytest.mark.cuda
+@both_shapes
+def test_second_stream(symmetric):
+    q, keys, found = inputs("cuda", 500, 300, 64, symmetric=symmetric)
+    right = step(q, keys, **found)
+    late = torch.zeros_like(q)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        # What runs on another stream than this one reads zeros.
+        torch.cuda._sleep(50_000_000)
+        late.copy_(q)
+        ours = step(late, keys, **found)
+    torch.cuda.synchronize()
+    torch.testing.assert_close(ours, right, rtol=0, atol=0)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@both_shapes
+def test_graph_capture_and_replay(dtype, symmetric):
+    q, keys, found = inputs("cuda", 300, 200, 64, dtype, symmetric, "bias-label-self")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step(q, keys, **found)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step(q, keys, **found)
+    for seed in (1, 2):
+        other, other_keys = matrices(300, 200, 64, dtype, seed=seed)
+        q.copy_(other)
+        if keys is not None:
+            keys.copy_(other_keys)
+        graph.replay()
+        replayed = [t.clone() for t in captured]
+        torch.testing.assert_close(replayed, step(q, keys, **found), rtol=0, atol=0)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not TWO_DEVICES, reason="one GPU only")
+@both_shapes
+def test_second_device(symmetric):
+    q, keys, found = inputs("cuda:0", 300, 200, 64, symmetric=symmetric)
+    right = step(q, keys, **found)
+    other = step(q.to("cuda:1"), None if symmetric else keys.to("cuda:1"), **found)
+    assert torch.cuda.current_device() == 0
+    for ours, first in zip(other, right, strict=True):
+        assert ours.device == torch.device("cuda:1")
+        torch.testing.assert_close(ours.to("cuda:0"), first)
+
+
+@pytest.mark.cuda
+def test_tensors_of_another_device_are_refused_by_the_op():
+    q, k = matrices(6, 5, 4)
+    with pytest.raises(RuntimeError, match="device"):
+        torch.ops.s3h.similarity_logsumexp(
+            q.cuda(), k, 0.1, *(None,) * 4, 0.0, None, False, False, False
+        )
+
+
+@on_devices
+@both_shapes
+def test_compile_full_graph(device, symmetric):
+    backend = "inductor" if device == "cuda" else "aot_eager"
+
+    @torch.compile(fullgraph=True, backend=backend)
+    def loss(q, keys):
+        return similarity_logsumexp(q, keys, temperature=0.1).mean()
+
+    q, keys, found = inputs(device, 90, 70, 16, symmetric=symmetric)
+    q.requires_grad_()
+    loss(q, keys).backward()
+    right = torch.autograd.grad(similarity_logsumexp(q, keys, **found).mean(), q)[0]
+    torch.testing.assert_close(q.grad, right)
+
+
+@on_devices
+def test_compiled_code_follows_the_tf32_setting(device):
+    setting = torch.backends.cuda.matmul
+    before = setting.fp32_precision
+    seen = []
+
+    def backend(graph, example_inputs):
+        nodes = [n for n in graph.graph.nodes if "similarity" in str(n.target)]
+        seen.append(nodes[0].args[-1])
+        return graph.forward
+
+    compiled = torch.compile(
+        lambda q: similarity_logsumexp(q, temperature=0.1),
+        fullgraph=True,
+        backend=backend,
+    )
+    q, _, _ = inputs(device, 20, 1, 8)
+    try:
+        for precision in ("ieee", "tf32"):
+            setting.fp32_precision = precision
+            compiled(q)
+    finally:
+        setting.fp32_precision = before
+    assert seen == [False, True]
+
+
+@on_devices
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_autocast_meets_in_the_wider_type(device, half):
+    q, k, _ = inputs(device, 90, 70, 16)
+    with torch.autocast(device, half):
+        mixed = similarity_logsumexp(q.to(half), k, temperature=0.1)
+        wide = similarity_logsumexp(q, k, temperature=0.1)
+    assert mixed.dtype == wide.dtype == torch.float32
+    narrowed = q.to(half).float()
+    torch.testing.assert_close(
+        mixed, similarity_logsumexp(narrowed, k, temperature=0.1)
+    )
+    torch.testing.assert_close(wide, similarity_logsumexp(q, k, temperature=0.1))
+
+
+@pytest.mark.cuda
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@both_shapes
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_memory_grows_with_rows_only(dtype, symmetric, deterministic):
+    rows, depth = 32_768, 64
+    z = torch.randn(rows, depth, device="cuda", dtype=dtype, requires_grad=True)
+    keys = None if symmetric else z
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        similarity_logsumexp(z, keys, temperature=0.1).sum().backward()
+        extra = torch.cuda.max_memory_allocated() - before
+    finally:
+        torch.use_deterministic_algorithms(False)
+    # 40 times the inputs; half the matrix would be 256 times, in their own type.
+    assert extra <= 40 * z.nbytes, f"{extra / 2**20:.0f} MiB beside {rows} rows"
+
+
+@pytest.mark.cuda
+@needs_kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@both_shapes
+def test_nothing_waits_for_the_device(dtype, symmetric):
+    q, keys, found = inputs("cuda", 300, 200, 64, dtype, symmetric, "bias-label-self")
+    q.requires_grad_()
+    classes = torch.arange(300, device="cuda") % 10
+    step(q, keys, **found)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        lse = similarity_logsumexp(q, keys, **found)
+        dots = class_sum_dots(q, query_classes=classes, num_classes=10)
+        (lse + dots).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+SANITIZED = """
+import sys
+import torch
+from s3h_ext.ops import class_sum_dots, similarity_logsumexp
+
+device = sys.argv[1]
+for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+    for n, m, depth in ((1, 1, 1), (65, 130, 7), (129, 70, 128)):
+        q = torch.randn(n, depth, device=device).to(dtype).requires_grad_()
+        k = torch.randn(m, depth, device=device).to(dtype).requires_grad_()
+        y, x = (torch.arange(size, device=device) % 3 for size in (n, m))
+        for flag in (False, True):
+            torch.use_deterministic_algorithms(flag)
+            labels = dict(query_labels=y, same_label_bias=0.5, temperature=0.1)
+            similarity_logsumexp(q, **labels).sum().backward()
+            similarity_logsumexp(
+                q, k, key_labels=x, self_index=y, key_bias=x.float(), **labels
+            ).sum().backward()
+        class_sum_dots(q, query_classes=y, num_classes=3).sum().backward()
+        class_sum_dots(
+            q, k, query_classes=y, key_classes=x, num_classes=3
+        ).sum().backward()
+print("done", float(q.grad.sum()))
+"""
+
+
+def test_sanitized_script_runs_by_itself():
+    subprocess.run([sys.executable, "-c", SANITIZED, "cpu"], check=True)
+
+
+@pytest.mark.cuda
+@needs_kernels
+@pytest.mark.skipif(
+    shutil.which("compute-sanitizer") is None, reason="compute-sanitizer is not here"
+)
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
+def test_compute_sanitizer(tool):
+    environment = os.environ | {
+        # One allocation a tensor, so that an overrun is one; cuBLAS is not ours.
+        "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    }
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
+    command += [sys.executable, "-c", SANITIZED, "cuda"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=1500
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
