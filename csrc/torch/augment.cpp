@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "tensors.h"
+#include "threads.h"
 
 namespace {
 

@@ -25,10 +25,11 @@ inline ScalarType compute_type(const Tensor& queries) {
 
 // The tensor as contiguous `type`; the same tensor where it already is. The
 // dispatcher picks a kernel by any one argument; pointers need all of them.
-inline Tensor as_contiguous(const Tensor& tensor, ScalarType type,
-                            const Device& device) {
+inline Tensor as_contiguous(
+    const Tensor& tensor, ScalarType type,
+    const Device& device = Device(torch::headeronly::DeviceType::CPU)) {
   STD_TORCH_CHECK(tensor.device() == device,
-                  "every tensor must be on the queries' device");
+                  "every tensor must be on the same device");
   return torch::stable::contiguous(
       tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type));
 }
@@ -40,6 +41,12 @@ inline OptionalTensor vector_of(const OptionalTensor& tensor, int64_t size,
   STD_TORCH_CHECK(tensor->dim() == 1 && tensor->size(0) == size, name,
                   " must have ", size, " elements");
   return as_contiguous(*tensor, type, device);
+}
+
+inline OptionalTensor vector_of(const OptionalTensor& tensor, int64_t size,
+                                ScalarType type, const char* name) {
+  return vector_of(tensor, size, type,
+                   Device(torch::headeronly::DeviceType::CPU), name);
 }
 
 // Elements by their own type, for the stable ABI knows no type of ours.

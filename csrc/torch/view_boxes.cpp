@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "tensors.h"
+#include "threads.h"
 
 namespace {
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "tensors.h"
+#include "threads.h"
 
 namespace {
 
