@@ -3,8 +3,9 @@
 ``python -m benchmarks.similarity [--suite NAME ...] [--peer NAME ...] [--output DIR]``
 
 Suites: ``small`` (N to 4,096), ``large`` (16,384), ``huge`` (to 65,536), ``depths``,
-``rectangular`` (prototypes), ``memory``; all of them if none is named. Each takes at
-most a few minutes.
+``rectangular`` (prototypes), ``memory``; all of them if none is named. On 2 cores each
+takes up to three minutes, ``large`` and ``memory`` more; ``--rows`` and ``--peer``
+divide them.
 
 Every peer of a case runs in one process, call by call in turn with the others. A call
 is a forward that records its graph, and a backward; both are timed and so is their sum.
