@@ -9,7 +9,9 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(S3H_FLAGS_AVX512 ${S3H_FLAGS_AVX2} -mavx512f -mavx512bw -mavx512dq
       -mavx512vl -mprefer-vector-width=512)
   set(S3H_FLAGS_AVX512_BF16 ${S3H_FLAGS_AVX512} -mavx512bf16)
-  foreach(level AVX2 AVX512 AVX512_BF16)
+  set(S3H_LEVELS AVX2 AVX512 AVX512_BF16
+      CACHE STRING "Instruction sets beside the baseline: these, or none")
+  foreach(level ${S3H_LEVELS})
     string(TOLOWER ${level} name)
     set(sources csrc/cpu/similarity_tiles_${name}.cpp)
     # Rendering has no use for products of bfloat16.

@@ -3,12 +3,20 @@
 # sanitizers, at every instruction set this CPU has.
 #
 # Usage: tools/sanitize.sh [LEVEL...]   e.g. tools/sanitize.sh avx2 avx512_bf16
+#        tools/sanitize.sh --quick      the baseline alone, which is all it builds
 set -eu
 cd "$(dirname "$0")/.."
+kind=sanitize
+built="-US3H_LEVELS"
+if [ "${1:-}" = --quick ]; then
+  kind=sanitize-quick
+  built="-DS3H_LEVELS="
+  set -- baseline
+fi
 levels="${*:-baseline avx2 avx512 avx512_bf16}"
 for sanitizer in address,undefined thread; do
-  build="build/sanitize-$(echo "$sanitizer" | tr , -)"
-  cmake -G Ninja -S . -B "$build" -DS3H_SANITIZE="$sanitizer" \
+  build="build/$kind-$(echo "$sanitizer" | tr , -)"
+  cmake -G Ninja -S . -B "$build" -DS3H_SANITIZE="$sanitizer" $built \
     -DCMAKE_BUILD_TYPE=Sanitize -DCMAKE_CXX_FLAGS="-O1 -g1" >/dev/null
   cmake --build "$build" --target similarity_test view_boxes_test
   "$build/view_boxes_test"
