@@ -257,6 +257,11 @@ def test_montage_labels_follow_their_quadrants(planted, monkeypatch):
         pixels = quadrants_of(batch.images).round().to(torch.int64)
         assert (pixels[..., 0, :, :] == shown[..., None, None] + 100).all()
         assert (pixels[..., 1, :, :] == labels[..., None, None] * 50).all()
+        # Each crop of each image is there once.
+        numbers = batch.quadrants.crops
+        assert numbers.shape == shape
+        assert len((shown * 8 + numbers).unique()) == numbers.numel()
+        assert (numbers.min(), numbers.max()) == (0, 7)
         # Every image of the batch is there with its eight crops, and spread.
         images, counts = shown.unique(return_counts=True)
         assert torch.equal(images, batch.indices.sort().values)
@@ -311,6 +316,26 @@ def test_a_stream_may_follow_another(image_set):
         assert not torch.equal(step["again"].images, step["classify"].images)
         shown = step["montage"].quadrants.indices
         assert torch.equal(shown.unique(), step["classify"].indices.unique())
+
+
+def test_crops_of_a_step(image_set):
+    source = make(image_set, {"a": Stream(recipe="montage-2x2", views=2)})
+    crops = source.crops(1, 2)["a"]
+    assert crops.box.shape == (8, 30, 4)
+    recipe = get_recipe("montage-2x2")
+    batch = list(source.epoch(1))[2]["a"]
+    drawn = recipe.describe(
+        16,
+        16,
+        seed=0,
+        epoch=1,
+        index=batch.indices,
+        view=torch.arange(8)[:, None],
+    )
+    assert torch.equal(crops.box, drawn.box)
+    assert torch.equal(crops.flip, drawn.flip)
+    with pytest.raises(ValueError, match="epoch"):
+        source.crops(4, 0)
 
 
 def test_fallbacks_are_counted(image_set, monkeypatch):

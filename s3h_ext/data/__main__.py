@@ -1,16 +1,20 @@
-"""``python -m s3h_ext.data``: get a data set, and check what is on the disk."""
+"""``python -m s3h_ext.data``: get a data set, check what is on the disk, see views."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from s3h_ext.data.archives import ArchiveError
 from s3h_ext.data.check import check
+from s3h_ext.data.dataset import load_dataset
 from s3h_ext.data.download import DownloadError, download
 from s3h_ext.data.longtail import PROFILES
+from s3h_ext.data.recipes import get_recipe
 from s3h_ext.data.sources import OCTMNIST_SIZES, SOURCES
+from s3h_ext.data.streams import Stream
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,13 +45,72 @@ def _parser() -> argparse.ArgumentParser:
         help="factors that must be possible with these data",
     )
     look.add_argument("--profile", choices=PROFILES, default="exp")
+    show = commands.add_parser(
+        "show",
+        help="draw the views of a training step, with the boxes they were cut from",
+        epilog="All options of s3h_ext.train are understood: --preset cifar100-lt/ce, "
+        "--data.root DIR, --seed 3, ...",
+    )
+    show.add_argument("--out", required=True, help="the PNG file to write")
+    show.add_argument("--images", type=int, default=4, help="images of the step")
+    show.add_argument("--epoch", type=int, default=0)
+    show.add_argument("--step", type=int, default=0)
+    show.add_argument(
+        "--recipe",
+        nargs="+",
+        help="show these recipes on the same images, instead of the method's streams",
+    )
     return parser
+
+
+def _show(options: argparse.Namespace, arguments: Sequence[str]) -> None:
+    # Presets are a matter of training, which imports this package.
+    from s3h_ext.data.show import draw_views
+    from s3h_ext.training.options import parse_options
+
+    config, _, _ = parse_options(arguments)
+    data = config.data
+    dataset = load_dataset(
+        data.name,
+        root=data.root,
+        imbalance=data.imbalance,
+        profile=data.profile,
+        val_fraction=data.val_fraction,
+        seed=data.split_seed,
+    )
+    streams = config.method.streams()
+    if options.recipe:
+        leader = options.recipe[0]
+        streams = {
+            name: Stream(
+                recipe=name,
+                views=1 if get_recipe(name).montage else 2,
+                follows=None if name == leader else leader,
+            )
+            for name in options.recipe
+        }
+    picture = draw_views(
+        dataset,
+        streams,
+        images=options.images,
+        seed=config.seed,
+        epoch=options.epoch,
+        step=options.step,
+    )
+    Path(options.out).write_bytes(picture)
+    print(f"{', '.join(streams)} of {data.name} are in {options.out}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit status: 0, 1 for bad data, 130."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, others = parser.parse_known_args(arguments)
+    if others and options.command != "show":
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     try:
+        if options.command == "show":
+            _show(options, others)
+            return 0
         if options.command == "check":
             report = check(
                 options.name,

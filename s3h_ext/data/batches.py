@@ -22,10 +22,13 @@ class Quadrants:
     Attributes:
         labels: int64 ``[V, B, 4]``.
         indices: int64 ``[V, B, 4]``, positions in the image set.
+        crops: int64 ``[V, B, 4]``, which of its image's 4 V crops it is; with the
+            regions of ``"montage-2x2"``, ``crops % 4`` is the corner it was taken from.
     """
 
     labels: Tensor
     indices: Tensor
+    crops: Tensor
 
 
 @dataclass(frozen=True, eq=False)

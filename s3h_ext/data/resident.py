@@ -122,13 +122,29 @@ class ResidentSource:
         Raises:
             ValueError: an argument is out of range.
         """
-        if not 0 <= epoch < self.epochs:
-            raise ValueError(f"epoch: expected 0 <= epoch < {self.epochs}, got {epoch}")
-        if not 0 <= start_step <= self.steps_per_epoch:
-            raise ValueError(
-                f"start_step: expected 0 .. {self.steps_per_epoch}, got {start_step}"
-            )
+        self._check_position(epoch, start_step)
         return self._steps(epoch, start_step)
+
+    def crops(self, epoch: int, step: int) -> dict[str, ViewSpec]:
+        """Describes the crops that the views of a step are made of.
+
+        Args:
+            epoch: In [0, epochs).
+            step: In [0, steps_per_epoch].
+
+        Returns:
+            By stream, the crops ``[V, B]``, or ``[4 V, B]`` of montages: crop v of each
+            image of the batch; none at the end of the epoch.
+
+        Raises:
+            ValueError: an argument is out of range.
+        """
+        self._check_position(epoch, step)
+        start, stop = self._span(step)
+        return {
+            name: _DrawnStream(self, name, epoch).take(start, stop)
+            for name in self.streams
+        }
 
     def fallbacks(self) -> dict[str, tuple[int, int]]:
         """Counts the crops whose box is the fallback of its constraint.
@@ -142,11 +158,22 @@ class ResidentSource:
             for name in self.streams
         }
 
+    def _check_position(self, epoch: int, step: int) -> None:
+        if not 0 <= epoch < self.epochs:
+            raise ValueError(f"epoch: expected 0 <= epoch < {self.epochs}, got {epoch}")
+        if not 0 <= step <= self.steps_per_epoch:
+            raise ValueError(
+                f"start_step: expected 0 .. {self.steps_per_epoch}, got {step}"
+            )
+
+    def _span(self, step: int) -> tuple[int, int]:
+        total, steps = len(self._labels), self.steps_per_epoch
+        return step * total // steps, (step + 1) * total // steps
+
     def _steps(self, epoch: int, start_step: int) -> Iterator[dict[str, Batch]]:
         drawn = {name: _DrawnStream(self, name, epoch) for name in self.streams}
-        total, steps = len(self._labels), self.steps_per_epoch
-        for step in range(start_step, steps):
-            start, stop = step * total // steps, (step + 1) * total // steps
+        for step in range(start_step, self.steps_per_epoch):
+            start, stop = self._span(step)
             yield {name: stream.batch(start, stop) for name, stream in drawn.items()}
 
 
@@ -185,7 +212,7 @@ class _DrawnStream:
 
     def batch(self, start: int, stop: int) -> Batch:
         """Renders the draws ``start .. stop - 1`` of the epoch."""
-        indices, crops = self._indices[start:stop], self._take(start, stop)
+        indices, crops = self._indices[start:stop], self.take(start, stop)
         sources = indices.repeat(len(crops.flip))
         crops = crops.flatten()
         labels = self._source._labels
@@ -195,12 +222,13 @@ class _DrawnStream:
             order = crops.key.argsort(stable=True)
             sources, crops = sources[order], crops.select(order)
             places = sources.view(*shape, 4)
-            quadrants = Quadrants(labels[places], places)
+            numbers = (order // len(indices)).view(*shape, 4)
+            quadrants = Quadrants(labels[places], places, numbers)
         images = self._source._renderer(sources, crops, self._recipe)
         images = images.view(*shape, *images.shape[1:])
         return Batch(images, labels[indices], indices, quadrants)
 
-    def _take(self, start: int, stop: int) -> ViewSpec:
+    def take(self, start: int, stop: int) -> ViewSpec:
         """Returns the crops ``[V * crops of a view, B]`` of these draws."""
         if self._spec is None or not self._begin <= start < stop <= self._end:
             crops = self._views * self._recipe.crops

@@ -1,5 +1,6 @@
 """Stateless operations: what the losses and views are made of."""
 
+from s3h_ext.ops.augment import Operation, augment_images
 from s3h_ext.ops.class_sums import class_sum_dots
 from s3h_ext.ops.patches import Patches
 from s3h_ext.ops.similarity import similarity_logsumexp
@@ -7,8 +8,10 @@ from s3h_ext.ops.view_boxes import ViewBoxes, sample_view_boxes
 from s3h_ext.ops.views import render_views
 
 __all__ = [
+    "Operation",
     "Patches",
     "ViewBoxes",
+    "augment_images",
     "class_sum_dots",
     "render_views",
     "sample_view_boxes",

@@ -1,0 +1,113 @@
+// Applies every operation, alone and in lists, to exact-size heap blocks of odd
+// shapes, in one stretch and in pieces by two threads, and checks that both
+// agree. Meant for the sanitizers (tools/sanitize.sh).
+#include "../cpu/augment.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <thread>
+#include <vector>
+
+namespace {
+
+using s3h::cpu::AugmentProblem;
+using s3h::cpu::kLargest;
+using s3h::cpu::Operation;
+using s3h::cpu::RangeFunction;
+using s3h::cpu::Threads;
+
+constexpr int64_t kImages = 3, kSteps = 3;
+
+template <typename T, typename Draw>
+std::unique_ptr<T[]> drawn(int64_t count, const Draw& draw) {
+  std::unique_ptr<T[]> to(new T[static_cast<size_t>(count)]);
+  for (int64_t i = 0; i < count; ++i) to[static_cast<size_t>(i)] = draw();
+  return to;
+}
+
+const Threads kAlone{1, [](int64_t begin, int64_t end,
+                           const RangeFunction& body) { body(begin, end); }};
+
+const Threads kTwo{2,
+                   [](int64_t begin, int64_t end, const RangeFunction& body) {
+                     const int64_t middle = begin + (end - begin) / 3;
+                     std::thread other([&] { body(begin, middle); });
+                     body(middle, end);
+                     other.join();
+                   }};
+
+void check(int64_t height, int64_t width, int64_t channels, bool far) {
+  std::mt19937 random(7);
+  const auto pick = [&random](int64_t low, int64_t high) {
+    return std::uniform_int_distribution<int64_t>(low, high)(random);
+  };
+  constexpr int64_t kinds = static_cast<int64_t>(Operation::kCount);
+  constexpr int64_t views = 40 * kinds;
+  const int64_t bytes = height * width * channels;
+  const int64_t reach = far ? kLargest : 2 * std::max(height, width);
+  const auto images = drawn<uint8_t>(
+      kImages * bytes, [&] { return static_cast<uint8_t>(pick(0, 255)); });
+  const auto operations =
+      drawn<int64_t>(views * kSteps, [&] { return pick(0, kinds - 1); });
+  const auto magnitudes = drawn<double>(views * kSteps, [&] {
+    const double whole = static_cast<double>(pick(-reach, reach));
+    return far ? whole : whole / 7;
+  });
+  for (int64_t i = 0; i < views * kSteps; ++i)
+    if (operations[static_cast<size_t>(i)] ==
+        static_cast<int64_t>(Operation::kPosterize))
+      magnitudes[static_cast<size_t>(i)] = static_cast<double>(i % 9);
+  const auto source =
+      drawn<int64_t>(views, [&] { return pick(0, kImages - 1); });
+  const auto corners =
+      drawn<int64_t>(2 * views, [&] { return pick(-reach, reach); });
+  const auto flips = drawn<bool>(views, [&] { return pick(0, 1) == 1; });
+  const auto holes =
+      drawn<int64_t>(4 * views, [&] { return pick(-reach, reach); });
+  for (const bool plain : {true, false}) {
+    const AugmentProblem problem{images.get(),
+                                 kImages,
+                                 height,
+                                 width,
+                                 channels,
+                                 views,
+                                 kSteps,
+                                 operations.get(),
+                                 magnitudes.get(),
+                                 source.get(),
+                                 plain ? nullptr : corners.get(),
+                                 plain ? nullptr : flips.get(),
+                                 plain ? nullptr : holes.get(),
+                                 128};
+    const auto whole = drawn<uint8_t>(views * bytes, [] { return uint8_t{1}; });
+    const auto parts = drawn<uint8_t>(views * bytes, [] { return uint8_t{2}; });
+    s3h::cpu::augment_images(problem, kAlone, whole.get());
+    s3h::cpu::augment_images(problem, kTwo, parts.get());
+    if (!std::equal(whole.get(), whole.get() + views * bytes, parts.get())) {
+      std::fprintf(stderr, "threads differ at %lld x %lld x %lld\n",
+                   static_cast<long long>(height),
+                   static_cast<long long>(width),
+                   static_cast<long long>(channels));
+      std::exit(1);
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  for (const int64_t channels : {1, 3})
+    for (const bool far : {false, true}) {
+      check(1, 1, channels, far);
+      check(2, 5, channels, far);
+      check(1, 9, channels, far);
+      check(7, 3, channels, far);
+      check(17, 12, channels, far);
+      check(0, 4, channels, far);
+    }
+  std::puts("augment: all shapes agree");
+  return 0;
+}

@@ -1,0 +1,137 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from s3h_ext.data.__main__ import main
+from s3h_ext.data.dataset import ImageSet, LongTailDataset
+from s3h_ext.data.resident import ResidentSource
+from s3h_ext.data.show import draw_views, view_figure
+from s3h_ext.data.streams import Stream
+
+STREAMS = {
+    "one": Stream(recipe="crop-flip", views=2),
+    "two": Stream(recipe="montage-2x2", follows="one"),
+}
+WHERE = {"images": 3, "seed": 0, "epoch": 1, "step": 7}
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    random = np.random.RandomState(0)
+    images = random.randint(0, 256, (40, 16, 16, 3)).astype(np.uint8)
+    split = ImageSet(images, random.permutation(np.repeat(np.arange(4), 10)))
+    names = ("ant", "bee", "a_very_long_name", "$x_1$")
+    return LongTailDataset("tiny", split, None, split, names, (0.5,) * 3, (0.2,) * 3)
+
+
+def rectangles(axes):
+    return [
+        [*reversed(patch.get_xy()), patch.get_height(), patch.get_width()]
+        for patch in axes.patches
+    ]
+
+
+def test_originals_have_their_boxes_and_montages_their_labels(dataset):
+    figure = view_figure(dataset, STREAMS, **WHERE)
+    source = ResidentSource(
+        dataset.train,
+        STREAMS,
+        num_classes=4,
+        mean=dataset.mean,
+        std=dataset.std,
+        batch_size=3,
+        epochs=2,
+        seed=0,
+    )
+    assert [text.get_text() for text in figure.texts] == [
+        "one: crop-flip",
+        "two: montage-2x2",
+    ]
+    # 40 images in 14 steps: the seventh has two images, so the next one is shown.
+    crops = source.crops(1, 8)
+    step = next(source.epoch(1, 8))
+    assert len(step["one"].labels) == 3
+    axes = iter(figure.axes)
+    for name, stream in STREAMS.items():
+        batch = step[name]
+        for row in range(3):
+            label = dataset.class_names[int(batch.labels[row])]
+            original = next(axes)
+            assert original.get_title(loc="left") == f"{'ABC'[row]}  {label}"
+            shown = original.images[0].get_array()
+            assert np.array_equal(shown, dataset.train.images[batch.indices[row]])
+            boxes = crops[name].box[:, row].double()
+            boxes[:, :2] -= 0.5
+            assert np.allclose(rectangles(original), boxes)
+            for view in range(stream.views):
+                picture = next(axes)
+                if batch.quadrants is None:
+                    mirrored = bool(crops[name].flip[view, row])
+                    assert picture.get_title(loc="left") == "mirrored" * mirrored
+                    continue
+                labels = [text.get_text() for text in picture.texts]
+                expected = [
+                    (int(index), dataset.class_names[int(name)])
+                    for index, name in zip(
+                        batch.quadrants.indices[view, row],
+                        batch.quadrants.labels[view, row],
+                        strict=True,
+                    )
+                ]
+                rows = batch.indices.tolist()
+                for text, (index, title) in zip(labels, expected, strict=True):
+                    letter, _, words = text.partition(" ")
+                    assert letter == "ABC"[rows.index(index)]
+                    assert title.startswith(words.rstrip("…"))
+    assert next(axes, None) is None
+
+
+def test_picture_is_a_png_of_the_views(dataset):
+    picture = draw_views(dataset, STREAMS, dpi=100, **WHERE)
+    image = Image.open(io.BytesIO(picture))
+    assert image.format == "PNG"
+    # Five columns and a gap, of 1.25 inches each.
+    assert image.size[0] == int(5.35 * 125)
+    assert draw_views(dataset, STREAMS, dpi=100, **WHERE) == picture
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [({"images": 0}, "images"), ({"step": 14}, "step"), ({"step": -1}, "step")],
+)
+def test_wrong_arguments(dataset, changes, name):
+    with pytest.raises(ValueError, match=f"{name}: expected"):
+        view_figure(dataset, STREAMS, **(WHERE | changes))
+
+
+def test_command(tmp_path, capsys):
+    out = tmp_path / "views.png"
+    arguments = ["show", "--preset", "digits-lt/hybrid-sc", "--out", str(out)]
+    assert main([*arguments, "--images", "2", "--seed", "1"]) == 0
+    assert "contrast, classifier of digits-lt" in capsys.readouterr().out
+    first = out.read_bytes()
+    recipes = ["--recipe", "autoaugment+cutout", "montage-2x2"]
+    assert main([*arguments, "--images", "2", *recipes]) == 0
+    assert "autoaugment+cutout, montage-2x2 of" in capsys.readouterr().out
+    assert out.read_bytes() != first
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--preset", "digits-lt/cee"], "preset"),
+        (["--recipe", "supcan"], "did you mean 'supcon'"),
+        (["--epochz", "3"], "epochz"),
+    ],
+)
+def test_command_says_what_is_wrong(tmp_path, capsys, options, message):
+    assert main(["show", "--out", str(tmp_path / "a.png"), *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_other_commands_take_no_training_options(capsys):
+    with pytest.raises(SystemExit):
+        main(["check", "cifar10", "--root", ".", "--seed", "1"])
+    assert "unrecognized arguments: --seed 1" in capsys.readouterr().err
