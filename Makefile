@@ -5,6 +5,7 @@
 #   make train [ARGS="--preset cifar100-lt/hybrid-psc --data.root DIR"]
 #   make test  [ARGS="-k similarity"]
 #   make lint | format | setup | build | cuda-compile | gpu-check | clean
+#   make check-all      .ci/run, and the CUDA sources for newer GPUs too
 #   make sanitize [ARGS="avx2"] | sanitize-quick | arm64-compile
 #   make fuzz  [FUZZ_SECONDS=600] [ARGS="archive options"]
 #
@@ -27,10 +28,10 @@ endif
 
 SETUP := tools/setup_venv.sh tools/requirements.py pyproject.toml constraints-dev.txt
 NATIVE := setup.py CMakeLists.txt $(shell find csrc cmake -type f 2>/dev/null)
-CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
+CXX_SOURCES = $(shell find csrc python_tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: train test setup build lint format sanitize sanitize-quick fuzz \
-	arm64-compile cuda-compile gpu-check clean
+	arm64-compile cuda-compile check-all gpu-check clean
 
 train: $(STAMPS)/build
 	$(BIN)/python -m s3h_ext.train $(ARGS)
@@ -72,6 +73,10 @@ arm64-compile:
 
 cuda-compile:
 	tools/cuda_compile.sh
+
+check-all:
+	.ci/run
+	CUDA_ARCHS="100 120" tools/cuda_compile.sh
 
 # GPU_PYTHON: an interpreter that already holds the requirements, its own PyTorch
 # among them, to be used in place of the virtual environment.

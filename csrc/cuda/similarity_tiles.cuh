@@ -123,26 +123,34 @@ struct Shared {
 template <typename Type, bool kOneChunk, typename Body>
 __device__ inline void for_each_tile(const ScoreArguments& a,
                                      const Shared<Type>& shared,
-                                     int64_t first_row, int tile_begin,
-                                     int tile_end, int last, const Body& body) {
+                                     int64_t first_row, int64_t tile_begin,
+                                     int64_t tile_end, int last,
+                                     const Body& body) {
   using T = Tile<Type>;
   const int chunks = kOneChunk ? 1 : a.chunks;
   const int stages = kOneChunk ? 2 : a.stages;
+  int64_t next_tile = tile_begin;
+  int next = 0;  // chunks of next_tile that were asked for
   const auto chunk_of = [&](int k) {
     const int chunk = last + 1 + k;
     return chunk < chunks ? chunk : chunk - chunks;
   };
-  // Starts the k-th chunk of a tile on its way.
-  const auto load = [&](int stage, int tile, int k) {
-    const int64_t first = static_cast<int64_t>(tile) * T::kColumns;
+  const auto load_next = [&](int stage) {
+    const int64_t first = next_tile * T::kColumns;
+    const int chunk = chunk_of(next);
     load_chunk<Type, T::kColumns>(
         shared.column_tiles + stage * Shared<Type>::kColumnChunk,
-        a.columns.matrix, first, chunk_of(k));
+        a.columns.matrix, first, chunk);
     if (chunks > 1)
       load_chunk<Type, T::kRows>(
           shared.row_tiles + stage * Shared<Type>::kRowChunk, a.rows.matrix,
-          first_row, chunk_of(k));
-    if (k == 0) load_vectors(shared.columns[tile & 1], a.columns, first);
+          first_row, chunk);
+    if (next == 0)
+      load_vectors(shared.columns[next_tile & 1], a.columns, first);
+    if (++next == chunks) {
+      next = 0;
+      ++next_tile;
+    }
     copies_commit();
   };
 
@@ -150,17 +158,17 @@ __device__ inline void for_each_tile(const ScoreArguments& a,
   if (chunks == 1)
     load_chunk<Type, T::kRows>(shared.row_tiles, a.rows.matrix, first_row, 0);
   copies_commit();
-  if (tile_begin < tile_end && stages == 2) load(0, tile_begin, 0);
+  if (tile_begin < tile_end && stages == 2) load_next(0);
 
   int stage = 0;
-  for (int tile = tile_begin; tile < tile_end; ++tile) {
+  for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
     typename T::Scores scores = {};
     const unsigned char* columns = nullptr;
     for (int k = 0; k < chunks; ++k) {
       if (stages == 1) {
         if (tile > tile_begin || k > 0)
           block_barrier();  // all are done with the last chunk
-        load(0, tile, k);
+        load_next(0);
       }
       copies_wait<0>();
       block_barrier();  // everyone's copies are there, the other stage is free
@@ -170,28 +178,24 @@ __device__ inline void for_each_tile(const ScoreArguments& a,
           (chunks == 1 ? 0 : stage) * Shared<Type>::kRowChunk;
       if (stages == 2) {
         stage ^= 1;
-        if (k + 1 < chunks)
-          load(stage, tile, k + 1);
-        else if (tile + 1 < tile_end)
-          load(stage, tile + 1, 0);
+        if (next_tile < tile_end) load_next(stage);
       }
       multiply_scores<Type>(scores, rows, columns,
                             chunk_elements(a.rows.matrix.depth, chunk_of(k)));
     }
-    body(scores, columns, shared.columns[tile & 1],
-         static_cast<int64_t>(tile) * T::kColumns);
+    body(scores, columns, shared.columns[tile & 1], tile * T::kColumns);
   }
 }
 
 // The block's share of the column tiles from `from` on: [begin, end).
 template <typename Type>
-__device__ inline void share_of_tiles(const ScoreArguments& a, int from,
-                                      int& begin, int& end) {
+__device__ inline void share_of_tiles(const ScoreArguments& a, int64_t from,
+                                      int64_t& begin, int64_t& end) {
   constexpr int kColumns = Tile<Type>::kColumns;
   const int64_t count =
       (a.columns.matrix.count + kColumns - 1) / kColumns - from;
-  begin = from + static_cast<int>(count * block_y() / grid_y());
-  end = from + static_cast<int>(count * (block_y() + 1) / grid_y());
+  begin = from + count * block_y() / grid_y();
+  end = from + count * (block_y() + 1) / grid_y();
 }
 
 // Where accumulator (f, h) of this thread lies: row of the block's rows.
@@ -296,7 +300,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       sum[f][h] = 0.f;
     }
 
-  int begin, end;
+  int64_t begin, end;
   share_of_tiles<Type>(a, 0, begin, end);
   for_each_tile<Type, false>(
       a, shared, first_row, begin, end, a.chunks - 1,
@@ -361,9 +365,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t first_row = static_cast<int64_t>(block_x()) * T::kRows;
   float row_sums[T::kRowFragments][2] = {};
 
-  int begin, end;
-  share_of_tiles<Type>(a, static_cast<int>(first_row / T::kColumns), begin,
-                       end);
+  int64_t begin, end;
+  share_of_tiles<Type>(a, first_row / T::kColumns, begin, end);
   for_each_tile<Type, false>(
       a, shared, first_row, begin, end, a.chunks - 1,
       [&](typename T::Scores& x, const unsigned char*,
@@ -572,7 +575,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   [[maybe_unused]] RowScales<Type> scales;
   if constexpr (Type::kNarrow) scales.reset();
 
-  int begin, end;
+  int64_t begin, end;
   share_of_tiles<Type>(a, 0, begin, end);
   for_each_tile<Type, kOneChunk>(
       a, shared, first_row, begin, end, chunk,

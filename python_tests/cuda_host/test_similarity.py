@@ -261,7 +261,7 @@ SANITIZED = {
     "everything-bf16": (torch.bfloat16, 20, 70, 24, "bias own self", {}),
     "everything-fp32": (torch.float32, 20, 40, 9, "bias own self", {}),
     "narrow-fp16": (torch.float16, 20, 70, 24, "", {}),
-    "triangle-bf16": (torch.bfloat16, 70, None, 16, "", {"assume_normalized": True}),
+    "triangle-bf16": (torch.bfloat16, 150, None, 16, "", {"assume_normalized": True}),
     "splits-bf16": (torch.bfloat16, 9, 300, 16, "", {"multiprocessors": 2}),
     "chunks-one-stage": (torch.bfloat16, 9, 70, 131, "", {"shared_limit": 99 * 1024}),
     "chunks-two-stages": (torch.bfloat16, 9, 70, 136, "", {}),
