@@ -2,6 +2,7 @@
 # tests link the same objects. The files named after an instruction set hold one
 # body each, compiled with that set's flags and chosen at run time.
 set(S3H_TILE_SOURCES csrc/cpu/similarity_tiles_baseline.cpp)
+set(S3H_PROTOTYPE_SOURCES csrc/cpu/prototype_rows_baseline.cpp)
 set(S3H_CPU_LEVELS "baseline")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(S3H_FLAGS_AVX2 -mavx2 -mfma)
@@ -16,13 +17,22 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
       COMPILE_OPTIONS "${S3H_FLAGS_${level}}")
     string(APPEND S3H_CPU_LEVELS ", ${name}")
   endforeach()
+  foreach(level AVX2 AVX512)
+    string(TOLOWER ${level} name)
+    set(source csrc/cpu/prototype_rows_${name}.cpp)
+    list(APPEND S3H_PROTOTYPE_SOURCES ${source})
+    set_source_files_properties(${source} PROPERTIES
+      COMPILE_OPTIONS "${S3H_FLAGS_${level}}")
+  endforeach()
 endif()
 
 add_library(s3h_kernels STATIC
   csrc/cpu/class_sums.cpp
   csrc/cpu/dispatch.cpp
+  csrc/cpu/prototypes.cpp
   csrc/cpu/similarity_rows.cpp
   csrc/cpu/similarity_tiled.cpp
+  ${S3H_PROTOTYPE_SOURCES}
   ${S3H_TILE_SOURCES})
 if(S3H_CPU_LEVELS MATCHES ",")
   target_compile_definitions(s3h_kernels PRIVATE S3H_X86_LEVELS)

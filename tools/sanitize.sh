@@ -10,9 +10,10 @@ for sanitizer in address,undefined thread; do
   build="build/sanitize-$(echo "$sanitizer" | tr , -)"
   cmake -G Ninja -S . -B "$build" -DS3H_SANITIZE="$sanitizer" \
     -DCMAKE_BUILD_TYPE=Sanitize -DCMAKE_CXX_FLAGS="-O1 -g1" >/dev/null
-  cmake --build "$build" --target similarity_test
+  cmake --build "$build" --target similarity_test prototypes_test
   for level in $levels; do
     echo "-- $sanitizer, $level"
     S3H_CPU_LEVEL="$level" "$build/similarity_test"
+    S3H_CPU_LEVEL="$level" "$build/prototypes_test"
   done
 done
