@@ -126,18 +126,18 @@ def quantizer_step(
 ) -> Callable[[], object] | None:
     """One training step of vector-quantize-pytorch; None where it is not there."""
     try:
-        from vector_quantize_pytorch.vector_quantize_pytorch import EuclideanCodebook
-    except ImportError:
+        from vector_quantize_pytorch.vector_quantize_pytorch import Codebook
+    except ImportError as error:
+        print(f"  vector-quantize-pytorch: not run: {error}")
         return None
-    book = EuclideanCodebook(
+    book = Codebook(
         depth,
         rows,
         num_codebooks=classes,
         decay=MOMENTUM,
         threshold_ema_dead_code=1,
-        learnable_codebook=False,
     ).train()
-    features = torch.randn(classes, samples // classes, depth)
+    features = torch.randn(classes, 1, samples // classes, depth)
     return lambda: book(features)
 
 

@@ -134,8 +134,10 @@ def draw_examples(figure: Figure, found: Subclasses, names: Sequence[str]) -> No
     for label in found.classes.tolist():
         own = found.rows(label)
         for row in range(own.start, own.stop):
-            for axes, image in zip(grid[number], found.images[number], strict=True):
+            for axes in grid[number]:
                 axes.axis("off")
+            there = found.images[number][: int(found.sizes[-1, row])]
+            for axes, image in zip(grid[number], there, strict=False):
                 axes.imshow(
                     image.squeeze(-1) if image.shape[-1] == 1 else image,
                     cmap="gray",
@@ -145,7 +147,8 @@ def draw_examples(figure: Figure, found: Subclasses, names: Sequence[str]) -> No
             grid[number, 0].text(
                 -0.15,
                 0.5,
-                f"{names[label]} {row - own.start + 1}\n{found.sizes[-1, row]:.0f}",
+                f"{names[label][:14]}, no. {row - own.start + 1}\n"
+                f"{found.sizes[-1, row]:.0f} images",
                 transform=grid[number, 0].transAxes,
                 ha="right",
                 va="center",
