@@ -1,8 +1,8 @@
 # The kernels without torch, as a static library: the op library and the native
 # tests link the same objects. The files named after an instruction set hold one
 # body each, compiled with that set's flags and chosen at run time.
-set(S3H_LEVEL_SOURCES csrc/cpu/similarity_tiles_baseline.cpp
-    csrc/cpu/views_rows_baseline.cpp)
+set(S3H_LEVEL_SOURCES csrc/cpu/prototype_rows_baseline.cpp
+    csrc/cpu/similarity_tiles_baseline.cpp csrc/cpu/views_rows_baseline.cpp)
 set(S3H_CPU_LEVELS "baseline")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(S3H_FLAGS_AVX2 -mavx2 -mfma)
@@ -14,9 +14,10 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   foreach(level ${S3H_LEVELS})
     string(TOLOWER ${level} name)
     set(sources csrc/cpu/similarity_tiles_${name}.cpp)
-    # Rendering has no use for products of bfloat16.
+    # Only similarities have a use for products of bfloat16.
     if(NOT level STREQUAL AVX512_BF16)
-      list(APPEND sources csrc/cpu/views_rows_${name}.cpp)
+      list(APPEND sources csrc/cpu/prototype_rows_${name}.cpp
+           csrc/cpu/views_rows_${name}.cpp)
     endif()
     list(APPEND S3H_LEVEL_SOURCES ${sources})
     set_source_files_properties(${sources} PROPERTIES
@@ -30,6 +31,7 @@ add_library(s3h_kernels STATIC
   csrc/cpu/augment_geometry.cpp
   csrc/cpu/class_sums.cpp
   csrc/cpu/dispatch.cpp
+  csrc/cpu/prototypes.cpp
   csrc/cpu/similarity_backward.cpp
   csrc/cpu/similarity_blocks.cpp
   csrc/cpu/similarity_forward.cpp

@@ -9,7 +9,7 @@ from s3h_ext.data import ImageSet, LongTailDataset
 from s3h_ext.training.options import parse_options, preset_names
 from s3h_ext.training.trainer import Trainer
 
-CLASSES = {"digits-lt": 10, "cifar10-lt": 10, "cifar100-lt": 100}
+CLASSES = {"digits-lt": 10, "cifar10-lt": 10, "cifar100-lt": 100, "octmnist-lt": 4}
 # The factor changes the data alone, which are made up here.
 PRESETS = [name for name in preset_names() if "-if" not in name]
 
@@ -17,10 +17,13 @@ PRESETS = [name for name in preset_names() if "-if" not in name]
 def small(name, classes):
     rng = np.random.default_rng(0)
     labels = np.concatenate((np.arange(classes), np.zeros(20, np.int64)))
-    images = rng.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
+    shape = (28, 28, 1) if name == "octmnist-lt" else (32, 32, 3)
+    images = rng.integers(0, 256, (len(labels), *shape), dtype=np.uint8)
     split = ImageSet(images, labels)
     names = tuple(map(str, range(classes)))
-    return LongTailDataset(name, split, None, split, names, (0.5,) * 3, (0.25,) * 3)
+    return LongTailDataset(
+        name, split, None, split, names, (0.5,) * shape[2], (0.25,) * shape[2]
+    )
 
 
 @pytest.mark.parametrize("preset", PRESETS)

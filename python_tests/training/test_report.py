@@ -20,6 +20,9 @@ from s3h_ext.training.metrics import evaluate_predictions
 from s3h_ext.training.options import parse_options
 from s3h_ext.training.report import write_report
 from s3h_ext.training.results import read_results, write_evaluation
+from s3h_ext.training.subclasses import FIGURES as SUBCLASS_FIGURES
+from s3h_ext.training.subclasses import FILE as SUBCLASS_FILE
+from s3h_ext.training.subclasses import read_subclasses
 from s3h_ext.training.trainer import Trainer
 
 QUICK = (
@@ -323,3 +326,35 @@ def test_damaged_folders_are_named(tmp_path, capsys, file, content, message):
     assert main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_sub_classes_have_their_part(tmp_path):
+    config, record, _ = parse_options(
+        "--preset digits-lt/cws --model.backbone resnet20 --epochs 2 --device cpu "
+        "--precision fp32 --method.split_from 0.5".split()
+    )
+    trainer = Trainer(config, record, tmp_path)
+    trainer.fit()
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>Sub-classes</h2>" in page
+    found = read_subclasses(tmp_path)
+    # 144, 103, 74 and 53 images: four rows each, as the preset's limit says.
+    assert found.classes.tolist() == [0, 1, 2, 3]
+    assert [found.sizes[-1, found.rows(c)].sum() for c in range(4)] == [
+        144,
+        103,
+        74,
+        53,
+    ]
+    assert found.images.shape == (16, 10, 32, 32, 3)
+    assert found.moments.tolist() == [0.5, 1.0]
+    for name in SUBCLASS_FIGURES:
+        with Image.open(tmp_path / name) as picture:
+            assert len(picture.convert("RGB").getcolors(1 << 24)) > 50
+    (tmp_path / SUBCLASS_FILE).write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(ValueError, match=r"subclasses\.npz: BadZipFile"):
+        write_report(tmp_path)
+
+
+def test_runs_without_sub_classes_have_no_such_part(trained):
+    assert "Sub-classes" not in (trained.output / "report.html").read_text()

@@ -78,10 +78,20 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path):
     )
 
 
-def test_resume_gives_the_bits_of_the_run_that_was_not_stopped(tmp_path, monkeypatch):
-    whole, whole_summary = train(tmp_path / "whole", "--epochs", "4")
+CWS = (
+    "--method ClasswiseSplitting --method.inner Baseline "
+    "--method.inner.weight_beta 0.9999 --method.split_from 0.2 --method.momentum 0.9"
+).split()
 
-    config, record, _ = parse_options([*QUICK, "--epochs", "4"])
+
+@pytest.mark.parametrize("method", [[], CWS], ids=["ce", "cws"])
+def test_resume_gives_the_bits_of_the_run_that_was_not_stopped(
+    tmp_path, monkeypatch, method
+):
+    arguments = ["--epochs", "4", *method]
+    whole, whole_summary = train(tmp_path / "whole", *arguments)
+
+    config, record, _ = parse_options([*QUICK, *arguments])
     stopped = Trainer(config, record, tmp_path / "parts")
     evaluate = stopped._evaluate_epoch
 
@@ -93,7 +103,7 @@ def test_resume_gives_the_bits_of_the_run_that_was_not_stopped(tmp_path, monkeyp
     monkeypatch.setattr(stopped, "_evaluate_epoch", stop_in_the_third_epoch)
     with pytest.raises(KeyboardInterrupt):
         stopped.fit()
-    resumed, summary = train(tmp_path / "parts", "--epochs", "4", resume=True)
+    resumed, summary = train(tmp_path / "parts", *arguments, resume=True)
     assert_same_bits(resumed.method.state_dict(), whole.method.state_dict())
     assert summary["top1"] == whole_summary["top1"]
     strip = ["epoch", "loss", "test_top1"]
@@ -122,7 +132,9 @@ def final_weights(folder):
 
 def assert_same_bits(weights, expected):
     for name, value in expected.items():
-        assert torch.equal(value, weights[name]), name
+        torch.testing.assert_close(
+            weights[name], value, rtol=0, atol=0, equal_nan=True, msg=name
+        )
 
 
 def start(folder, *arguments):

@@ -12,12 +12,18 @@ from numpy.typing import NDArray
 
 from s3h_ext.data.archives import Archive, read_archive
 from s3h_ext.data.digits import read_digits
-from s3h_ext.data.longtail import class_profile, hold_out, pick_subset
+from s3h_ext.data.longtail import class_profile, hold_out, pick_subset, sorted_profile
+from s3h_ext.data.npz import read_octmnist
 
 __all__ = ["DATASETS", "ImageSet", "LongTailDataset", "load_dataset"]
 
 #: Name -> default imbalance factor.
-DATASETS = {"digits-lt": 20.0, "cifar10-lt": 100.0, "cifar100-lt": 100.0}
+DATASETS = {
+    "digits-lt": 20.0,
+    "cifar10-lt": 100.0,
+    "cifar100-lt": 100.0,
+    "octmnist-lt": 100.0,
+}
 
 # Both CIFARs are normalised by CIFAR-10's statistics, as every published baseline does.
 _CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
@@ -101,6 +107,7 @@ def load_dataset(
     *,
     root: str | Path | None = None,
     imbalance: float | None = None,
+    size: int | None = None,
     profile: str = "exp",
     val_fraction: float = 0.0,
     seed: int = 0,
@@ -111,11 +118,14 @@ def load_dataset(
     does not depend on ``seed``; ``seed`` chooses the validation part alone.
 
     Args:
-        name: ``"digits-lt"`` (built in), ``"cifar10-lt"`` or ``"cifar100-lt"``.
-        root: Where the unpacked CIFAR folder is; if ``None``, the environment variable
-            ``S3H_DATA_ROOT``. Not used for the digits.
+        name: ``"digits-lt"`` (built in), ``"cifar10-lt"``, ``"cifar100-lt"`` or
+            ``"octmnist-lt"``.
+        root: Where the unpacked CIFAR folder or ``octmnist.npz`` is; if ``None``, the
+            environment variable ``S3H_DATA_ROOT``. Not used for the digits.
         imbalance: Largest over smallest class; ``None`` for the data set's default (20
-            for the digits, 100 for CIFAR).
+            for the digits, 100 for the others).
+        size: Side of OCTMNIST's images: 28 (``None``), 64, 128 or 224; ``None`` for the
+            others, which come in one size.
         profile: ``"exp"`` or ``"step"``.
         val_fraction: Share of each training class to hold out, in [0, 1).
         seed: Of the hold-out.
@@ -139,18 +149,21 @@ def load_dataset(
             f"name: expected one of {', '.join(DATASETS)}, got {name!r}; "
             f"did you mean {near!r}?"
         )
-    whole = _read(name, root)
+    if size is not None and name != "octmnist-lt":
+        raise ValueError(f"size: {name} comes in one size; expected None, got {size}")
+    whole = _read(name, root, size)
     num_classes = len(whole.class_names)
     available = np.bincount(whole.train_labels, minlength=num_classes)
     # The digits' classes differ in size by chance, so the smallest one sets the scale;
     # elsewhere it is the largest, so that an archive cut to a long tail serves as well.
     largest = available.min() if name == "digits-lt" else available.max()
-    counts = class_profile(
-        num_classes,
-        largest=int(largest),
-        imbalance=DATASETS[name] if imbalance is None else imbalance,
-        profile=profile,
-    )
+    imbalance = DATASETS[name] if imbalance is None else imbalance
+    if name == "octmnist-lt":
+        counts = sorted_profile(available, imbalance=imbalance, profile=profile)
+    else:
+        counts = class_profile(
+            num_classes, largest=int(largest), imbalance=imbalance, profile=profile
+        )
     train = ImageSet(whole.train_images, whole.train_labels).subset(
         pick_subset(whole.train_labels, counts)
     )
@@ -159,7 +172,9 @@ def load_dataset(
         kept, held = hold_out(train.labels, fraction=val_fraction, seed=seed)
         train, val = train.subset(kept), train.subset(held)
     mean, std = (
-        _statistics(train.images) if name == "digits-lt" else (_CIFAR_MEAN, _CIFAR_STD)
+        (_CIFAR_MEAN, _CIFAR_STD)
+        if name.startswith("cifar")
+        else _statistics(train.images)
     )
     return LongTailDataset(
         name=name,
@@ -172,7 +187,7 @@ def load_dataset(
     )
 
 
-def _read(name: str, root: str | Path | None) -> Archive:
+def _read(name: str, root: str | Path | None, size: int | None) -> Archive:
     if name == "digits-lt":
         return read_digits()
     root = root or os.environ.get("S3H_DATA_ROOT")
@@ -181,14 +196,24 @@ def _read(name: str, root: str | Path | None) -> Archive:
             f"root: expected the folder that holds the unpacked files of {name}, got "
             "None, and the environment variable S3H_DATA_ROOT is not set"
         )
+    if name == "octmnist-lt":
+        return read_octmnist(root, size)
     return read_archive(name.removesuffix("-lt"), root)
 
 
 def _statistics(
     images: NDArray[np.uint8],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    # Four decimals, as published constants have: stable against summation order.
-    pixels = images.reshape(-1, images.shape[-1]) / 255.0
-    mean = tuple(round(float(value), 4) for value in pixels.mean(axis=0))
-    std = tuple(round(float(value), 4) for value in pixels.std(axis=0))
-    return mean, std
+    # From a histogram, for the pixels as float64 would be eight times the images. Four
+    # decimals, as published constants have: stable against summation order.
+    values = np.arange(256) / 255.0
+    means, stds = [], []
+    for channel in range(images.shape[-1]):
+        counts = np.zeros(256, np.int64)
+        for part in np.array_split(images[..., channel], -(-len(images) // 1024)):
+            counts += np.bincount(part.ravel(), minlength=256)
+        mean = float(counts @ values / counts.sum())
+        variance = float(counts @ (values - mean) ** 2 / counts.sum())
+        means.append(round(mean, 4))
+        stds.append(round(variance**0.5, 4))
+    return tuple(means), tuple(stds)

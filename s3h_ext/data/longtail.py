@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PROFILES", "class_profile", "hold_out", "pick_subset"]
+__all__ = ["PROFILES", "class_profile", "hold_out", "pick_subset", "sorted_profile"]
 
 PROFILES = ("exp", "step")
 
@@ -66,6 +66,44 @@ def class_profile(
             f"when the largest class has {largest}"
         )
     return np.asarray(counts, np.int64)
+
+
+def sorted_profile(
+    available: NDArray[np.int64], *, imbalance: float, profile: str = "exp"
+) -> NDArray[np.int64]:
+    """Returns how many images each class keeps where classes differ in size by nature.
+
+    The profile runs over the classes from the largest to the smallest, and a class that
+    has fewer images than its place asks for keeps all of them.
+
+    Args:
+        available: Images of each class, int64 ``[C]``.
+        imbalance: Largest class over the profile's smallest, finite and at least 1.
+        profile: ``"exp"`` or ``"step"``.
+
+    Returns:
+        int64 ``[C]``, in the classes' own order.
+
+    Raises:
+        ValueError: an argument is out of range, or a class would keep no image.
+
+    Example:
+        >>> available = np.array([33484, 10213, 7754, 46026])
+        >>> sorted_profile(available, imbalance=100).tolist()
+        [9916, 2136, 460, 46026]
+    """
+    order = np.argsort(-available, kind="stable")
+    counts = np.empty_like(available)
+    counts[order] = class_profile(
+        len(available),
+        largest=int(available.max()),
+        imbalance=imbalance,
+        profile=profile,
+    )
+    counts = np.minimum(counts, available)
+    if counts.min() < 1:
+        raise ValueError(f"available: class {int(counts.argmin())} has no image")
+    return counts
 
 
 def pick_subset(

@@ -12,9 +12,16 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s3h_ext.data.archives import ArchiveError
+from s3h_ext.data.archives import Archive, ArchiveError
+from s3h_ext.data.sources import find_source
 
-__all__ = ["OCT_CLASSES", "SPLITS", "NpzSplit", "read_octmnist_split"]
+__all__ = [
+    "OCT_CLASSES",
+    "SPLITS",
+    "NpzSplit",
+    "read_octmnist",
+    "read_octmnist_split",
+]
 
 OCT_CLASSES = (
     "choroidal neovascularization",
@@ -41,6 +48,45 @@ class NpzSplit:
     labels: NDArray[np.int64]
     mean: float
     std: float
+
+
+def read_octmnist(root: str | Path, size: int | None = None) -> Archive:
+    """Reads the images of an OCTMNIST file, one byte a pixel.
+
+    The official validation split is not read: what is held out is cut from the
+    long-tailed training images, so that it is as long-tailed as they are.
+
+    Args:
+        root: Folder of the ``.npz`` file.
+        size: Side of the images: 28 (``None``), 64, 128 or 224.
+
+    Returns:
+        Training and test images ``[N, size, size, 1]``.
+
+    Raises:
+        ValueError: there is no such size.
+        FileNotFoundError: there is no such file.
+        ArchiveError: see :func:`read_octmnist_split`.
+    """
+    source = find_source("octmnist", size)
+    path = Path(root) / source.file
+    side = size or 28
+    splits = []
+    for split in ("train", "test"):
+        labels = read_octmnist_split(path, split, size=side).labels
+        # All of it was read and checked above; this is the same again, kept.
+        images = np.empty((len(labels), side, side, 1), np.uint8)
+        with (
+            zipfile.ZipFile(path) as archive,
+            _array(path, archive, f"{split}_images") as (file, _),
+        ):
+            for start in range(0, len(labels), _BLOCK):
+                part = images[start : start + _BLOCK]
+                content = _exactly(file, part.size)
+                part[...] = np.frombuffer(content, np.uint8).reshape(part.shape)
+        splits.append((images, labels))
+    (train_images, train_labels), (test_images, test_labels) = splits
+    return Archive(train_images, train_labels, test_images, test_labels, OCT_CLASSES)
 
 
 def read_octmnist_split(path: Path, split: str, *, size: int) -> NpzSplit:

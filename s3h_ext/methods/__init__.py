@@ -2,12 +2,14 @@
 
 from s3h_ext.methods.base import Method
 from s3h_ext.methods.baseline import Baseline
+from s3h_ext.methods.classwise_splitting import ClasswiseSplitting
 from s3h_ext.methods.hybrid import Hybrid
 from s3h_ext.methods.second_stage import ClassifierRetraining, TauNormalization
 
 __all__ = [
     "Baseline",
     "ClassifierRetraining",
+    "ClasswiseSplitting",
     "Hybrid",
     "Method",
     "TauNormalization",

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor, nn
 
 from s3h_ext.data import Batch, LongTailDataset, Stream
+from s3h_ext.losses.classification import Counts
 from s3h_ext.models import ImageClassifier
+
+#: Features ``[B, D]`` and labels ``[B]`` -> the classification loss, a scalar.
+Classify = Callable[[Tensor, Tensor], Tensor]
 
 
 class Method(nn.Module, ABC):
@@ -67,3 +72,58 @@ class Method(nn.Module, ABC):
         """Return logits ``[B, num_classes]`` of normalised images ``[B, C, H, W]``."""
         logits: Tensor = self.model(images)
         return logits
+
+    def analysis(self, train: Iterable[Batch]) -> dict[str, np.ndarray[Any, Any]]:
+        """Return arrays for the method's own part of the report, none if it has none.
+
+        Args:
+            train: the training images in their order, not augmented.
+        """
+        return {}
+
+
+class ClassificationLoss(nn.Module, ABC):
+    """The loss of a classifier's logits, for classes with certain training counts."""
+
+    @abstractmethod
+    def forward(self, logits: Tensor, labels: Tensor, progress: float) -> Tensor:
+        """Return the mean loss of ``logits [B, C]`` and ``labels [B]``."""
+
+
+class ClassifierMethod(Method):
+    """A method that trains its classifier with one loss, which a wrapper may replace.
+
+    A wrapper calls :meth:`terms` with a loss of its own on the classifier's features,
+    and makes the method's loss for other classes by :meth:`classification_loss`.
+    """
+
+    classification: ClassificationLoss
+
+    def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:
+        super().build(model, dataset)
+        self.classification = self.classification_loss(dataset.class_counts)
+
+    @abstractmethod
+    def classification_loss(self, counts: Counts) -> ClassificationLoss:
+        """Return the method's loss for classes with ``counts`` training images.
+
+        It holds no trained weights and nothing that a checkpoint needs. Called after
+        the network was taken over.
+        """
+
+    @abstractmethod
+    def terms(
+        self, batch: Mapping[str, Batch], progress: float, classify: Classify
+    ) -> dict[str, Tensor]:
+        """Return what :meth:`loss` does, with ``classify`` as classification loss.
+
+        ``classify`` is called once, with the features of the classifier's batch.
+        """
+
+    def loss(self, batch: Mapping[str, Batch], progress: float) -> dict[str, Tensor]:
+        def classify(features: Tensor, labels: Tensor) -> Tensor:
+            logits = self.model.classifier(features)
+            loss: Tensor = self.classification(logits, labels, progress)
+            return loss
+
+        return self.terms(batch, progress, classify)

@@ -11,18 +11,62 @@ from torch import Tensor
 
 from s3h_ext.data import Batch, LongTailDataset, Stream
 from s3h_ext.losses.classification import (
+    Counts,
     FocalLoss,
     LDAMLoss,
     LogitAdjustedLoss,
     effective_number_weights,
 )
-from s3h_ext.methods.base import Method
+from s3h_ext.methods.base import ClassificationLoss, ClassifierMethod, Classify
 from s3h_ext.models import CosineClassifier, ImageClassifier
 
 LossName = Literal["cross-entropy", "logit-adjusted", "focal", "ldam"]
 
 
-class Baseline(Method):
+class BaselineLoss(ClassificationLoss):
+    """The loss of :class:`Baseline` for given class counts; its options are there."""
+
+    class_weights: Tensor | None  # [C]
+
+    def __init__(
+        self,
+        loss: LossName,
+        counts: Counts,
+        *,
+        tau: float,
+        gamma: float,
+        max_margin: float,
+        scale: float,
+        weight_beta: float,
+        reweight_from: float,
+    ) -> None:
+        super().__init__()
+        self.loss_name, self.reweight_from = loss, reweight_from
+        if loss == "logit-adjusted":
+            self.criterion: torch.nn.Module = LogitAdjustedLoss(counts, tau)
+        elif loss == "focal":
+            self.criterion = FocalLoss(gamma)
+        elif loss == "ldam":
+            self.criterion = LDAMLoss(counts, max_margin, scale)
+        self.register_buffer(
+            "class_weights",
+            effective_number_weights(counts, weight_beta) if weight_beta else None,
+            persistent=False,
+        )
+
+    def forward(self, logits: Tensor, labels: Tensor, progress: float) -> Tensor:
+        weights = self.class_weights if progress >= self.reweight_from else None
+        if self.loss_name == "cross-entropy":
+            return F.cross_entropy(logits.float(), labels, weight=weights)
+        loss: Tensor
+        if self.loss_name == "logit-adjusted":
+            loss = self.criterion(logits, labels)
+        else:
+            loss = self.criterion(logits, labels, weights)
+        return loss
+
+
+class Baseline(ClassifierMethod):
     """One batch, one network, one classification loss.
 
     Covers cross-entropy, balanced softmax / logit adjustment, focal and LDAM, each with
@@ -41,8 +85,6 @@ class Baseline(Method):
         reweight_from: share of the training after which the weights are used. 0: from
             the start; 0.8: deferred re-weighting from epoch 160 of 200.
     """
-
-    class_weights: Tensor | None  # [C]
 
     def __init__(
         self,
@@ -92,35 +134,30 @@ class Baseline(Method):
         return {"train": Stream(sampler=self.sampler, recipe=self.recipe)}
 
     def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:
+        classifier = model.classifier
+        if self.loss_name == "ldam" and not isinstance(classifier, CosineClassifier):
+            raise ValueError(
+                "loss: 'ldam' needs --model.classifier cosine, got "
+                f"{type(classifier).__name__}"
+            )
+        self.scale = classifier.scale if isinstance(classifier, CosineClassifier) else 1
         super().build(model, dataset)
-        counts = dataset.class_counts
-        if self.loss_name == "logit-adjusted":
-            self.criterion: torch.nn.Module = LogitAdjustedLoss(counts, self.tau)
-        elif self.loss_name == "focal":
-            self.criterion = FocalLoss(self.gamma)
-        elif self.loss_name == "ldam":
-            if not isinstance(model.classifier, CosineClassifier):
-                raise ValueError(
-                    "loss: 'ldam' needs --model.classifier cosine, got "
-                    f"{type(model.classifier).__name__}"
-                )
-            self.criterion = LDAMLoss(counts, self.max_margin, model.classifier.scale)
-        self.register_buffer(
-            "class_weights",
-            effective_number_weights(counts, self.weight_beta)
-            if self.weight_beta
-            else None,
-            persistent=False,
+
+    def classification_loss(self, counts: Counts) -> BaselineLoss:
+        return BaselineLoss(
+            self.loss_name,
+            counts,
+            tau=self.tau,
+            gamma=self.gamma,
+            max_margin=self.max_margin,
+            scale=self.scale,
+            weight_beta=self.weight_beta,
+            reweight_from=self.reweight_from,
         )
 
-    def loss(self, batch: Mapping[str, Batch], progress: float) -> dict[str, Tensor]:
+    def terms(
+        self, batch: Mapping[str, Batch], progress: float, classify: Classify
+    ) -> dict[str, Tensor]:
         train = batch["train"]
-        logits = self.model(train.images.flatten(0, 1))
-        weights = self.class_weights if progress >= self.reweight_from else None
-        if self.loss_name == "cross-entropy":
-            loss = F.cross_entropy(logits.float(), train.labels, weight=weights)
-        elif self.loss_name == "logit-adjusted":
-            loss = self.criterion(logits, train.labels)
-        else:
-            loss = self.criterion(logits, train.labels, weights)
-        return {"loss": loss}
+        features = self.model.backbone(train.images.flatten(0, 1))
+        return {"loss": classify(features, train.labels)}

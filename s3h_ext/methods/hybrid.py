@@ -12,14 +12,22 @@ from torch import Tensor, nn
 
 from s3h_ext.data import Batch, LongTailDataset, Stream
 from s3h_ext.losses import PrototypicalSupConLoss, SupConLoss
-from s3h_ext.methods.base import Method
+from s3h_ext.losses.classification import Counts
+from s3h_ext.methods.base import ClassificationLoss, ClassifierMethod, Classify
 from s3h_ext.models import ImageClassifier, MLPHead
 
 ContrastName = Literal["supcon", "prototypical"]
 DecayName = Literal["parabolic", "linear"]
 
 
-class Hybrid(Method):
+class CrossEntropy(ClassificationLoss):
+    """Softmax cross-entropy: the classes' counts do not matter."""
+
+    def forward(self, logits: Tensor, labels: Tensor, progress: float) -> Tensor:
+        return F.cross_entropy(logits.float(), labels)
+
+
+class Hybrid(ClassifierMethod):
     r"""A contrastive branch and a classifier branch on one backbone.
 
     .. math:: L = \alpha L_{contrast} + (1 - \alpha) L_{CE},
@@ -128,7 +136,12 @@ class Hybrid(Method):
         """Return the weight of the contrastive term at ``progress`` in [0, 1]."""
         return 1.0 - (progress if self.decay == "linear" else progress**2)
 
-    def loss(self, batch: Mapping[str, Batch], progress: float) -> dict[str, Tensor]:
+    def classification_loss(self, counts: Counts) -> CrossEntropy:
+        return CrossEntropy()
+
+    def terms(
+        self, batch: Mapping[str, Batch], progress: float, classify: Classify
+    ) -> dict[str, Tensor]:
         contrast, classifier = batch["contrast"], batch["classifier"]
         # One pass over both batches: one launch per layer instead of two, and batch
         # norm tracks the mixture that the two branches train on.
@@ -145,8 +158,7 @@ class Hybrid(Method):
             contrastive = self.criterion(
                 embeddings, labels, F.normalize(self.prototypes.float(), dim=-1)
             )
-        logits = self.model.classifier(features[split:])
-        cross_entropy = F.cross_entropy(logits.float(), classifier.labels)
+        cross_entropy = classify(features[split:], classifier.labels)
         alpha = self.alpha(progress)
         return {
             "loss": alpha * contrastive + (1.0 - alpha) * cross_entropy,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from s3h_ext.data import Batch, LongTailDataset, Stream
 from s3h_ext.methods.base import Method
-from s3h_ext.models import CosineClassifier, ImageClassifier
+from s3h_ext.models import GroupedClassifier, ImageClassifier, LinearClassifier
 
 Stage = TypeVar("Stage", bound="SecondStage")
 
@@ -65,6 +65,7 @@ class ClassifierRetraining(SecondStage):
 
     def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:
         super().build(model, dataset)
+        assert not isinstance(model.classifier, GroupedClassifier)  # that is CWS's
         model.classifier.reset_parameters()
 
 
@@ -96,7 +97,7 @@ class TauNormalization(SecondStage):
     def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:
         super().build(model, dataset)
         classifier = model.classifier
-        if isinstance(classifier, CosineClassifier):
+        if not isinstance(classifier, LinearClassifier):
             raise ValueError(
                 "method: TauNormalization needs a linear classifier; a cosine one has "
                 "unit weights already"

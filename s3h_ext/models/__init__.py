@@ -6,7 +6,13 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from s3h_ext.models.heads import CosineClassifier, LinearClassifier, MLPHead
+from s3h_ext.models.heads import (
+    CosineClassifier,
+    GroupedClassifier,
+    LinearClassifier,
+    MappingName,
+    MLPHead,
+)
 from s3h_ext.models.resnet import CifarResNet
 
 BackboneName = Literal["resnet20", "resnet32", "resnet44", "resnet56"]
@@ -17,9 +23,11 @@ __all__ = [
     "CifarResNet",
     "ClassifierName",
     "CosineClassifier",
+    "GroupedClassifier",
     "ImageClassifier",
     "LinearClassifier",
     "MLPHead",
+    "MappingName",
     "build_classifier",
     "build_model",
 ]
@@ -33,6 +41,8 @@ class ImageClassifier(nn.Module):
             backbone.feature_dim]``.
         classifier: maps those features to logits ``[B, num_classes]``.
     """
+
+    classifier: LinearClassifier | CosineClassifier | GroupedClassifier
 
     def __init__(
         self, backbone: CifarResNet, classifier: LinearClassifier | CosineClassifier

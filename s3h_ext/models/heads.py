@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +59,133 @@ class CosineClassifier(nn.Module):
         return self.scale * F.linear(
             F.normalize(features, dim=1), F.normalize(self.weight, dim=1)
         )
+
+
+MappingName = Literal["logsumexp", "max"]
+
+
+class GroupedClassifier(nn.Module):
+    """A classifier over sub-classes, mapped back to classes (CWS's group mapping).
+
+    Class c owns the outputs ``offsets[c] .. offsets[c + 1] - 1``. Its logit is the
+    log-sum-exp over them, which makes the class's probability the sum of theirs, or
+    their maximum. Before :meth:`split_` only the first output of each class is used.
+
+    Args:
+        classifier: over the C classes; its weights become the first ones.
+        offsets: int64 ``[C + 1]``, rising from 0 to S.
+        mapping: ``"logsumexp"`` or ``"max"``.
+
+    Example:
+        >>> import torch
+        >>> head = GroupedClassifier(LinearClassifier(64, 2), torch.tensor([0, 3, 4]))
+        >>> head(torch.randn(5, 64)).shape
+        torch.Size([5, 2])
+        >>> head.subclass_logits(torch.randn(5, 64)).shape
+        torch.Size([5, 4])
+    """
+
+    offsets: Tensor  # [C + 1]
+    places: Tensor  # [C, K]: outputs of each class, padded with S
+    owner: Tensor  # [S]: class of each output
+    is_split: Tensor  # []
+
+    def __init__(
+        self,
+        classifier: LinearClassifier | CosineClassifier,
+        offsets: Tensor,
+        mapping: MappingName = "logsumexp",
+    ) -> None:
+        super().__init__()
+        if mapping not in get_args(MappingName):
+            raise ValueError(
+                f"mapping: expected one of {get_args(MappingName)}, got {mapping!r}"
+            )
+        rows = offsets.diff()
+        if len(rows) != len(classifier.weight) or not bool((rows >= 1).all()):
+            raise ValueError(
+                f"offsets: expected {len(classifier.weight)} classes with a row each, "
+                f"got {rows.tolist()} rows"
+            )
+        self.mapping: MappingName = mapping
+        owner = torch.repeat_interleave(rows)
+        steps = torch.arange(int(rows.max()))
+        places = offsets[:-1, None] + steps
+        self.register_buffer("offsets", offsets, persistent=False)
+        self.register_buffer("owner", owner, persistent=False)
+        self.register_buffer(
+            "places",
+            torch.where(steps < rows[:, None], places, len(owner)),
+            persistent=False,
+        )
+        self.register_buffer("is_split", torch.tensor(False))
+        self._known: bool | None = False
+        hook: Any = self.register_load_state_dict_post_hook  # no annotations
+        hook(_forget)
+        # No weight is drawn: the other methods' random numbers stay what they were.
+        weight = classifier.weight.detach()[owner]
+        self.weight = nn.Parameter(weight.clone())  # [S, D]
+        self.scale = classifier.scale if isinstance(classifier, CosineClassifier) else 0
+        self.bias = (
+            nn.Parameter(classifier.bias.detach()[owner].clone())
+            if isinstance(classifier, LinearClassifier)
+            else None
+        )
+
+    @property
+    def active(self) -> bool:
+        """Whether the classes were split; kept on the host, so that asking is free."""
+        if self._known is None:
+            self._known = bool(self.is_split)
+        return self._known
+
+    @torch.no_grad()
+    def split_(self, noise: float) -> None:
+        """Begin to use all outputs: those of a class become copies of its first one.
+
+        Copies get normal noise of ``noise`` times the length of the weight row, so that
+        they can part. With log-sum-exp the bias is lowered by the logarithm of their
+        number, which leaves the class's logit where it was; a classifier without bias
+        gains that logarithm.
+        """
+        first, rows = self.offsets[:-1], self.offsets.diff()[self.owner]
+        copies = self.weight[first][self.owner]
+        lengths = copies.norm(dim=1, keepdim=True) / math.sqrt(copies.shape[1])
+        drawn = copies + noise * lengths * torch.randn_like(copies)
+        self.weight.copy_(torch.where(rows[:, None] > 1, drawn, copies))
+        if self.bias is not None:
+            bias = self.bias[first][self.owner]
+            self.bias.copy_(bias - rows.log() if self.mapping == "logsumexp" else bias)
+        self.is_split.fill_(True)
+        self._known = True
+
+    def subclass_logits(self, features: Tensor) -> Tensor:
+        """Return logits ``[B, S]`` of ``features [B, D]``."""
+        if self.bias is not None:
+            return F.linear(features, self.weight, self.bias)
+        return self.scale * F.linear(
+            F.normalize(features, dim=1), F.normalize(self.weight, dim=1)
+        )
+
+    def group(self, logits: Tensor) -> Tensor:
+        """Return class logits ``[B, C]`` of sub-class logits ``[B, S]``, in float32."""
+        logits = logits.float()
+        if not self.active:
+            return logits.index_select(1, self.offsets[:-1])
+        padded = F.pad(logits, (0, 1), value=-math.inf)
+        of_class = padded[:, self.places]  # [B, C, K]
+        if self.mapping == "max":
+            return of_class.amax(dim=2)
+        return of_class.logsumexp(dim=2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return class logits ``[B, C]`` of ``features [B, D]``."""
+        return self.group(self.subclass_logits(features))
+
+
+def _forget(module: nn.Module, incompatible: object) -> None:
+    if isinstance(module, GroupedClassifier):
+        module._known = None
 
 
 class MLPHead(nn.Sequential):

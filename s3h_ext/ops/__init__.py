@@ -3,6 +3,12 @@
 from s3h_ext.ops.augment import Operation, augment_images
 from s3h_ext.ops.class_sums import class_sum_dots
 from s3h_ext.ops.patches import Patches
+from s3h_ext.ops.prototypes import (
+    PrototypeUpdate,
+    accumulate_prototypes,
+    all_reduce_update,
+    apply_prototypes_,
+)
 from s3h_ext.ops.similarity import similarity_logsumexp
 from s3h_ext.ops.view_boxes import ViewBoxes, sample_view_boxes
 from s3h_ext.ops.views import render_views
@@ -10,7 +16,11 @@ from s3h_ext.ops.views import render_views
 __all__ = [
     "Operation",
     "Patches",
+    "PrototypeUpdate",
     "ViewBoxes",
+    "accumulate_prototypes",
+    "all_reduce_update",
+    "apply_prototypes_",
     "augment_images",
     "class_sum_dots",
     "render_views",

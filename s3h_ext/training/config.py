@@ -22,11 +22,14 @@ class DataConfig:
     """The data set and how it is cut.
 
     Args:
-        name: data set: ``digits-lt`` (built in), ``cifar10-lt`` or ``cifar100-lt``.
+        name: data set: ``digits-lt`` (built in), ``cifar10-lt``, ``cifar100-lt`` or
+            ``octmnist-lt``.
         root: folder that holds the unpacked archives; where it is not set, the
             environment variable ``S3H_DATA_ROOT``. ``digits-lt`` needs none.
         imbalance: images of the largest class / images of the smallest one. Not set:
-            the data set's own default, 20 for digits and 100 for CIFAR.
+            the data set's own default, 20 for digits and 100 for the others.
+        size: side of the images in pixels, for ``octmnist-lt``: 28 (the default), 64,
+            128 or 224.
         profile: class sizes fall exponentially (``exp``) or in one step (``step``).
         val_fraction: share of the training images of each class to hold out for
             selection; the test images are never used to choose anything.
@@ -34,9 +37,10 @@ class DataConfig:
             long-tailed subset is fixed, as in the published tables.
     """
 
-    name: Literal["digits-lt", "cifar10-lt", "cifar100-lt"] = "digits-lt"
+    name: Literal["digits-lt", "cifar10-lt", "cifar100-lt", "octmnist-lt"] = "digits-lt"
     root: str | None = None
     imbalance: float | None = None
+    size: int | None = None
     profile: Literal["exp", "step"] = "exp"
     val_fraction: float = 0.0
     split_seed: int = 0

@@ -10,6 +10,8 @@ import numpy as np
 
 from s3h_ext.training.metrics import FEW_BELOW, GROUPS, MANY_ABOVE, class_groups
 from s3h_ext.training.results import RunResults
+from s3h_ext.training.subclasses import FIGURES as SUBCLASS_FIGURES
+from s3h_ext.training.subclasses import Subclasses
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +59,7 @@ _STYLE: dict[str, Any] = {
 }
 
 
-def draw(results: RunResults) -> dict[str, bytes]:
+def draw(results: RunResults, subclasses: Subclasses | None = None) -> dict[str, bytes]:
     """Draw all pictures of a run; return PNG files by name.
 
     The same results give the same bytes with the same matplotlib.
@@ -74,13 +76,20 @@ def draw(results: RunResults) -> dict[str, bytes]:
             "a report needs matplotlib: pip install 'matplotlib>=3.8'"
         ) from error
     pictures = {}
+
+    def save(name: str, function: Callable[..., None], *content: Any) -> None:
+        figure = Figure(layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
+        function(figure, *content)
+        png = io.BytesIO()
+        figure.savefig(png, format="png")
+        pictures[name] = png.getvalue()
+
     with style.context(["default", _STYLE], after_reset=True):
         for name, function in FIGURES.items():
-            figure = Figure(layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
-            function(figure, results)
-            png = io.BytesIO()
-            figure.savefig(png, format="png")
-            pictures[name] = png.getvalue()
+            save(name, function, results)
+        if subclasses is not None:
+            for name, own in SUBCLASS_FIGURES.items():
+                save(name, own, subclasses, results.class_names)
     return pictures
 
 

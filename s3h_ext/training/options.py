@@ -33,8 +33,8 @@ def _preset_root() -> Path:
 def preset_names() -> list[str]:
     """Return the names of all presets, as in ``"cifar100-lt/hybrid-psc"``.
 
-    Each CIFAR preset is there at three imbalance factors: 100 under its plain name, 50
-    and 10 as in ``"cifar100-lt/hybrid-psc-if10"``.
+    Each preset but the digits' is there at three imbalance factors: 100 under its plain
+    name, 50 and 10 as in ``"cifar100-lt/hybrid-psc-if10"``.
     """
     root = _preset_root()
     names = [
@@ -43,7 +43,7 @@ def preset_names() -> list[str]:
     names += [
         f"{name}-if{factor}"
         for name in names
-        if name.startswith("cifar")
+        if not name.startswith("digits")
         for factor in OTHER_FACTORS
     ]
     return sorted(names)

@@ -20,6 +20,7 @@ from s3h_ext.training.figures import (
 from s3h_ext.training.files import write_bytes, write_text
 from s3h_ext.training.metrics import FEW_BELOW, GROUPS, MANY_ABOVE, class_groups
 from s3h_ext.training.results import RunResults, read_results
+from s3h_ext.training.subclasses import read_subclasses
 
 __all__ = ["try_report", "write_report"]
 
@@ -73,7 +74,7 @@ def write_report(folder: Path) -> Path:
     """
     results = read_results(folder)
     config = folder / "config.yaml"
-    pictures = draw(results)
+    pictures = draw(results, read_subclasses(folder))
     page = _page(
         results,
         pictures,
@@ -188,6 +189,7 @@ def _page(results: RunResults, pictures: dict[str, bytes], config: str | None) -
             "Loss terms, learning rate and accuracy over the epochs",
             "The accuracy shown for each epoch is that of the weights at its end.",
         ),
+        *_subclasses(pictures),
         "<h2>Classes</h2>",
         _class_table(results),
         "<h2>Run</h2>",
@@ -205,6 +207,36 @@ def _page(results: RunResults, pictures: dict[str, bytes], config: str | None) -
         f"<title>{html.escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n"
         f"<body>\n{body}\n</body>\n</html>\n"
     )
+
+
+def _subclasses(pictures: dict[str, bytes]) -> list[str]:
+    """Return the part on sub-classes, nothing where the run has none."""
+    if "subclass-sizes.png" not in pictures:
+        return []
+    return [
+        "<h2>Sub-classes</h2>",
+        '<p class="note">The classes with the most sub-classes, on training images '
+        "without augmentation. Colours mean the same in all three pictures.</p>",
+        _figure(
+            pictures["subclass-sizes.png"],
+            "Training images of each sub-class over the training",
+            "Estimated from the moving averages at the start of an epoch, from when "
+            "classes are split; at the end, counted.",
+        ),
+        _figure(
+            pictures["subclass-maps.png"],
+            "Training images of a class on their first two principal components",
+            "A small mark is an image's features, a large one a prototype. Each class "
+            "has axes of its own. Sub-classes that overlap here may be apart in other "
+            "directions.",
+        ),
+        _figure(
+            pictures["subclass-examples.png"],
+            "Example images of each sub-class",
+            "A line is a sub-class: its number, how many training images it has, and "
+            "ten of them, evenly from the nearest to the farthest of its prototype.",
+        ),
+    ]
 
 
 def _facts(summary: dict[str, Any]) -> str:

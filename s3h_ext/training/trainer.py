@@ -45,6 +45,7 @@ from s3h_ext.training.report import try_report
 from s3h_ext.training.results import write_evaluation
 from s3h_ext.training.runlog import RunLog, results_table, write_summary
 from s3h_ext.training.schedule import learning_rate
+from s3h_ext.training.subclasses import write_subclasses
 
 
 def parameter_groups(module: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
@@ -128,6 +129,7 @@ class Trainer:
             data.name,
             root=data.root,
             imbalance=data.imbalance,
+            size=data.size,
             profile=data.profile,
             val_fraction=data.val_fraction,
             seed=data.split_seed,
@@ -248,6 +250,7 @@ class Trainer:
             self.output, test, self.dataset.class_names, self.dataset.class_counts
         )
         if self.config.report:
+            self._write_analysis()
             try_report(self.output)
         return summary
 
@@ -342,6 +345,22 @@ class Trainer:
             f"{split}_{name}": getattr(metrics, name)
             for name in ("top1", "many", "medium", "few")
         }
+
+    def _write_analysis(self) -> None:
+        """Write what the method has for its own part of the report."""
+        batches = EvaluationBatches(
+            self.dataset.train,
+            mean=self.dataset.mean,
+            std=self.dataset.std,
+            batch_size=self.config.eval_batch_size,
+            device=self.device,
+        )
+        self.method.eval()
+        with torch.inference_mode(), autocast(self.precision, self.device):
+            arrays = self.method.analysis(batches)
+        self.method.train()
+        if arrays:
+            write_subclasses(self.output, arrays, self.dataset.train.images)
 
     def _summary(self, test: Evaluation) -> dict[str, Any]:
         config, dataset = self.config, self.dataset

@@ -1,0 +1,72 @@
+// Class-wise clustering by moving averages: class c owns the rows
+// offsets[c] .. offsets[c + 1] - 1 of a ragged state.
+//
+//   accumulate: each sample goes to the nearest prototype among the rows of
+//               its own class; sums and counts of the batch per row.
+//   apply:      for every class in the batch, per row
+//               sum = momentum sum + batch, mass = momentum mass + count,
+//               prototype = sum / mass (cosine: sum / |sum|), and the lightest
+//               row starts anew at the class's farthest sample if it is dead.
+//
+// A row of mass 0 is unborn: it has no prototype and takes no sample, but for
+// the first row of a class. No torch in here.
+#pragma once
+
+#include <cstdint>
+
+#include "similarity.h"
+
+namespace s3h::cpu {
+
+enum class Float16 : uint16_t {};
+
+enum class Metric { kEuclidean, kCosine };
+
+template <typename T, typename Element>
+struct AccumulateProblem {
+  Metric metric;
+  const Element* features;  // [n, depth]
+  const int64_t* labels;    // [n]; negative: ignored; all below classes
+  const T* prototypes;      // [rows, depth]; cosine: unit rows
+  const T* masses;          // [rows]
+  const int64_t* offsets;   // [classes + 1], from 0, rising
+  int64_t n;
+  int64_t classes;
+  int64_t depth;
+};
+
+// What a batch adds; every element is written.
+template <typename T>
+struct Accumulated {
+  int64_t* assignments;  // [n]: a row; -1: ignored, or distance not finite
+  T* sums;               // [rows, depth]; cosine: of unit features
+  T* counts;             // [rows]
+  T* far_distances;      // [classes]; of the farthest sample, -1: none
+  T* far_features;       // [classes, depth]
+};
+
+// The same bits for any number of threads.
+template <typename T, typename Element>
+void accumulate_prototypes(const AccumulateProblem<T, Element>& problem,
+                           const Threads& threads, const Accumulated<T>& out);
+
+template <typename T>
+struct ApplyProblem {
+  Metric metric;
+  T momentum;              // in [0, 1)
+  T expire_below;          // share of a row's fair part of the class's mass
+  const int64_t* offsets;  // [classes + 1]
+  int64_t classes;
+  int64_t depth;
+  const T* batch_sums;     // [rows, depth]
+  const T* batch_counts;   // [rows]
+  const T* far_distances;  // [classes]
+  const T* far_features;   // [classes, depth]
+};
+
+// In place: prototypes, sums [rows, depth], masses [rows].
+template <typename T>
+void apply_prototypes(const ApplyProblem<T>& problem, const Threads& threads,
+                      T* prototypes, T* sums, T* masses);
+
+}  // namespace s3h::cpu

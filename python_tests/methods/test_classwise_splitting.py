@@ -1,0 +1,272 @@
+"""CWS: its equation, what it wraps, and what it must not change."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from s3h_ext.data import Batch, ImageSet, LongTailDataset
+from s3h_ext.methods import Baseline, ClassifierRetraining, ClasswiseSplitting, Hybrid
+from s3h_ext.methods.classwise_splitting import subclass_rows
+from s3h_ext.models import (
+    CosineClassifier,
+    GroupedClassifier,
+    LinearClassifier,
+    build_model,
+)
+
+COUNTS = [40, 20, 5]  # with images_per_row 5: 8, 4 and 1 rows
+INNER = {
+    "ce": (Baseline, {}),
+    "cb-ce": (Baseline, {"weight_beta": 0.9999}),
+    "balanced-softmax": (Baseline, {"loss": "logit-adjusted"}),
+    "focal": (Baseline, {"loss": "focal"}),
+    "ldam-drw": (
+        Baseline,
+        {"loss": "ldam", "weight_beta": 0.9999, "reweight_from": 0.8},
+    ),
+    "hybrid-sc": (Hybrid, {}),
+    "hybrid-psc": (Hybrid, {"contrast": "prototypical"}),
+}
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), COUNTS)
+    images = rng.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
+    split = ImageSet(images, labels)
+    return LongTailDataset(
+        "toy", split, None, split, ("a", "b", "c"), (0.5,) * 3, (0.25,) * 3
+    )
+
+
+def make_batches(method, seed, size=12):
+    generator = torch.Generator().manual_seed(seed)
+    batches = {}
+    for name, stream in method.streams().items():
+        images = torch.randn(stream.views, size, 32, 32, 3, generator=generator)
+        labels = torch.randint(0, 3, (size,), generator=generator)
+        batches[name] = Batch(images.permute(0, 1, 4, 2, 3), labels, torch.arange(size))
+    return batches
+
+
+def make(name, dataset, wrapped=True, **options):
+    kind, settings = INNER[name]
+    method = kind(**settings)
+    if wrapped:
+        options = {"images_per_row": 5, "split_from": 0.5, **options}
+        method = ClasswiseSplitting(method, **options)
+    torch.manual_seed(0)
+    classifier = "cosine" if name == "ldam-drw" else "linear"
+    method.build(build_model("resnet20", 3, classifier=classifier), dataset)
+    return method
+
+
+def train(method, steps=6, start=0):
+    """SGD over all of a training of six steps; returns the losses."""
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    for step in range(start, start + steps):
+        terms = method.loss(make_batches(method, step), step / 6)
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+        method.after_step()
+        losses.append(terms["loss"].item())
+    return losses
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_one_row_per_class_is_the_wrapped_method_to_the_bit(dataset, name):
+    plain = make(name, dataset, wrapped=False)
+    wrapped = make(name, dataset, max_rows=1)
+    assert train(plain) == train(wrapped)
+    own = wrapped.inner.state_dict()
+    for key, value in plain.state_dict().items():
+        assert torch.equal(value, own[key]), key
+    images = torch.randn(4, 3, 32, 32)
+    assert torch.equal(plain.eval().predict(images), wrapped.eval().predict(images))
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_it_wraps_every_classifier_method(dataset, name):
+    method = make(name, dataset)
+    assert method.label == ("cws" if name == "cb-ce" else f"cws-{name}")
+    losses = train(method)
+    assert np.isfinite(losses).all()
+    assert method.offsets.tolist() == [0, 8, 12, 13]
+    assert (method.masses > 0).sum() > 3
+    assert method.predict(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+    assert method.model.classifier.weight.grad.abs().sum(dim=1).gt(0).all()
+
+
+@pytest.mark.parametrize("mapping", ["logsumexp", "max"])
+def test_loss_is_its_equation(dataset, mapping):
+    method = make("cb-ce", dataset, mapping=mapping, subclass_weight=0.3, split_from=0)
+    train(method, steps=3)
+    method.eval()
+    batch = make_batches(method, 9)
+    before = [method.prototypes.clone(), method.masses.clone()]
+    terms = method.loss(batch, 5 / 6)
+    method.after_step()
+    assert torch.equal(before[0], method.prototypes)
+    features = method.model.backbone(batch["train"].images[0])
+    labels, o = batch["train"].labels, method.offsets
+    logits = F.linear(features, method.model.classifier.weight)
+    logits = logits + method.model.classifier.bias
+    join = torch.logsumexp if mapping == "logsumexp" else torch.amax
+    groups = [join(logits[:, o[c] : o[c + 1]], dim=1) for c in range(3)]
+    group = torch.stack(groups, dim=1)
+    rows = []
+    for f, c in zip(features, labels.tolist(), strict=True):
+        born = method.masses[o[c] : o[c + 1]] > 0
+        gaps = (method.prototypes[o[c] : o[c + 1]] - f).square().sum(dim=1)
+        rows.append(int(o[c] + torch.where(born, gaps, torch.inf).argmin()))
+    share = method.masses / torch.stack(
+        [method.masses[o[c] : o[c + 1]].sum() for c in (0,) * 8 + (1,) * 4 + (2,)]
+    )
+    counts = (share * torch.tensor([40] * 8 + [20] * 4 + [5])).clamp(min=1)
+    torch.testing.assert_close(method.subclass_counts, counts)
+
+    def balanced(counts):
+        weights = (1 - 0.9999) / (1 - 0.9999 ** counts.double())
+        return (weights * len(counts) / weights.sum()).float()
+
+    expected = 0.7 * F.cross_entropy(
+        group, labels, weight=balanced(torch.tensor(COUNTS))
+    ) + 0.3 * F.cross_entropy(logits, torch.tensor(rows), weight=balanced(counts))
+    torch.testing.assert_close(terms["loss"], expected)
+    torch.testing.assert_close(method.predict(batch["train"].images[0]), group)
+
+
+def test_nothing_is_split_before_its_time(dataset):
+    method = make("ce", dataset)
+    train(method, steps=3)
+    assert not method.model.classifier.active
+    assert not method.masses.any()
+    train(method, steps=1, start=3)
+    assert method.model.classifier.active
+    assert method.masses.any()
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 5])
+def test_resume_restores_clusters_exactly(dataset, stop):
+    def step(method, optimizer, number):
+        # Two steps an epoch, so that some stops lie inside one.
+        terms = method.loss(make_batches(method, number), number // 2 / 3)
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+        method.after_step()
+
+    def sgd(method):
+        return torch.optim.SGD(method.parameters(), lr=0.05, momentum=0.9)
+
+    whole = make("cb-ce", dataset, split_from=0.3, noise=0.1)
+    optimizer = sgd(whole)
+    for number in range(6):
+        if number == stop:
+            kept = {k: v.clone() for k, v in whole.state_dict().items()}
+            momenta = optimizer.state_dict()
+            momenta = torch.load(_saved(momenta), weights_only=True)
+            random = torch.get_rng_state()
+        step(whole, optimizer, number)
+    resumed = make("cb-ce", dataset, split_from=0.3, noise=0.1)
+    optimizer = sgd(resumed)
+    resumed.load_state_dict(kept)
+    optimizer.load_state_dict(momenta)
+    torch.set_rng_state(random)
+    for number in range(stop, 6):
+        step(resumed, optimizer, number)
+    assert resumed.masses.any()
+    for key, value in whole.state_dict().items():
+        torch.testing.assert_close(
+            resumed.state_dict()[key], value, rtol=0, atol=0, equal_nan=True
+        )
+
+
+def _saved(state):
+    import io
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return buffer
+
+
+def test_rule_of_the_rows():
+    assert subclass_rows([5000, 500, 50]).tolist() == [8, 8, 1]
+    assert subclass_rows([500, 60, 12, 5], max_rows=100).tolist() == [50, 6, 1, 1]
+    assert subclass_rows([500, 60], images_per_row=100).tolist() == [5, 1]
+
+
+@pytest.mark.parametrize("mapping", ["logsumexp", "max"])
+def test_splitting_leaves_the_class_logits_where_they_were(mapping):
+    offsets = torch.tensor([0, 4, 5, 7])
+    head = GroupedClassifier(LinearClassifier(16, 3), offsets, mapping)
+    features = torch.randn(20, 16)
+    before = head(features)
+    rows = head.weight[offsets[:-1]].clone()
+    head.split_(0.0)
+    torch.testing.assert_close(head(features), before)
+    head.split_(0.1)
+    assert torch.equal(head.weight[4], rows[1])  # a class of one row gets no noise
+    apart = (head.weight[:4] - rows[0]).norm(dim=1) / rows[0].norm()
+    assert ((apart > 0.03) & (apart < 0.3)).all()
+    cosine = GroupedClassifier(CosineClassifier(16, 3), offsets, mapping)
+    before = cosine(features)
+    cosine.split_(0.0)
+    gain = torch.tensor([4.0, 1.0, 2.0]).log() if mapping == "logsumexp" else 0
+    torch.testing.assert_close(cosine(features), before + gain)
+
+
+def test_max_and_its_gradient_reach_one_row():
+    head = GroupedClassifier(LinearClassifier(4, 2), torch.tensor([0, 3, 4]), "max")
+    head.split_(1.0)
+    head(torch.randn(1, 4)).sum().backward()
+    assert head.weight.grad.abs().sum(dim=1).gt(0).sum() == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_rows": 0}, "max_rows: expected a whole number >= 1, got 0"),
+        ({"split_from": 1.5}, "split_from: expected a share"),
+        ({"subclass_weight": -0.1}, "subclass_weight: expected a share"),
+        ({"momentum": 1.0}, "momentum: expected a number in"),
+        ({"noise": float("nan")}, "noise: expected a finite number"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ClasswiseSplitting(Baseline(), **options)
+
+
+def test_only_classifier_methods_can_be_wrapped():
+    with pytest.raises(TypeError, match="inner: expected a method with a classif"):
+        ClasswiseSplitting(ClassifierRetraining())
+
+
+def test_analysis_is_of_the_training_images(dataset):
+    method = make("ce", dataset, split_from=0)
+    batch = Batch(
+        torch.randn(1, 65, 3, 32, 32),
+        torch.tensor(dataset.train.labels),
+        torch.arange(65),
+    )
+    assert method.analysis([batch]) == {}
+    train(method)
+    found = method.eval().analysis([batch])
+    assert found["classes"].tolist() == [0, 1]
+    assert found["sizes"].shape == (len(found["moments"]), 13)
+    sizes = found["sizes"][-1]
+    assert [sizes[:8].sum(), sizes[8:12].sum(), sizes[12]] == COUNTS
+    assert found["moments"][-1] == 1
+    assert found["examples"].shape == (12, 10)
+    for row, examples in enumerate(found["examples"]):
+        there = examples[examples >= 0]
+        assert len(there) == min(10, sizes[row])
+        assert (dataset.train.labels[there] == (0 if row < 8 else 1)).all()
+    assert found["points"].shape == (60, 2)
+    assert found["centres"].shape == (12, 2)

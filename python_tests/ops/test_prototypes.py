@@ -1,0 +1,437 @@
+"""Prototype clustering against a loop in float64, and what a state must survive."""
+
+import math
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from s3h_ext.ops import (
+    PrototypeUpdate,
+    accumulate_prototypes,
+    all_reduce_update,
+    apply_prototypes_,
+    prototypes,
+    reference_prototypes,
+)
+
+METRICS = ("euclidean", "cosine")
+
+
+def draw(n=200, rows=(3, 1, 5, 2, 7), depth=19, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    offsets = torch.tensor([0, *rows]).cumsum(0)
+    total = int(offsets[-1])
+    centres = torch.nn.functional.normalize(normal(total, depth), dim=1)
+    masses = torch.randint(0, 4, (total,), generator=generator).double()
+    sums = centres * masses[:, None]
+    labels = torch.randint(-1, len(rows), (n,), generator=generator)
+    state = dtype if dtype == torch.float64 else torch.float32
+    return (
+        normal(n, depth).to(dtype),
+        labels,
+        centres.to(state),
+        sums.to(state),
+        masses.to(state),
+        offsets,
+    )
+
+
+def by_loop(features, labels, rows_of, masses, offsets, metric):
+    """The definition, one sample after the other."""
+    features, rows_of = features.double(), rows_of.double()
+    rows, classes = len(rows_of), len(offsets) - 1
+    assignments = torch.full_like(labels, -1)
+    sums, counts = torch.zeros_like(rows_of), torch.zeros(rows).double()
+    far = torch.full((classes,), -1.0).double()
+    far_features = torch.zeros(classes, rows_of.shape[1]).double()
+    for i, label in enumerate(labels.tolist()):
+        if label < 0:
+            continue
+        f = features[i]
+        if metric == "cosine":
+            f = f / f.norm()
+        best, row = math.inf, -1
+        for k in range(int(offsets[label]), int(offsets[label + 1])):
+            if k != offsets[label] and masses[k] == 0:
+                continue
+            p = rows_of[k]
+            distance = 1 - f @ p if metric == "cosine" else (f - p).square().sum()
+            if distance < best:
+                best, row = float(distance), k
+        assignments[i] = row
+        sums[row] += f
+        counts[row] += 1
+        if best > far[label]:
+            far[label], far_features[label] = best, f
+    return PrototypeUpdate(assignments, sums, counts, far, far_features)
+
+
+def close(ours, right, **tolerance):
+    for name, a, b in zip(PrototypeUpdate._fields, ours, right, strict=True):
+        torch.testing.assert_close(
+            a, b.to(a.dtype), msg=lambda m, name=name: f"{name}: {m}", **tolerance
+        )
+
+
+# In one dimension every cosine distance is a tie, or all but one.
+@pytest.mark.parametrize(
+    ("metric", "depth"),
+    [("euclidean", 1), *((m, d) for m in METRICS for d in (4, 19, 64, 131))],
+)
+def test_accumulate_is_its_definition(metric, depth):
+    f, y, p, _, m, o = draw(depth=depth, seed=depth)
+    right = by_loop(f, y, p, m, o, metric)
+    close(accumulate_prototypes(f, y, p, m, o, metric=metric), right)
+    plain = reference_prototypes.accumulate_prototypes(
+        f, y, p, m, o, metric == "cosine"
+    )
+    close(plain, right)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_types_and_the_law_of_errors(metric, dtype):
+    f, y, p, _, m, o = draw(n=3000, depth=100, dtype=dtype)
+    ours = accumulate_prototypes(f, y, p, m, o, metric=metric)
+    wide = (f.double(), y, p.double(), m.double(), o, metric == "cosine")
+    exact = reference_prototypes.accumulate_prototypes(*wide)
+    plain = reference_prototypes.accumulate_prototypes(f, y, p, m, o, wide[-1])
+    assert torch.equal(ours.assignments, exact[0])
+    assert ours.sums.dtype == torch.float32
+    for a, b, c in zip(ours[1:], plain[1:], exact[1:], strict=True):
+        allowed = 2 * (b.double() - c).abs().max() + 1e-6 * c.abs().max()
+        assert (a.double() - c).abs().max() <= allowed
+
+
+def test_float16_subnormals_and_extremes_are_widened_exactly():
+    values = torch.tensor([[6e-8, -6.1e-5, 65504.0, -0.0, 1.5, 3e-6]]).half()
+    zero = torch.zeros(1, 6)
+    update = accumulate_prototypes(
+        values, torch.tensor([0]), zero, torch.zeros(1), torch.tensor([0, 1])
+    )
+    assert torch.equal(update.sums, values.float())
+
+
+def states(seed=0, dtype=torch.float64, depth=19):
+    f, y, p, s, m, o = draw(depth=depth, dtype=dtype, seed=seed)
+    return f, y, o, [p.clone(), s.clone(), m.clone()]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("expire_below", [0.0, 0.3])
+def test_apply_is_its_definition(metric, expire_below):
+    f, y, o, ours = states()
+    y[y == 2] = 3  # class 2 is absent
+    p, s, m = (t.clone() for t in ours)
+    plain = [t.clone() for t in ours]
+    update = accumulate_prototypes(f, y, p, m, o, metric=metric)
+    settings = {"momentum": 0.9, "expire_below": expire_below}
+    apply_prototypes_(*ours, o, update, metric=metric, **settings)
+    for c in range(len(o) - 1):
+        rows = slice(int(o[c]), int(o[c + 1]))
+        if not (y == c).any():
+            continue
+        m[rows] = 0.9 * m[rows] + update.counts[rows]
+        s[rows] = 0.9 * s[rows] + update.sums[rows]
+        moved = torch.arange(len(p))[rows][update.counts[rows] > 0]
+        p[moved] = s[moved] / m[moved, None]
+        if metric == "cosine":
+            p[moved] = torch.nn.functional.normalize(s[moved], dim=1)
+        least = expire_below * m[rows].mean()
+        if m[rows].min() <= least:
+            k = int(o[c]) + int(m[rows].argmin())
+            m[k] = max(1.0, 2 * float(least))
+            p[k], s[k] = update.far_features[c], m[k] * update.far_features[c]
+    for a, b in zip(ours, (p, s, m), strict=True):
+        torch.testing.assert_close(a, b)
+    reference_prototypes.apply_prototypes_(
+        *plain, o, *update[1:], 0.9, expire_below, metric == "cosine"
+    )
+    for a, b in zip(plain, (p, s, m), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_apply_in_float32_keeps_the_law_of_errors(metric):
+    f, y, p, s, m, o = draw(n=3000, depth=100, dtype=torch.float32)
+    update = accumulate_prototypes(f, y, p, m, o, metric=metric)
+    state = [[t.clone() for t in (p, s, m)] for _ in range(2)]
+    exact = [t.double() for t in (p, s, m)]
+    apply_prototypes_(*state[0], o, update, metric=metric)
+    plain = reference_prototypes.apply_prototypes_
+    plain(*state[1], o, *update[1:], 0.99, 0.1, metric == "cosine")
+    wide = [t.double() for t in update[1:]]
+    plain(*exact, o, *wide, 0.99, 0.1, metric == "cosine")
+    for a, b, c in zip(*state, exact, strict=True):
+        allowed = 2 * (b.double() - c).abs().max() + 1e-6 * c.abs().max()
+        assert (a.double() - c).abs().max() <= allowed
+
+
+def test_absent_classes_and_empty_batches_change_no_bit():
+    f, y, o, state = states()
+    before = [t.clone() for t in state]
+    for part in (slice(0, 0), y < 0):
+        update = accumulate_prototypes(f[part], y[part], state[0], state[2], o)
+        assert (update.far_distances == -1).all()
+        assert not update.counts.any()
+        assert (update.assignments == -1).all()
+        apply_prototypes_(*state, o, update)
+    assert all(map(torch.equal, state, before))
+    update = accumulate_prototypes(f[y == 4], y[y == 4], state[0], state[2], o)
+    apply_prototypes_(*state, o, update)
+    kept = slice(0, int(o[4]))
+    assert all(
+        torch.equal(a[kept], b[kept]) for a, b in zip(state, before, strict=True)
+    )
+    assert not torch.equal(state[0], before[0])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e200])
+def test_samples_that_are_not_finite_are_ignored(metric, bad):
+    f, y, p, _, m, o = draw()
+    f[7, 3] = bad
+    y[7] = 2
+    update = accumulate_prototypes(f, y, p, m, o, metric=metric)
+    y[7] = -1
+    expected = accumulate_prototypes(f, y, p, m, o, metric=metric)
+    assert all(map(torch.equal, update, expected))
+    y[7] = 2
+    plain = reference_prototypes.accumulate_prototypes(
+        f, y, p, m, o, metric == "cosine"
+    )
+    close(plain, expected)
+
+
+def test_zero_features_and_sums_that_cancel_keep_the_direction():
+    o = torch.tensor([0, 1])
+    state = [torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]]), torch.ones(1)]
+    f = torch.tensor([[0.0, 0.0], [-1.0, 0.0]])
+    update = accumulate_prototypes(
+        f, torch.tensor([0, 0]), state[0], state[2], o, metric="cosine"
+    )
+    assert update.far_distances.item() == 2
+    update = update._replace(sums=torch.tensor([[-0.5, 0.0]]))
+    apply_prototypes_(*state, o, update, metric="cosine", momentum=0.5)
+    assert state[0].tolist() == [[1.0, 0.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("metric", METRICS)
+def test_same_bits_for_any_number_of_threads(metric, dtype):
+    f, y, p, s, m, o = draw(n=4000, rows=[1, 8, 16] * 30, depth=67, dtype=dtype)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            state = [p.clone(), s.clone(), m.clone()]
+            update = accumulate_prototypes(f, y, state[0], state[2], o, metric=metric)
+            apply_prototypes_(*state, o, update, metric=metric)
+            results.append([*update, *state])
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+def test_memory_is_used_again_on_request():
+    f, y, p, _, m, o = draw()
+    expected = accumulate_prototypes(f, y, p, m, o)
+    other = accumulate_prototypes(f + 1, y, p, m, o)
+    again = accumulate_prototypes(f, y, p, m, o, out=other)
+    assert all(map(torch.equal, again, expected))
+    assert again.sums.data_ptr() == other.sums.data_ptr()
+    with pytest.raises(RuntimeError, match=r"out\.counts does not have the shape"):
+        accumulate_prototypes(f, y, p, m, o, out=other._replace(counts=m[1:]))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_plain_form_as_it_runs_on_cuda(metric):
+    f, y, p, _, m, o = draw()
+    expected = accumulate_prototypes(f, y, p, m, o, metric=metric)
+    results = [torch.full_like(t, 7) for t in expected[1:]]
+    assignments = prototypes._accumulate_plain(
+        f, y, p, m, o, *results, metric == "cosine"
+    )
+    close((assignments, *results), expected)
+
+
+def test_layouts():
+    f, y, p, _, m, o = draw()
+    expected = accumulate_prototypes(f, y, p, m, o)
+    strided = torch.empty(*reversed(f.shape), dtype=f.dtype).T.copy_(f)
+    close(accumulate_prototypes(strided, y, p, m, o), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("cosine", [True, False])
+def test_opcheck(cosine):
+    f, y, p, s, m, o = draw()
+    operators = torch.ops.s3h
+    update = accumulate_prototypes(f, y, p, m, o)
+    torch.library.opcheck(
+        operators.accumulate_prototypes.default,
+        (f, y, p, m, o, *(torch.empty_like(t) for t in update[1:]), cosine),
+    )
+    torch.library.opcheck(
+        operators.apply_prototypes_.default, (p, s, m, o, *update[1:], 0.9, 0.1, cosine)
+    )
+
+
+def test_compiled_without_a_break():
+    f, y, o, state = states(dtype=torch.float32)
+    expected = [t.clone() for t in state]
+    apply_prototypes_(
+        *expected, o, accumulate_prototypes(f, y, expected[0], expected[2], o)
+    )
+
+    @torch.compile(fullgraph=True)
+    def step(f, y, p, s, m):
+        update = accumulate_prototypes(f, y, p, m, o)
+        apply_prototypes_(p, s, m, o, update)
+        return update.assignments
+
+    step(f, y, *state)
+    assert all(map(torch.equal, state, expected))
+
+
+def test_nothing_is_differentiated():
+    f, y, p, _, m, o = draw()
+    update = accumulate_prototypes(f.requires_grad_(), y, p, m, o)
+    assert not any(t.requires_grad for t in update)
+
+
+def test_bad_input():
+    f, y, p, s, m, o = draw()
+    high = y.clone()
+    high[11] = 5
+    with pytest.raises(RuntimeError, match=r"labels\[11\] is 5"):
+        accumulate_prototypes(f, high, p, m, o)
+    with pytest.raises(RuntimeError, match="labels must be below"):
+        reference_prototypes.accumulate_prototypes(f, high, p, m, o, False)
+    with pytest.raises(RuntimeError, match="class 1 has no row"):
+        accumulate_prototypes(f, y, p, m, torch.tensor([0, 4, 4, 18]))
+    with pytest.raises(RuntimeError, match="offsets must run from 0"):
+        accumulate_prototypes(f, y, p, m, o[:-1])
+    with pytest.raises(RuntimeError, match="prototypes must be float32"):
+        accumulate_prototypes(f, y, p.float(), m, o)
+    with pytest.raises(RuntimeError, match="masses does not have the shape"):
+        accumulate_prototypes(f, y, p, m[1:], o)
+    with pytest.raises(ValueError, match="metric: expected one of"):
+        accumulate_prototypes(f, y, p, m, o, metric="manhattan")
+    update = accumulate_prototypes(f, y, p, m, o)
+    with pytest.raises(ValueError, match=r"momentum: expected a number in \[0, 1\)"):
+        apply_prototypes_(p, s, m, o, update, momentum=1.0)
+    with pytest.raises(RuntimeError, match="must be contiguous"):
+        apply_prototypes_(p, s.T.contiguous().T, m, o, update)
+
+
+def clusters(seed, classes=6, most=8, per_cluster=60, depth=16, spread=0.25):
+    """Samples of known sub-clusters, in random order: features, labels, rows, K."""
+    generator = torch.Generator().manual_seed(seed)
+    k = [1 + c % most for c in range(classes)]
+    rows = torch.arange(sum(k)).repeat_interleave(per_cluster)
+    owner = torch.arange(classes).repeat_interleave(torch.tensor(k))
+    centres = 2 * torch.randn(sum(k), depth, generator=generator)
+    noise = spread * torch.randn(len(rows), depth, generator=generator)
+    order = torch.randperm(len(rows), generator=generator)
+    return (centres[rows] + noise)[order], owner[rows][order], rows[order], k
+
+
+def run(
+    features,
+    labels,
+    k,
+    metric,
+    epochs=6,
+    batch=64,
+    start=None,
+    seed=0,
+    expire_below=0.1,
+):
+    offsets = torch.tensor([0, *k]).cumsum(0)
+    shape = (sum(k), features.shape[1])
+    p, s, m = torch.zeros(shape), torch.zeros(shape), torch.zeros(sum(k))
+    if start is not None:
+        p, m = start.clone(), torch.ones(sum(k))
+        s = p.clone()
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        for part in torch.randperm(len(labels), generator=generator).split(batch):
+            update = accumulate_prototypes(
+                features[part], labels[part], p, m, offsets, metric=metric
+            )
+            settings = {"momentum": 0.9, "expire_below": expire_below}
+            apply_prototypes_(p, s, m, offsets, update, metric=metric, **settings)
+    return accumulate_prototypes(features, labels, p, m, offsets, metric=metric), m
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("seed", range(5))
+def test_known_sub_clusters_are_found_from_random_starts(metric, seed):
+    from sklearn.metrics import adjusted_rand_score
+
+    f, y, rows, k = clusters(seed, classes=8)
+    update, _ = run(f, y, k, metric, seed=seed)
+    for c in range(len(k)):
+        own = y == c
+        assert adjusted_rand_score(rows[own], update.assignments[own]) >= 0.95
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_dead_rows_recover(metric):
+    from sklearn.metrics import adjusted_rand_score
+
+    f, y, rows, k = clusters(1, classes=8)
+    # All rows of a class start at one place, far from every sample.
+    start = torch.full((sum(k), f.shape[1]), -30.0)
+    start += 0.1 * torch.randn(start.shape)
+    if metric == "cosine":
+        start = torch.nn.functional.normalize(start, dim=1)
+    update, masses = run(f, y, k, metric, start=start, epochs=12)
+    assert (masses > 0).all()
+    assert (update.counts > 0).all()
+    assert adjusted_rand_score(rows, update.assignments) >= 0.95
+    kept, _ = run(f, y, k, metric, start=start, epochs=12, expire_below=0.0)
+    assert (kept.counts == 0).any()
+    assert adjusted_rand_score(rows, kept.assignments) < 0.95
+
+
+def two_processes(rank, file, f, y, state, o, results):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{file}", rank=rank, world_size=2
+    )
+    part = slice(0, 130) if rank == 0 else slice(130, None)
+    p, s, m = (t.clone() for t in state)
+    update = all_reduce_update(accumulate_prototypes(f[part], y[part], p, m, o))
+    apply_prototypes_(p, s, m, o, update)
+    results[rank] = (*update, p, s, m)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path):
+    f, y, o, state = states()
+    # Whole numbers: no order of summation can tell the results apart.
+    f = (8 * f).round()
+    y[y == 3] = 4  # a class that nobody has
+    y[130:][y[130:] == 1] = 0  # and one that the second process has not
+    f[150] = f[20] = 40 * torch.ones(f.shape[1])  # equally far in both
+    y[150] = y[20] = 2
+    context = mp.get_context("spawn")
+    with context.Manager() as manager:
+        results = manager.dict()
+        mp.spawn(
+            two_processes, (str(tmp_path / "meet"), f, y, state, o, results), nprocs=2
+        )
+        parts = [results[0], results[1]]
+    p, s, m = (t.clone() for t in state)
+    update = accumulate_prototypes(f, y, p, m, o)
+    apply_prototypes_(p, s, m, o, update)
+    assert torch.equal(torch.cat([part[0] for part in parts]), update.assignments)
+    for part in parts:
+        assert all(map(torch.equal, part[1:], (*update[1:], p, s, m)))

@@ -1,0 +1,270 @@
+"""Clustering inside classes by moving averages, on a ragged state.
+
+Class c owns the rows ``offsets[c] .. offsets[c + 1] - 1`` of the prototypes ``[S, D]``,
+their sums ``[S, D]`` and their masses ``[S]``: frequent classes may have many rows and
+rare ones a single one. A step is :func:`accumulate_prototypes`, which assigns a batch
+and adds it up, :func:`all_reduce_update` where several processes hold parts of the
+batch, and :func:`apply_prototypes_`, which needs no data any more.
+
+All three start from zeros: a row of mass 0 is unborn, and one row of a class is born in
+each step, at the sample farthest from the prototypes there are.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from s3h_ext.ops import reference_prototypes
+from s3h_ext.ops._library import LIBRARY, registry
+from s3h_ext.ops.similarity import CPU
+
+Metric = Literal["euclidean", "cosine"]
+
+LIBRARY.define(
+    "accumulate_prototypes(Tensor features, Tensor labels, Tensor prototypes, "
+    "Tensor masses, Tensor offsets, Tensor(a!) sums, Tensor(b!) counts, "
+    "Tensor(c!) far_distances, Tensor(d!) far_features, bool cosine) -> Tensor"
+)
+LIBRARY.define(
+    "apply_prototypes_(Tensor(a!) prototypes, Tensor(b!) sums, Tensor(c!) masses, "
+    "Tensor offsets, Tensor batch_sums, Tensor batch_counts, Tensor far_distances, "
+    "Tensor far_features, float momentum, float expire_below, bool cosine) -> ()"
+)
+
+
+class PrototypeUpdate(NamedTuple):
+    """What a batch adds to the state.
+
+    Attributes:
+        assignments: int64 ``[N]``, each sample's row; -1 where it was ignored.
+        sums: ``[S, D]``, of the samples of each row (cosine: of unit features).
+        counts: ``[S]``, samples of each row.
+        far_distances: ``[C]``, distance of the class's farthest sample to its
+            prototype, squared if Euclidean; -1 for a class without samples.
+        far_features: ``[C, D]``, that sample; 0 for a class without samples.
+    """
+
+    assignments: Tensor
+    sums: Tensor
+    counts: Tensor
+    far_distances: Tensor
+    far_features: Tensor
+
+
+def _is_cosine(metric: Metric) -> bool:
+    if metric not in get_args(Metric):
+        raise ValueError(f"metric: expected one of {get_args(Metric)}, got {metric!r}")
+    return metric == "cosine"
+
+
+def accumulate_prototypes(
+    features: Tensor,
+    labels: Tensor,
+    prototypes: Tensor,
+    masses: Tensor,
+    offsets: Tensor,
+    *,
+    metric: Metric = "euclidean",
+    out: PrototypeUpdate | None = None,
+) -> PrototypeUpdate:
+    r"""Assigns each sample to the nearest prototype of its own class, and adds up.
+
+    Euclidean: ``argmin_k |f - p_k|²``; cosine: ``argmin_k 1 - f·p_k / |f|``, for unit
+    prototypes. The first of equals wins. Unborn rows (mass 0) take no sample, except
+    that the first row of a class always may. Nothing is differentiated. The result
+    does not depend on the number of threads. No copy to the host on CUDA.
+
+    Args:
+        features: ``[N, D]`` floating point. A sample whose distance is not finite is
+            ignored.
+        labels: int64 ``[N]``; negative ones are ignored.
+        prototypes: ``[S, D]``, float64 for float64 features, else float32.
+        masses: ``[S]``, of the prototypes' type.
+        offsets: int64 ``[C + 1]``, rising from 0 to S.
+        metric: ``"euclidean"`` or ``"cosine"``.
+        out: an update of the same state that is not needed any more; its memory, but
+            for the assignments, is used again. In a training loop this saves an
+            allocation of the size of the state in each step.
+
+    Returns:
+        The batch's part of the update, in the prototypes' type.
+
+    Raises:
+        ValueError: an unknown metric.
+        RuntimeError: a label is not below C, offsets do not rise from 0 to S, or a
+            shape or type does not fit.
+
+    Example:
+        >>> state = torch.tensor([[0.0], [10.0], [5.0]])
+        >>> update = accumulate_prototypes(
+        ...     torch.tensor([[1.0], [7.0], [7.0]]), torch.tensor([0, 0, 1]),
+        ...     state, torch.ones(3), torch.tensor([0, 2, 3]))
+        >>> update.assignments
+        tensor([0, 1, 2])
+    """
+    operators: Any = torch.ops.s3h
+    if out is None:
+        classes, depth = offsets.shape[0] - 1, prototypes.shape[-1]
+        out = PrototypeUpdate(
+            labels,
+            torch.empty_like(prototypes),
+            torch.empty_like(masses),
+            prototypes.new_empty(classes),
+            prototypes.new_empty(classes, depth),
+        )
+    assignments = operators.accumulate_prototypes(
+        features.detach(),
+        labels,
+        prototypes,
+        masses,
+        offsets,
+        *out[1:],
+        _is_cosine(metric),
+    )
+    return out._replace(assignments=assignments)
+
+
+def all_reduce_update(
+    update: PrototypeUpdate, group: dist.ProcessGroup | None = None
+) -> PrototypeUpdate:
+    """Joins the updates of all processes; each of them gets the whole.
+
+    Sums and counts are added. Of the farthest samples of a class the farthest one wins,
+    of equally far ones that of the lowest rank: with consecutive parts of a batch on
+    consecutive ranks that is what one process with the whole batch finds.
+
+    Args:
+        update: of this process; every process has the same shapes but for N.
+        group: the processes, all if None.
+
+    Returns:
+        The update of the whole batch, with this process's own assignments.
+
+    Raises:
+        RuntimeError: ``torch.distributed`` is not initialised.
+    """
+    rows, depth = update.sums.shape
+    parts = [
+        torch.empty_like(update.far_distances)
+        for _ in range(dist.get_world_size(group))
+    ]
+    dist.all_gather(parts, update.far_distances.contiguous(), group=group)
+    far_distances, owner = torch.stack(parts).max(dim=0)
+    mine = owner == dist.get_rank(group)
+    far_features = torch.where(mine[:, None], update.far_features, 0)
+    packed = torch.cat((update.sums.flatten(), update.counts, far_features.flatten()))
+    dist.all_reduce(packed, group=group)
+    sums, counts, far = packed.split((rows * depth, rows, far_features.numel()))
+    return PrototypeUpdate(
+        update.assignments,
+        sums.view(rows, depth),
+        counts,
+        far_distances,
+        far.view(-1, depth),
+    )
+
+
+def apply_prototypes_(
+    prototypes: Tensor,
+    sums: Tensor,
+    masses: Tensor,
+    offsets: Tensor,
+    update: PrototypeUpdate,
+    *,
+    metric: Metric = "euclidean",
+    momentum: float = 0.99,
+    expire_below: float = 0.1,
+) -> None:
+    r"""Takes an update into the state, in place.
+
+    For every class in the batch and each of its rows k:
+
+    .. math:: s_k \leftarrow g s_k + \sum f, \quad m_k \leftarrow g m_k + n_k, \quad
+              p_k = s_k / m_k \;\text{(cosine: } s_k / |s_k|\text{)}
+
+    with momentum g. A row without samples in the batch keeps its prototype, and classes
+    absent from the batch keep everything. Then the lightest row of the class is *dead*
+    if its mass is at most ``expire_below`` times the class's mass per row: it moves to
+    the class's farthest sample f, with twice that mass (at least 1), so that it has
+    time to find members. One row of a class in one step.
+
+    Args:
+        prototypes: ``[S, D]`` float32 or float64, contiguous, like all of the state.
+        sums: ``[S, D]``.
+        masses: ``[S]``.
+        offsets: int64 ``[C + 1]``, rising from 0 to S.
+        update: of the whole batch.
+        metric: as in :func:`accumulate_prototypes`.
+        momentum: g in [0, 1).
+        expire_below: in [0, 1); 0: only unborn rows are seeded.
+
+    Raises:
+        ValueError: an argument is out of range.
+        RuntimeError: a shape or type does not fit.
+
+    Example:
+        >>> prototypes, sums = torch.zeros(1, 1), torch.zeros(1, 1)
+        >>> masses = torch.zeros(1)
+        >>> offsets = torch.tensor([0, 1])
+        >>> update = accumulate_prototypes(
+        ...     torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0]), prototypes, masses,
+        ...     offsets)
+        >>> apply_prototypes_(prototypes, sums, masses, offsets, update)
+        >>> prototypes, masses
+        (tensor([[2.]]), tensor([2.]))
+    """
+    for name, value in (("momentum", momentum), ("expire_below", expire_below)):
+        if not 0.0 <= value < 1.0:
+            raise ValueError(f"{name}: expected a number in [0, 1), got {value}")
+    operators: Any = torch.ops.s3h
+    operators.apply_prototypes_(
+        prototypes,
+        sums,
+        masses,
+        offsets,
+        *update[1:],
+        momentum,
+        expire_below,
+        _is_cosine(metric),
+    )
+
+
+def _accumulate_plain(
+    features: Tensor,
+    labels: Tensor,
+    prototypes: Tensor,
+    masses: Tensor,
+    offsets: Tensor,
+    sums: Tensor,
+    counts: Tensor,
+    far_distances: Tensor,
+    far_features: Tensor,
+    cosine: bool,
+) -> Tensor:
+    assignments, *results = reference_prototypes.accumulate_prototypes(
+        features, labels, prototypes, masses, offsets, cosine
+    )
+    outputs = (sums, counts, far_distances, far_features)
+    for output, result in zip(outputs, results, strict=True):
+        output.copy_(result)
+    return assignments
+
+
+def _fake_accumulate(features: Tensor, labels: Tensor, *rest: Any) -> Tensor:
+    return labels.new_empty(features.shape[0])
+
+
+def _fake_apply(*arguments: Any) -> None:
+    return None
+
+
+if not CPU.loaded:
+    CPU.implement_failure("accumulate_prototypes", "apply_prototypes_", key="CPU")
+LIBRARY.impl("accumulate_prototypes", _accumulate_plain, "CUDA")
+LIBRARY.impl("apply_prototypes_", reference_prototypes.apply_prototypes_, "CUDA")
+registry.register_fake("s3h::accumulate_prototypes", _fake_accumulate, lib=LIBRARY)
+registry.register_fake("s3h::apply_prototypes_", _fake_apply, lib=LIBRARY)

@@ -1,0 +1,160 @@
+"""Plain-PyTorch forms of the prototype operations: oracle, and portable kernels.
+
+float64-able, without a copy to the host, in O(N + S D) memory beside a chunk of fixed
+size. They form the distances to all S prototypes and so do C times the work.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from s3h_ext.ops.reference import compute_dtype
+
+_CHUNK_ELEMENTS = 1 << 22
+
+
+def _inverse_norms(rows: Tensor) -> Tensor:
+    """Returns ``1 / |row|`` [N]; 0 for a zero row, NaN where a norm is not finite."""
+    squares = rows.square().sum(dim=1)
+    scale = torch.where(squares > 0, squares.rsqrt(), 0)
+    return torch.where(squares < math.inf, scale, math.nan)
+
+
+def _nearest(
+    features: Tensor,
+    first: Tensor,
+    last: Tensor,
+    prototypes: Tensor,
+    masses: Tensor,
+    cosine: bool,
+) -> tuple[Tensor, Tensor]:
+    """Returns the rows [n] in ``first <= row < last`` and the distances [n]."""
+    products = features @ prototypes.T
+    if cosine:
+        distances = 1 - products
+    else:
+        distances = prototypes.square().sum(dim=1) - 2 * products
+    columns = torch.arange(len(prototypes), device=features.device)
+    own = (columns >= first[:, None]) & (columns < last[:, None])
+    born = (masses > 0) | (columns == first[:, None])
+    row = torch.where(own & born, distances, math.inf).argmin(dim=1)
+    # Again and directly: the expanded square has lost digits.
+    chosen = prototypes.index_select(0, row)
+    if cosine:
+        return row, 1 - (features * chosen).sum(dim=1)
+    return row, (features - chosen).square().sum(dim=1)
+
+
+def accumulate_prototypes(
+    features: Tensor,
+    labels: Tensor,
+    prototypes: Tensor,
+    masses: Tensor,
+    offsets: Tensor,
+    cosine: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Assigns and adds up; arguments and results as in the operation's schema."""
+    count, depth = features.shape
+    rows, classes = len(prototypes), len(offsets) - 1
+    features = features.to(compute_dtype(features.dtype))
+    sums = features.new_zeros(rows + 1, depth)
+    counts = features.new_zeros(rows + 1)
+    far = features.new_full((classes + 1,), -1.0)
+    if not count or not classes:
+        assignments = torch.full_like(labels, -1)
+        return (
+            assignments,
+            sums[:rows],
+            counts[:rows],
+            far[:classes],
+            features.new_zeros(classes, depth),
+        )
+    torch._assert_async(
+        (labels < classes).all(), "labels must be below the number of classes"
+    )
+    if cosine:
+        features = features * _inverse_norms(features)[:, None]
+    safe = labels.clamp(0, classes - 1)
+    first, last = offsets[safe], offsets[safe + 1]
+    row, distance = torch.empty_like(labels), features.new_empty(count)
+    step = max(1, _CHUNK_ELEMENTS // rows)
+    for start in range(0, count, step):
+        part = slice(start, start + step)
+        row[part], distance[part] = _nearest(
+            features[part], first[part], last[part], prototypes, masses, cosine
+        )
+    kept = (labels >= 0) & (distance < math.inf)
+    row = torch.where(kept, row, rows)
+    sums.index_add_(0, row, features)
+    counts.index_add_(0, row, torch.ones_like(distance))
+    label = torch.where(kept, labels, classes)
+    distance = torch.where(kept, distance, -1)
+    far.scatter_reduce_(0, label, distance, "amax")
+    # The first of equally far samples.
+    numbers = torch.arange(count, device=labels.device)
+    numbers = torch.where(distance == far[label], numbers, count)
+    farthest = torch.full_like(far, count, dtype=torch.int64)
+    farthest = farthest.scatter_reduce_(0, label, numbers, "amin")[:classes]
+    chosen = features.index_select(0, farthest.clamp(max=count - 1))
+    return (
+        torch.where(kept, row, -1),
+        sums[:rows],
+        counts[:rows],
+        torch.where(farthest < count, far[:classes], -1),
+        torch.where((farthest < count)[:, None], chosen, 0),
+    )
+
+
+def apply_prototypes_(
+    prototypes: Tensor,
+    sums: Tensor,
+    masses: Tensor,
+    offsets: Tensor,
+    batch_sums: Tensor,
+    batch_counts: Tensor,
+    far_distances: Tensor,
+    far_features: Tensor,
+    momentum: float,
+    expire_below: float,
+    cosine: bool,
+) -> None:
+    """Takes a batch in; arguments as in the operation's schema."""
+    rows, classes = len(prototypes), len(offsets) - 1
+    if not classes:
+        return
+    numbers = torch.arange(rows, device=offsets.device)
+    owner = torch.searchsorted(offsets, numbers, right=True) - 1
+
+    def per_class(values: Tensor) -> Tensor:
+        return values.new_zeros(classes).index_add_(0, owner, values)
+
+    present = (per_class(batch_counts) > 0)[owner]
+    new_masses = momentum * masses + batch_counts
+    least = expire_below * per_class(new_masses) / offsets.diff()
+    lightest = new_masses.new_full((classes,), math.inf)
+    lightest.scatter_reduce_(0, owner, new_masses, "amin")
+    candidates = torch.where(new_masses == lightest[owner], numbers, rows)
+    place = torch.full_like(offsets[1:], rows)
+    place.scatter_reduce_(0, owner, candidates, "amin")
+    dead = (lightest <= least) & (far_distances > 0)
+    reborn = present & (numbers == torch.where(dead, place, rows)[owner])
+    new_masses = torch.where(
+        reborn,
+        (2 * least).clamp(min=1)[owner],
+        torch.where(present, new_masses, masses),
+    )
+    seeds = far_features.index_select(0, owner)
+    new_sums = torch.where(
+        reborn[:, None],
+        seeds * new_masses[:, None],
+        torch.where(present[:, None], momentum * sums + batch_sums, sums),
+    )
+    scale = _inverse_norms(new_sums) if cosine else 1 / new_masses
+    moved = present & (batch_counts > 0) & (scale > 0)
+    updated = torch.where(moved[:, None], new_sums * scale[:, None], prototypes)
+    prototypes.copy_(torch.where(reborn[:, None], seeds, updated))
+    sums.copy_(new_sums)
+    masses.copy_(new_masses)
