@@ -125,6 +125,17 @@ T inverse_norm(T squares) {
   return squares > 0 ? 1 / std::sqrt(squares) : T(0);
 }
 
+// In the order of the classes features are read from anywhere, where no
+// hardware looks ahead.
+template <typename Element>
+void prefetch(const Element* row, int64_t depth) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(Element));
+  for (int64_t d = 0; d < depth; d += kLine) __builtin_prefetch(row + d);
+}
+
+// How many samples ahead.
+constexpr int64_t kAhead = 4;
+
 // Finds the rows of the members [begin, end) of one class.
 template <typename T, typename Element>
 void assign(const AccumulateProblem<T, Element>& p, Sorted<T>& s, int64_t label,
@@ -133,6 +144,8 @@ void assign(const AccumulateProblem<T, Element>& p, Sorted<T>& s, int64_t label,
   const int64_t first = p.offsets[label];
   for (int64_t at = begin; at < end; ++at) {
     const size_t k = static_cast<size_t>(at);
+    if (at + kAhead < s.start.back())
+      prefetch(p.features + s.sample[k + kAhead] * p.depth, p.depth);
     const T* feature =
         feature_row(p.features + s.sample[k] * p.depth, p.depth, scratch);
     const T scale = p.metric == Metric::kCosine
