@@ -409,10 +409,9 @@ def draw(source: Path, path: Path) -> None:
         axis.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=8)
         axis.set(title=title, xlabel="views per second")
         if rates:
-            axis.set_xscale("log")
-            axis.set_xlim(right=4 * max(rates))
+            axis.set_xlim(right=1.3 * max(rates))
     threads = next(iter(latest.values()))["threads"]
-    figure.suptitle(f"Crop, flip, jitter, normalise with {threads} threads", y=1.0)
+    figure.suptitle(f"Crop, flip, jitter, normalise with {threads} threads")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
