@@ -2,16 +2,17 @@
 
 ``python -m benchmarks.views [--case NAME ...] [--output DIR]``
 
-Every peer gets the same decoded images and the same boxes, flips and colour matrices,
-and must end at normalised float32 views; all run in one process and take turns, so that
-a change of the machine's clock meets all of them. Appends to ``views.csv``, prints a
-table, draws ``views.png``. Photographs are the JPEG files under
+Every peer gets the same decoded images and must end at normalised float32 views; all
+run in one process and take turns, so that a change of the machine's clock meets all of
+them. We, PIL and F.interpolate get the same boxes, flips and colour matrices; DALI and
+kornia draw their own of about the same distribution, their usual way. Appends to
+``views.csv``, prints a table, draws ``views.png``. Photographs are the JPEG files under
 ``$S3H_DATA_ROOT/imagenet-sample``, or noise of their mean size where there are none.
 
 What the peers do differently: Pillow rounds to bytes after each pass; DALI repeats the
-border pixel where the others renormalise; ``F.interpolate`` takes one size per call, so
-that crops are resized one by one; kornia samples bilinearly without antialiasing, with
-its own jitter (HSV, a fixed order here).
+border pixel where the others renormalise, and does not prefetch here; ``F.interpolate``
+takes one size per call, so that crops are resized one by one; kornia samples bilinearly
+without antialiasing, and its jitter turns hue in HSV.
 """
 
 from __future__ import annotations
@@ -257,23 +258,14 @@ def kornia(work: Work) -> Callable[[], Tensor]:
 
 
 def dali(work: Work) -> Callable[[], Tensor]:
-    """A CPU pipeline over the decoded images, boxes and flips handed in."""
+    """DALI's own random crops and jitter on the CPU, all views from one feeding."""
     from nvidia.dali import fn, pipeline_def, types
 
-    p = work.patches
-    images = [image.numpy() for image in work.images]
-    count = len(p)
-    draws = np.random.default_rng(0).uniform(size=(5, count)).astype(np.float32)
-    on = draws[0] < 0.8
-    factors = [np.where(on, 0.6 + 0.8 * draw, 1) for draw in draws[1:4]]
-    hue = np.where(on, 72 * draws[4] - 36, 0)
-
-    def feed(values: Any) -> Any:
-        values = list(values)
-        return fn.external_source(source=lambda: values, batch=True, no_copy=True)
-
-    def scalars(values: np.ndarray) -> Any:
-        return feed(values.astype(np.float32))
+    if isinstance(work.images, Tensor):
+        images: Any = work.images.numpy()
+    else:
+        images = [image.numpy() for image in work.images]
+    count, size = len(images), work.size
 
     # Without prefetching, or it would work while the others' clocks run.
     @pipeline_def(
@@ -284,32 +276,40 @@ def dali(work: Work) -> Callable[[], Tensor]:
         exec_async=False,
     )
     def define() -> Any:
-        pixels = fn.slice(
-            feed(images[which] for which in p.image.tolist()),
-            feed(p.box[:, :2].float().numpy()),
-            feed(p.box[:, 2:].float().numpy()),
-            axes=[0, 1],
-            normalized_anchor=False,
-            normalized_shape=False,
-            out_of_bounds_policy="pad",
+        source = fn.external_source(
+            source=lambda: images, batch=True, no_copy=True, layout="HWC"
         )
-        if work.out != 32:
-            pixels = fn.resize(
+        return tuple(view(source) for _ in range(len(work.patches) // count))
+
+    def view(pixels: Any) -> Any:
+        if work.out == 32:
+            pixels = fn.slice(
                 pixels,
-                size=[work.size, work.size],
+                fn.random.uniform(range=[-4, 4], shape=2),
+                [float(size), float(size)],
+                axes=[0, 1],
+                normalized_anchor=False,
+                normalized_shape=False,
+                out_of_bounds_policy="pad",
+            )
+        else:
+            pixels = fn.random_resized_crop(
+                pixels,
+                size=[size, size],
+                random_area=[0.2, 1.0],
                 interp_type=types.INTERP_LINEAR,
                 antialias=True,
             )
         pixels = fn.color_twist(
             pixels,
-            brightness=scalars(factors[0]),
-            contrast=scalars(factors[1]),
-            saturation=scalars(factors[2]),
-            hue=scalars(hue),
+            brightness=fn.random.uniform(range=[0.6, 1.4]),
+            contrast=fn.random.uniform(range=[0.6, 1.4]),
+            saturation=fn.random.uniform(range=[0.6, 1.4]),
+            hue=fn.random.uniform(range=[-36.0, 36.0]),
         )
         return fn.crop_mirror_normalize(
             pixels,
-            mirror=feed(p.flip.int().numpy()),
+            mirror=fn.random.coin_flip(),
             mean=[255 * value for value in MEAN],
             std=[255 * value for value in STD],
             output_layout="CHW",
@@ -319,8 +319,8 @@ def dali(work: Work) -> Callable[[], Tensor]:
     pipeline.build()
 
     def run() -> Tensor:
-        (out,) = pipeline.run()
-        return stitched(work, torch.from_numpy(out.as_array()))
+        views = [torch.from_numpy(out.as_array()) for out in pipeline.run()]
+        return stitched(work, torch.cat(views))
 
     return run
 
@@ -407,10 +407,11 @@ def draw(source: Path, path: Path) -> None:
         colours = ["C0" if name.startswith("s3h_ext") else "0.6" for name in names]
         bars = axis.barh(names, rates, color=colours)
         axis.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=8)
-        axis.set(title=title, xlabel="views per second", xscale="log")
-        axis.set_xlim(right=4 * max(rates, default=1))
+        axis.set(title=title, xlabel="views per second")
+        if rates:
+            axis.set_xlim(right=1.3 * max(rates))
     threads = next(iter(latest.values()))["threads"]
-    figure.suptitle(f"Crop, flip, jitter, normalise with {threads} threads", y=1.0)
+    figure.suptitle(f"Crop, flip, jitter, normalise with {threads} threads")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
