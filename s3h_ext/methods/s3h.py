@@ -190,12 +190,9 @@ class S3H(ClassifierMethod):
         self, batch: Mapping[str, Batch], progress: float, classify: Classify
     ) -> dict[str, Tensor]:
         whole, contrast = batch["classification"], batch["contrast"]
-        images, views = whole.images.flatten(0, 1), contrast.images.flatten(0, 1)
-        features, regions = self._encode(images, views, contrast)
-        if contrast.quadrants is not None:
-            labels = contrast.quadrants.labels.flatten()  # [4 V B]
-        else:
-            labels = contrast.labels.repeat(len(contrast.images))  # [V B]
+        views = contrast.images.flatten(0, 1)
+        features, maps = self._encode(whole.images.flatten(0, 1), views)
+        regions, labels = region_features(maps, contrast)
         # In float32: sixteen bits have no digits left at a scale of 30.
         with torch.autocast(features.device.type, enabled=False):
             cross_entropy = classify(features.float(), whole.labels)
@@ -209,7 +206,9 @@ class S3H(ClassifierMethod):
         }
         if self.partner == "momentum":
             self._progress = progress
-            keys = self._copied_embeddings(views, contrast)
+            with torch.no_grad():
+                maps = self.copied_backbone.feature_map(views)
+                keys = self.copied_projection(region_features(maps, contrast)[0])
             crossing = self._across(embeddings, labels, keys, centres)
             loss = loss + self.cross_weight * crossing
             terms["cross_model"] = crossing.detach()
@@ -224,29 +223,24 @@ class S3H(ClassifierMethod):
         update_momentum_copy_(self.copied_backbone, self.model.backbone, momentum)
         update_momentum_copy_(self.copied_projection, self.projection, momentum)
 
-    def _encode(
-        self, images: Tensor, views: Tensor, contrast: Batch
-    ) -> tuple[Tensor, Tensor]:
-        """Return features ``[B, D]`` of whole images and those of the views' regions.
+    def _encode(self, images: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features ``[B, D]`` of whole images and maps ``[V B, D, h, w]``.
 
         Args:
             images: ``[B, C, H, W]``.
-            views: ``[V B, C, h, w]``.
-            contrast: the batch that the views are of.
+            views: ``[V B, C, H', W']``; one pass sees both where their sizes are equal.
         """
         backbone = self.model.backbone
         if self.separate_norm or images.shape[1:] != views.shape[1:]:
-            whole = backbone.feature_map(images)
+            features = pool_whole(backbone.feature_map(images))
             with (
                 apart_from_running_statistics(backbone)
                 if self.separate_norm
                 else nullcontext()
             ):
-                parts = backbone.feature_map(views)
-        else:
-            maps = backbone.feature_map(torch.cat((images, views)))
-            whole, parts = maps[: len(images)], maps[len(images) :]
-        return pool_whole(whole), _pool(parts, contrast)
+                return features, backbone.feature_map(views)
+        maps = backbone.feature_map(torch.cat((images, views)))
+        return pool_whole(maps[: len(images)]), maps[len(images) :]
 
     def _within(
         self, embeddings: list[Tensor], labels: Tensor, centres: list[Tensor]
@@ -274,14 +268,18 @@ class S3H(ClassifierMethod):
         ]
         return torch.stack(losses).mean()
 
-    @torch.no_grad()
-    def _copied_embeddings(self, views: Tensor, contrast: Batch) -> list[Tensor]:
-        """Return what the momentum copy makes of the views, for each head."""
-        maps = self.copied_backbone.feature_map(views)
-        keys: list[Tensor] = self.copied_projection(_pool(maps, contrast))
-        return keys
 
+def region_features(maps: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return a feature and a label for each quadrant of montages, or each whole view.
 
-def _pool(maps: Tensor, batch: Batch) -> Tensor:
-    """Return a row for each quadrant of montages, or for each view of other batches."""
-    return pool_whole(maps) if batch.quadrants is None else pool_quadrants(maps)
+    Args:
+        maps: ``[V B, D, h, w]``, un-pooled, of the batch's images.
+        batch: V montages or views of B images.
+
+    Returns:
+        ``[4 V B, D]`` and ``[4 V B]`` of montages, ``[V B, D]`` and ``[V B]`` of other
+        views.
+    """
+    if batch.quadrants is None:
+        return pool_whole(maps), batch.labels.repeat(len(batch.images))
+    return pool_quadrants(maps), batch.quadrants.labels.flatten()
