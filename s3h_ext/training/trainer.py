@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +16,26 @@ from torch import Tensor, nn
 
 from s3h_ext import __version__
 from s3h_ext.data import (
+    Batch,
     EvaluationBatches,
     LongTailDataset,
     ResidentSource,
-    load_dataset,
 )
 from s3h_ext.data.dataset import DATASETS
-from s3h_ext.models import ImageClassifier, build_model
+from s3h_ext.training.card import write_card
 from s3h_ext.training.checkpoint import (
     CheckpointError,
     checkpoint_paths,
     latest_checkpoint,
     save_checkpoint,
-    sound_checkpoints,
 )
 from s3h_ext.training.config import OptimConfig, TrainConfig
+from s3h_ext.training.evaluation import evaluate_method
 from s3h_ext.training.files import write_text
 from s3h_ext.training.interrupt import StopRequest
+from s3h_ext.training.loading import build_network, load_network, open_dataset
 from s3h_ext.training.meter import EpochMeter
-from s3h_ext.training.metrics import Evaluation, evaluate_predictions
+from s3h_ext.training.metrics import Evaluation
 from s3h_ext.training.precision import (
     autocast,
     device_name,
@@ -62,28 +63,6 @@ def parameter_groups(module: nn.Module, optim: OptimConfig) -> list[dict[str, An
         {"params": exempt, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
-
-
-def load_network(model: ImageClassifier, run: Path) -> None:
-    """Load the network of a finished run into ``model``.
-
-    Raises:
-        CheckpointError: ``run`` holds no sound checkpoint, or one of another network.
-    """
-    found = next(sound_checkpoints(run / "checkpoints"), None)
-    if found is None:
-        raise CheckpointError(f"init_from: {run} holds no sound checkpoint")
-    path, state = found
-    prefix = "model."
-    weights = {
-        name.removeprefix(prefix): value
-        for name, value in state["method"].items()
-        if name.startswith(prefix)
-    }
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"init_from: {path} does not fit: {error}") from error
 
 
 class Trainer:
@@ -124,25 +103,10 @@ class Trainer:
             )
         self.device = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
-        data = config.data
-        self.dataset = dataset or load_dataset(
-            data.name,
-            root=data.root,
-            imbalance=data.imbalance,
-            size=data.size,
-            profile=data.profile,
-            val_fraction=data.val_fraction,
-            seed=data.split_seed,
-        )
+        self.dataset = dataset or open_dataset(config.data)
         torch.manual_seed(config.seed)
         self.method = config.method
-        model = build_model(
-            config.model.backbone,
-            self.dataset.num_classes,
-            classifier=config.model.classifier,
-            scale=config.model.scale,
-            in_channels=self.dataset.train.images.shape[-1],
-        )
+        model = build_network(config, self.dataset)
         if config.init_from is not None:
             load_network(model, Path(config.init_from))
         elif self.method.needs_first_stage:
@@ -205,6 +169,7 @@ class Trainer:
         if resume:
             self._resume()
         write_text(output / "config.yaml", yaml.safe_dump(self.record, sort_keys=False))
+        write_card(output, self.dataset)
 
     @property
     def selection_split(self) -> str:
@@ -235,6 +200,12 @@ class Trainer:
                 log.epoch(self.history[0])
             # Without held-out images the last epoch was just evaluated on this split.
             test = self._evaluated.get("test") or self.evaluate("test")
+            for name, (fallen, drawn) in self.source.fallbacks().items():
+                if fallen:
+                    log.note(
+                        f"{fallen} of the {drawn} crops drawn for {name!r} since step "
+                        f"{done} met their constraint in no try and are its fallback"
+                    )
             log.note(f"finished: top1 {test.top1:.2f} on the test split")
         except (Exception, KeyboardInterrupt) as error:
             log.note(f"stopped in epoch {self.epochs_done + 1}: {error!r}")
@@ -281,21 +252,12 @@ class Trainer:
 
     def evaluate(self, split: str) -> Evaluation:
         """Return the metrics of the method on ``"val"`` or ``"test"``."""
-        # Kept on the device to the end: no batch waits for its results.
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.method.eval()
-        with torch.inference_mode(), autocast(self.precision, self.device):
-            for batch in self.evaluation[split]:
-                logits = self.method.predict(batch.images[0]).float()  # [B, C]
-                confidence = (logits.amax(1) - logits.logsumexp(1)).exp()
-                found.append((batch.labels, logits.argmax(1), confidence))
-        self.method.train()
-        truth, predicted, confidence = map(torch.cat, zip(*found, strict=True))
-        return evaluate_predictions(
-            truth.cpu().numpy(),
-            predicted.cpu().numpy(),
-            confidence.cpu().numpy(),
+        return evaluate_method(
+            self.method,
+            self.evaluation[split],
             self.dataset.class_counts,
+            precision=self.precision,
+            device=self.device,
         )
 
     def train_epoch(
@@ -346,18 +308,21 @@ class Trainer:
             for name in ("top1", "many", "medium", "few")
         }
 
-    def _write_analysis(self) -> None:
-        """Write what the method has for its own part of the report."""
-        batches = EvaluationBatches(
+    def _train_batches(self) -> Iterator[Batch]:
+        """Yield the training images; nothing is copied unless somebody asks."""
+        yield from EvaluationBatches(
             self.dataset.train,
             mean=self.dataset.mean,
             std=self.dataset.std,
             batch_size=self.config.eval_batch_size,
             device=self.device,
         )
+
+    def _write_analysis(self) -> None:
+        """Write what the method has for its own part of the report."""
         self.method.eval()
         with torch.inference_mode(), autocast(self.precision, self.device):
-            arrays = self.method.analysis(batches)
+            arrays = self.method.analysis(self._train_batches())
         self.method.train()
         if arrays:
             write_subclasses(self.output, arrays, self.dataset.train.images)
