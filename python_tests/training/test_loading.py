@@ -33,7 +33,9 @@ def test_a_loaded_run_is_the_trained_network(tmp_path, preset):
     found = run.method.state_dict()
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        assert torch.equal(found[name], value), name
+        torch.testing.assert_close(
+            found[name], value, rtol=0, atol=0, equal_nan=True, msg=name
+        )
     images = torch.randn(3, 3, 32, 32)
     trainer.method.eval()
     assert torch.equal(run.method.predict(images), trainer.method.predict(images))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from s3h_ext.data import Batch
 from s3h_ext.methods import Method
+from s3h_ext.training.distributed import World
 from s3h_ext.training.metrics import Evaluation, evaluate_predictions
 from s3h_ext.training.precision import autocast
 
@@ -28,7 +29,8 @@ def predict_batches(
         device: where the batches are.
     """
     # Kept on the device to the end: no batch waits for its results.
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    empty = torch.zeros(0, dtype=torch.int64, device=device)
+    found: list[tuple[Tensor, Tensor, Tensor]] = [(empty, empty, empty.float())]
     training = method.training
     method.eval()
     with torch.inference_mode(), autocast(precision, device):
@@ -52,6 +54,7 @@ def evaluate_method(
     *,
     precision: str,
     device: torch.device,
+    world: World | None = None,
 ) -> Evaluation:
     """Return the metrics of a method on a split.
 
@@ -61,6 +64,9 @@ def evaluate_method(
         class_counts: *training* images of each class ``[C]``.
         precision: ``"fp32"`` or ``"bf16"``.
         device: where the batches are.
+        world: the processes that have a part of the split each; all get the result.
     """
     found = predict_batches(method, batches, precision=precision, device=device)
-    return evaluate_predictions(*found, class_counts)
+    parts = (world or World()).gather(found)
+    truth, predicted, confidence = map(np.concatenate, zip(*parts, strict=True))
+    return evaluate_predictions(truth, predicted, confidence, class_counts)
