@@ -2,6 +2,7 @@
 
 from s3h_ext.ops.augment import Operation, augment_images
 from s3h_ext.ops.class_sums import class_sum_dots
+from s3h_ext.ops.gather import gather_rows
 from s3h_ext.ops.patches import Patches
 from s3h_ext.ops.prototypes import (
     PrototypeUpdate,
@@ -24,6 +25,7 @@ __all__ = [
     "apply_prototypes_",
     "augment_images",
     "class_sum_dots",
+    "gather_rows",
     "render_views",
     "sample_view_boxes",
     "similarity_logsumexp",
