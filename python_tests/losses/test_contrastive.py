@@ -16,6 +16,7 @@ from s3h_ext.losses import (
     balanced_contrastive_loss,
     cross_model_contrastive_loss,
     prototypical_supcon_loss,
+    supcon,
     supcon_loss,
 )
 
@@ -72,6 +73,28 @@ def test_supcon_equation(seed, num_classes):
         torch.autograd.grad(mean, z)[0],
         torch.autograd.grad(expected.sum() / counted, z)[0],
     )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("num_classes", [None, 4])
+def test_supcon_on_other_devices_is_the_same_loss(reduction, num_classes):
+    labels = draw_labels(40, 6)
+    labels[3] = -1
+    results = []
+    for function in (supcon_loss, supcon._composed):
+        z = unit(40, 8).requires_grad_()
+        loss, stats = function(
+            z,
+            labels,
+            temperature=0.2,
+            num_classes=num_classes,
+            reduction=reduction,
+            return_stats=True,
+        )
+        weights = torch.linspace(-1, 2, loss.numel(), dtype=z.dtype)
+        (loss * weights.reshape(loss.shape)).sum().backward()
+        results.append((loss, *stats, z.grad))
+    torch.testing.assert_close(results[0], results[1])
 
 
 def test_supcon_views_are_the_same_as_flat_rows():

@@ -15,7 +15,11 @@ from s3h_ext.losses._common import (
     flatten_views,
     reduce,
 )
-from s3h_ext.ops import class_sum_dots, similarity_logsumexp
+from s3h_ext.ops import (
+    class_sum_dots,
+    similarity_logsumexp,
+    supervised_contrastive,
+)
 
 
 @overload
@@ -73,6 +77,31 @@ def supcon_loss(  # type: ignore[misc]
         torch.Size([])
     """
     features, labels = flatten_views(features, labels)
+    if features.device.type == "cpu":
+        loss, counted = supervised_contrastive(
+            features,
+            labels,
+            temperature=temperature,
+            num_classes=num_classes,
+            reduction=reduction,
+        )
+        if not return_stats:
+            return loss
+        return loss, ContrastiveStats(counted, labels.shape[0] - counted)
+    return _composed(
+        features, labels, temperature, num_classes, reduction, return_stats
+    )
+
+
+def _composed(
+    features: Tensor,
+    labels: Tensor,
+    temperature: float,
+    num_classes: int | None,
+    reduction: Reduction,
+    return_stats: bool,
+) -> Tensor | tuple[Tensor, ContrastiveStats]:
+    """The loss by the operations that every device has."""
     lse = similarity_logsumexp(
         features, temperature=temperature, assume_normalized=True
     )
