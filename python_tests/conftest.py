@@ -31,3 +31,17 @@ def pytest_runtest_makereport(item, call):
         if any(word in reason for word in wanted.split(",")):
             report.outcome = "failed"
             report.longrepr = f"skipped, but S3H_FAIL_ON_SKIP={wanted}: {reason}"
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory):
+    """The folder of a short training on the built-in digits; not to be changed."""
+    from s3h_ext.train import main
+
+    folder = tmp_path_factory.mktemp("runs") / "digits run ü"
+    options = (
+        "--preset digits-lt/cb-ce --model.backbone resnet20 --batch_size 64 --epochs 2 "
+        "--data.val_fraction 0.2 --device cpu --precision fp32 --report false"
+    ).split()
+    assert main([*options, "--output", str(folder)]) == 0
+    return folder

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from s3h_ext.training.checkpoint import CheckpointError
 from s3h_ext.training.config import TrainConfig
+from s3h_ext.training.distributed import LostProcessError, World, join_world
 from s3h_ext.training.meter import DivergedError
 from s3h_ext.training.options import OptionError, parse_options
 from s3h_ext.training.trainer import Trainer
@@ -32,36 +33,53 @@ def output_folder(config: TrainConfig, resume: bool) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    world = World()
     try:
         config, record, resume = parse_options(arguments)
-        output = output_folder(config, resume)
-        trainer = Trainer(config, record, output, resume=resume)
-    except (OptionError, CheckpointError, ValueError, TypeError, OSError) as error:
+        world, config.device = join_world(config.device, config.distributed)
+        with world.watched():
+            output = world.broadcast(output_folder(config, resume))
+            trainer = Trainer(config, record, output, resume=resume, world=world)
+    except (
+        OptionError,
+        CheckpointError,
+        LostProcessError,
+        ValueError,
+        TypeError,
+        OSError,
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if world.first:
+        _announce(trainer)
+    try:
+        trainer.fit()
+    except KeyboardInterrupt:
+        if world.first:
+            print(
+                f"\nstopped in epoch {trainer.epochs_done + 1}; to go on, run the same "
+                f"command with --output {output} --resume",
+                file=sys.stderr,
+            )
+        return 130
+    except (DivergedError, LostProcessError, OSError) as error:
+        print(f"error: {error}; the last checkpoint is in {output}", file=sys.stderr)
+        return 1
+    world.close()
+    return 0
+
+
+def _announce(trainer: Trainer) -> None:
     counts = trainer.dataset.class_counts
     print(
-        f"{config.preset or 'custom'}: {trainer.method.label} on "
+        f"{trainer.config.preset or 'custom'}: {trainer.method.label} on "
         f"{trainer.dataset.name}, {counts.sum()} images ({counts.max()} to "
         f"{counts.min()} a class), {trainer.precision} on {trainer.device}, "
-        f"in {output}",
+        f"in {trainer.output}",
         file=sys.stderr,
     )
     if trainer.epochs_done:
         print(f"going on after epoch {trainer.epochs_done}", file=sys.stderr)
-    try:
-        trainer.fit()
-    except KeyboardInterrupt:
-        print(
-            f"\nstopped in epoch {trainer.epochs_done + 1}; to go on, run the same "
-            f"command with --output {output} --resume",
-            file=sys.stderr,
-        )
-        return 130
-    except (DivergedError, OSError) as error:
-        print(f"error: {error}; the last checkpoint is in {output}", file=sys.stderr)
-        return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -494,3 +494,44 @@ def test_gpu_draws_the_same_and_does_not_synchronise(image_set):
             assert torch.equal(indices.cpu(), wanted[2])
             assert torch.equal(labels.cpu(), wanted[1])
             assert torch.allclose(images.cpu(), wanted[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("batch_size", [32, 50])
+def test_processes_share_a_step_out(image_set, world_size, batch_size):
+    streams = {
+        **STREAMS,
+        "montage": Stream("class-balanced", "montage-2x2", views=2, follows="contrast"),
+    }
+    whole = make(image_set, streams, batch_size=batch_size)
+    parts = [
+        make(
+            image_set, streams, batch_size=batch_size, rank=rank, world_size=world_size
+        )
+        for rank in range(world_size)
+    ]
+    assert all(part.steps_per_epoch == whole.steps_per_epoch for part in parts)
+    for epoch, start in ((0, 0), (2, 1)):
+        rows = [part.epoch(epoch, start) for part in parts]
+        for step, *shares in zip(whole.epoch(epoch, start), *rows, strict=True):
+            for name, batch in step.items():
+                sizes = [len(share[name].labels) for share in shares]
+                assert max(sizes) - min(sizes) <= 1
+                for field in ("labels", "indices"):
+                    joined = torch.cat([getattr(s[name], field) for s in shares])
+                    assert torch.equal(joined, getattr(batch, field))
+                images = torch.cat([share[name].images for share in shares], dim=1)
+                assert torch.equal(images, batch.images)
+                if batch.quadrants is not None:
+                    for field in ("labels", "indices", "crops"):
+                        joined = torch.cat(
+                            [getattr(s[name].quadrants, field) for s in shares], dim=1
+                        )
+                        assert torch.equal(joined, getattr(batch.quadrants, field))
+
+
+def test_more_processes_than_images_in_a_step_are_refused(image_set):
+    with pytest.raises(ValueError, match="an image for each of 5 processes"):
+        make(image_set, batch_size=4, world_size=5)
+    with pytest.raises(ValueError, match="0 <= rank < 2"):
+        make(image_set, rank=2, world_size=2)

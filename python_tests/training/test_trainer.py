@@ -12,7 +12,9 @@ import pytest
 import torch
 import yaml
 
+from s3h_ext.data.recipes import RECIPES, Recipe
 from s3h_ext.methods import Hybrid
+from s3h_ext.ops.view_constraints import RandomResizedCrop
 from s3h_ext.train import main
 from s3h_ext.training.checkpoint import checkpoint_paths, load_checkpoint
 from s3h_ext.training.meter import DivergedError
@@ -274,6 +276,25 @@ def test_stopping_inside_an_epoch_keeps_its_numbers(tmp_path, monkeypatch):
     assert lines[1] == "stopped in epoch 1: KeyboardInterrupt()"
     assert [line.split(",")[0] for line in lines[3:5]] == ["epoch 1", "epoch 2"]
     assert lines[5].startswith("finished: top1 ")
+
+
+def test_crops_that_met_no_constraint_are_reported_at_the_end(tmp_path, monkeypatch):
+    never = RandomResizedCrop(scale=(0.9, 1.0), ratio=(5.0, 10.0), tries=1)
+    monkeypatch.setitem(RECIPES, "never", Recipe(crop=never))
+    train(tmp_path / "a", "--method.recipe", "never", "--epochs", "1")
+    log = (tmp_path / "a" / "train.log").read_text()
+    assert "354 of the 354 crops drawn for 'train' since step 0" in log
+    train(tmp_path / "b", "--epochs", "1")
+    assert "crops" not in (tmp_path / "b" / "train.log").read_text()
+
+
+def test_a_method_without_analysis_costs_no_copy_of_the_images(tmp_path, monkeypatch):
+    config, record, _ = parse_options(QUICK)
+    trainer = Trainer(config, record, tmp_path)
+    monkeypatch.setattr("s3h_ext.training.trainer.EvaluationBatches", None)
+    trainer._write_analysis()
+    with pytest.raises(TypeError):  # only now
+        next(trainer._train_batches())
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path, capsys):

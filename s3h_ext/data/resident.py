@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
 
 import torch
 
@@ -28,17 +29,23 @@ class ResidentSource:
     entered at matters. Streams are numbered in the order of ``streams``. A montage
     alone depends on its batch: it shows crops of several of the batch's images.
 
+    With several processes, each renders its part of the batch that one would: the parts
+    of a step follow each other in the order of the ranks, and their sizes differ by at
+    most one. Montages are those of the whole batch.
+
     Args:
         image_set: The training images.
         streams: Name -> how to draw that batch of a step.
         num_classes: C.
         mean: Per channel, of pixels in [0, 1].
         std: Per channel.
-        batch_size: The largest batch of a stream.
+        batch_size: The largest batch of a stream, of all processes together.
         epochs: Length of the run, which ``"progressive"`` streams follow.
         seed: In [0, 2**32).
         device: Where the batches are.
         dtype: Of the images: float32, bfloat16 or float16.
+        rank: Which of the processes this is.
+        world_size: How many there are.
 
     Raises:
         ValueError: an argument is out of range.
@@ -74,6 +81,8 @@ class ResidentSource:
         seed: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if not streams:
             raise ValueError("streams: expected at least one, got none")
@@ -87,6 +96,16 @@ class ResidentSource:
             raise ValueError(
                 f"streams: expected at most {MAX_STREAMS}, got {len(streams)}"
             )
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank: expected 0 <= rank < {world_size}, got {rank}")
+        smallest = len(image_set) // -(-len(image_set) // batch_size)
+        if smallest < world_size:
+            raise ValueError(
+                f"batch_size: expected an image for each of {world_size} processes in "
+                f"every step; {len(image_set)} images in batches of {batch_size} give "
+                f"{smallest}"
+            )
+        self.rank, self.world_size = rank, world_size
         self.streams = dict(streams)
         for name, stream in self.streams.items():
             _check_follows(name, stream, self.streams)
@@ -126,7 +145,7 @@ class ResidentSource:
         return self._steps(epoch, start_step)
 
     def crops(self, epoch: int, step: int) -> dict[str, ViewSpec]:
-        """Describes the crops that the views of a step are made of.
+        """Describes the crops that a step's views, of all processes, are made of.
 
         Args:
             epoch: In [0, epochs).
@@ -142,7 +161,7 @@ class ResidentSource:
         self._check_position(epoch, step)
         start, stop = self._span(step)
         return {
-            name: _DrawnStream(self, name, epoch).take(start, stop)
+            name: _DrawnStream(self, name, epoch, whole=True).take(start, stop)
             for name in self.streams
         }
 
@@ -151,7 +170,7 @@ class ResidentSource:
 
         Returns:
             For each stream, how many were so and how many were drawn, in all epochs so
-            far, those drawn ahead included.
+            far, those drawn ahead included. Of montages all processes draw all crops.
         """
         return {
             name: (int(self._fallbacks[name]), self._drawn[name])
@@ -173,8 +192,13 @@ class ResidentSource:
     def _steps(self, epoch: int, start_step: int) -> Iterator[dict[str, Batch]]:
         drawn = {name: _DrawnStream(self, name, epoch) for name in self.streams}
         for step in range(start_step, self.steps_per_epoch):
-            start, stop = self._span(step)
-            yield {name: stream.batch(start, stop) for name, stream in drawn.items()}
+            yield {name: stream.batch(step) for name, stream in drawn.items()}
+
+    def _part(self, step: int) -> tuple[int, int]:
+        """Returns where this process's part of a step begins and ends in the step."""
+        start, stop = self._span(step)
+        size, rank = stop - start, self.rank
+        return size * rank // self.world_size, size * (rank + 1) // self.world_size
 
 
 def _check_follows(name: str, stream: Stream, streams: Mapping[str, Stream]) -> None:
@@ -190,9 +214,15 @@ def _check_follows(name: str, stream: Stream, streams: Mapping[str, Stream]) -> 
 
 
 class _DrawnStream:
-    """One stream's epoch, described ahead in stretches of many steps."""
+    """One stream's epoch, described ahead in stretches of many steps.
 
-    def __init__(self, source: ResidentSource, name: str, epoch: int) -> None:
+    Its draws are this process's own, one step after the other. Of montages, and if
+    ``whole``, they are those of all processes.
+    """
+
+    def __init__(
+        self, source: ResidentSource, name: str, epoch: int, *, whole: bool = False
+    ) -> None:
         names = list(source.streams)
         stream = source.streams[name]
         leader = name if stream.follows is None else stream.follows
@@ -207,25 +237,43 @@ class _DrawnStream:
             stream=names.index(leader),
             progress=epoch / source.epochs,
         )
+        steps = range(source.steps_per_epoch)
+        self._spans = [source._span(step) for step in steps]
+        if source.world_size > 1 and not (whole or self._recipe.montage):
+            own = []
+            for (start, _), step in zip(self._spans, steps, strict=True):
+                first, last = source._part(step)
+                own.append((start + first, start + last))
+            places = torch.cat([torch.arange(*span) for span in own])
+            places = places.to(self._indices.device)
+            self._indices = self._indices[places]
+            self._repeats = self._repeats[places]
+            ends = accumulate(last - first for first, last in own)
+            self._spans = list(pairwise((0, *ends)))
         self._begin = self._end = 0
         self._spec: ViewSpec | None = None
 
-    def batch(self, start: int, stop: int) -> Batch:
-        """Renders the draws ``start .. stop - 1`` of the epoch."""
+    def batch(self, step: int) -> Batch:
+        """Renders this process's part of a step."""
+        start, stop = self._spans[step]
         indices, crops = self._indices[start:stop], self.take(start, stop)
         sources = indices.repeat(len(crops.flip))
         crops = crops.flatten()
         labels = self._source._labels
-        shape = (self._views, len(indices))
         quadrants = None
         if crops.key is not None:
             order = crops.key.argsort(stable=True)
+            shape, part = (self._views, len(indices)), slice(*self._source._part(step))
+            # Four crops of each montage of this process, view by view.
+            order = order.view(*shape, 4)[:, part].flatten()
+            number = len(indices)
+            indices = indices[part]
             sources, crops = sources[order], crops.select(order)
-            places = sources.view(*shape, 4)
-            numbers = (order // len(indices)).view(*shape, 4)
+            places = sources.view(self._views, len(indices), 4)
+            numbers = (order // number).view_as(places)
             quadrants = Quadrants(labels[places], places, numbers)
         images = self._source._renderer(sources, crops, self._recipe)
-        images = images.view(*shape, *images.shape[1:])
+        images = images.view(self._views, len(indices), *images.shape[1:])
         return Batch(images, labels[indices], indices, quadrants)
 
     def take(self, start: int, stop: int) -> ViewSpec:

@@ -10,6 +10,15 @@ Common to all of them: rows are used as they are given (normalise them first), a
 negative label belongs to no class, and an anchor for which the loss is undefined (no
 positive, or nothing in its denominator) adds nothing and is not counted by
 ``reduction="mean"``.
+
+In several processes (``torch.distributed``) each has the rows of its part of the batch.
+With ``gather=True`` its rows are the anchors, the rows of all processes are the keys,
+gradients flow back to the processes they belong to
+(:func:`s3h_ext.ops.gather_rows`), and an anchor does not see itself. Every process
+returns R times its share, R being their number: the mean over the processes is the loss
+of the joint batch, and the gradients that ``DistributedDataParallel`` averages are its
+gradients. All processes have to call it. Without ``gather`` a process contrasts its own
+rows alone.
 """
 
 from s3h_ext.losses._common import ContrastiveStats

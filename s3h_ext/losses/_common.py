@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+
+from s3h_ext.ops import class_sum_dots, gather_rows
+from s3h_ext.ops.gather import process_count
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -29,6 +33,7 @@ class ContrastiveModule(nn.Module):
         temperature: τ.
         reduction: ``"mean"`` over counted anchors, ``"sum"`` or ``"none"``.
         num_classes: upper bound of the labels, where known.
+        gather: contrast with the rows of all processes, see :mod:`s3h_ext.losses`.
 
     Raises:
         ValueError: the reduction is not one of these.
@@ -39,15 +44,18 @@ class ContrastiveModule(nn.Module):
         temperature: float = 0.1,
         reduction: Reduction = "mean",
         num_classes: int | None = None,
+        gather: bool = False,
     ) -> None:
         super().__init__()
         self.temperature = temperature
         self.reduction = check_reduction(reduction)
         self.num_classes = num_classes
+        self.gather = gather
 
     def extra_repr(self) -> str:
         """Returns the settings that ``repr`` shows."""
-        return f"temperature={self.temperature}, reduction={self.reduction!r}"
+        settings = f"temperature={self.temperature}, reduction={self.reduction!r}"
+        return f"{settings}, gather=True" if self.gather else settings
 
 
 def check_reduction(reduction: Reduction) -> Reduction:
@@ -83,6 +91,57 @@ def flatten_views(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     check_labels(features, labels, 3)
     views = features.shape[1]
     return features.flatten(0, 1), labels.repeat_interleave(views)
+
+
+class Keys(NamedTuple):
+    """The keys of anchors that are keys themselves.
+
+    Attributes:
+        rows: ``[M, D]`` of all processes; None: the anchors alone.
+        labels: ``[M]``; ``[N]``, the anchors', where ``rows`` is None.
+        own: ``[N]``, which key each anchor is; None where ``rows`` is None.
+    """
+
+    rows: Tensor | None
+    labels: Tensor
+    own: Tensor | None
+
+    def of_anchors(self, values: Tensor) -> Tensor:
+        """Returns the anchors' ``[N]`` of values of the keys ``[M]``."""
+        return values if self.own is None else values.index_select(0, self.own)
+
+
+def gather_keys(features: Tensor, labels: Tensor, gather: bool) -> Keys:
+    """Returns the keys of anchors ``[N, D]``: of all processes if ``gather``."""
+    if not gather or process_count() == 1:
+        return Keys(None, labels, None)
+    (rows, every_label), start = gather_rows(features, labels)
+    own = torch.arange(start, start + len(labels), device=labels.device)
+    return Keys(rows, every_label, own)
+
+
+def key_sum_dots(features: Tensor, keys: Keys, classes: Tensor, size: int) -> Tensor:
+    """Returns ``[N]``: each anchor's dot product with its class's other keys.
+
+    Args:
+        features: anchors ``[N, D]``.
+        keys: of the anchors.
+        classes: of the keys, ``[M]`` in [0, size], where size means no class.
+        size: number of classes.
+    """
+    if keys.rows is None or keys.own is None:
+        return class_sum_dots(features, query_classes=classes, num_classes=size)
+    anchor_classes = keys.of_anchors(classes)
+    dots = class_sum_dots(
+        features,
+        keys.rows,
+        query_classes=anchor_classes,
+        key_classes=classes,
+        num_classes=size,
+    )
+    own = keys.rows.index_select(0, keys.own).to(dots.dtype)
+    with_itself = (features.to(dots.dtype) * own).sum(dim=1)
+    return dots - torch.where(anchor_classes < size, with_itself, 0)
 
 
 def class_index(labels: Tensor, num_classes: int | None) -> tuple[Tensor, int]:
@@ -128,16 +187,29 @@ def check_columns(name: str, tensor: Tensor, features: Tensor) -> None:
 
 
 def reduce(
-    losses: Tensor, counted: Tensor, reduction: Reduction, return_stats: bool
+    losses: Tensor,
+    counted: Tensor,
+    reduction: Reduction,
+    return_stats: bool,
+    gather: bool = False,
 ) -> Tensor | tuple[Tensor, ContrastiveStats]:
-    """Reduces ``[N]`` losses over the counted anchors; none counted gives 0."""
+    """Reduces ``[N]`` losses over the counted anchors; none counted gives 0.
+
+    With ``gather`` the mean over processes of what they return is the sum over all
+    their anchors, or its mean.
+    """
     check_reduction(reduction)
     loss = torch.where(counted, losses, 0.0)
     number = counted.sum()
+    processes = process_count() if gather else 1
     if reduction != "none":
-        loss = loss.sum()
+        loss = loss.sum() * processes
     if reduction == "mean":
-        loss = loss / number.clamp(min=1)
+        every = number
+        if processes > 1:
+            every = number.clone()
+            dist.all_reduce(every)
+        loss = loss / every.clamp(min=1)
     if not return_stats:
         return loss
     return loss, ContrastiveStats(number, counted.numel() - number)

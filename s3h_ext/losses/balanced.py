@@ -15,6 +15,8 @@ from s3h_ext.losses._common import (
     class_counts,
     class_index,
     flatten_views,
+    gather_keys,
+    key_sum_dots,
     reduce,
     same_class_bias,
 )
@@ -30,6 +32,7 @@ def balanced_contrastive_loss(
     temperature: float = ...,
     reduction: Reduction = ...,
     num_classes: int | None = ...,
+    gather: bool = ...,
     return_stats: Literal[False] = ...,
 ) -> Tensor: ...
 @overload
@@ -45,6 +48,7 @@ def balanced_contrastive_loss(  # type: ignore[misc]
     temperature: float = 0.1,
     reduction: Reduction = "mean",
     num_classes: int | None = None,
+    gather: bool = False,
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, ContrastiveStats]:
     r"""Balanced contrastive loss (Zhu et al., CVPR 2022, eq. 10).
@@ -68,6 +72,7 @@ def balanced_contrastive_loss(  # type: ignore[misc]
         temperature: τ.
         reduction: ``"mean"`` over counted anchors, ``"sum"``, or ``"none"`` ``[N]``.
         num_classes: upper bound of the labels where there are no centres; optional.
+        gather: contrast with the rows of all processes, see :mod:`s3h_ext.losses`.
         return_stats: also return :class:`ContrastiveStats`.
 
     Returns:
@@ -92,20 +97,26 @@ def balanced_contrastive_loss(  # type: ignore[misc]
         for centre_set in sets:
             check_columns("centres", centre_set, features)
         num_classes = sets[0].shape[0]
-    classes, size = class_index(labels, num_classes)
-    dots = class_sum_dots(features, query_classes=classes, num_classes=size)
-    counts = class_counts(classes, size, dots.dtype)
-    own_class = torch.where(classes < size, classes, -1)
+    keys = gather_keys(features, labels, gather)
+    every_class, size = class_index(keys.labels, num_classes)
+    dots = key_sum_dots(features, keys, every_class, size)
+    classes = keys.of_anchors(every_class)
+    counts = class_counts(every_class, size, dots.dtype)
+    known = torch.where(every_class < size, every_class, -1)
+    own_class = keys.of_anchors(known)
     if sets:
         counts = torch.cat([counts[:size] + 1, counts[size:]])
     number = counts.index_select(0, classes)
     bias = same_class_bias(number, number - 1)
     lse = similarity_logsumexp(
         features,
+        keys.rows,
         temperature=temperature,
-        key_bias=-number.log(),
+        key_bias=-counts.index_select(0, every_class).log(),
         query_labels=own_class,
+        key_labels=None if keys.rows is None else known,
         same_label_bias=bias,
+        self_index=keys.own,
         assume_normalized=True,
     )
     scale = temperature * (number - 1).clamp(min=1)
@@ -132,7 +143,7 @@ def balanced_contrastive_loss(  # type: ignore[misc]
         losses.append(torch.logaddexp(lse, to_centres) - (dots + own_centre) / scale)
     each = sum(losses[1:], losses[0]) / len(losses) if losses else lse - dots / scale
     counted = (classes < size) & (number > 1)
-    return reduce(each, counted, reduction, return_stats)
+    return reduce(each, counted, reduction, return_stats, gather)
 
 
 class BalancedContrastiveLoss(ContrastiveModule):
@@ -153,5 +164,6 @@ class BalancedContrastiveLoss(ContrastiveModule):
             temperature=self.temperature,
             reduction=self.reduction,
             num_classes=self.num_classes,
+            gather=self.gather,
             return_stats=return_stats,
         )

@@ -18,7 +18,7 @@ from s3h_ext.losses._common import (
     reduce,
     same_class_bias,
 )
-from s3h_ext.ops import class_sum_dots, similarity_logsumexp
+from s3h_ext.ops import class_sum_dots, gather_rows, similarity_logsumexp
 
 
 @overload
@@ -35,6 +35,7 @@ def cross_model_contrastive_loss(
     temperature: float = ...,
     reduction: Reduction = ...,
     num_classes: int | None = ...,
+    gather: bool = ...,
     return_stats: Literal[False] = ...,
 ) -> Tensor: ...
 @overload
@@ -55,6 +56,7 @@ def cross_model_contrastive_loss(  # type: ignore[misc]
     temperature: float = 0.1,
     reduction: Reduction = "mean",
     num_classes: int | None = None,
+    gather: bool = False,
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, ContrastiveStats]:
     r"""Balanced contrast of one model's rows against another model's keys.
@@ -80,6 +82,9 @@ def cross_model_contrastive_loss(  # type: ignore[misc]
         temperature: τ.
         reduction: ``"mean"`` over counted anchors, ``"sum"``, or ``"none"`` ``[N]``.
         num_classes: upper bound of the labels where there are no centres; optional.
+        gather: take the keys of all processes, see :mod:`s3h_ext.losses`. There
+            ``self_index`` counts this process's own keys, and queue and centres are the
+            same everywhere.
         return_stats: also return :class:`ContrastiveStats`.
 
     Returns:
@@ -100,6 +105,12 @@ def cross_model_contrastive_loss(  # type: ignore[misc]
     check_labels(keys, key_labels, 2)
     if (queue is None) != (queue_labels is None):
         raise ValueError("queue and queue_labels must be given together")
+    if gather:
+        local = len(keys)
+        (keys, key_labels), start = gather_rows(keys, key_labels)
+        if self_index is not None:
+            inside = (self_index >= 0) & (self_index < local)
+            self_index = torch.where(inside, self_index + start, -1)
     seen, seen_labels = [keys], [key_labels]
     if queue is not None and queue_labels is not None:
         check_columns("queue", queue, features)
@@ -148,7 +159,7 @@ def cross_model_contrastive_loss(  # type: ignore[misc]
     )
     attraction = dots / (temperature * positives.clamp(min=1))
     counted = (classes < size) & (positives > 0)
-    return reduce(lse - attraction, counted, reduction, return_stats)
+    return reduce(lse - attraction, counted, reduction, return_stats, gather)
 
 
 class CrossModelContrastiveLoss(ContrastiveModule):
@@ -180,5 +191,6 @@ class CrossModelContrastiveLoss(ContrastiveModule):
             temperature=self.temperature,
             reduction=self.reduction,
             num_classes=self.num_classes,
+            gather=self.gather,
             return_stats=return_stats,
         )

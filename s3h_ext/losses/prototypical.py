@@ -26,6 +26,7 @@ def prototypical_supcon_loss(
     *,
     temperature: float = ...,
     reduction: Reduction = ...,
+    gather: bool = ...,
     return_stats: Literal[False] = ...,
 ) -> Tensor: ...
 @overload
@@ -40,6 +41,7 @@ def prototypical_supcon_loss(  # type: ignore[misc]
     *,
     temperature: float = 0.1,
     reduction: Reduction = "mean",
+    gather: bool = False,
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, ContrastiveStats]:
     r"""Prototypical supervised contrastive loss (Wang et al. 2021, Hybrid-PSC).
@@ -57,6 +59,7 @@ def prototypical_supcon_loss(  # type: ignore[misc]
         prototypes: ``[C, D]`` or ``[C, K, D]``; learnable where they require grad.
         temperature: τ.
         reduction: ``"mean"`` over counted anchors, ``"sum"``, or ``"none"`` ``[N]``.
+        gather: count the anchors of all processes, see :mod:`s3h_ext.losses`.
         return_stats: also return :class:`ContrastiveStats`.
 
     Returns:
@@ -93,19 +96,24 @@ def prototypical_supcon_loss(  # type: ignore[misc]
     )
     inside = (labels >= 0) & (labels < num_classes)
     if num_classes == 0:
-        return reduce(lse, inside, reduction, return_stats)
+        return reduce(lse, inside, reduction, return_stats, gather)
     own = prototypes.index_select(0, torch.where(inside, labels, 0).long())
     scores = (own.to(lse.dtype) * features.to(lse.dtype)[:, None, :]).sum(dim=-1)
     attraction = (scores / temperature).logsumexp(dim=1)
     counted = inside & (lse > -math.inf)
-    return reduce(lse - attraction, counted, reduction, return_stats)
+    return reduce(lse - attraction, counted, reduction, return_stats, gather)
 
 
 class PrototypicalSupConLoss(ContrastiveModule):
     """Module form of :func:`prototypical_supcon_loss`."""
 
-    def __init__(self, temperature: float = 0.1, reduction: Reduction = "mean") -> None:
-        super().__init__(temperature, reduction)
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        reduction: Reduction = "mean",
+        gather: bool = False,
+    ) -> None:
+        super().__init__(temperature, reduction, gather=gather)
 
     def forward(
         self,
@@ -121,5 +129,6 @@ class PrototypicalSupConLoss(ContrastiveModule):
             prototypes,
             temperature=self.temperature,
             reduction=self.reduction,
+            gather=self.gather,
             return_stats=return_stats,
         )

@@ -13,9 +13,11 @@ from s3h_ext.losses._common import (
     class_counts,
     class_index,
     flatten_views,
+    gather_keys,
+    key_sum_dots,
     reduce,
 )
-from s3h_ext.ops import class_sum_dots, similarity_logsumexp
+from s3h_ext.ops import similarity_logsumexp
 
 
 @overload
@@ -26,6 +28,7 @@ def supcon_loss(
     temperature: float = ...,
     reduction: Reduction = ...,
     num_classes: int | None = ...,
+    gather: bool = ...,
     return_stats: Literal[False] = ...,
 ) -> Tensor: ...
 @overload
@@ -40,6 +43,7 @@ def supcon_loss(  # type: ignore[misc]
     temperature: float = 0.1,
     reduction: Reduction = "mean",
     num_classes: int | None = None,
+    gather: bool = False,
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, ContrastiveStats]:
     r"""Supervised contrastive loss, ``L_out`` (Khosla et al. 2020, eq. 2).
@@ -58,6 +62,7 @@ def supcon_loss(  # type: ignore[misc]
             gives ``[B·V]`` (sample-major) with 0 at skipped anchors.
         num_classes: upper bound of the labels, where known; without it classes are
             found by sorting. Neither waits for the device.
+        gather: contrast with the rows of all processes, see :mod:`s3h_ext.losses`.
         return_stats: also return :class:`ContrastiveStats`.
 
     Returns:
@@ -73,16 +78,22 @@ def supcon_loss(  # type: ignore[misc]
         torch.Size([])
     """
     features, labels = flatten_views(features, labels)
+    keys = gather_keys(features, labels, gather)
     lse = similarity_logsumexp(
-        features, temperature=temperature, assume_normalized=True
+        features,
+        keys.rows,
+        temperature=temperature,
+        self_index=keys.own,
+        assume_normalized=True,
     )
-    classes, size = class_index(labels, num_classes)
-    dots = class_sum_dots(features, query_classes=classes, num_classes=size)
-    counts = class_counts(classes, size, dots.dtype)
+    every_class, size = class_index(keys.labels, num_classes)
+    dots = key_sum_dots(features, keys, every_class, size)
+    classes = keys.of_anchors(every_class)
+    counts = class_counts(every_class, size, dots.dtype)
     positives = counts.index_select(0, classes) - 1
     attraction = dots / (temperature * positives.clamp(min=1))
     counted = (classes < size) & (positives > 0)
-    return reduce(lse - attraction, counted, reduction, return_stats)
+    return reduce(lse - attraction, counted, reduction, return_stats, gather)
 
 
 class SupConLoss(ContrastiveModule):
@@ -98,5 +109,6 @@ class SupConLoss(ContrastiveModule):
             temperature=self.temperature,
             reduction=self.reduction,
             num_classes=self.num_classes,
+            gather=self.gather,
             return_stats=return_stats,
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from s3h_ext.data import Batch, LongTailDataset, Stream
 from s3h_ext.losses.classification import Counts
 from s3h_ext.models import ImageClassifier
+from s3h_ext.ops import gather_rows
 
 #: Features ``[B, D]`` and labels ``[B]`` -> the classification loss, a scalar.
 Classify = Callable[[Tensor, Tensor], Tensor]
@@ -36,6 +37,10 @@ class Method(nn.Module, ABC):
     #: Whether the network has to come from a finished run (``--init_from``).
     needs_first_stage: ClassVar[bool] = False
 
+    #: Whether losses are those of the batches of all processes together. The trainer
+    #: sets it here and on the contrastive losses.
+    gather: bool = False
+
     @property
     @abstractmethod
     def label(self) -> str:
@@ -59,11 +64,24 @@ class Method(nn.Module, ABC):
     def loss(self, batch: Mapping[str, Batch], progress: float) -> dict[str, Tensor]:
         """Return named scalar terms; ``"loss"`` is the one that is minimised.
 
+        In several processes the mean of their terms counts, and with :attr:`gather`
+        it is the term of the joint batch: :meth:`joint` and the contrastive losses do
+        that.
+
         Args:
             batch: one :class:`~s3h_ext.data.resident.Batch` for each stream.
             progress: epochs done / epochs in all, in [0, 1), the same for a whole
                 epoch.
         """
+
+    def joint(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return the rows ``[N, ...]`` of all processes if :attr:`gather`.
+
+        A loss that is more than a mean over images, such as one with class weights, is
+        that of the joint batch when every process takes it of the joint rows. They are
+        features, few numbers next to the images.
+        """
+        return gather_rows(*tensors)[0] if self.gather else tensors
 
     def after_step(self) -> None:
         """Update what no gradient does: momentum copies, prototypes, queues."""
@@ -122,6 +140,7 @@ class ClassifierMethod(Method):
 
     def loss(self, batch: Mapping[str, Batch], progress: float) -> dict[str, Tensor]:
         def classify(features: Tensor, labels: Tensor) -> Tensor:
+            features, labels = self.joint(features, labels)
             logits = self.model.classifier(features)
             loss: Tensor = self.classification(logits, labels, progress)
             return loss

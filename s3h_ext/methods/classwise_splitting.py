@@ -187,6 +187,7 @@ class ClasswiseSplitting(Method):
         parts: dict[str, Tensor] = {}
 
         def classify(features: Tensor, labels: Tensor) -> Tensor:
+            features, labels = self.joint(features, labels)
             logits = head.subclass_logits(features)
             group: Tensor = self.inner.classification(
                 head.group(logits), labels, progress
@@ -207,7 +208,8 @@ class ClasswiseSplitting(Method):
         if self._pending is None:
             return
         update = self._pending
-        if dist.is_available() and dist.is_initialized():
+        # Of joint rows every process already has the whole.
+        if not self.gather and dist.is_available() and dist.is_initialized():
             update = all_reduce_update(update)
         apply_prototypes_(
             self.prototypes,

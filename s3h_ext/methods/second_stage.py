@@ -38,8 +38,9 @@ class SecondStage(Method):
         train = batch["train"]
         with torch.no_grad():
             features = self.model.backbone(train.images.flatten(0, 1))
+        features, labels = self.joint(features, train.labels)
         logits = self.model.classifier(features)
-        return {"loss": F.cross_entropy(logits.float(), train.labels)}
+        return {"loss": F.cross_entropy(logits.float(), labels)}
 
 
 class ClassifierRetraining(SecondStage):

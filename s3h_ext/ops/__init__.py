@@ -2,12 +2,14 @@
 
 from s3h_ext.ops.augment import Operation, augment_images
 from s3h_ext.ops.class_sums import class_sum_dots
+from s3h_ext.ops.gather import gather_rows
 from s3h_ext.ops.patches import Patches
 from s3h_ext.ops.prototypes import (
     PrototypeUpdate,
     accumulate_prototypes,
     all_reduce_update,
     apply_prototypes_,
+    update_prototypes_,
 )
 from s3h_ext.ops.similarity import similarity_logsumexp
 from s3h_ext.ops.view_boxes import ViewBoxes, sample_view_boxes
@@ -23,7 +25,9 @@ __all__ = [
     "apply_prototypes_",
     "augment_images",
     "class_sum_dots",
+    "gather_rows",
     "render_views",
     "sample_view_boxes",
     "similarity_logsumexp",
+    "update_prototypes_",
 ]

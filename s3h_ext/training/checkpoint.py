@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from s3h_ext.data.pickles import brief
 from s3h_ext.training.audit import audit_checkpoint, is_plain
@@ -26,6 +27,10 @@ FREE_KEYS = frozenset(
         "eval_batch_size",
         "preset",
         "report",
+        # As the number of processes is, which they come with.
+        "distributed.gather",
+        "distributed.sync_batch_norm",
+        "distributed.timeout",
     }
 )
 
@@ -162,3 +167,18 @@ def latest_checkpoint(
             f"{', '.join(p.name for p in checkpoint_paths(folder))}"
         )
     return None
+
+
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of torch's generators that a run draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Set what :func:`rng_state` returned."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -142,6 +142,31 @@ class OptimConfig:
 
 
 @dataclass
+class DistributedConfig:
+    """A run in several processes, started by ``torchrun``; see docs/distributed.md.
+
+    Args:
+        gather: take losses over the joint batch; if not, each process's over its own
+            part, and gradients are averaged.
+        sync_batch_norm: normalise by the statistics of the joint batch, not by those of
+            each process's part.
+        timeout: seconds after which a process that does not answer counts as lost.
+    """
+
+    gather: bool = True
+    sync_batch_norm: bool = False
+    timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        _require(
+            math.isfinite(self.timeout) and self.timeout > 0,
+            "distributed.timeout",
+            "a finite number > 0",
+            self.timeout,
+        )
+
+
+@dataclass
 class TrainConfig:
     """One training run.
 
@@ -151,10 +176,11 @@ class TrainConfig:
         method: the training method: a class of ``s3h_ext.methods`` by name, or any
             subclass of ``s3h_ext.methods.Method`` by its import path.
         optim: optimiser and schedule.
+        distributed: what matters with several processes only.
         init_from: folder of a finished run whose network the training starts from;
             needed by second-stage methods.
         epochs: passes over the first stream of the method.
-        batch_size: images in a step, for each stream.
+        batch_size: images in a step, for each stream, of all processes together.
         seed: of the initial weights and of every draw.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1`` ...
         precision: ``auto`` takes bfloat16 autocast on GPUs from sm_80 and on CPUs with
@@ -171,6 +197,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     method: Method = field(default_factory=Baseline)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     init_from: str | None = None
     epochs: int = 200
     batch_size: int = 128

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from s3h_ext.training.distributed import World
+
 
 class DivergedError(RuntimeError):
     """A loss term is no longer a finite number; the message names it and the step."""
@@ -26,17 +28,24 @@ class EpochMeter:
         device: where the terms are.
         epoch: which epoch it is, from 0.
         state: of an interrupted epoch to go on with, from :meth:`state`.
+        world: the processes of the run, whose terms are averaged.
 
     Attributes:
         steps: steps done.
-        images: views that went through the network.
+        images: views that went through this process's network; of an interrupted
+            epoch, those of all processes count as the first one's.
         last_loss: the newest loss that has arrived.
     """
 
     def __init__(
-        self, device: torch.device, epoch: int, state: Mapping[str, Any] | None = None
+        self,
+        device: torch.device,
+        epoch: int,
+        state: Mapping[str, Any] | None = None,
+        world: World | None = None,
     ) -> None:
         state = state or {}
+        self._world = world or World()
         self._device = device
         self._epoch = epoch
         self._names: list[str] = list(state.get("names", ()))
@@ -46,7 +55,7 @@ class EpochMeter:
         self._earlier_seconds: float = state.get("seconds", 0.0)
         self._started = time.perf_counter()
         self.steps: int = state.get("steps", 0)
-        self.images: int = state.get("images", 0)
+        self.images: int = state.get("images", 0) if self._world.first else 0
         self.last_loss: float | None = None
 
     @property
@@ -55,12 +64,13 @@ class EpochMeter:
         return self._earlier_seconds + time.perf_counter() - self._started
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint inside the epoch keeps."""
+        """Return what a checkpoint inside the epoch keeps, of all processes."""
+        sums = self._sums
         return {
             "names": self._names,
-            "sums": None if self._sums is None else self._sums.cpu(),
+            "sums": None if sums is None else self._world.mean(sums).cpu(),
             "steps": self.steps,
-            "images": self.images,
+            "images": self._world.sum(self.images),
             "seconds": self.seconds,
         }
 
@@ -110,7 +120,7 @@ class EpochMeter:
             DivergedError: a term was not finite in some step of the epoch.
         """
         assert self._sums is not None
-        means = (self._sums / self.steps).tolist()
+        means = (self._world.mean(self._sums) / self.steps).tolist()
         for name, mean in zip(self._names, means, strict=True):
             if not math.isfinite(mean):
                 raise DivergedError(f"{name} was not finite in epoch {self._epoch + 1}")

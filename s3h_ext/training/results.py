@@ -59,20 +59,24 @@ def write_evaluation(
     test: Evaluation,
     class_names: Sequence[str],
     class_counts: np.ndarray,
+    *,
+    images_column: str = "test_images",
 ) -> None:
     """Write ``per_class.csv``, ``confusion.csv`` and ``calibration.csv``.
 
     Args:
         folder: the run's folder, which exists.
-        test: the evaluation on the test split.
+        test: the evaluation, on the test split or another.
         class_names: one for each class.
         class_counts: training images of each class ``[C]``.
+        images_column: name of the fourth column of ``per_class.csv``; a report can
+            be drawn of ``"test_images"`` alone.
     """
     true, _, images = test.confusion.T
     test_counts = np.bincount(true, images, len(class_names)).astype(np.int64)
     _write(
         folder / "per_class.csv",
-        _CLASSES,
+        [*_CLASSES[:3], images_column, *_CLASSES[4:]],
         zip(
             range(len(class_names)),
             class_names,

@@ -94,6 +94,27 @@ class RunLog:
         self._tensorboard.close()
 
 
+class SilentLog(RunLog):
+    """A log that tells nothing: that of all processes but the first."""
+
+    def __init__(self) -> None:
+        pass
+
+    def step(
+        self, epoch: int, loss: float | None, images_per_second: float | None
+    ) -> None:
+        """Tell nothing."""
+
+    def epoch(self, row: Row) -> None:
+        """Tell nothing."""
+
+    def note(self, text: str) -> None:
+        """Tell nothing."""
+
+    def close(self) -> None:
+        """Close nothing."""
+
+
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Write ``summary.json``."""
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")

@@ -2,50 +2,45 @@
 
 from __future__ import annotations
 
-import math
-import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
-from s3h_ext import __version__
 from s3h_ext.data import (
+    Batch,
     EvaluationBatches,
     LongTailDataset,
     ResidentSource,
-    load_dataset,
 )
-from s3h_ext.data.dataset import DATASETS
-from s3h_ext.models import ImageClassifier, build_model
+from s3h_ext.training.card import write_card
 from s3h_ext.training.checkpoint import (
     CheckpointError,
     checkpoint_paths,
     latest_checkpoint,
+    rng_state,
     save_checkpoint,
-    sound_checkpoints,
+    set_rng_state,
 )
 from s3h_ext.training.config import OptimConfig, TrainConfig
+from s3h_ext.training.distributed import AgreedStop, World
+from s3h_ext.training.evaluation import evaluate_method
 from s3h_ext.training.files import write_text
 from s3h_ext.training.interrupt import StopRequest
+from s3h_ext.training.loading import build_network, load_network, open_dataset
 from s3h_ext.training.meter import EpochMeter
-from s3h_ext.training.metrics import Evaluation, evaluate_predictions
-from s3h_ext.training.precision import (
-    autocast,
-    device_name,
-    resolve_device,
-    resolve_precision,
-)
+from s3h_ext.training.metrics import Evaluation
+from s3h_ext.training.precision import autocast, resolve_device, resolve_precision
 from s3h_ext.training.report import try_report
 from s3h_ext.training.results import write_evaluation
-from s3h_ext.training.runlog import RunLog, results_table, write_summary
+from s3h_ext.training.runlog import RunLog, SilentLog, results_table, write_summary
 from s3h_ext.training.schedule import learning_rate
 from s3h_ext.training.subclasses import write_subclasses
+from s3h_ext.training.summary import run_summary
 
 
 def parameter_groups(module: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
@@ -64,28 +59,6 @@ def parameter_groups(module: nn.Module, optim: OptimConfig) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
-def load_network(model: ImageClassifier, run: Path) -> None:
-    """Load the network of a finished run into ``model``.
-
-    Raises:
-        CheckpointError: ``run`` holds no sound checkpoint, or one of another network.
-    """
-    found = next(sound_checkpoints(run / "checkpoints"), None)
-    if found is None:
-        raise CheckpointError(f"init_from: {run} holds no sound checkpoint")
-    path, state = found
-    prefix = "model."
-    weights = {
-        name.removeprefix(prefix): value
-        for name, value in state["method"].items()
-        if name.startswith(prefix)
-    }
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"init_from: {path} does not fit: {error}") from error
-
-
 class Trainer:
     """Trains one method on one data set and leaves a folder with everything about it.
 
@@ -96,6 +69,7 @@ class Trainer:
         output: the run's folder; made where it does not exist.
         resume: go on from the newest sound checkpoint in ``output``.
         dataset: to be used in place of the one that ``config.data`` names.
+        world: the processes of the run; the first one writes.
 
     Raises:
         FileExistsError: ``output`` holds a run and ``resume`` is false.
@@ -110,39 +84,25 @@ class Trainer:
         *,
         resume: bool = False,
         dataset: LongTailDataset | None = None,
+        world: World | None = None,
     ) -> None:
         self.config = config
+        self.world = world = world or World()
         self.record = dict(record)
         self.output = output
         self.checkpoints = output / "checkpoints"
-        if not resume and (
-            checkpoint_paths(self.checkpoints) or (output / "config.yaml").exists()
-        ):
+        holds_run = output / "config.yaml", *checkpoint_paths(self.checkpoints)
+        if world.first and not resume and any(path.exists() for path in holds_run):
             raise FileExistsError(
                 f"output: {output} already holds a run; add --resume to go on with it, "
                 "or give another --output"
             )
         self.device = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
-        data = config.data
-        self.dataset = dataset or load_dataset(
-            data.name,
-            root=data.root,
-            imbalance=data.imbalance,
-            size=data.size,
-            profile=data.profile,
-            val_fraction=data.val_fraction,
-            seed=data.split_seed,
-        )
+        self.dataset = dataset or open_dataset(config.data)
         torch.manual_seed(config.seed)
         self.method = config.method
-        model = build_model(
-            config.model.backbone,
-            self.dataset.num_classes,
-            classifier=config.model.classifier,
-            scale=config.model.scale,
-            in_channels=self.dataset.train.images.shape[-1],
-        )
+        model = build_network(config, self.dataset)
         if config.init_from is not None:
             load_network(model, Path(config.init_from))
         elif self.method.needs_first_stage:
@@ -153,6 +113,7 @@ class Trainer:
         self.method.build(model, self.dataset)
         # The stubs of torch lack this overload.
         self.method.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        world.prepare(self.method, config.distributed, self.device)
         self.source = ResidentSource(
             self.dataset.train,
             self.method.streams(),
@@ -163,11 +124,13 @@ class Trainer:
             epochs=config.epochs,
             seed=config.seed,
             device=self.device,
+            rank=world.rank,
+            world_size=world.size,
         )
         splits = {"val": self.dataset.val, "test": self.dataset.test}
         self.evaluation = {
             split: EvaluationBatches(
-                images,
+                world.part(images),
                 mean=self.dataset.mean,
                 std=self.dataset.std,
                 batch_size=config.eval_batch_size,
@@ -204,7 +167,12 @@ class Trainer:
             ) from error
         if resume:
             self._resume()
-        write_text(output / "config.yaml", yaml.safe_dump(self.record, sort_keys=False))
+        self._step = world.step(self.method)
+        world.any(False)  # nothing is written before all have read
+        if world.first:
+            options = yaml.safe_dump(self.record, sort_keys=False)
+            write_text(output / "config.yaml", options)
+            write_card(output, self.dataset)
 
     @property
     def selection_split(self) -> str:
@@ -218,23 +186,39 @@ class Trainer:
             KeyboardInterrupt: on SIGINT or SIGTERM, after the step that was under way
                 and a checkpoint; at once on a second signal.
             DivergedError: a loss term is not finite.
+            LostProcessError: another process of the run has ended or hangs.
         """
+        with self.world.watched():
+            return self._fit()
+
+    def _fit(self) -> dict[str, Any]:
         self._clock = time.perf_counter() - self.run_seconds
         steps = self.source.steps_per_epoch
         unfinished = self.unfinished_epoch["steps"] if self.unfinished_epoch else 0
         done = steps * self.epochs_done + unfinished
-        log = RunLog(self.output, self.history, steps * self.epochs, done)
+        log = (
+            RunLog(self.output, self.history, steps * self.epochs, done)
+            if self.world.first
+            else SilentLog()
+        )
         log.note(f"{self._describe()}, from step {done} of {steps * self.epochs}")
         try:
             with StopRequest() as stop:
+                agreed = AgreedStop(stop, self.world)
                 for epoch in range(self.epochs_done, self.epochs):
-                    self._epoch(epoch, log, stop)
+                    self._epoch(epoch, log, agreed)
             if not self.epochs:
                 self.history = [{"epoch": 0, **self._evaluate_epoch()}]
                 self._save()
                 log.epoch(self.history[0])
             # Without held-out images the last epoch was just evaluated on this split.
             test = self._evaluated.get("test") or self.evaluate("test")
+            for name, (fallen, drawn) in self.source.fallbacks().items():
+                if fallen:
+                    log.note(
+                        f"{fallen} of the {drawn} crops drawn for {name!r} since step "
+                        f"{done} met their constraint in no try and are its fallback"
+                    )
             log.note(f"finished: top1 {test.top1:.2f} on the test split")
         except (Exception, KeyboardInterrupt) as error:
             log.note(f"stopped in epoch {self.epochs_done + 1}: {error!r}")
@@ -242,7 +226,9 @@ class Trainer:
         finally:
             log.close()
         self.run_seconds = time.perf_counter() - self._clock
-        summary = self._summary(test)
+        summary = run_summary(self, test)
+        if not self.world.first:
+            return summary
         # First of all: whatever fails after this, the numbers are safe.
         write_summary(self.output, summary)
         print(results_table(summary))
@@ -256,15 +242,16 @@ class Trainer:
 
     def _describe(self) -> str:
         """What runs, and on what, in a line."""
-        threads = torch.get_num_threads()
+        threads, size = torch.get_num_threads(), self.world.size
+        processes = f", {size} processes" if size > 1 else ""
         return (
             f"{self.config.preset or 'custom'}: {self.method.label} on "
             f"{self.dataset.name}, {len(self.dataset.train)} images, seed "
             f"{self.config.seed}, {self.epochs} epochs; {self.precision} on "
-            f"{self.device}, {threads} threads, torch {torch.__version__}"
+            f"{self.device}{processes}, {threads} threads, torch {torch.__version__}"
         )
 
-    def _epoch(self, epoch: int, log: RunLog, stop: StopRequest) -> None:
+    def _epoch(self, epoch: int, log: RunLog, stop: AgreedStop) -> None:
         config = self.config
         last = epoch + 1 == self.epochs
         row: dict[str, float | int | None] = {"epoch": epoch + 1}
@@ -281,25 +268,17 @@ class Trainer:
 
     def evaluate(self, split: str) -> Evaluation:
         """Return the metrics of the method on ``"val"`` or ``"test"``."""
-        # Kept on the device to the end: no batch waits for its results.
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.method.eval()
-        with torch.inference_mode(), autocast(self.precision, self.device):
-            for batch in self.evaluation[split]:
-                logits = self.method.predict(batch.images[0]).float()  # [B, C]
-                confidence = (logits.amax(1) - logits.logsumexp(1)).exp()
-                found.append((batch.labels, logits.argmax(1), confidence))
-        self.method.train()
-        truth, predicted, confidence = map(torch.cat, zip(*found, strict=True))
-        return evaluate_predictions(
-            truth.cpu().numpy(),
-            predicted.cpu().numpy(),
-            confidence.cpu().numpy(),
+        return evaluate_method(
+            self.method,
+            self.evaluation[split],
             self.dataset.class_counts,
+            precision=self.precision,
+            device=self.device,
+            world=self.world,
         )
 
     def train_epoch(
-        self, epoch: int, log: RunLog, stop: StopRequest | None = None
+        self, epoch: int, log: RunLog, stop: AgreedStop | None = None
     ) -> dict[str, float]:
         """Train one epoch; return mean terms, last learning rate and images/s.
 
@@ -308,7 +287,7 @@ class Trainer:
         """
         config, steps = self.config, self.source.steps_per_epoch
         progress = epoch / config.epochs
-        meter = EpochMeter(self.device, epoch, self.unfinished_epoch)
+        meter = EpochMeter(self.device, epoch, self.unfinished_epoch, self.world)
         self.unfinished_epoch = None
         self.method.train()
         rate = self.optimizer.param_groups[0]["lr"]
@@ -318,7 +297,7 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             with autocast(self.precision, self.device):
-                terms = self.method.loss(batch, progress)
+                terms = self._step(batch, progress)
             self.optimizer.zero_grad(set_to_none=True)
             terms["loss"].backward()
             self.optimizer.step()
@@ -331,12 +310,14 @@ class Trainer:
                 raise KeyboardInterrupt
         means = meter.means()  # waits for the device, so the clock below is true
         seconds = meter.seconds
+        images = self.world.sum(meter.images)
         self.train_seconds += seconds
-        self.images_trained += meter.images
-        return {"lr": rate, **means, "images_per_second": meter.images / seconds}
+        self.images_trained += images
+        return {"lr": rate, **means, "images_per_second": images / seconds}
 
     def _evaluate_epoch(self) -> dict[str, float | None]:
         split = self.selection_split
+        self.world.settle(self.method)
         metrics = self.evaluate(split)
         self._evaluated = {split: metrics}
         if self.best_top1 is None or metrics.top1 > self.best_top1:
@@ -346,80 +327,41 @@ class Trainer:
             for name in ("top1", "many", "medium", "few")
         }
 
-    def _write_analysis(self) -> None:
-        """Write what the method has for its own part of the report."""
-        batches = EvaluationBatches(
+    def _train_batches(self) -> Iterator[Batch]:
+        """Yield the training images; nothing is copied unless somebody asks."""
+        yield from EvaluationBatches(
             self.dataset.train,
             mean=self.dataset.mean,
             std=self.dataset.std,
             batch_size=self.config.eval_batch_size,
             device=self.device,
         )
+
+    def _write_analysis(self) -> None:
+        """Write what the method has for its own part of the report."""
         self.method.eval()
         with torch.inference_mode(), autocast(self.precision, self.device):
-            arrays = self.method.analysis(batches)
+            arrays = self.method.analysis(self._train_batches())
         self.method.train()
         if arrays:
             write_subclasses(self.output, arrays, self.dataset.train.images)
 
-    def _summary(self, test: Evaluation) -> dict[str, Any]:
-        config, dataset = self.config, self.dataset
-        counts = dataset.class_counts
-        error = test.calibration.error
-        summary: dict[str, Any] = {
-            "preset": config.preset,
-            "dataset": dataset.name,
-            "imbalance": config.data.imbalance or DATASETS[dataset.name],
-            "method": self.method.label,
-            "seed": config.seed,
-            "epochs": self.epochs,
-            "top1": test.top1,
-            "many": test.many,
-            "medium": test.medium,
-            "few": test.few,
-            "best_top1": self.best_top1,
-            "best_split": self.selection_split,
-            "macro_f1": test.macro_f1,
-            "worst_class": test.worst_class,
-            # Not a number where a confidence is none, and JSON knows no NaN.
-            "calibration_error": error if math.isfinite(error) else None,
-            "train_images": int(counts.sum()),
-            "parameters": sum(p.numel() for p in self.method.model.parameters()),
-            "seconds": self.run_seconds,
-            "images_per_second": self.images_trained / max(self.train_seconds, 1e-9),
-            "device": device_name(self.device),
-            "precision": self.precision,
-            "threads": torch.get_num_threads(),
-            "versions": {
-                "s3h_ext": __version__,
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-                "cuda": torch.version.cuda if self.device.type == "cuda" else None,
-            },
-        }
-        if dataset.val is not None:
-            last = self.history[-1]
-            summary.update(
-                {
-                    name: last[name]
-                    for name in ("val_top1", "val_many", "val_medium", "val_few")
-                }
-            )
-        return summary
-
     def _save(self, meter: EpochMeter | None = None) -> None:
         """Write a checkpoint; inside an epoch ``meter`` says how far that has come."""
         self.run_seconds = time.perf_counter() - self._clock
+        self.world.settle(self.method)
+        unfinished = None if meter is None else meter.state()
+        if not self.world.first:
+            return
         save_checkpoint(
             self.checkpoints,
             self.epochs_done,
             {
-                "unfinished_epoch": None if meter is None else meter.state(),
+                "unfinished_epoch": unfinished,
                 "config": self.record,
                 "method": self.method.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "rng": _rng_state(self.device),
+                "rng": rng_state(self.device),
                 "history": self.history,
                 "best_top1": self.best_top1,
                 "train_seconds": self.train_seconds,
@@ -438,7 +380,7 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(f"{path}: does not fit this run: {error}") from error
-        _set_rng_state(state["rng"], self.device)
+        set_rng_state(state["rng"], self.device)
         self.epochs_done = state["epochs_done"]
         self.unfinished_epoch = state["unfinished_epoch"]
         self.history = state["history"]
@@ -446,16 +388,3 @@ class Trainer:
         self.train_seconds = state["train_seconds"]
         self.run_seconds = state["run_seconds"]
         self.images_trained = state["images_trained"]
-
-
-def _rng_state(device: torch.device) -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_rng_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,60 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from s3h_ext.data import load_dataset
+from s3h_ext.evaluate import main
+from s3h_ext.training.results import read_results
+
+
+def test_the_test_split_gives_the_numbers_of_the_summary(digits_run, tmp_path, capsys):
+    assert main([str(digits_run), "--device", "cpu", "--output", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    summary = json.loads((digits_run / "summary.json").read_text())
+    for name in ("top1", "many", "medium", "few", "macro_f1", "worst_class"):
+        assert found[name] == summary[name], name
+    assert found["calibration_error"] == pytest.approx(
+        summary["calibration_error"], abs=1e-4
+    )
+    assert found["images"] == 300
+    assert found["run"] == "digits run ü"
+    for name in ("confusion.csv", "calibration.csv"):
+        assert (tmp_path / name).read_text() == (digits_run / name).read_text()
+    assert f"macro_f1          {found['macro_f1']:.2f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_other_splits(digits_run, tmp_path, split):
+    options = [str(digits_run), "--split", split, "--output", str(tmp_path)]
+    assert main([*options, "--batch-size", "50", "--device", "cpu"]) == 0
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    dataset = load_dataset("digits-lt", val_fraction=0.2)
+    labels = getattr(dataset, split).labels
+    assert found["images"] == len(labels)
+    rows = list(csv.DictReader((tmp_path / "per_class.csv").open()))
+    counts = np.bincount(labels, minlength=10)
+    assert [int(row["evaluated_images"]) for row in rows] == counts.tolist()
+    assert [int(r["train_images"]) for r in rows] == dataset.class_counts.tolist()
+    if split == "val":
+        # The run's last row was measured on these images with these weights.
+        history = read_results(digits_run).history
+        assert found["top1"] == pytest.approx(history[-1]["val_top1"])
+
+
+def test_bad_runs(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 2
+    assert "error: run: expected the folder of a run" in capsys.readouterr().err
+
+
+def test_a_split_that_was_not_held_out(tmp_path, capsys):
+    from s3h_ext.train import main as train
+
+    options = (
+        "--preset digits-lt/ce --model.backbone resnet20 --batch_size 489 --epochs 1 "
+        "--device cpu --precision fp32 --report false"
+    ).split()
+    assert train([*options, "--output", str(tmp_path / "run")]) == 0
+    assert main([str(tmp_path / "run"), "--split", "val"]) == 2
+    assert "holds out no validation images" in capsys.readouterr().err

@@ -1,0 +1,117 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from s3h_ext.data import EvaluationBatches, load_dataset
+from s3h_ext.export import check_images, main
+from s3h_ext.training import exporting
+from s3h_ext.training.exporting import ExportError, export_run
+from s3h_ext.training.loading import load_run
+
+
+@pytest.fixture(scope="module")
+def test_split():
+    data = load_dataset("digits-lt", val_fraction=0.2)
+    batches = EvaluationBatches(data.test, mean=data.mean, std=data.std, batch_size=300)
+    return next(iter(batches)).images[0].contiguous()
+
+
+def logits_of(digits_run, images):
+    with torch.inference_mode():
+        return load_run(digits_run, device="cpu").method.predict(images).numpy()
+
+
+def test_onnx_gives_the_networks_logits_and_says_what_it_is(
+    digits_run, tmp_path, capsys, test_split
+):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = tmp_path / "net ü.onnx"
+    assert main([str(digits_run), "--output", str(path)]) == 0
+    assert "on 64 images the logits differ by at most" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(path.read_bytes())
+    for images in (test_split, test_split[:1]):
+        (found,) = session.run(["logits"], {"images": images.numpy()})
+        np.testing.assert_allclose(found, logits_of(digits_run, images), atol=1e-4)
+    about = session.get_modelmeta().custom_metadata_map
+    check_metadata(about)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def check_metadata(about):
+    assert about["run"] == "digits run ü"
+    assert about["method"] == "cb-ce"
+    assert json.loads(about["classes"]) == list("0123456789")
+    steps = json.loads(about["preprocessing"])
+    data = load_dataset("digits-lt", val_fraction=0.2)
+    assert steps["mean"] == list(data.mean)
+    assert steps["std"] == list(data.std)
+    assert (steps["height"], steps["width"], steps["channels"]) == (32, 32, "RGB")
+
+
+def test_pt2_gives_the_networks_logits_without_us(digits_run, tmp_path, test_split):
+    path = tmp_path / "net.pt2"
+    assert main([str(digits_run), "--format", "pt2", "--output", str(path)]) == 0
+    extra = {"metadata.json": ""}
+    program = torch.export.load(path, extra_files=extra)
+    check_metadata(json.loads(extra["metadata.json"]))
+    for images in (test_split[:7], test_split[:1]):
+        found = program.module()(images).detach().numpy()
+        np.testing.assert_allclose(found, logits_of(digits_run, images), atol=1e-5)
+
+
+def test_images_of_ones_own(digits_run, tmp_path, capsys):
+    Image.fromarray(np.full((50, 70, 3), 200, np.uint8)).save(tmp_path / "a.png")
+    path = tmp_path / "net.pt2"
+    options = [str(digits_run), "--format", "pt2", "--output", str(path)]
+    assert main([*options, "--images", str(tmp_path)]) == 0
+    assert "on 1 images" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    assert main([*options, "--images", str(tmp_path / "empty")]) == 2
+    assert "images: none in" in capsys.readouterr().err
+
+
+def test_a_network_that_is_not_the_network_is_not_written(
+    digits_run, tmp_path, monkeypatch
+):
+    run = load_run(digits_run, device="cpu")
+    images = check_images(run, limit=5)
+    make = exporting._pt2
+
+    def spoiled(*arguments):
+        content, call = make(*arguments)
+        return content, lambda images: call(images) + 0.01
+
+    monkeypatch.setattr(exporting, "_pt2", spoiled)
+    with pytest.raises(ExportError, match=r"differ by up to 0\.01"):
+        export_run(run, images, tmp_path / "net.pt2", "pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_named(digits_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    path = tmp_path / "net.onnx"
+    assert main([str(digits_run), "--output", str(path)]) == 2
+    message = capsys.readouterr().err
+    assert "needs the package onnxruntime" in message
+    assert "pip install 's3h_ext[export]'" in message
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("form", ["onnx", "pt2"])
+def test_split_classes_are_exported_as_classes(tmp_path, form):
+    if form == "onnx":
+        pytest.importorskip("onnxruntime")
+    from s3h_ext.train import main as train
+
+    folder = tmp_path / "run"
+    options = (
+        "--preset digits-lt/cws --model.backbone resnet20 --batch_size 128 --epochs 1 "
+        "--method.split_from 0 --device cpu --precision fp32 --report false"
+    ).split()
+    assert train([*options, "--output", str(folder)]) == 0
+    assert main([str(folder), "--format", form]) == 0
+    assert (folder / f"model.{form}").is_file()

@@ -1,0 +1,159 @@
+"""Two processes on the CPU against one."""
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from s3h_ext.train import main
+from s3h_ext.training.checkpoint import checkpoint_paths, load_checkpoint
+from s3h_ext.training.config import DistributedConfig
+from s3h_ext.training.distributed import World, join_world
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+spec = importlib.util.spec_from_file_location("two_processes", SCRIPT)
+two_processes = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(two_processes)
+
+
+def start(command, count=2):
+    """Starts processes as torchrun does; what it adds is watching over them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env={
+                **os.environ,
+                **shared,
+                **{"MASTER_PORT": str(port), "RANK": str(rank)},
+                "LOCAL_RANK": str(rank),
+            },
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    processes = start([str(SCRIPT), str(folder)])
+    for process in processes:
+        _, errors = process.communicate(timeout=250)
+        assert process.returncode == 0, errors[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("name", two_processes.RUNS)
+def test_two_processes_train_what_one_does(together, tmp_path, name):
+    found = torch.load(together / f"{name}.pt", weights_only=True)
+    alone = two_processes.double_run(tmp_path / "run", name)
+    assert found["images"] == alone["images"]
+    for key, value in alone["history"][0].items():
+        if key != "images_per_second":
+            assert found["history"][0][key] == pytest.approx(value, abs=1e-6), key
+    for part in ("gradients", "state"):
+        assert found[part].keys() == alone[part].keys()
+        for key, value in alone[part].items():
+            torch.testing.assert_close(
+                found[part][key],
+                value,
+                rtol=1e-6,
+                atol=1e-6,
+                equal_nan=True,
+                msg=lambda text, key=key, part=part: f"{part} {key}: {text}",
+            )
+
+
+OPTIONS = (
+    "--preset digits-lt/hybrid-sc --data.imbalance 100 --batch_size 64 --epochs 30 "
+    "--device cpu --precision fp32 --report false --distributed.timeout 60 "
+    "--eval_every 40"
+).split()
+
+
+def wait_for_checkpoint(processes, folder):
+    deadline = time.monotonic() + 150
+    while not checkpoint_paths(folder / "checkpoints"):
+        assert all(process.poll() is None for process in processes)
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_killed_process_ends_the_other_and_the_run_goes_on_with_another_number(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("STEP_SECONDS", "0.05")
+    command = [str(SCRIPT), "train", *OPTIONS, "--output", str(tmp_path)]
+    processes = start(command)
+    wait_for_checkpoint(processes, tmp_path)
+    processes[1].send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    _, messages = processes[0].communicate(timeout=60)
+    assert time.monotonic() - began < 60
+    assert processes[0].returncode == 1
+    assert "process 0 of 2" in messages
+    assert "one of them has ended" in messages
+    assert f"the last checkpoint is in {tmp_path}" in messages
+    assert "stopped in epoch" in (tmp_path / "train.log").read_text()
+    done = load_checkpoint(checkpoint_paths(tmp_path / "checkpoints")[0])["epochs_done"]
+    assert done >= 1
+
+    # Two again, politely stopped: by a signal to one of them.
+    processes = start([*command, "--resume"])
+    first = checkpoint_paths(tmp_path / "checkpoints")[0]
+    deadline = time.monotonic() + 150
+    while checkpoint_paths(tmp_path / "checkpoints")[0] == first:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [130, 130], outputs
+    assert "run the same command with" in outputs[0]
+    assert "run the same command" not in outputs[1]
+    state = load_checkpoint(checkpoint_paths(tmp_path / "checkpoints")[0])
+    assert state["epochs_done"] > done
+
+    with two_processes.small:
+        assert main([*OPTIONS, "--output", str(tmp_path), "--resume"]) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["processes"] == 1
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines[1:]] == [str(n) for n in range(1, 31)]
+
+
+def test_worlds_without_others(monkeypatch):
+    world = World()
+    assert world.first
+    assert world.gather(3) == [3]
+    assert world.broadcast(3) == 3
+    assert world.any(True)
+    assert world.share(7) == slice(0, 7)
+    parts = [World(rank, 3).share(7) for rank in range(3)]
+    assert [(part.start, part.stop) for part in parts] == [(0, 2), (2, 4), (4, 7)]
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert join_world("auto", DistributedConfig()) == (World(), "auto")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="RANK is not set"):
+        join_world("cpu", DistributedConfig())
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ValueError, match="expected cuda, got cuda:1"):
+        join_world("cuda:1", DistributedConfig())
+
+
+def test_other_errors_pass_as_they_are():
+    with pytest.raises(RuntimeError, match="shapes"), World(0, 2).watched():
+        raise RuntimeError("shapes do not fit")

@@ -1,0 +1,230 @@
+"""Checks that run in several processes; test_distributed.py starts this as a script.
+
+It compares, in float64, what the processes get together with what one gets alone.
+"""
+
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from s3h_ext.losses import (
+    BalancedContrastiveLoss,
+    CrossModelContrastiveLoss,
+    PrototypicalSupConLoss,
+    SupConLoss,
+)
+from s3h_ext.methods import Hybrid
+from s3h_ext.models import ImageClassifier, build_classifier
+from s3h_ext.ops import gather_rows
+from s3h_ext.train import main as train
+from s3h_ext.training.config import DistributedConfig
+from s3h_ext.training.distributed import join_world
+from s3h_ext.training.options import parse_options
+from s3h_ext.training.trainer import Trainer
+
+
+class SmallBackbone(nn.Sequential):
+    """Two convolutions and batch norms: the machine's time goes elsewhere."""
+
+    feature_dim = 16
+
+    def __init__(self):
+        super().__init__(
+            *(nn.Conv2d(3, 8, 4, 4, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
+            *(nn.Conv2d(8, 16, 4, 4, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        )
+
+
+def small_model(name, num_classes, *, classifier, scale, in_channels):
+    head = build_classifier(classifier, SmallBackbone.feature_dim, num_classes, scale)
+    return ImageClassifier(SmallBackbone(), head)
+
+
+small = mock.patch("s3h_ext.training.loading.build_model", small_model)
+
+QUICK = (
+    "--data.imbalance 100 --batch_size 90 --epochs 2 "
+    "--optim.warmup_epochs 0 --optim.lr 0.02 --device cpu --precision fp32 "
+    "--report false --distributed.sync_batch_norm true"
+).split()
+RUNS = {
+    "cb-ce": ["--preset", "digits-lt/cb-ce"],
+    "hybrid-sc": ["--preset", "digits-lt/hybrid-sc"],
+    "hybrid-psc": ["--preset", "digits-lt/hybrid-psc"],
+    "cws": ["--preset", "digits-lt/cws", "--method.split_from", "0"],
+    "cws-reduced": [
+        *["--preset", "digits-lt/cws", "--method.split_from", "0"],
+        *["--method.inner.weight_beta", "0", "--distributed.gather", "false"],
+        *["--batch_size", "118"],
+    ],
+}
+
+
+@small
+@mock.patch.object(torch.Tensor, "float", torch.Tensor.double)
+def double_run(folder, name, world=None):
+    """Trains shortly, with float64 wherever float32 is meant; returns what came out."""
+    config, record, _ = parse_options([*QUICK, *RUNS[name]])
+    method = config.method
+    build, predict = method.build, method.predict
+
+    def build_double(model, dataset):
+        build(model, dataset)
+        method.double()
+
+    method.build = build_double
+    method.predict = lambda images: predict(images.double())
+    trainer = Trainer(config, record, folder, world=world)
+    epoch = trainer.source.epoch
+
+    def double_epoch(*position):
+        for step in epoch(*position):
+            yield {
+                key: dataclasses.replace(batch, images=batch.images.double())
+                for key, batch in step.items()
+            }
+
+    trainer.source.epoch = double_epoch
+    gradients = {}
+
+    def note(*_):
+        if not gradients:
+            gradients.update((n, p.grad.clone()) for n, p in method.named_parameters())
+
+    trainer.optimizer.register_step_pre_hook(note)
+    trainer.fit()
+    return {
+        "state": method.state_dict(),
+        "gradients": gradients,
+        "history": trainer.history,
+        "images": trainer.images_trained,
+    }
+
+
+def losses():
+    """Name -> (loss of features, labels and the rest; what it needs)."""
+    generator = torch.Generator().manual_seed(1)
+    unit = lambda *shape: F.normalize(  # noqa: E731
+        torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1
+    )
+    centres, queue = unit(4, 6), unit(5, 6)
+    queue_labels = torch.tensor([0, 1, -1, 3, 3])
+
+    def cross(module, rows, labels, keys, key_labels):
+        return module(
+            rows,
+            labels,
+            keys,
+            key_labels,
+            centres=centres,
+            queue=queue,
+            queue_labels=queue_labels,
+            self_index=torch.arange(len(rows)),
+        )
+
+    return {
+        "supcon": (SupConLoss, lambda m, z, y, k, yk: m(z, y)),
+        "balanced": (BalancedContrastiveLoss, lambda m, z, y, k, yk: m(z, y)),
+        "centres": (
+            BalancedContrastiveLoss,
+            lambda m, z, y, k, yk: m(z, y, centres),
+        ),
+        "cross": (CrossModelContrastiveLoss, cross),
+        "prototypical": (
+            PrototypicalSupConLoss,
+            lambda m, z, y, k, yk: m(z, y, centres),
+        ),
+    }
+
+
+def check_losses(world):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(13, 6, generator=generator, dtype=torch.float64)
+    other = torch.randn(13, 6, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 0, 2, 0, 1, -1, 1, 3, 0, 0, 2, 1])
+    cut = [slice(0, 4), slice(4, 13)] if world.size == 2 else [slice(0, 13)]
+    own = cut[world.rank]
+    for name, (module, call) in losses().items():
+        for reduction in ("mean", "sum"):
+            whole = rows.clone().requires_grad_()
+            keys = other.clone().requires_grad_()
+            alone = module(0.2, reduction)
+            expected = call(
+                alone,
+                F.normalize(whole, dim=1),
+                labels,
+                F.normalize(keys, dim=1),
+                labels,
+            )
+            expected.backward()
+            part = rows[own].clone().requires_grad_()
+            key_part = other[own].clone().requires_grad_()
+            together = module(0.2, reduction, gather=True)
+            share = call(
+                together,
+                F.normalize(part, dim=1),
+                labels[own],
+                F.normalize(key_part, dim=1),
+                labels[own],
+            )
+            share.backward()
+            message = f"{name} {reduction}"
+            mean = world.mean(share.detach())
+            assert abs(mean - expected) < 1e-12, (message, mean, expected)
+            for found, wanted in ((part, whole), (key_part, keys)):
+                if wanted.grad is None:
+                    continue
+                # What the mean over processes differentiates to.
+                error = (found.grad / world.size - wanted.grad[own]).abs().max()
+                assert error < 1e-12, (message, error)
+
+
+def check_gather(world):
+    rows = torch.full((world.rank + 1, 2), float(world.rank), requires_grad=True)
+    labels = torch.full((world.rank + 1,), world.rank)
+    (every, numbers), start = gather_rows(rows, labels)
+    assert numbers.tolist() == [r for r in range(world.size) for _ in range(r + 1)]
+    assert torch.equal(every.detach()[:, 0], numbers.float())
+    assert start == sum(range(1, world.rank + 1))
+    (every * (world.rank + 1)).sum().backward()
+    total = sum(range(1, world.size + 1))
+    assert torch.equal(rows.grad, torch.full_like(rows, float(total)))
+
+
+def slow_step(method):
+    time.sleep(float(os.environ["STEP_SECONDS"]))
+
+
+def main():
+    if sys.argv[1] == "train":
+        if "STEP_SECONDS" in os.environ:
+            Hybrid.after_step = slow_step
+        with small:
+            return train(sys.argv[2:])
+    folder = Path(sys.argv[1])
+    world, _ = join_world("cpu", DistributedConfig(timeout=120))
+    check_gather(world)
+    check_losses(world)
+    for name in RUNS:
+        found = double_run(folder / name, name, world)
+        states = world.gather(found["state"])
+        for key, value in states[0].items():
+            assert all(
+                torch.equal(value, s[key]) or value.isnan().any() for s in states
+            ), key
+        if world.first:
+            torch.save(found, folder / f"{name}.pt")
+    world.close()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

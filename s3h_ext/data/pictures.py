@@ -1,0 +1,147 @@
+"""Single image files of any size, as a network's input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from s3h_ext.data.recipes import Recipe, get_recipe
+from s3h_ext.data.render import Renderer
+from s3h_ext.ops.view_constraints import Centre, Whole
+
+__all__ = ["SUFFIXES", "Preprocessing", "find_pictures", "read_picture"]
+
+#: What is taken for an image in a folder.
+SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+)
+
+_EIGHT_BITS = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX"}
+_EIGHT_BITS |= {"CMYK", "YCbCr", "LAB", "HSV"}
+
+
+def read_picture(path: Path, channels: int) -> NDArray[np.uint8]:
+    """Decode an image file.
+
+    It is turned upright by its EXIF orientation; palettes, grey and CMYK become RGB (or
+    grey), transparency is dropped, of an animation the first frame is taken.
+
+    Args:
+        path: of the file.
+        channels: 3 for RGB or 1 for grey.
+
+    Returns:
+        uint8 ``[H, W, channels]``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no image, damaged, or of more than 8 bits a channel.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode not in _EIGHT_BITS:
+                raise ValueError(f"pixels of mode {image.mode}; expected 8 bits")
+            upright = ImageOps.exif_transpose(image)
+            pixels = np.array(upright.convert("RGB" if channels == 3 else "L"))
+    except FileNotFoundError:
+        raise FileNotFoundError("there is no such file") from None
+    except IsADirectoryError:
+        raise ValueError("a folder, not an image") from None
+    except Exception as error:  # a damaged file can fail anywhere in a decoder
+        raise ValueError(f"cannot be read as an image: {error}") from None
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def find_pictures(places: Iterable[Path]) -> Iterator[Path]:
+    """Yield files as they are given, and of folders the images below them, sorted."""
+    for place in places:
+        if place.is_dir():
+            yield from sorted(
+                path
+                for path in place.rglob("*")
+                if path.suffix.lower() in SUFFIXES and path.is_file()
+            )
+        else:
+            yield place
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What becomes of an image before the network sees it.
+
+    A recipe with a size of its own, as ``"evaluation"`` (the centre 224/256 of the
+    shorter side, resized to 224), is applied as it is. With ``"none"``, evaluation
+    shows images at their own size, so one of another size is brought to it: its central
+    square is resized; the whole of it where the input is no square. Resizing is
+    antialiased and bilinear.
+
+    Args:
+        image_shape: height, width and channels of the data set's images.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel.
+        recipe: of the evaluation.
+
+    Example:
+        >>> prepare = Preprocessing((32, 32, 3), (0.5,) * 3, (0.5,) * 3)
+        >>> prepare([np.zeros((40, 60, 3), np.uint8)]).shape
+        torch.Size([1, 3, 32, 32])
+    """
+
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    recipe: str = "none"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the network's input."""
+        return get_recipe(self.recipe).view_size(*self.image_shape[:2])
+
+    def view(self, height: int, width: int) -> Recipe:
+        """Return how an image of a size is shown to the network."""
+        own = get_recipe(self.recipe)
+        if own.out_size is not None or (height, width) == self.image_shape[:2]:
+            return own
+        square = self.size[0] == self.size[1]
+        return Recipe(crop=Centre(1.0) if square else Whole(), out_size=self.size)
+
+    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """Return float32 ``[B, C, H, W]`` of images ``[h, w, C]`` of any sizes."""
+        views = []
+        for image in images:
+            recipe, size = self.view(*image.shape[:2]), image.shape[:2]
+            renderer = Renderer(
+                torch.from_numpy(image)[None], mean=self.mean, std=self.std
+            )
+            index = torch.zeros(1, dtype=torch.int64)
+            crops = recipe.describe(*size, seed=0, epoch=0, index=index, view=0)
+            views.append(renderer(index, crops, recipe))
+        return torch.cat(views)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the preprocessing in words and numbers, for a file's metadata."""
+        height, width = self.size
+        share = 1.0
+        crop = self.view(0, 0).crop
+        if isinstance(crop, Centre):
+            share = crop.share
+        return {
+            "channels": "RGB" if self.image_shape[2] == 3 else "grey",
+            "crop": "whole image" if isinstance(crop, Whole) else "centred square",
+            "crop_share_of_shorter_side": share,
+            "resize": "bilinear, antialiased",
+            "height": height,
+            "width": width,
+            "scale": "pixel / 255, then (x - mean) / std for each channel",
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "layout": "float32 [batch, channel, height, width]",
+        }

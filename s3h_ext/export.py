@@ -1,0 +1,91 @@
+"""``python -m s3h_ext.export RUN``: a run's network as one file for elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from s3h_ext.data.pictures import Preprocessing, find_pictures, read_picture
+from s3h_ext.training.checkpoint import CheckpointError
+from s3h_ext.training.exporting import FORMATS, ExportError, export_run
+from s3h_ext.training.loading import Run, load_run, split_images
+
+
+def check_images(
+    run: Run, places: Sequence[Path] = (), *, root: str | None = None, limit: int = 64
+) -> Tensor:
+    """Return real inputs ``[B, C, H, W]`` of a run's network, up to ``limit``.
+
+    Args:
+        run: from :func:`~s3h_ext.training.loading.load_run`.
+        places: image files and folders; test images of the data set if empty.
+        root: folder of the data, where it is not the run's own.
+        limit: images at most, spread over the data set.
+
+    Raises:
+        ValueError: a file is no image, or there is none.
+        FileNotFoundError: the data are not there.
+    """
+    card = run.card
+    prepare = Preprocessing(card.image_shape, card.mean, card.std, card.recipe)
+    if places:
+        paths = list(find_pictures(places))[:limit]
+        if not paths:
+            raise ValueError(f"images: none in {' '.join(map(str, places))}")
+        return prepare([read_picture(path, card.image_shape[2]) for path in paths])
+    images = split_images(run, "test", root).test.images
+    chosen = np.linspace(0, len(images) - 1, min(limit, len(images))).astype(np.int64)
+    return prepare([images[i] for i in chosen])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m s3h_ext.export",
+        description="Write a run's network, from normalised images to logits, as ONNX "
+        "or as a PyTorch program (pt2). The file is run on real images and compared "
+        "with the network before it gets its name.",
+    )
+    parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument("--format", choices=FORMATS, default="onnx")
+    parser.add_argument("--output", type=Path, help="RUN/model.FORMAT if not set")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        nargs="+",
+        default=(),
+        help="files or folders to check with; test images of the data set if not set",
+    )
+    parser.add_argument("--data-root", help="where the data are, if they were moved")
+    options = parser.parse_args(arguments)
+    output = options.output or options.run / f"model.{options.format}"
+    try:
+        torch.manual_seed(0)
+        run = load_run(options.run, device="cpu")
+        images = check_images(run, options.images, root=options.data_root)
+        difference = export_run(run, images, output, options.format)
+    except (
+        CheckpointError,
+        ExportError,
+        ValueError,
+        TypeError,
+        OSError,
+        ImportError,
+    ) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"{output}: on {len(images)} images the logits differ by at most "
+        f"{difference:.1e} from the network's, and the predicted classes agree"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

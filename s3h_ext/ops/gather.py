@@ -1,0 +1,84 @@
+"""Rows of all processes, with gradients that find their way back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["gather_rows", "process_count"]
+
+
+def process_count(group: dist.ProcessGroup | None = None) -> int:
+    """Returns the number of processes; 1 where ``torch.distributed`` is not used."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size(group)
+    return 1
+
+
+def gather_rows(
+    *tensors: Tensor, group: dist.ProcessGroup | None = None
+) -> tuple[tuple[Tensor, ...], int]:
+    r"""Joins the rows of all processes, in the order of their ranks.
+
+    Processes may hold different numbers of rows. The gradient of a row is the sum of
+    what all processes' losses give for it: each process has to use the result, and
+    ``backward`` communicates. With :math:`L = \frac{1}{R} \sum_r L_r` over R processes,
+    which is what ``DistributedDataParallel`` differentiates by averaging gradients,
+    that sum makes the gradient of L exact. The sizes are read on the host, which waits
+    for the device once.
+
+    Args:
+        *tensors: ``[N, ...]`` each, the same N.
+        group: the processes, all if None.
+
+    Returns:
+        ``[ΣN, ...]`` of each tensor, and where this process's rows begin in them. With
+        one process the tensors themselves and 0.
+
+    Raises:
+        ValueError: the tensors differ in N.
+
+    Example:
+        >>> rows = torch.eye(2)
+        >>> (every,), start = gather_rows(rows)
+        >>> every.shape, start
+        (torch.Size([2, 2]), 0)
+    """
+    lengths = {len(tensor) for tensor in tensors}
+    if len(lengths) > 1:
+        raise ValueError(f"tensors: expected as many rows of each, got {lengths}")
+    if process_count(group) == 1:
+        return tensors, 0
+    own = torch.tensor([len(tensors[0])], device=tensors[0].device)
+    every = [torch.empty_like(own) for _ in range(process_count(group))]
+    dist.all_gather(every, own, group=group)
+    sizes: list[int] = torch.cat(every).tolist()
+    gather: Any = _Gather.apply  # no annotations
+    gathered = tuple(gather(tensor, sizes, group) for tensor in tensors)
+    return gathered, sum(sizes[: dist.get_rank(group)])
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, sizes: list[int], group: dist.ProcessGroup | None
+    ) -> Tensor:
+        rank = dist.get_rank(group)
+        start = sum(sizes[:rank])
+        ctx.own, ctx.group = slice(start, start + sizes[rank]), group
+        # Collectives want equal shapes.
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded, group=group)
+        every = [part[:size] for part, size in zip(parts, sizes, strict=True)]
+        return torch.cat(every)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        total = grads[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ctx.group)
+        return total[ctx.own], None, None

@@ -1,0 +1,183 @@
+"""``python -m s3h_ext.predict RUN IMAGES...``: classes of image files."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from s3h_ext.data.pictures import Preprocessing, find_pictures, read_picture
+from s3h_ext.training.checkpoint import CheckpointError
+from s3h_ext.training.files import write_bytes
+from s3h_ext.training.loading import Run, load_run
+from s3h_ext.training.precision import autocast
+
+#: Of one image: its path, and either an error or (class, name, probability) by rank.
+Answer = tuple[str, str | None, list[tuple[int, str, float]]]
+
+
+def predict(
+    run: Run, paths: Iterable[Path], *, top: int = 5, batch_size: int = 64
+) -> Iterator[Answer]:
+    """Yield what a run says about image files, in their order.
+
+    Args:
+        run: from :func:`~s3h_ext.training.loading.load_run`.
+        paths: of the files. One that cannot be read is answered by an error.
+        top: classes to name, the most probable first; at most all there are.
+        batch_size: images that go through the network together.
+    """
+    card = run.card
+    prepare = Preprocessing(card.image_shape, card.mean, card.std, card.recipe)
+    top = min(top, len(card.classes))
+    waiting = iter(paths)
+    while part := list(islice(waiting, batch_size)):
+        images, errors = [], {}
+        for place, path in enumerate(part):
+            try:
+                images.append(read_picture(path, card.image_shape[2]))
+            except (ValueError, OSError) as error:
+                errors[place] = str(error)
+        found: list[list[tuple[int, str, float]]] = []
+        if images:
+            batch = prepare(images).to(run.device)
+            with torch.inference_mode(), autocast(run.precision, run.device):
+                probabilities = run.method.predict(batch).float().softmax(1)  # [B, C]
+            values, classes = (part.tolist() for part in probabilities.topk(top))
+            found = [
+                [(c, card.classes[c], p) for c, p in zip(*row, strict=True)]
+                for row in zip(classes, values, strict=True)
+            ]
+        good = iter(found)
+        for place, path in enumerate(part):
+            if place in errors:
+                yield str(path), errors[place], []
+            else:
+                yield str(path), None, next(good)
+
+
+def _csv_rows(answers: Iterable[Answer], top: int) -> Iterator[list[Any]]:
+    names = ("class", "name", "probability")
+    yield ["path", "error", *(f"{n}_{k + 1}" for k in range(top) for n in names)]
+    for path, error, ranked in answers:
+        cells = [cell for entry in ranked for cell in entry]
+        empty = [""] * (3 * top - len(cells))
+        yield [path, error or "", *cells, *empty]
+
+
+def _to_csv(answers: Iterable[Answer], top: int) -> Iterator[str]:
+    for row in _csv_rows(answers, top):
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(row)
+        yield text.getvalue()
+
+
+def _to_json(answers: Iterable[Answer]) -> Iterator[str]:
+    yield "["
+    comma = "\n"
+    for path, error, ranked in answers:
+        entry: dict[str, Any] = {"path": path}
+        if error is not None:
+            entry["error"] = error
+        else:
+            entry["predictions"] = [
+                {"class": number, "name": name, "probability": probability}
+                for number, name, probability in ranked
+            ]
+        yield comma + json.dumps(entry)
+        comma = ",\n"
+    yield "\n]\n"
+
+
+def _places(given: Sequence[str]) -> Iterator[Path]:
+    for place in given:
+        if place != "-":
+            yield Path(place)
+            continue
+        for line in sys.stdin.buffer:
+            if name := line.rstrip(b"\r\n"):
+                yield Path(os.fsdecode(name))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m s3h_ext.predict",
+        description="Name the most probable classes of image files. An image that "
+        "cannot be read is reported on standard error and in the output, and the rest "
+        "is done. Exit status: 0, 1 where an image could not be read, 2 where nothing "
+        "could be done.",
+    )
+    parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument(
+        "images", nargs="+", help="files, folders, or - for a list of paths on stdin"
+    )
+    parser.add_argument("--top", type=int, default=5, help="classes to name")
+    parser.add_argument("--output", type=Path, help="file; standard output if not set")
+    parser.add_argument(
+        "--format", choices=("csv", "json"), help="by the output's suffix, else csv"
+    )
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+    options = parser.parse_args(arguments)
+    for name in ("top", "batch_size"):
+        if getattr(options, name) < 1:
+            parser.error(f"{name}: expected at least 1, got {getattr(options, name)}")
+    suffix = options.output.suffix if options.output else ""
+    form = options.format or ("json" if suffix == ".json" else "csv")
+    try:
+        run = load_run(options.run, device=options.device)
+        paths = find_pictures(_places(options.images))
+        first = next(paths, None)
+        if first is None:
+            raise ValueError(f"images: none in {' '.join(options.images)}")
+    except (CheckpointError, ValueError, TypeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    failed = 0
+
+    def answers() -> Iterator[Answer]:
+        nonlocal failed
+        every = (path for part in ([first], paths) for path in part)
+        for answer in predict(
+            run, every, top=options.top, batch_size=options.batch_size
+        ):
+            if answer[1] is not None:
+                failed += 1
+                print(f"{_shown(answer[0])}: {answer[1]}", file=sys.stderr)
+            yield answer
+
+    top = min(options.top, len(run.card.classes))
+    pieces = _to_csv(answers(), top) if form == "csv" else _to_json(answers())
+    # Names that are no text in the file system's encoding pass as the bytes they are.
+    coded = (piece.encode("utf-8", "surrogateescape") for piece in pieces)
+    try:
+        if options.output is not None:
+            write_bytes(options.output, b"".join(coded))
+        else:
+            for piece in coded:
+                sys.stdout.buffer.write(piece)
+            sys.stdout.flush()
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if failed:
+        print(f"{failed} of the images could not be read", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _shown(path: str) -> str:
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,104 @@
+"""What a run's network takes and gives, kept in the run's folder.
+
+With ``dataset.json`` and a checkpoint a network can be used where the training images
+are not.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from s3h_ext.data import ImageSet, LongTailDataset
+from s3h_ext.training.files import write_text
+
+__all__ = ["FILE", "DatasetCard", "read_card", "write_card"]
+
+FILE = "dataset.json"
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """A data set without its images.
+
+    Attributes:
+        name: of the data set.
+        classes: names of the classes, in the order of the logits.
+        train_images: of each class, those of the validation split not counted.
+        image_shape: height, width and channels of the network's input.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel.
+        recipe: of the evaluation, ``"none"`` for images at their own size.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train_images: tuple[int, ...]
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    recipe: str = "none"
+
+    @classmethod
+    def of(cls, dataset: LongTailDataset) -> DatasetCard:
+        """Return the card of a data set."""
+        return cls(
+            name=dataset.name,
+            classes=tuple(dataset.class_names),
+            train_images=tuple(dataset.class_counts.tolist()),
+            image_shape=dataset.image_shape,
+            mean=tuple(dataset.mean),
+            std=tuple(dataset.std),
+        )
+
+    def stand_in(self) -> LongTailDataset:
+        """Return a data set with these labels and black images.
+
+        It is what a method needs to build its modules; the images take no memory.
+        """
+        labels = np.repeat(np.arange(len(self.classes)), self.train_images)
+        pixel = np.zeros((1,) * 4, np.uint8)
+        images = np.broadcast_to(pixel, (len(labels), *self.image_shape))
+        train = ImageSet(images, labels.astype(np.int64))
+        return LongTailDataset(
+            name=self.name,
+            train=train,
+            val=None,
+            test=train,
+            class_names=self.classes,
+            mean=self.mean,
+            std=self.std,
+        )
+
+
+def write_card(folder: Path, dataset: LongTailDataset) -> None:
+    """Write ``dataset.json``."""
+    text = json.dumps(asdict(DatasetCard.of(dataset)), indent=1, ensure_ascii=False)
+    write_text(folder / FILE, text + "\n")
+
+
+def read_card(folder: Path) -> DatasetCard | None:
+    """Read ``dataset.json``; ``None`` where an older run left none.
+
+    Raises:
+        ValueError: the file does not hold what it should.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in content.items()
+        }
+        card = DatasetCard(**fields)
+        if len(card.classes) != len(card.train_images) or len(card.image_shape) != 3:
+            raise ValueError("the fields do not fit together")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: {type(error).__name__}: {error}") from None
+    return card

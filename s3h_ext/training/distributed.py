@@ -1,0 +1,228 @@
+"""A run in several processes, one for each GPU, as ``torchrun`` starts them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from s3h_ext.data import Batch, ImageSet
+from s3h_ext.losses._common import ContrastiveModule
+from s3h_ext.methods import Method
+from s3h_ext.training.batch_norm import average_statistics, synchronise_batch_norm
+from s3h_ext.training.config import DistributedConfig
+from s3h_ext.training.interrupt import StopRequest
+
+__all__ = ["AgreedStop", "LostProcessError", "World", "join_world"]
+
+T = TypeVar("T")
+#: Named terms of a batch at a progress of the training.
+Step = Callable[[Mapping[str, Batch], float], dict[str, Tensor]]
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the run has ended or does not answer."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run; the default is one process alone.
+
+    Attributes:
+        rank: which one this is; 0 writes all files.
+        size: how many there are.
+        local_rank: which one this is on its machine, and so which GPU is its own.
+        control: a group for what is agreed on the host.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    control: dist.ProcessGroup | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """Return this process's part of ``count`` things in a row."""
+        return slice(
+            count * self.rank // self.size, count * (self.rank + 1) // self.size
+        )
+
+    def part(self, images: ImageSet) -> ImageSet:
+        """Return this process's part of a split."""
+        if self.size == 1:
+            return images
+        own = self.share(len(images))
+        return images.subset(np.arange(own.start, own.stop))
+
+    def any(self, flag: bool) -> bool:
+        """Return whether ``flag`` is true in some process."""
+        return bool(self.sum(int(flag)))
+
+    def sum(self, number: int) -> int:
+        """Return the sum of a whole number over the processes."""
+        if self.size == 1:
+            return number
+        total = torch.tensor(number)
+        dist.all_reduce(total, group=self.control)
+        return int(total)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean of a tensor over the processes."""
+        if self.size == 1:
+            return values
+        total = values.cpu()
+        dist.all_reduce(total, group=self.control)
+        return (total / self.size).to(values.device)
+
+    def gather(self, thing: T) -> list[T]:
+        """Return what each process gave, in the order of their ranks."""
+        things: list[Any] = [thing]
+        if self.size > 1:
+            things = [None] * self.size
+            dist.all_gather_object(things, thing, group=self.control)
+        return things
+
+    def broadcast(self, thing: T) -> T:
+        """Return what the first process gave."""
+        things = [thing]
+        if self.size > 1:
+            dist.broadcast_object_list(things, src=0, group=self.control)
+        return things[0]
+
+    def prepare(
+        self, method: Method, config: DistributedConfig, device: torch.device
+    ) -> None:
+        """Make a method, built and on its device, one of several processes'."""
+        if self.size == 1:
+            return
+        for module in method.modules():
+            if isinstance(module, (Method, ContrastiveModule)):
+                module.gather = config.gather
+        if config.sync_batch_norm:
+            synchronise_batch_norm(method, device)
+
+    def step(self, method: Method) -> Step:
+        """Return the method's loss; its backward averages over the processes."""
+        trained = any(p.requires_grad for p in method.parameters())
+        if self.size == 1 or not trained:
+            return lambda batch, progress: method.loss(batch, progress)
+        # Statistics are local, or equal already; prototypes and copies are equal.
+        step: Step = nn.parallel.DistributedDataParallel(
+            _Loss(method), broadcast_buffers=False
+        )
+        return step
+
+    def settle(self, method: Method) -> None:
+        """Make what processes track by themselves the same, to evaluate or save it."""
+        if self.size > 1:
+            average_statistics(method)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Turn the errors of a connection that broke into a message that says so.
+
+        Raises:
+            LostProcessError: another process has ended or did not answer in time.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not _is_lost(error):
+                raise
+            raise LostProcessError(
+                f"process {self.rank} of {self.size} on {socket.gethostname()} lost "
+                "the others: one of them has ended, its own message says why, or did "
+                f"not answer in time ({str(error).splitlines()[0][:200]})"
+            ) from error
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
+
+class _Loss(nn.Module):
+    """A method's loss as the forward of a module."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: Mapping[str, Batch], progress: float) -> dict[str, Tensor]:
+        return self.method.loss(batch, progress)
+
+
+class AgreedStop:
+    """A wish to stop that all processes hear of in the same step.
+
+    Asking communicates, so all processes have to ask equally often.
+    """
+
+    def __init__(self, stop: StopRequest, world: World) -> None:
+        self._stop, self._world = stop, world
+
+    @property
+    def requested(self) -> bool:
+        """Whether some process was asked to stop."""
+        return self._world.any(self._stop.requested)
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    if isinstance(error, dist.DistError):
+        return True
+    text = str(error).lower()
+    return "gloo" in text or "connection" in text or "nccl" in text
+
+
+def join_world(device: str, config: DistributedConfig) -> tuple[World, str]:
+    """Join the processes that ``torchrun`` started, if it did.
+
+    Args:
+        device: the option of the run.
+        config: how long to wait for the others, among others.
+
+    Returns:
+        The processes, and the device of this one: with CUDA the GPU of its local rank.
+
+    Raises:
+        ValueError: a single GPU is named for several processes.
+        LostProcessError: the others did not come in time.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return World(), device
+    if "RANK" not in os.environ:
+        raise ValueError(
+            f"WORLD_SIZE is {size} and RANK is not set; start several processes by "
+            "torchrun, a single one without WORLD_SIZE"
+        )
+    rank = int(os.environ["RANK"])
+    local_rank = int(os.environ.get("LOCAL_RANK", rank))
+    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if device.startswith("cuda:"):
+        raise ValueError(
+            f"device: several processes take a GPU each; expected cuda, got {device}"
+        )
+    if cuda:
+        device = f"cuda:{local_rank}"
+        torch.cuda.set_device(local_rank)
+    timeout = timedelta(seconds=config.timeout)
+    world = World(rank, size, local_rank)
+    with world.watched():
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
+        control = dist.new_group(backend="gloo", timeout=timeout)
+    return World(rank, size, local_rank, control), device

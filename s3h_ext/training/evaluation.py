@@ -1,0 +1,72 @@
+"""A method's predictions on a split, and what is reported about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from s3h_ext.data import Batch
+from s3h_ext.methods import Method
+from s3h_ext.training.distributed import World
+from s3h_ext.training.metrics import Evaluation, evaluate_predictions
+from s3h_ext.training.precision import autocast
+
+__all__ = ["evaluate_method", "predict_batches"]
+
+
+def predict_batches(
+    method: Method, batches: Iterable[Batch], *, precision: str, device: torch.device
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return true classes, predicted classes and confidences, each ``[N]``.
+
+    Args:
+        method: left in the mode, training or evaluation, that it is in.
+        batches: of a split, in its order.
+        precision: ``"fp32"`` or ``"bf16"``.
+        device: where the batches are.
+    """
+    # Kept on the device to the end: no batch waits for its results.
+    empty = torch.zeros(0, dtype=torch.int64, device=device)
+    found: list[tuple[Tensor, Tensor, Tensor]] = [(empty, empty, empty.float())]
+    training = method.training
+    method.eval()
+    with torch.inference_mode(), autocast(precision, device):
+        for batch in batches:
+            logits = method.predict(batch.images[0]).float()  # [B, C]
+            confidence = (logits.amax(1) - logits.logsumexp(1)).exp()
+            found.append((batch.labels, logits.argmax(1), confidence))
+    method.train(training)
+    truth, predicted, confidence = map(torch.cat, zip(*found, strict=True))
+    return (
+        truth.cpu().numpy(),
+        predicted.cpu().numpy(),
+        confidence.cpu().numpy(),
+    )
+
+
+def evaluate_method(
+    method: Method,
+    batches: Iterable[Batch],
+    class_counts: np.ndarray,
+    *,
+    precision: str,
+    device: torch.device,
+    world: World | None = None,
+) -> Evaluation:
+    """Return the metrics of a method on a split.
+
+    Args:
+        method: as for :func:`predict_batches`.
+        batches: of a split, in its order.
+        class_counts: *training* images of each class ``[C]``.
+        precision: ``"fp32"`` or ``"bf16"``.
+        device: where the batches are.
+        world: the processes that have a part of the split each; all get the result.
+    """
+    found = predict_batches(method, batches, precision=precision, device=device)
+    parts = (world or World()).gather(found)
+    truth, predicted, confidence = map(np.concatenate, zip(*parts, strict=True))
+    return evaluate_predictions(truth, predicted, confidence, class_counts)

@@ -1,0 +1,189 @@
+"""From options or from a run's folder to a network that can be used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from s3h_ext.data import LongTailDataset, load_dataset
+from s3h_ext.methods import Method
+from s3h_ext.models import ImageClassifier, build_model
+from s3h_ext.training.card import DatasetCard, read_card
+from s3h_ext.training.checkpoint import (
+    CheckpointError,
+    latest_checkpoint,
+    sound_checkpoints,
+)
+from s3h_ext.training.config import DataConfig, TrainConfig
+from s3h_ext.training.options import parse_options
+from s3h_ext.training.precision import resolve_device, resolve_precision
+
+__all__ = [
+    "Run",
+    "build_network",
+    "load_network",
+    "load_run",
+    "open_dataset",
+    "split_images",
+]
+
+
+def open_dataset(data: DataConfig) -> LongTailDataset:
+    """Load the data set of a configuration.
+
+    Raises:
+        ValueError: an option does not fit the data.
+        FileNotFoundError: the data are not there.
+    """
+    return load_dataset(
+        data.name,
+        root=data.root,
+        imbalance=data.imbalance,
+        size=data.size,
+        profile=data.profile,
+        val_fraction=data.val_fraction,
+        seed=data.split_seed,
+    )
+
+
+def build_network(config: TrainConfig, dataset: LongTailDataset) -> ImageClassifier:
+    """Return the configuration's network for a data set, with fresh weights."""
+    return build_model(
+        config.model.backbone,
+        dataset.num_classes,
+        classifier=config.model.classifier,
+        scale=config.model.scale,
+        in_channels=dataset.image_shape[-1],
+    )
+
+
+def load_network(model: ImageClassifier, run: Path) -> None:
+    """Load the network of a finished run into ``model``.
+
+    Raises:
+        CheckpointError: ``run`` holds no sound checkpoint, or one of another network.
+    """
+    found = next(sound_checkpoints(run / "checkpoints"), None)
+    if found is None:
+        raise CheckpointError(f"init_from: {run} holds no sound checkpoint")
+    path, state = found
+    prefix = "model."
+    weights = {
+        name.removeprefix(prefix): value
+        for name, value in state["method"].items()
+        if name.startswith(prefix)
+    }
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"init_from: {path} does not fit: {error}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run loaded from its folder.
+
+    Attributes:
+        folder: the run's folder.
+        config: its options.
+        card: what its data set was.
+        method: with the weights of the newest checkpoint, in evaluation mode.
+        epochs_done: whole epochs behind those weights.
+        device: where the method is.
+        precision: ``"fp32"`` or ``"bf16"``.
+    """
+
+    folder: Path
+    config: TrainConfig
+    card: DatasetCard
+    method: Method
+    epochs_done: int
+    device: torch.device
+    precision: str
+
+    @property
+    def name(self) -> str:
+        """The name of the run's folder."""
+        return self.folder.resolve().name
+
+
+def load_run(folder: Path, *, device: str = "auto") -> Run:
+    """Load a run's method and weights from its folder.
+
+    The images are not needed, unless the run was made before ``dataset.json`` was.
+
+    Args:
+        folder: as ``python -m s3h_ext.train`` left it.
+        device: as the option of the training; the run's own may not be here.
+
+    Raises:
+        FileNotFoundError: this is no run, or it has no checkpoint.
+        CheckpointError: the checkpoints are damaged or do not fit the options.
+        ValueError: a file of the run does not hold what it should.
+
+    Example:
+        >>> from pathlib import Path
+        >>> run = load_run(Path("runs/digits-lt-ce-seed0"))  # doctest: +SKIP
+        >>> run.method.predict(torch.zeros(1, 3, 32, 32)).shape  # doctest: +SKIP
+        torch.Size([1, 10])
+    """
+    options = folder / "config.yaml"
+    if not options.is_file():
+        raise FileNotFoundError(
+            f"run: expected the folder of a run, got {folder}, which has no config.yaml"
+        )
+    config, record, _ = parse_options(["--config", str(options)])
+    found = latest_checkpoint(folder / "checkpoints", record)
+    if found is None:
+        raise FileNotFoundError(f"run: {folder} has no checkpoint")
+    path, state = found
+    card = read_card(folder) or DatasetCard.of(open_dataset(config.data))
+    dataset = card.stand_in()
+    method = config.method
+    method.build(build_network(config, dataset), dataset)
+    try:
+        method.load_state_dict(state["method"])
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: does not fit this run: {error}") from error
+    place = resolve_device(device)
+    # The stubs of torch lack this overload.
+    method.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Run(
+        folder=folder,
+        config=config,
+        card=card,
+        method=method.eval(),
+        epochs_done=state["epochs_done"],
+        device=place,
+        precision=resolve_precision(config.precision, place),
+    )
+
+
+def split_images(run: Run, split: str, root: str | None = None) -> LongTailDataset:
+    """Return the run's data set with the split ``split`` as its test images.
+
+    Args:
+        run: from :func:`load_run`.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        root: folder of the data, where it is not the run's own.
+
+    Raises:
+        ValueError: the run has no such split, or these are not its data.
+        FileNotFoundError: the data are not there.
+    """
+    data = run.config.data
+    dataset = open_dataset(replace(data, root=root or data.root))
+    if DatasetCard.of(dataset) != run.card:
+        raise ValueError(
+            f"data-root: {dataset.name} is not what {run.folder} was trained on: "
+            "classes, counts or pixels differ"
+        )
+    images = getattr(dataset, split)
+    if images is None:
+        raise ValueError(
+            f"split: {run.folder} holds out no validation images "
+            "(data.val_fraction 0); expected train or test"
+        )
+    return replace(dataset, test=images)
