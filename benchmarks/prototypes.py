@@ -2,14 +2,14 @@
 
 ``python -m benchmarks.prototypes [--quick] [--part I/N] [--output DIR]``
 
-A step is accumulate + apply: nearest prototype of the own class, sums and counts, the
-farthest sample of each class, moving averages, expiry and re-seeding. Every class has K
-rows, so that the plain form's padding costs it nothing. vector-quantize-pytorch has no
-classes; it runs with one codebook a class on samples that are sorted into an array
-[C, N // C, D] beforehand, so on up to C - 1 samples less, and with its own rule of
-expiry.
+A step is accumulate + apply, in one operation or in two: nearest prototype of the own
+class, sums and counts, the farthest sample of each class, moving averages, expiry and
+re-seeding. Every class has K rows, so that the plain form's padding costs it nothing.
+vector-quantize-pytorch has no classes; it runs with one codebook a class on samples
+that are sorted into an array [C, N // C, D] beforehand, so on up to C - 1 samples less,
+and with its own rule of expiry.
 
-Peers run in one process, one after the other for each size. Appends to
+Peers run in one process, in turns for each size. Appends to
 ``prototypes.csv``, prints a table, draws ``prototypes.png``.
 """
 
@@ -18,8 +18,6 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
-import platform
-import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,13 +25,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.similarity import peak_extra, timings
+from benchmarks.timing import interleaved, peak_extra
 from s3h_ext.ops import (
     PrototypeUpdate,
     accumulate_prototypes,
     apply_prototypes_,
     reference_prototypes,
+    update_prototypes_,
 )
+from s3h_ext.training.precision import device_name
 
 ROOT = Path(__file__).resolve().parent
 MOMENTUM, EXPIRE_BELOW = 0.99, 0.1
@@ -95,8 +95,19 @@ def plain_step(
     )
 
 
-class OurStep:
-    """Keeps the memory of an update from step to step, as a training does."""
+def our_step(
+    features: Tensor, labels: Tensor, state: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> None:
+    update_prototypes_(
+        features, labels, *state, momentum=MOMENTUM, expire_below=EXPIRE_BELOW
+    )
+
+
+class OurTwoOps:
+    """What a training of several processes does, but for the reduction.
+
+    Keeps the memory of an update from step to step.
+    """
 
     update: PrototypeUpdate | None = None
 
@@ -151,7 +162,8 @@ def peers(n: int, c: int, k: int, d: int) -> Iterator[tuple[str, Callable[[], ob
         state = (prototypes, prototypes.clone(), torch.ones(c * k), offsets)
         return lambda: step(features, labels, state)
 
-    yield "s3h_ext", with_state(OurStep())
+    yield "s3h_ext", with_state(our_step)
+    yield "s3h_ext, two ops", with_state(OurTwoOps())
     if n * k * d > MOST_ELEMENTS:
         print(f"  plain forms: not run, they hold {n} x {k} x {d} elements")
     else:
@@ -164,35 +176,38 @@ def peers(n: int, c: int, k: int, d: int) -> Iterator[tuple[str, Callable[[], ob
 
 
 def measure(n: int, c: int, k: int, d: int, budget: float) -> Iterator[Row]:
-    for name, call in peers(n, c, k, d):
-        try:
-            with torch.no_grad():
-                times = timings(call, budget)
-                extra = peak_extra(call)
-        except Exception as error:  # a peer's failure is a result too
-            print(f"  {name}: {type(error).__name__}: {error}"[:200])
-            continue
-        row = Row(
+    calls, extra = {}, {}
+    with torch.no_grad():
+        for name, call in peers(n, c, k, d):
+            try:
+                call()
+                extra[name] = peak_extra(call)
+            except Exception as error:  # a peer's failure is a result too
+                print(f"  {name}: {type(error).__name__}: {error}"[:200])
+            else:
+                calls[name] = call
+        times = interleaved(calls, budget)
+    for name, timing in times.items():
+        print(
+            f"  {name:<24} {timing.median:>10.3f} ms "
+            f"[{timing.p20:.3f}, {timing.p80:.3f}] {extra[name]:>8.1f} MiB",
+            flush=True,
+        )
+        yield Row(
             date=datetime.date.today().isoformat(),
             samples=n,
             classes=c,
             rows_per_class=k,
             depth=d,
             peer=name,
-            p20_ms=round(times[len(times) // 5], 4),
-            median_ms=round(statistics.median(times), 4),
-            p80_ms=round(times[len(times) * 4 // 5], 4),
-            extra_mib=round(extra, 1),
-            cpu=platform.processor() or platform.machine(),
+            p20_ms=round(timing.p20, 4),
+            median_ms=round(timing.median, 4),
+            p80_ms=round(timing.p80, 4),
+            extra_mib=round(extra[name], 1),
+            cpu=device_name(torch.device("cpu")),
             threads=torch.get_num_threads(),
             torch=torch.__version__,
         )
-        print(
-            f"  {name:<24} {row.median_ms:>10.3f} ms "
-            f"[{row.p20_ms:.3f}, {row.p80_ms:.3f}] {row.extra_mib:>8.1f} MiB",
-            flush=True,
-        )
-        yield row
 
 
 def draw(source: Path, path: Path) -> None:

@@ -1,12 +1,15 @@
-"""Trains the presets of a results table, one run after the other.
+"""Trains the presets of a results table, one run after the other or several at once.
 
     python -m benchmarks.reproduce --suite cifar100-lt --data-root DIR --seeds 0 1 2
     python -m benchmarks.reproduce --suite cifar100-lt --data-root DIR --budget 120
+    python -m benchmarks.reproduce --suite cifar100-lt --data-root DIR --jobs 8
 
 A finished run is left alone and an interrupted one goes on where it stopped, so the
 same command can be given until the table is full; ``python -m s3h_ext.results`` then
-writes it. When the budget is spent, the run under way saves a checkpoint and stops.
-Options that are not listed go to ``python -m s3h_ext.train``.
+writes it. When the budget is spent, the runs under way save a checkpoint and stop.
+``--jobs`` is for a GPU that one small network does not fill; what the runs print then
+goes to ``console.log`` in their folders. Options that are not listed go to
+``python -m s3h_ext.train``.
 """
 
 from __future__ import annotations
@@ -17,8 +20,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
+from typing import IO
 
 from s3h_ext.training.options import OTHER_FACTORS, preset_names
 
@@ -35,6 +42,8 @@ SUITES = [
 SUITES.append("digits-lt")
 #: How long a run gets to write its checkpoint after the budget is spent.
 STOP_SECONDS = 120
+#: Status of a run that Ctrl-C ended.
+INTERRUPTED = 130
 
 
 def suite_presets(suite: str) -> list[str]:
@@ -48,27 +57,43 @@ def run_folder(root: Path, preset: str, seed: int) -> Path:
     return root / f"{preset.replace('/', '-')}-seed{seed}"
 
 
+@contextmanager
+def console(folder: Path, shared: bool) -> Iterator[IO[bytes] | None]:
+    """Where a run prints: beside the others' output, or into a file of its own."""
+    if shared:
+        yield None
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "console.log").open("ab") as stream:
+        yield stream
+
+
 def train(
-    preset: str, seed: int, folder: Path, rest: Sequence[str], deadline: float
+    command: Sequence[str], folder: Path, deadline: float, stop: Event, shared: bool
 ) -> int | None:
     """Return the exit status; None if the deadline came first."""
-    command = [sys.executable, "-m", "s3h_ext.train", "--preset", preset]
-    command += ["--seed", str(seed), "--output", str(folder), *rest]
-    if (folder / "config.yaml").exists():
-        command.append("--resume")
-    print(" ".join(command), flush=True)
-    process = subprocess.Popen(command)
-    try:
-        return process.wait(max(0.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM)
-        process.wait(STOP_SECONDS)
+    if stop.is_set():
+        return INTERRUPTED
+    if time.monotonic() >= deadline:
         return None
-    except KeyboardInterrupt:  # the run has got it too
-        return process.wait(STOP_SECONDS)
-    finally:
-        if process.poll() is None:
-            process.kill()
+    resume = ["--resume"] if (folder / "config.yaml").exists() else []
+    print(" ".join([*command, *resume]), flush=True)
+    with console(folder, shared) as stream:
+        process = subprocess.Popen([*command, *resume], stdout=stream, stderr=stream)
+        try:
+            while True:
+                try:
+                    return process.wait(0.2)
+                except subprocess.TimeoutExpired:
+                    if stop.is_set():  # by Ctrl-C, which the run has got too
+                        return process.wait(STOP_SECONDS)
+                    if time.monotonic() >= deadline:
+                        process.send_signal(signal.SIGTERM)
+                        process.wait(STOP_SECONDS)
+                        return None
+        finally:
+            if process.poll() is None:
+                process.kill()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,10 +108,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("results"))
     parser.add_argument("--data-root", default=os.environ.get("S3H_DATA_ROOT"))
     parser.add_argument("--budget", type=float, help="minutes; none: until all is done")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--dry-run", action="store_true", help="say what is to be done")
     options, rest = parser.parse_known_args(arguments)
     if options.budget is not None and not options.budget > 0:
         parser.error(f"--budget: expected minutes above 0, got {options.budget}")
+    if options.jobs < 1:
+        parser.error(f"--jobs: expected at least 1, got {options.jobs}")
     presets = [name for suite in options.suite for name in suite_presets(suite)]
     if options.methods is not None:
         known = {name.split("/")[1].partition("-if")[0] for name in presets}
@@ -106,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     deadline = time.monotonic() + (minutes * 60 if minutes else float("inf"))
     # All presets with the first seed before any with the second: a table with one run
     # each says more than a row with three.
-    failed = []
+    waiting: dict[Path, list[str]] = {}
     for seed in options.seeds:
         for preset in presets:
             folder = run_folder(options.output, preset, seed)
@@ -116,16 +144,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.dry_run:
                 print(f"{folder}: to do")
                 continue
-            status = train(preset, seed, folder, rest, deadline)
-            if status is None:
-                print(
-                    f"{folder}: stopped, the budget is spent; the same command goes on"
-                )
-                return 0
-            if status == 130:
-                return 130
-            if status:
-                failed.append(folder)
+            command = [sys.executable, "-m", "s3h_ext.train", "--preset", preset]
+            command += ["--seed", str(seed), "--output", str(folder), *rest]
+            waiting[folder] = command
+    stop = Event()
+    shared = options.jobs == 1
+    with ThreadPoolExecutor(options.jobs) as pool:
+        running = {
+            folder: pool.submit(train, command, folder, deadline, stop, shared)
+            for folder, command in waiting.items()
+        }
+        try:
+            statuses = {folder: run.result() for folder, run in running.items()}
+        except KeyboardInterrupt:
+            stop.set()
+            statuses = {folder: run.result() for folder, run in running.items()}
+    failed = []
+    for folder, status in statuses.items():
+        if status is None:
+            print(f"{folder}: stopped, the budget is spent; the same command goes on")
+        elif status not in (0, INTERRUPTED):
+            failed.append(folder)
+    if INTERRUPTED in statuses.values():
+        return INTERRUPTED
     for folder in failed:
         print(f"{folder}: failed", file=sys.stderr)
     return 1 if failed else 0

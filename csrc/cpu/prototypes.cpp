@@ -7,20 +7,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
-#include <memory>
 #include <type_traits>
 #include <vector>
 
 #include "dispatch.h"
+#include "prototype_members.h"
 #include "prototype_rows.h"
 
 namespace s3h::cpu {
 namespace {
-
-// Columns are cut at whole cache lines of floats.
-constexpr int64_t kColumns = 16;
 
 // Below this many elements waking threads costs more than the work.
 constexpr int64_t kSerial = 1 << 15;
@@ -50,72 +46,6 @@ const PrototypeRows<T>& row_kernels() {
     return pick(kPrototypeRowsAvx2, kPrototypeRowsAvx2Double);
 #endif
   return pick(kPrototypeRowsBaseline, kPrototypeRowsBaselineDouble);
-}
-
-inline float from_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-inline float widen(Bfloat16 x) {
-  return from_bits(static_cast<uint32_t>(x) << 16);
-}
-
-inline float widen(Float16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x);
-  const uint32_t sign = (bits & 0x8000u) << 16;
-  const uint32_t magnitude = (bits & 0x7fffu) << 13;
-  // The product moves the exponent's bias, and makes subnormals normal.
-  const float value = from_bits(magnitude) * 0x1p112f;
-  const float special = from_bits(magnitude | 0x7f800000u);
-  uint32_t result;
-  const float chosen = (bits & 0x7c00u) == 0x7c00u ? special : value;
-  std::memcpy(&result, &chosen, sizeof result);
-  return from_bits(result | sign);
-}
-
-// A feature as T; `scratch` [depth] holds it where it has to be widened.
-template <typename T, typename Element>
-const T* feature_row(const Element* row, int64_t depth, T* scratch) {
-  if constexpr (std::is_same_v<T, Element>) {
-    return row;
-  } else {
-    for (int64_t d = 0; d < depth; ++d) scratch[d] = widen(row[d]);
-    return scratch;
-  }
-}
-
-// Samples in the order of their classes, and what is found out about them.
-template <typename T>
-struct Sorted {
-  std::vector<int64_t> start;  // [classes + 1]
-  // [members]; no thread but the one that fills a part of them touches it
-  std::unique_ptr<int64_t[]> sample;
-  std::unique_ptr<int64_t[]> row;  // -1: distance not finite
-  std::unique_ptr<T[]> distance;
-  std::unique_ptr<T[]> scale;
-};
-
-template <typename T, typename Element>
-Sorted<T> sort_by_class(const AccumulateProblem<T, Element>& p) {
-  Sorted<T> s;
-  s.start.assign(static_cast<size_t>(p.classes + 1), 0);
-  for (int64_t i = 0; i < p.n; ++i)
-    if (p.labels[i] >= 0) ++s.start[static_cast<size_t>(p.labels[i]) + 1];
-  for (size_t c = 0; c < static_cast<size_t>(p.classes); ++c)
-    s.start[c + 1] += s.start[c];
-  const size_t members = static_cast<size_t>(s.start.back());
-  s.sample.reset(new int64_t[members]);
-  s.row.reset(new int64_t[members]);
-  s.distance.reset(new T[members]);
-  s.scale.reset(new T[members]);
-  std::vector<int64_t> next(s.start.begin(), s.start.end() - 1);
-  for (int64_t i = 0; i < p.n; ++i)
-    if (p.labels[i] >= 0)
-      s.sample[static_cast<size_t>(next[static_cast<size_t>(p.labels[i])]++)] =
-          i;
-  return s;
 }
 
 template <typename T>
@@ -160,17 +90,27 @@ void assign(const AccumulateProblem<T, Element>& p, Sorted<T>& s, int64_t label,
   }
 }
 
+// What a batch adds to one class of K rows.
+template <typename T>
+struct ClassTotals {
+  T* sums;    // [K, depth]
+  T* counts;  // [K]
+  T* far_distance;
+  T* far_feature;  // [depth]
+};
+
 // Columns [left, right) of one class; `whole`: its counts too.
 template <typename T, typename Element>
 void add_up_class(const AccumulateProblem<T, Element>& p, const Sorted<T>& s,
                   int64_t label, int64_t left, int64_t right, bool whole,
-                  T* scratch, const Accumulated<T>& out) {
+                  T* scratch, const ClassTotals<T>& out) {
   const PrototypeRows<T>& kernels = row_kernels<T>();
   const int64_t width = right - left;
-  const int64_t first = p.offsets[label], last = p.offsets[label + 1];
-  for (int64_t row = first; row < last; ++row)
+  const int64_t first = p.offsets[label];
+  const int64_t rows = p.offsets[label + 1] - first;
+  for (int64_t row = 0; row < rows; ++row)
     std::fill_n(out.sums + row * p.depth + left, width, T(0));
-  if (whole) std::fill(out.counts + first, out.counts + last, T(0));
+  if (whole) std::fill_n(out.counts, rows, T(0));
   int64_t farthest = -1;
   const int64_t end = s.start[static_cast<size_t>(label) + 1];
   for (int64_t at = s.start[static_cast<size_t>(label)]; at < end; ++at) {
@@ -181,11 +121,11 @@ void add_up_class(const AccumulateProblem<T, Element>& p, const Sorted<T>& s,
       farthest = at;
     const T* feature =
         feature_row(p.features + s.sample[k] * p.depth + left, width, scratch);
-    kernels.add(feature, s.scale[k], width,
-                out.sums + s.row[k] * p.depth + left);
-    if (whole) out.counts[s.row[k]] += 1;
+    const int64_t row = s.row[k] - first;
+    kernels.add(feature, s.scale[k], width, out.sums + row * p.depth + left);
+    if (whole) out.counts[row] += 1;
   }
-  T* far = out.far_features + label * p.depth + left;
+  T* far = out.far_feature + left;
   if (farthest < 0) {
     std::fill_n(far, width, T(0));
   } else {
@@ -195,65 +135,81 @@ void add_up_class(const AccumulateProblem<T, Element>& p, const Sorted<T>& s,
     kernels.scale(feature, s.scale[k], width, far);
   }
   if (whole)
-    out.far_distances[label] =
+    *out.far_distance =
         farthest < 0 ? T(-1) : s.distance[static_cast<size_t>(farthest)];
 }
 
-// Pieces of about the same work, a few for each thread. Neighbouring classes
-// are done together and at once; a class that is too large for that has its
-// members shared out first, and its columns afterwards.
-struct Shares {
-  struct Piece {
-    bool large;
-    int64_t first, last;  // classes, or members of one large class
-    int64_t label;        // of the large class
-  };
-  struct Columns {
-    int64_t label, left, right;
-  };
-  std::vector<Piece> pieces;
-  std::vector<Columns> columns;
-};
-
-template <typename T, typename Element>
-Shares share_out(const AccumulateProblem<T, Element>& p, const Sorted<T>& s,
-                 int64_t threads) {
-  const auto start = [&](int64_t c) { return s.start[static_cast<size_t>(c)]; };
-  const auto work = [&](int64_t c) { return start(c) + p.offsets[c]; };
-  const int64_t share = std::max<int64_t>(
-      1, work(p.classes) / (4 * std::max<int64_t>(1, threads)));
-  Shares shares;
-  int64_t first = 0;
-  for (int64_t c = 0; c < p.classes; ++c) {
-    const int64_t members = start(c + 1) - start(c);
-    const bool large = threads > 1 && members >= 2 * share;
-    if (!large && work(c + 1) - work(first) < share) continue;
-    if (!large) {
-      shares.pieces.push_back({false, first, c + 1, 0});
-    } else {
-      if (first < c) shares.pieces.push_back({false, first, c, 0});
-      for (int64_t at = start(c); at < start(c + 1); at += share)
-        shares.pieces.push_back(
-            {true, at, std::min(at + share, start(c + 1)), c});
-      const int64_t parts = members / share;
-      const int64_t width = (p.depth / parts / kColumns + 1) * kColumns;
-      for (int64_t left = 0; left < p.depth; left += width)
-        shares.columns.push_back({c, left, std::min(left + width, p.depth)});
-    }
-    first = c + 1;
+// Takes a batch into the `rows` rows of one class.
+template <typename T>
+void apply_class(const MovingAverage<T>& average, int64_t rows, int64_t depth,
+                 const ClassTotals<const T>& batch, T* prototypes, T* sums,
+                 T* masses) {
+  const PrototypeRows<T>& kernels = row_kernels<T>();
+  T present = 0, total = 0;
+  for (int64_t row = 0; row < rows; ++row) present += batch.counts[row];
+  if (!(present > 0)) return;
+  int64_t lightest = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    masses[row] = average.momentum * masses[row] + batch.counts[row];
+    total += masses[row];
+    if (masses[row] < masses[lightest]) lightest = row;
   }
-  if (first < p.classes) shares.pieces.push_back({false, first, p.classes, 0});
-  return shares;
+  const T least = average.expire_below * total / static_cast<T>(rows);
+  const bool dead = masses[lightest] <= least && *batch.far_distance > 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    T* sum = sums + row * depth;
+    T* prototype = prototypes + row * depth;
+    if (dead && row == lightest) {
+      masses[row] = std::max(T(1), 2 * least);
+      kernels.scale(batch.far_feature, masses[row], depth, sum);
+      kernels.scale(batch.far_feature, T(1), depth, prototype);
+    } else if (batch.counts[row] > 0) {
+      kernels.decay(batch.sums + row * depth, average.momentum, depth, sum);
+      const T scale = average.metric == Metric::kCosine
+                          ? inverse_norm(kernels.squares(sum, depth))
+                          : 1 / masses[row];
+      // Unit vectors that cancel have no direction: the old one stays.
+      if (scale > 0) kernels.scale(sum, scale, depth, prototype);
+    } else {
+      kernels.scale(sum, average.momentum, depth, sum);
+    }
+  }
 }
 
-}  // namespace
+// Where the batch's part of a class goes, if the caller does not keep it.
+template <typename T>
+class ClassMemory {
+ public:
+  ClassMemory(int64_t rows, int64_t depth)
+      : memory_(static_cast<size_t>(rows * depth + rows + 1 + depth)),
+        rows_(rows),
+        depth_(depth) {}
 
-template <typename T, typename Element>
-void accumulate_prototypes(const AccumulateProblem<T, Element>& p,
-                           const Threads& threads, const Accumulated<T>& out) {
+  ClassTotals<T> totals() {
+    T* counts = memory_.data() + rows_ * depth_;
+    return {memory_.data(), counts, counts + rows_, counts + rows_ + 1};
+  }
+
+ private:
+  std::vector<T> memory_;
+  int64_t rows_, depth_;
+};
+
+// Finds the rows of all samples and adds every class up. `Sink` says where a
+// class's part goes:
+//   kAbsentToo          whether classes without a sample have one
+//   Local, local()      what a thread holds for the classes it does alone
+//   prepare(labels)     of the classes that threads share
+//   ahead(label)        a class that comes next
+//   small(label, local), large(place, label)    -> ClassTotals
+//   done(label, totals)                         they are complete
+template <typename T, typename Element, typename Sink>
+void cluster(const AccumulateProblem<T, Element>& p, const Threads& threads,
+             int64_t* assignments, Sink& sink) {
   Sorted<T> s = sort_by_class(p);
   const int64_t elements = (p.offsets[p.classes] + p.n) * p.depth;
   const Shares shares = share_out(p, s, elements < kSerial ? 1 : threads.count);
+  sink.prepare(shares.large);
   const auto scratch_row = [&] {
     return std::vector<T>(
         std::is_same_v<T, Element> ? 0 : static_cast<size_t>(p.depth));
@@ -261,6 +217,7 @@ void accumulate_prototypes(const AccumulateProblem<T, Element>& p,
   run(threads, static_cast<int64_t>(shares.pieces.size()), elements,
       [&](int64_t begin, int64_t end) {
         std::vector<T> scratch = scratch_row();
+        typename Sink::Local local = sink.local();
         for (int64_t at = begin; at < end; ++at) {
           const Shares::Piece& piece = shares.pieces[static_cast<size_t>(at)];
           if (piece.large) {
@@ -269,8 +226,12 @@ void accumulate_prototypes(const AccumulateProblem<T, Element>& p,
           }
           for (int64_t c = piece.first; c < piece.last; ++c) {
             const size_t k = static_cast<size_t>(c);
+            if (!Sink::kAbsentToo && s.start[k] == s.start[k + 1]) continue;
+            if (c + 1 < piece.last) sink.ahead(c + 1);
             assign(p, s, c, s.start[k], s.start[k + 1], scratch.data());
-            add_up_class(p, s, c, 0, p.depth, true, scratch.data(), out);
+            const ClassTotals<T> totals = sink.small(c, local);
+            add_up_class(p, s, c, 0, p.depth, true, scratch.data(), totals);
+            sink.done(c, totals);
           }
         }
       });
@@ -278,74 +239,148 @@ void accumulate_prototypes(const AccumulateProblem<T, Element>& p,
       [&](int64_t begin, int64_t end) {
         std::vector<T> scratch = scratch_row();
         for (int64_t at = begin; at < end; ++at) {
-          const auto& [label, left, right] =
+          const auto& [place, left, right] =
               shares.columns[static_cast<size_t>(at)];
+          const int64_t label = shares.large[static_cast<size_t>(place)];
           add_up_class(p, s, label, left, right, left == 0, scratch.data(),
-                       out);
+                       sink.large(place, label));
+        }
+      });
+  run(threads, static_cast<int64_t>(shares.large.size()), elements,
+      [&](int64_t begin, int64_t end) {
+        for (int64_t place = begin; place < end; ++place) {
+          const int64_t label = shares.large[static_cast<size_t>(place)];
+          sink.done(label, sink.large(place, label));
         }
       });
   // By one thread: neighbouring samples are of different classes.
-  std::fill(out.assignments, out.assignments + p.n, int64_t(-1));
+  std::fill(assignments, assignments + p.n, int64_t(-1));
   for (size_t k = 0; k < static_cast<size_t>(s.start.back()); ++k)
-    out.assignments[s.sample[k]] = s.row[k];
+    assignments[s.sample[k]] = s.row[k];
+}
+
+// Keeps every class's part for the caller.
+template <typename T>
+struct KeepAll {
+  struct Local {};
+  static constexpr bool kAbsentToo = true;
+
+  Local local() const { return {}; }
+  void prepare(const std::vector<int64_t>&) const {}
+  ClassTotals<T> small(int64_t label, Local&) const { return of(label); }
+  ClassTotals<T> large(int64_t, int64_t label) const { return of(label); }
+  void ahead(int64_t) const {}
+  void done(int64_t, const ClassTotals<T>&) const {}
+
+  ClassTotals<T> of(int64_t label) const {
+    const int64_t first = offsets[label];
+    return {out.sums + first * depth, out.counts + first,
+            out.far_distances + label, out.far_features + label * depth};
+  }
+
+  const int64_t* offsets;
+  int64_t depth;
+  const Accumulated<T>& out;
+};
+
+// Takes a class's part into the state while it is in the cache.
+template <typename T>
+class ApplyAtOnce {
+ public:
+  using Local = ClassMemory<T>;
+  static constexpr bool kAbsentToo = false;
+
+  ApplyAtOnce(const MovingAverage<T>& average, const int64_t* offsets,
+              int64_t classes, int64_t depth, const State<T>& state)
+      : average_(average), offsets_(offsets), depth_(depth), state_(state) {
+    for (int64_t c = 0; c < classes; ++c) most_ = std::max(most_, rows(c));
+  }
+
+  Local local() const { return Local(most_, depth_); }
+  void prepare(const std::vector<int64_t>& large) {
+    for (int64_t label : large) large_.emplace_back(rows(label), depth_);
+  }
+  ClassTotals<T> small(int64_t, Local& local) const { return local.totals(); }
+  ClassTotals<T> large(int64_t place, int64_t) {
+    return large_[static_cast<size_t>(place)].totals();
+  }
+  void ahead(int64_t label) const {
+    const int64_t first = offsets_[label];
+    prefetch(state_.prototypes + first * depth_, rows(label) * depth_);
+    prefetch(state_.sums + first * depth_, rows(label) * depth_);
+  }
+  void done(int64_t label, const ClassTotals<T>& totals) const {
+    const int64_t first = offsets_[label];
+    apply_class<T>(
+        average_, rows(label), depth_,
+        {totals.sums, totals.counts, totals.far_distance, totals.far_feature},
+        state_.prototypes + first * depth_, state_.sums + first * depth_,
+        state_.masses + first);
+  }
+
+ private:
+  int64_t rows(int64_t label) const {
+    return offsets_[label + 1] - offsets_[label];
+  }
+
+  const MovingAverage<T>& average_;
+  const int64_t* offsets_;
+  int64_t depth_, most_ = 0;
+  const State<T>& state_;
+  std::vector<ClassMemory<T>> large_;
+};
+
+}  // namespace
+
+template <typename T, typename Element>
+void accumulate_prototypes(const AccumulateProblem<T, Element>& p,
+                           const Threads& threads, const Accumulated<T>& out) {
+  KeepAll<T> sink{p.offsets, p.depth, out};
+  cluster(p, threads, out.assignments, sink);
 }
 
 template <typename T>
 void apply_prototypes(const ApplyProblem<T>& p, const Threads& threads,
-                      T* prototypes, T* sums, T* masses) {
-  const PrototypeRows<T>& kernels = row_kernels<T>();
+                      const State<T>& state) {
   const int64_t elements = p.offsets[p.classes] * p.depth;
   run(threads, p.classes, elements, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
-      const int64_t first = p.offsets[c], last = p.offsets[c + 1];
-      T present = 0, total = 0;
-      for (int64_t row = first; row < last; ++row)
-        present += p.batch_counts[row];
-      if (!(present > 0)) continue;
-      int64_t lightest = first;
-      for (int64_t row = first; row < last; ++row) {
-        masses[row] = p.momentum * masses[row] + p.batch_counts[row];
-        total += masses[row];
-        if (masses[row] < masses[lightest]) lightest = row;
-      }
-      const T least = p.expire_below * total / static_cast<T>(last - first);
-      const bool dead = masses[lightest] <= least && p.far_distances[c] > 0;
-      for (int64_t row = first; row < last; ++row) {
-        T* sum = sums + row * p.depth;
-        T* prototype = prototypes + row * p.depth;
-        if (dead && row == lightest) {
-          masses[row] = std::max(T(1), 2 * least);
-          const T* far = p.far_features + c * p.depth;
-          kernels.scale(far, masses[row], p.depth, sum);
-          kernels.scale(far, T(1), p.depth, prototype);
-        } else if (p.batch_counts[row] > 0) {
-          kernels.decay(p.batch_sums + row * p.depth, p.momentum, p.depth, sum);
-          const T scale = p.metric == Metric::kCosine
-                              ? inverse_norm(kernels.squares(sum, p.depth))
-                              : 1 / masses[row];
-          // Unit vectors that cancel have no direction: the old one stays.
-          if (scale > 0) kernels.scale(sum, scale, p.depth, prototype);
-        } else {
-          kernels.scale(sum, p.momentum, p.depth, sum);
-        }
-      }
+      const int64_t first = p.offsets[c];
+      apply_class<T>(p.average, p.offsets[c + 1] - first, p.depth,
+                     {p.batch_sums + first * p.depth, p.batch_counts + first,
+                      p.far_distances + c, p.far_features + c * p.depth},
+                     state.prototypes + first * p.depth,
+                     state.sums + first * p.depth, state.masses + first);
     }
   });
 }
 
-#define S3H_INSTANTIATE(T, Element)                         \
-  template void accumulate_prototypes<T, Element>(          \
-      const AccumulateProblem<T, Element>&, const Threads&, \
-      const Accumulated<T>&);
+template <typename T, typename Element>
+void update_prototypes(const UpdateProblem<T, Element>& p,
+                       const Threads& threads, const State<T>& state,
+                       int64_t* assignments) {
+  const AccumulateProblem<T, Element> batch{
+      p.average.metric, p.features, p.labels,  state.prototypes, state.masses,
+      p.offsets,        p.n,        p.classes, p.depth};
+  ApplyAtOnce<T> sink(p.average, p.offsets, p.classes, p.depth, state);
+  cluster(batch, threads, assignments, sink);
+}
+
+#define S3H_INSTANTIATE(T, Element)                                      \
+  template void accumulate_prototypes<T, Element>(                       \
+      const AccumulateProblem<T, Element>&, const Threads&,              \
+      const Accumulated<T>&);                                            \
+  template void update_prototypes<T, Element>(                           \
+      const UpdateProblem<T, Element>&, const Threads&, const State<T>&, \
+      int64_t*);
 S3H_INSTANTIATE(float, float)
 S3H_INSTANTIATE(float, Bfloat16)
 S3H_INSTANTIATE(float, Float16)
 S3H_INSTANTIATE(double, double)
 #undef S3H_INSTANTIATE
 template void apply_prototypes<float>(const ApplyProblem<float>&,
-                                      const Threads&, float*, float*, float*);
+                                      const Threads&, const State<float>&);
 template void apply_prototypes<double>(const ApplyProblem<double>&,
-                                       const Threads&, double*, double*,
-                                       double*);
+                                       const Threads&, const State<double>&);
 
 }  // namespace s3h::cpu

@@ -8,6 +8,8 @@
 //               prototype = sum / mass (cosine: sum / |sum|), and the lightest
 //               row starts anew at the class's farthest sample if it is dead.
 //
+//   update:     both at once, for a batch that one process holds.
+//
 // A row of mass 0 is unborn: it has no prototype and takes no sample, but for
 // the first row of a class. No torch in here.
 #pragma once
@@ -51,10 +53,23 @@ void accumulate_prototypes(const AccumulateProblem<T, Element>& problem,
                            const Threads& threads, const Accumulated<T>& out);
 
 template <typename T>
-struct ApplyProblem {
+struct MovingAverage {
   Metric metric;
-  T momentum;              // in [0, 1)
-  T expire_below;          // share of a row's fair part of the class's mass
+  T momentum;      // in [0, 1)
+  T expire_below;  // share of a row's fair part of the class's mass
+};
+
+// What apply and update change.
+template <typename T>
+struct State {
+  T* prototypes;  // [rows, depth]
+  T* sums;        // [rows, depth]
+  T* masses;      // [rows]
+};
+
+template <typename T>
+struct ApplyProblem {
+  MovingAverage<T> average;
   const int64_t* offsets;  // [classes + 1]
   int64_t classes;
   int64_t depth;
@@ -64,9 +79,27 @@ struct ApplyProblem {
   const T* far_features;   // [classes, depth]
 };
 
-// In place: prototypes, sums [rows, depth], masses [rows].
 template <typename T>
 void apply_prototypes(const ApplyProblem<T>& problem, const Threads& threads,
-                      T* prototypes, T* sums, T* masses);
+                      const State<T>& state);
+
+template <typename T, typename Element>
+struct UpdateProblem {
+  MovingAverage<T> average;
+  const Element* features;  // [n, depth]
+  const int64_t* labels;    // [n]; negative: ignored; all below classes
+  const int64_t* offsets;   // [classes + 1]
+  int64_t n;
+  int64_t classes;
+  int64_t depth;
+};
+
+// Accumulate and apply, class by class, so that what the batch adds to a class
+// never leaves the cache. The same bits as the two in turn. Every element of
+// assignments [n] is written.
+template <typename T, typename Element>
+void update_prototypes(const UpdateProblem<T, Element>& problem,
+                       const Threads& threads, const State<T>& state,
+                       int64_t* assignments);
 
 }  // namespace s3h::cpu

@@ -4,6 +4,7 @@
 // the end is seen. Prints what it ran; exits with 1 at the first mismatch.
 #include "../cpu/prototypes.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -142,10 +143,30 @@ void check(Metric metric, int64_t n, int64_t classes, int64_t depth) {
   for (int64_t r = 0; r < rows; ++r)
     require(counts[r] == number[static_cast<size_t>(r)], "a count", r);
 
-  apply_prototypes<T>(
-      {metric, T(0.9), T(0.1), offsets.get(), classes, depth, batch.get(),
-       counts.get(), far.get(), far_features.get()},
-      kThreads, prototypes.get(), sums.get(), masses.get());
+  const auto copy = [](const std::unique_ptr<T[]>& from, int64_t size) {
+    auto to = block<T>(size);
+    std::copy_n(from.get(), size, to.get());
+    return to;
+  };
+  const auto prototypes_too = copy(prototypes, rows * depth);
+  const auto sums_too = copy(sums, rows * depth),
+             masses_too = copy(masses, rows);
+  const MovingAverage<T> average{metric, T(0.9), T(0.1)};
+  apply_prototypes<T>({average, offsets.get(), classes, depth, batch.get(),
+                       counts.get(), far.get(), far_features.get()},
+                      kThreads, {prototypes.get(), sums.get(), masses.get()});
+  const auto assignments_too = block<int64_t>(n);
+  update_prototypes<T, Element>(
+      {average, features.get(), labels.get(), offsets.get(), n, classes, depth},
+      kThreads, {prototypes_too.get(), sums_too.get(), masses_too.get()},
+      assignments_too.get());
+  for (int64_t i = 0; i < n; ++i)
+    require(assignments_too[i] == assignments[i], "an update's row", i);
+  for (int64_t at = 0; at < rows * depth; ++at)
+    require(prototypes_too[at] == prototypes[at] && sums_too[at] == sums[at],
+            "an update", at);
+  for (int64_t r = 0; r < rows; ++r)
+    require(masses_too[r] == masses[r], "an update's mass", r);
   for (int64_t at = 0; at < rows * depth; ++at) {
     const int64_t row = at / depth;
     if (counts[row] == 0) continue;

@@ -40,6 +40,18 @@ def test_what_is_done_is_left_alone_and_what_is_not_goes_on(tmp_path, capfd):
     assert f"{summary.parent}: done" in capfd.readouterr().out
 
 
+def test_runs_go_side_by_side_and_each_prints_into_its_folder(tmp_path, capfd):
+    arguments = [*QUICK, "--output", str(tmp_path), "--seeds", "0", "1"]
+    assert main([*arguments, "--jobs", "2"]) == 0
+    for seed in (0, 1):
+        folder = tmp_path / f"digits-lt-ce-seed{seed}"
+        assert json.loads((folder / "summary.json").read_text())["seed"] == seed
+        assert f"in {folder}" in (folder / "console.log").read_text()
+    assert "images/s" not in capfd.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*arguments, "--jobs", "0"])
+
+
 def test_a_failed_run_is_named_and_the_status_says_so(tmp_path, capfd):
     assert main([*QUICK, "--output", str(tmp_path), "--optim.lr", "-1"]) == 1
     error = capfd.readouterr().err

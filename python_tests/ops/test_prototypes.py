@@ -13,6 +13,7 @@ from s3h_ext.ops import (
     apply_prototypes_,
     prototypes,
     reference_prototypes,
+    update_prototypes_,
 )
 
 METRICS = ("euclidean", "cosine")
@@ -240,6 +241,32 @@ def test_same_bits_for_any_number_of_threads(metric, dtype):
         assert all(map(torch.equal, results[0], other))
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [(3, 1, 5, 2, 7), [1, 8, 16] * 30])
+def test_update_is_accumulate_and_apply_to_the_bit(metric, dtype, rows):
+    f, y, p, s, m, o = draw(n=4000, rows=rows, depth=67, dtype=dtype)
+    y[y == 2] = -1  # an absent class
+    y[:2000] = 1  # and one that threads share
+    settings = {"momentum": 0.9, "expire_below": 0.3}
+    two = [p.clone(), s.clone(), m.clone()]
+    plain = [p.clone(), s.clone(), m.clone()]
+    update = accumulate_prototypes(f, y, two[0], two[2], o, metric=metric)
+    apply_prototypes_(*two, o, update, metric=metric, **settings)
+    prototypes._update_in_two(f, y, *plain, o, 0.9, 0.3, metric == "cosine")
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            one = [p.clone(), s.clone(), m.clone()]
+            assignments = update_prototypes_(f, y, *one, o, metric=metric, **settings)
+            assert torch.equal(assignments, update.assignments)
+            assert all(map(torch.equal, one, two))
+            assert all(map(torch.equal, one, plain))
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_memory_is_used_again_on_request():
     f, y, p, _, m, o = draw()
     expected = accumulate_prototypes(f, y, p, m, o)
@@ -280,6 +307,9 @@ def test_opcheck(cosine):
     )
     torch.library.opcheck(
         operators.apply_prototypes_.default, (p, s, m, o, *update[1:], 0.9, 0.1, cosine)
+    )
+    torch.library.opcheck(
+        operators.update_prototypes_.default, (f, y, p, s, m, o, 0.9, 0.1, cosine)
     )
 
 
@@ -329,6 +359,18 @@ def test_bad_input():
         apply_prototypes_(p, s, m, o, update, momentum=1.0)
     with pytest.raises(RuntimeError, match="must be contiguous"):
         apply_prototypes_(p, s.T.contiguous().T, m, o, update)
+    before = [t.clone() for t in (p, s, m)]
+    with pytest.raises(RuntimeError, match=r"labels\[11\] is 5"):
+        update_prototypes_(f, high, p, s, m, o)
+    with pytest.raises(RuntimeError, match="sums does not have the shape"):
+        update_prototypes_(f, y, p, s[1:], m, o)
+    with pytest.raises(RuntimeError, match="must be contiguous"):
+        update_prototypes_(f, y, p, s.T.contiguous().T, m, o)
+    with pytest.raises(ValueError, match=r"expire_below: expected a number"):
+        update_prototypes_(f, y, p, s, m, o, expire_below=-0.1)
+    with pytest.raises(ValueError, match="metric: expected one of"):
+        update_prototypes_(f, y, p, s, m, o, metric="manhattan")
+    assert all(map(torch.equal, before, (p, s, m)))
 
 
 def clusters(seed, classes=6, most=8, per_cluster=60, depth=16, spread=0.25):

@@ -13,6 +13,17 @@ from s3h_ext.models.heads import (
     MappingName,
     MLPHead,
 )
+from s3h_ext.models.momentum import (
+    apart_from_running_statistics,
+    momentum_copy,
+    update_momentum_copy_,
+)
+from s3h_ext.models.projection import (
+    CascadedHeads,
+    class_directions,
+    pool_quadrants,
+    pool_whole,
+)
 from s3h_ext.models.resnet import CifarResNet
 
 BackboneName = Literal["resnet20", "resnet32", "resnet44", "resnet56"]
@@ -20,6 +31,7 @@ ClassifierName = Literal["linear", "cosine"]
 
 __all__ = [
     "BackboneName",
+    "CascadedHeads",
     "CifarResNet",
     "ClassifierName",
     "CosineClassifier",
@@ -28,8 +40,14 @@ __all__ = [
     "LinearClassifier",
     "MLPHead",
     "MappingName",
+    "apart_from_running_statistics",
     "build_classifier",
     "build_model",
+    "class_directions",
+    "momentum_copy",
+    "pool_quadrants",
+    "pool_whole",
+    "update_momentum_copy_",
 ]
 
 

@@ -9,6 +9,7 @@ from s3h_ext.ops.prototypes import (
     accumulate_prototypes,
     all_reduce_update,
     apply_prototypes_,
+    update_prototypes_,
 )
 from s3h_ext.ops.similarity import similarity_logsumexp
 from s3h_ext.ops.view_boxes import ViewBoxes, sample_view_boxes
@@ -28,4 +29,5 @@ __all__ = [
     "render_views",
     "sample_view_boxes",
     "similarity_logsumexp",
+    "update_prototypes_",
 ]

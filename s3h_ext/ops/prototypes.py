@@ -4,10 +4,11 @@ Class c owns the rows ``offsets[c] .. offsets[c + 1] - 1`` of the prototypes ``[
 their sums ``[S, D]`` and their masses ``[S]``: frequent classes may have many rows and
 rare ones a single one. A step is :func:`accumulate_prototypes`, which assigns a batch
 and adds it up, :func:`all_reduce_update` where several processes hold parts of the
-batch, and :func:`apply_prototypes_`, which needs no data any more.
+batch, and :func:`apply_prototypes_`, which needs no data any more. Where one process
+holds the batch, :func:`update_prototypes_` does the step at once, and faster.
 
-All three start from zeros: a row of mass 0 is unborn, and one row of a class is born in
-each step, at the sample farthest from the prototypes there are.
+All of them start from zeros: a row of mass 0 is unborn, and one row of a class is born
+in each step, at the sample farthest from the prototypes there are.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ LIBRARY.define(
     "Tensor offsets, Tensor batch_sums, Tensor batch_counts, Tensor far_distances, "
     "Tensor far_features, float momentum, float expire_below, bool cosine) -> ()"
 )
+LIBRARY.define(
+    "update_prototypes_(Tensor features, Tensor labels, Tensor(a!) prototypes, "
+    "Tensor(b!) sums, Tensor(c!) masses, Tensor offsets, float momentum, "
+    "float expire_below, bool cosine) -> Tensor"
+)
 
 
 class PrototypeUpdate(NamedTuple):
@@ -59,6 +65,12 @@ def _is_cosine(metric: Metric) -> bool:
     if metric not in get_args(Metric):
         raise ValueError(f"metric: expected one of {get_args(Metric)}, got {metric!r}")
     return metric == "cosine"
+
+
+def _check_average(momentum: float, expire_below: float) -> None:
+    for name, value in (("momentum", momentum), ("expire_below", expire_below)):
+        if not 0.0 <= value < 1.0:
+            raise ValueError(f"{name}: expected a number in [0, 1), got {value}")
 
 
 def accumulate_prototypes(
@@ -217,9 +229,7 @@ def apply_prototypes_(
         >>> prototypes, masses
         (tensor([[2.]]), tensor([2.]))
     """
-    for name, value in (("momentum", momentum), ("expire_below", expire_below)):
-        if not 0.0 <= value < 1.0:
-            raise ValueError(f"{name}: expected a number in [0, 1), got {value}")
+    _check_average(momentum, expire_below)
     operators: Any = torch.ops.s3h
     operators.apply_prototypes_(
         prototypes,
@@ -231,6 +241,69 @@ def apply_prototypes_(
         expire_below,
         _is_cosine(metric),
     )
+
+
+def update_prototypes_(
+    features: Tensor,
+    labels: Tensor,
+    prototypes: Tensor,
+    sums: Tensor,
+    masses: Tensor,
+    offsets: Tensor,
+    *,
+    metric: Metric = "euclidean",
+    momentum: float = 0.99,
+    expire_below: float = 0.1,
+) -> Tensor:
+    """Assigns a batch and takes it into the state, in place.
+
+    Does what :func:`accumulate_prototypes` and :func:`apply_prototypes_` do in turn, to
+    the same bits, and keeps no batch sums: class by class, while they are in the cache.
+
+    Args:
+        features: ``[N, D]``, as in :func:`accumulate_prototypes`.
+        labels: int64 ``[N]``; negative ones are ignored.
+        prototypes: ``[S, D]``, float64 for float64 features, else float32; contiguous,
+            like ``sums`` and ``masses``.
+        sums: ``[S, D]``.
+        masses: ``[S]``.
+        offsets: int64 ``[C + 1]``, rising from 0 to S.
+        metric: ``"euclidean"`` or ``"cosine"``.
+        momentum: in [0, 1), as in :func:`apply_prototypes_`, like ``expire_below``.
+        expire_below: in [0, 1).
+
+    Returns:
+        int64 ``[N]``: each sample's row among the prototypes before the step; -1 where
+        it was ignored.
+
+    Raises:
+        ValueError: an unknown metric, or a number out of range.
+        RuntimeError: a label is not below C, offsets do not rise from 0 to S, or a
+            shape or type does not fit. The state is then unchanged.
+
+    Example:
+        >>> prototypes, sums = torch.zeros(1, 1), torch.zeros(1, 1)
+        >>> masses, offsets = torch.zeros(1), torch.tensor([0, 1])
+        >>> features, labels = torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0])
+        >>> update_prototypes_(features, labels, prototypes, sums, masses, offsets)
+        tensor([0, 0])
+        >>> prototypes
+        tensor([[2.]])
+    """
+    _check_average(momentum, expire_below)
+    operators: Any = torch.ops.s3h
+    assignments: Tensor = operators.update_prototypes_(
+        features.detach(),
+        labels,
+        prototypes,
+        sums,
+        masses,
+        offsets,
+        momentum,
+        expire_below,
+        _is_cosine(metric),
+    )
+    return assignments
 
 
 def _accumulate_plain(
@@ -262,9 +335,41 @@ def _fake_apply(*arguments: Any) -> None:
     return None
 
 
+def _update_in_two(
+    features: Tensor,
+    labels: Tensor,
+    prototypes: Tensor,
+    sums: Tensor,
+    masses: Tensor,
+    offsets: Tensor,
+    momentum: float,
+    expire_below: float,
+    cosine: bool,
+) -> Tensor:
+    metric: Metric = "cosine" if cosine else "euclidean"
+    update = accumulate_prototypes(
+        features, labels, prototypes, masses, offsets, metric=metric
+    )
+    apply_prototypes_(
+        prototypes,
+        sums,
+        masses,
+        offsets,
+        update,
+        metric=metric,
+        momentum=momentum,
+        expire_below=expire_below,
+    )
+    return update.assignments
+
+
 if not CPU.loaded:
-    CPU.implement_failure("accumulate_prototypes", "apply_prototypes_", key="CPU")
+    CPU.implement_failure(
+        "accumulate_prototypes", "apply_prototypes_", "update_prototypes_", key="CPU"
+    )
+LIBRARY.impl("update_prototypes_", _update_in_two, "CUDA")
 LIBRARY.impl("accumulate_prototypes", _accumulate_plain, "CUDA")
 LIBRARY.impl("apply_prototypes_", reference_prototypes.apply_prototypes_, "CUDA")
 registry.register_fake("s3h::accumulate_prototypes", _fake_accumulate, lib=LIBRARY)
 registry.register_fake("s3h::apply_prototypes_", _fake_apply, lib=LIBRARY)
+registry.register_fake("s3h::update_prototypes_", _fake_accumulate, lib=LIBRARY)
