@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from s3h_ext.data.decode import UnreadableImageError
 from s3h_ext.training.checkpoint import CheckpointError
 from s3h_ext.training.config import TrainConfig
 from s3h_ext.training.meter import DivergedError
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
-    except (DivergedError, OSError) as error:
+    except (DivergedError, UnreadableImageError, OSError) as error:
         print(f"error: {error}; the last checkpoint is in {output}", file=sys.stderr)
         return 1
     return 0

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from s3h_ext.data.batches import Batch, Quadrants
+from s3h_ext.data.batches import Batch, make_batch
 from s3h_ext.data.dataset import ImageSet
 from s3h_ext.data.recipes import MAX_STREAMS, ViewSpec, get_recipe
 from s3h_ext.data.render import Renderer
 from s3h_ext.data.samplers import EpochOrder
-from s3h_ext.data.streams import Stream
+from s3h_ext.data.streams import Stream, check_follows
 
 __all__ = ["Batch", "ResidentSource"]
 
@@ -89,7 +89,7 @@ class ResidentSource:
             )
         self.streams = dict(streams)
         for name, stream in self.streams.items():
-            _check_follows(name, stream, self.streams)
+            check_follows(name, stream, self.streams)
         self.epochs = epochs
         self.seed = seed
         self._order = EpochOrder(image_set.labels, num_classes, device)
@@ -177,18 +177,6 @@ class ResidentSource:
             yield {name: stream.batch(start, stop) for name, stream in drawn.items()}
 
 
-def _check_follows(name: str, stream: Stream, streams: Mapping[str, Stream]) -> None:
-    leader = stream.follows
-    if leader is None:
-        return
-    own = [key for key, other in streams.items() if other.follows is None]
-    if leader not in own:
-        raise ValueError(
-            f"follows: expected a stream with images of its own ({', '.join(own)}), "
-            f"got {leader!r} in stream {name!r}"
-        )
-
-
 class _DrawnStream:
     """One stream's epoch, described ahead in stretches of many steps."""
 
@@ -212,21 +200,14 @@ class _DrawnStream:
 
     def batch(self, start: int, stop: int) -> Batch:
         """Renders the draws ``start .. stop - 1`` of the epoch."""
-        indices, crops = self._indices[start:stop], self.take(start, stop)
-        sources = indices.repeat(len(crops.flip))
-        crops = crops.flatten()
-        labels = self._source._labels
-        shape = (self._views, len(indices))
-        quadrants = None
-        if crops.key is not None:
-            order = crops.key.argsort(stable=True)
-            sources, crops = sources[order], crops.select(order)
-            places = sources.view(*shape, 4)
-            numbers = (order // len(indices)).view(*shape, 4)
-            quadrants = Quadrants(labels[places], places, numbers)
-        images = self._source._renderer(sources, crops, self._recipe)
-        images = images.view(*shape, *images.shape[1:])
-        return Batch(images, labels[indices], indices, quadrants)
+        source = self._source
+        return make_batch(
+            self._indices[start:stop],
+            self.take(start, stop),
+            source._labels,
+            self._views,
+            lambda images, crops: source._renderer(images, crops, self._recipe),
+        )
 
     def take(self, start: int, stop: int) -> ViewSpec:
         """Returns the crops ``[V * crops of a view, B]`` of these draws."""

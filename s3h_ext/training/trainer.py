@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,7 @@ import yaml
 from torch import Tensor, nn
 
 from s3h_ext import __version__
-from s3h_ext.data import (
-    EvaluationBatches,
-    LongTailDataset,
-    ResidentSource,
-    load_dataset,
-)
+from s3h_ext.data import Batch, Feed, LongTailDataset, load_dataset, thumbnails
 from s3h_ext.data.dataset import DATASETS
 from s3h_ext.models import ImageClassifier, build_model
 from s3h_ext.training.checkpoint import (
@@ -128,12 +123,15 @@ class Trainer:
         self.dataset = dataset or load_dataset(
             data.name,
             root=data.root,
+            lists=data.lists,
             imbalance=data.imbalance,
             size=data.size,
             profile=data.profile,
             val_fraction=data.val_fraction,
+            test_fraction=data.test_fraction,
             seed=data.split_seed,
         )
+        self.feed = Feed(data.source, data.workers, data.unreadable)
         torch.manual_seed(config.seed)
         self.method = config.method
         model = build_model(
@@ -141,7 +139,7 @@ class Trainer:
             self.dataset.num_classes,
             classifier=config.model.classifier,
             scale=config.model.scale,
-            in_channels=self.dataset.train.images.shape[-1],
+            in_channels=self.dataset.image_shape[-1],
         )
         if config.init_from is not None:
             load_network(model, Path(config.init_from))
@@ -153,12 +151,9 @@ class Trainer:
         self.method.build(model, self.dataset)
         # The stubs of torch lack this overload.
         self.method.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.source = ResidentSource(
-            self.dataset.train,
+        self.source = self.feed.training(
+            self.dataset,
             self.method.streams(),
-            num_classes=self.dataset.num_classes,
-            mean=self.dataset.mean,
-            std=self.dataset.std,
             batch_size=config.batch_size,
             epochs=config.epochs,
             seed=config.seed,
@@ -166,10 +161,9 @@ class Trainer:
         )
         splits = {"val": self.dataset.val, "test": self.dataset.test}
         self.evaluation = {
-            split: EvaluationBatches(
+            split: self.feed.evaluation(
                 images,
-                mean=self.dataset.mean,
-                std=self.dataset.std,
+                self.dataset,
                 batch_size=config.eval_batch_size,
                 device=self.device,
             )
@@ -225,6 +219,8 @@ class Trainer:
         done = steps * self.epochs_done + unfinished
         log = RunLog(self.output, self.history, steps * self.epochs, done)
         log.note(f"{self._describe()}, from step {done} of {steps * self.epochs}")
+        for note in self.dataset.notes:
+            log.note(note)
         try:
             with StopRequest() as stop:
                 for epoch in range(self.epochs_done, self.epochs):
@@ -235,6 +231,8 @@ class Trainer:
                 log.epoch(self.history[0])
             # Without held-out images the last epoch was just evaluated on this split.
             test = self._evaluated.get("test") or self.evaluate("test")
+            for path, reason in self.feed.met.found.items():
+                log.note(f"left out: {path}: {reason}")
             log.note(f"finished: top1 {test.top1:.2f} on the test split")
         except (Exception, KeyboardInterrupt) as error:
             log.note(f"stopped in epoch {self.epochs_done + 1}: {error!r}")
@@ -348,28 +346,42 @@ class Trainer:
 
     def _write_analysis(self) -> None:
         """Write what the method has for its own part of the report."""
-        batches = EvaluationBatches(
+        batches = self.feed.evaluation(
             self.dataset.train,
-            mean=self.dataset.mean,
-            std=self.dataset.std,
+            self.dataset,
             batch_size=self.config.eval_batch_size,
             device=self.device,
         )
+        places: list[Tensor] = []
+
+        def noted() -> Iterator[Batch]:
+            # Images that cannot be read may be left out.
+            for batch in batches:
+                places.append(batch.indices)
+                yield batch
+
         self.method.eval()
         with torch.inference_mode(), autocast(self.precision, self.device):
-            arrays = self.method.analysis(batches)
+            arrays = self.method.analysis(noted())
         self.method.train()
         if arrays:
-            write_subclasses(self.output, arrays, self.dataset.train.images)
+            where = torch.cat(places).cpu().numpy()
+            write_subclasses(
+                self.output,
+                arrays,
+                lambda which: thumbnails(self.dataset.train, where[which]),
+            )
 
     def _summary(self, test: Evaluation) -> dict[str, Any]:
         config, dataset = self.config, self.dataset
         counts = dataset.class_counts
         error = test.calibration.error
+        # What the data set was cut by, or is by nature.
+        imbalance = config.data.imbalance or DATASETS[dataset.name]
         summary: dict[str, Any] = {
             "preset": config.preset,
             "dataset": dataset.name,
-            "imbalance": config.data.imbalance or DATASETS[dataset.name],
+            "imbalance": imbalance or float(counts.max() / counts.min()),
             "method": self.method.label,
             "seed": config.seed,
             "epochs": self.epochs,
@@ -398,6 +410,8 @@ class Trainer:
                 "cuda": torch.version.cuda if self.device.type == "cuda" else None,
             },
         }
+        if self.feed.met.found:
+            summary["unreadable_images"] = len(self.feed.met.found)
         if dataset.val is not None:
             last = self.history[-1]
             summary.update(
