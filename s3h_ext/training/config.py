@@ -43,8 +43,8 @@ class DataConfig:
             long-tailed subset is fixed, as in the published tables.
         test_fraction: for ``folder`` without test images: share of each class that is
             held out as such, always the same images.
-        source: where batches come from: ``resident`` for images in memory; ``pil``
-            decodes photographs. ``auto``: whichever the data need.
+        source: where batches come from: ``resident`` for images in memory; ``pil`` or
+            ``dali`` decodes photographs. ``auto``: ``resident`` or ``pil``.
         workers: threads that read and decode photographs; 0: one per CPU.
         unreadable: of photographs that cannot be read, the first one ends the run
             (``error``), or they are left out, counted and named (``skip``).
@@ -100,12 +100,16 @@ class ModelConfig:
     """The network.
 
     Args:
-        backbone: ``resnet32`` is the network of the published CIFAR-LT tables.
+        backbone: ``resnet32`` is the network of the published CIFAR-LT tables,
+            ``resnet50`` and ``resnext50-32x4d`` are those of the tables of photographs.
+        weights: file of weights that the backbone starts from, with the names that
+            torchvision gives them; a classifier in it is left out.
         classifier: ``linear``, or ``cosine`` (unit features on unit weights).
         scale: logit scale of the cosine classifier.
     """
 
     backbone: BackboneName = "resnet32"
+    weights: str | None = None
     classifier: ClassifierName = "linear"
     scale: float = 30.0
 

@@ -41,6 +41,7 @@ from s3h_ext.training.results import write_evaluation
 from s3h_ext.training.runlog import RunLog, results_table, write_summary
 from s3h_ext.training.schedule import learning_rate
 from s3h_ext.training.subclasses import write_subclasses
+from s3h_ext.training.weights import load_weights
 
 
 def parameter_groups(module: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
@@ -141,6 +142,8 @@ class Trainer:
             scale=config.model.scale,
             in_channels=self.dataset.image_shape[-1],
         )
+        if config.model.weights is not None:
+            load_weights(model.backbone, Path(config.model.weights))
         if config.init_from is not None:
             load_network(model, Path(config.init_from))
         elif self.method.needs_first_stage:
