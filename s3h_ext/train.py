@@ -37,7 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config, record, resume = parse_options(arguments)
         output = output_folder(config, resume)
         trainer = Trainer(config, record, output, resume=resume)
-    except (OptionError, CheckpointError, ValueError, TypeError, OSError) as error:
+    except (
+        OptionError,
+        CheckpointError,
+        ValueError,
+        TypeError,
+        OSError,
+        ImportError,
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     counts = trainer.dataset.class_counts

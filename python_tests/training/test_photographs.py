@@ -35,7 +35,8 @@ def root(tmp_path_factory):
     return root
 
 
-def test_a_run_says_what_it_was_fed_and_what_it_left_out(root, tmp_path, capsys):
+def test_a_run_says_what_it_was_fed_and_what_it_left_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("s3h_ext.training.trainer.try_report", lambda folder: None)
     bad = grow_bad(grow(tmp_path / "set", (30, 11)))
     folder = tmp_path / "run"
     cws = (
@@ -87,9 +88,14 @@ assert attempt("/parts", 0) == 0
 """
 
 
-def test_killed_and_resumed_it_has_the_bits_of_an_undisturbed_run(root, tmp_path):
-    arguments = [*TINY, "--preset", "digits-lt/hybrid-psc", "--data.root", str(root)]
-    arguments += ["--method.recipe", "supcon", "--report", "false"]
+@pytest.mark.parametrize("source", ["pil", "dali"])
+def test_killed_and_resumed_it_has_the_bits_of_an_undisturbed_run(
+    root, tmp_path, source
+):
+    if source == "dali":
+        pytest.importorskip("nvidia.dali")
+    arguments = [*TINY, "--preset", "folder/hybrid-psc", "--data.root", str(root)]
+    arguments += ["--data.source", source, "--report", "false"]
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path), *arguments],
         capture_output=True,
@@ -105,7 +111,7 @@ def test_killed_and_resumed_it_has_the_bits_of_an_undisturbed_run(root, tmp_path
 def test_sources_that_do_not_fit_the_data_are_refused(root, tmp_path, capsys):
     arguments = [*TINY, "--data.root", str(root), "--output", str(tmp_path / "run")]
     assert main([*arguments, "--data.source", "resident"]) == 2
-    assert "the images of folder need pil" in capsys.readouterr().err
+    assert "the images of folder need pil or dali" in capsys.readouterr().err
     assert main([*arguments, "--data.root", str(tmp_path / "none")]) == 2
     assert "root: expected a folder of images" in capsys.readouterr().err
     assert main([*arguments, "--data.workers", "-1"]) == 2

@@ -23,7 +23,7 @@ from s3h_ext.data.streams import Stream
 
 __all__ = ["Feed", "SourceName"]
 
-SourceName = Literal["auto", "resident", "pil"]
+SourceName = Literal["auto", "resident", "pil", "dali"]
 
 
 @dataclass
@@ -31,8 +31,8 @@ class Feed:
     """Makes the sources of a run.
 
     Args:
-        source: ``"resident"`` for images in memory; ``"pil"`` for photographs;
-            ``"auto"`` for ``"resident"`` or ``"pil"``.
+        source: ``"resident"`` for images in memory; ``"pil"`` or ``"dali"`` for
+            photographs; ``"auto"`` for ``"resident"`` or ``"pil"``.
         workers: Threads that read and decode photographs; 0 for one per CPU.
         unreadable: What to do about photographs that cannot be read: ``"error"`` or
             ``"skip"``.
@@ -97,7 +97,7 @@ class Feed:
         return FileSource(
             files,
             streams,
-            self._decoder(files, dataset),
+            self._decoder(files, dataset, device),
             num_classes=dataset.num_classes,
             mean=dataset.mean,
             std=dataset.std,
@@ -129,7 +129,7 @@ class Feed:
             )
         return FileBatches(
             images,
-            self._decoder(images, dataset),
+            self._decoder(images, dataset, device),
             mean=mean,
             std=std,
             batch_size=batch_size,
@@ -140,7 +140,12 @@ class Feed:
         self,
         files: ImageFiles,
         dataset: LongTailDataset,
+        device: torch.device | str,
     ) -> Decoder:
+        if self.source == "dali":
+            from s3h_ext.data.dali import DaliDecoder
+
+            return DaliDecoder(files, self.met, workers=self.workers, device=device)
         self._must_be("pil", dataset)
         return PillowDecoder(files, self.met, workers=self.workers)
 
@@ -148,6 +153,6 @@ class Feed:
         if self.source not in ("auto", source):
             raise ValueError(
                 f"source: the images of {dataset.name} need "
-                f"{source}; got "
+                f"{'resident' if source == 'resident' else 'pil or dali'}; got "
                 f"{self.source!r}"
             )
