@@ -1,11 +1,14 @@
 """Trainer against the bare loop: what does everything around the network cost?
 
-Trains ResNet-32 on one-view cross-entropy batches of random 32x32 images twice over:
-once through ``Trainer`` (sampling, augmentation, schedule, meter, progress bar, logs)
-and once as a bare forward + backward + step on a batch that never changes. The two take
-turns in one process; medians of their rates are compared.
+Trains ResNet-32 on batches of random 32x32 images twice over: once through ``Trainer``
+(sampling, augmentation, schedule, losses, meter, progress bar, logs) and once as a bare
+forward + backward + step on as many images that never change. With the S3H preset the
+bare loop also does the momentum copy's bare forward of the montages, so the ratio is
+what all of S3H costs beside its convolutions. The two take turns in one process;
+medians of their rates are compared.
 
     python -m benchmarks.training [--precision auto] [--rounds 7] [--steps 30]
+    python -m benchmarks.training --preset cifar100-lt/s3h --batch_size 256 --steps 4
 
 Appends a row to ``benchmarks/results/training.csv`` and prints it.
 """
@@ -27,7 +30,8 @@ import torch
 import torch.nn.functional as F
 
 from s3h_ext.data import ImageSet, LongTailDataset
-from s3h_ext.models import build_model
+from s3h_ext.methods import S3H
+from s3h_ext.models import build_model, momentum_copy
 from s3h_ext.training.options import parse_options
 from s3h_ext.training.precision import autocast, device_name
 from s3h_ext.training.runlog import RunLog
@@ -54,39 +58,49 @@ def wait(device: torch.device) -> None:
 
 
 def bare_rate(trainer: Trainer, steps: int, batch_size: int) -> float:
-    """Return images/s of forward + backward + step and nothing else."""
+    """Return views/s of forward + backward + step and nothing else."""
     device = trainer.device
     torch.manual_seed(0)
     layout = torch.channels_last
     model = build_model("resnet32", 100).to(device).to(memory_format=layout)
-    images = torch.randn(batch_size, 3, 32, 32, device=device)
+    streams = trainer.method.streams().values()
+    size = batch_size * sum(stream.views for stream in streams)
+    images = torch.randn(size, 3, 32, 32, device=device)
     images = images.contiguous(memory_format=layout)
-    labels = torch.randint(0, 100, (batch_size,), device=device)
+    labels = torch.randint(0, 100, (size,), device=device)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4, fused=True
     )
+    method = trainer.method
+    copied = None
+    if isinstance(method, S3H) and method.partner == "momentum":
+        copied = momentum_copy(model.backbone)
 
     def step() -> None:
         with autocast(trainer.precision, device):
             logits = model(images)
+            if copied is not None:
+                with torch.no_grad():
+                    copied.feature_map(images[batch_size:])
         loss = F.cross_entropy(logits.float(), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
 
-    for _ in range(3):
+    for _ in range(min(3, steps)):
         step()
     wait(device)
     started = time.perf_counter()
     for _ in range(steps):
         step()
     wait(device)
-    return steps * batch_size / (time.perf_counter() - started)
+    return steps * size / (time.perf_counter() - started)
 
 
 def main() -> None:
     """Run the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--preset", default="cifar100-lt/ce")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rounds", type=int, default=7)
@@ -96,7 +110,7 @@ def main() -> None:
 
     config, record, _ = parse_options(
         [
-            "--preset=cifar100-lt/ce",
+            f"--preset={options.preset}",
             f"--precision={options.precision}",
             f"--device={options.device}",
             f"--batch_size={options.batch_size}",
@@ -124,6 +138,7 @@ def main() -> None:
             "machine": device_name(trainer.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
+            "preset": options.preset,
             "precision": trainer.precision,
             "batch_size": options.batch_size,
             "trainer_images_per_second": round(statistics.median(rates["trainer"]), 1),

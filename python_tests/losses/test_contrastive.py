@@ -276,6 +276,26 @@ def test_balanced_equation(seed, with_centres):
     assert_same_gradients(mean, expected.sum() / counted.sum(), inputs)
 
 
+def test_balanced_with_several_sets_is_the_mean_of_their_losses():
+    z, labels = unit(13, 6).requires_grad_(), draw_labels(13, 4)
+    labels[0] = -1
+    centres = torch.stack([unit(4, 6, seed=seed) for seed in (7, 8, 9)])
+    centres.requires_grad_()
+    single = [
+        balanced_contrastive_loss(z, labels, c, reduction="none") for c in centres
+    ]
+    losses = balanced_contrastive_loss(z, labels, centres, reduction="none")
+    torch.testing.assert_close(losses, torch.stack(single).mean(0))
+    mean, stats = BalancedContrastiveLoss()(z, labels, centres, return_stats=True)
+    assert stats.skipped == 1
+    expected = sum(balanced_contrastive_loss(z, labels, c) for c in centres) / 3
+    assert_same_gradients(mean, expected, (z, centres))
+    with pytest.raises(ValueError, match="centres: expected at least one set"):
+        balanced_contrastive_loss(z, labels, centres[:0])
+    with pytest.raises(ValueError, match="centres must be"):
+        balanced_contrastive_loss(z, labels, centres[..., :5])
+
+
 @pytest.mark.parametrize("parts", ["keys", "queue", "centres", "queue-centres"])
 @pytest.mark.parametrize("excluding", [True, False])
 def test_cross_model_equation(parts, excluding):

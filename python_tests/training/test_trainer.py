@@ -84,7 +84,10 @@ CWS = (
 ).split()
 
 
-@pytest.mark.parametrize("method", [[], CWS], ids=["ce", "cws"])
+S3H = "--method S3H --method.recipe crop --method.projection_hidden 16".split()
+
+
+@pytest.mark.parametrize("method", [[], CWS, S3H], ids=["ce", "cws", "s3h"])
 def test_resume_gives_the_bits_of_the_run_that_was_not_stopped(
     tmp_path, monkeypatch, method
 ):

@@ -337,6 +337,18 @@ RECIPES = {
         grey=0.2,
         montage=True,
     ),
+    # The same for images that have no mirror and no colours, such as digits.
+    "montage-2x2-plain": Recipe(
+        crop=Constraint(RandomResizedCrop(), FOUR_CORNERS), montage=True
+    ),
+    # The same without the regions, to see what they are worth.
+    "montage-2x2-anywhere": Recipe(
+        crop=RandomResizedCrop(),
+        flip=0.5,
+        jitter=ColorJitter(saturation=0.2),
+        grey=0.2,
+        montage=True,
+    ),
     # Resize the shorter side to 256, crop 224 from the centre, in one step.
     "evaluation": Recipe(crop=Centre(224 / 256), out_size=(224, 224)),
 }

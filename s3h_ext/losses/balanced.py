@@ -58,10 +58,13 @@ def balanced_contrastive_loss(  # type: ignore[misc]
     denominator however many keys it has. A key without a class weighs 1. An anchor
     without a positive is skipped; with centres there is none but those without a class.
 
+    Of several sets of centres the loss is the mean of the losses with each of them; the
+    rows meet each other once for all, by ``lse(A ∪ B) = logaddexp(lse(A), lse(B))``.
+
     Args:
         features: ``[B, V, D]`` or ``[N, D]``.
         labels: ``[B]`` or ``[N]`` integers; outside [0, C): no class.
-        centres: ``[C, D]`` or None.
+        centres: ``[C, D]``, ``[S, C, D]`` for S sets, or None.
         temperature: τ.
         reduction: ``"mean"`` over counted anchors, ``"sum"``, or ``"none"`` ``[N]``.
         num_classes: upper bound of the labels where there are no centres; optional.
@@ -81,23 +84,20 @@ def balanced_contrastive_loss(  # type: ignore[misc]
         torch.Size([])
     """
     features, labels = flatten_views(features, labels)
+    sets: list[Tensor] = []
     if centres is not None:
-        check_columns("centres", centres, features)
-        num_classes = centres.shape[0]
+        sets = list(centres.unbind(0)) if centres.ndim == 3 else [centres]
+        if not sets:
+            raise ValueError("centres: expected at least one set, got none")
+        for centre_set in sets:
+            check_columns("centres", centre_set, features)
+        num_classes = sets[0].shape[0]
     classes, size = class_index(labels, num_classes)
     dots = class_sum_dots(features, query_classes=classes, num_classes=size)
     counts = class_counts(classes, size, dots.dtype)
     own_class = torch.where(classes < size, classes, -1)
-    if centres is not None:
-        rows = torch.arange(size, device=labels.device)
+    if sets:
         counts = torch.cat([counts[:size] + 1, counts[size:]])
-        dots = dots + class_sum_dots(
-            features,
-            centres,
-            query_classes=classes,
-            key_classes=rows,
-            num_classes=size,
-        )
     number = counts.index_select(0, classes)
     bias = same_class_bias(number, number - 1)
     lse = similarity_logsumexp(
@@ -108,10 +108,13 @@ def balanced_contrastive_loss(  # type: ignore[misc]
         same_label_bias=bias,
         assume_normalized=True,
     )
-    if centres is not None:
+    scale = temperature * (number - 1).clamp(min=1)
+    losses = []
+    for centre_set in sets:
+        rows = torch.arange(size, device=labels.device)
         to_centres = similarity_logsumexp(
             features,
-            centres,
+            centre_set,
             temperature=temperature,
             key_bias=-counts[:size].log(),
             query_labels=own_class,
@@ -119,10 +122,17 @@ def balanced_contrastive_loss(  # type: ignore[misc]
             same_label_bias=bias,
             assume_normalized=True,
         )
-        lse = torch.logaddexp(lse, to_centres)
-    attraction = dots / (temperature * (number - 1).clamp(min=1))
+        own_centre = class_sum_dots(
+            features,
+            centre_set,
+            query_classes=classes,
+            key_classes=rows,
+            num_classes=size,
+        )
+        losses.append(torch.logaddexp(lse, to_centres) - (dots + own_centre) / scale)
+    each = sum(losses[1:], losses[0]) / len(losses) if losses else lse - dots / scale
     counted = (classes < size) & (number > 1)
-    return reduce(lse - attraction, counted, reduction, return_stats)
+    return reduce(each, counted, reduction, return_stats)
 
 
 class BalancedContrastiveLoss(ContrastiveModule):
@@ -135,7 +145,7 @@ class BalancedContrastiveLoss(ContrastiveModule):
         centres: Tensor | None = None,
         return_stats: bool = False,
     ) -> Tensor | tuple[Tensor, ContrastiveStats]:
-        """See :func:`balanced_contrastive_loss`: ``[N, D]``, ``[N]``, ``[C, D]``."""
+        """See :func:`balanced_contrastive_loss`."""
         return balanced_contrastive_loss(
             features,
             labels,

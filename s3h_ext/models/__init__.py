@@ -13,6 +13,17 @@ from s3h_ext.models.heads import (
     MappingName,
     MLPHead,
 )
+from s3h_ext.models.momentum import (
+    apart_from_running_statistics,
+    momentum_copy,
+    update_momentum_copy_,
+)
+from s3h_ext.models.projection import (
+    CascadedHeads,
+    class_directions,
+    pool_quadrants,
+    pool_whole,
+)
 from s3h_ext.models.resnet import Backbone, CifarResNet, ResNet
 
 BackboneName = Literal[
@@ -23,6 +34,7 @@ ClassifierName = Literal["linear", "cosine"]
 __all__ = [
     "Backbone",
     "BackboneName",
+    "CascadedHeads",
     "CifarResNet",
     "ClassifierName",
     "CosineClassifier",
@@ -32,9 +44,15 @@ __all__ = [
     "MLPHead",
     "MappingName",
     "ResNet",
+    "apart_from_running_statistics",
     "build_backbone",
     "build_classifier",
     "build_model",
+    "class_directions",
+    "momentum_copy",
+    "pool_quadrants",
+    "pool_whole",
+    "update_momentum_copy_",
 ]
 
 

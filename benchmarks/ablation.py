@@ -1,0 +1,217 @@
+"""Trains S3H with its parts on and off and compares the runs on held-out images.
+
+    python -m benchmarks.ablation --preset cifar100-lt/s3h --data-root DIR --epochs 60
+    python -m benchmarks.ablation --preset digits-lt/s3h --rows full bcl --seeds 0 1 2
+
+Each row is a run of ``python -m s3h_ext.train`` on ``1 - holdout`` of the training
+images of each class. The score is the mean of the per-class accuracies on the images
+held out; the test split plays no part. A finished run is left alone and an interrupted
+one goes on where it stopped, so the same command can be given until the table is full.
+Writes ``ablation.csv`` and ``ablation.png`` into the output folder after every run; the
+runs themselves are in ``--runs``.
+Options that are not listed go to ``python -m s3h_ext.train``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.reproduce import train
+from s3h_ext.training.metrics import GROUPS, class_groups
+from s3h_ext.training.options import preset_names
+
+#: Which options switch a part off.
+OFF = {
+    "sampling": ("--method.contrast_recipe", "supcon"),
+    "network": ("--method.heads", "1"),
+    "task": ("--method.partner", "none"),
+}
+#: Row -> the parts that are on, in the order in which they are worth having.
+ROWS: dict[str, tuple[str, ...]] = {
+    "full": ("sampling", "network", "task"),
+    "bcl": (),
+    "no-sampling": ("network", "task"),
+    "no-network": ("sampling", "task"),
+    "no-task": ("sampling", "network"),
+    "sampling": ("sampling",),
+    "network": ("network",),
+    "task": ("task",),
+}
+RESULTS = Path(__file__).parent / "results"
+COLUMNS = (
+    *("preset", "row", *OFF, "epochs", "holdout", "seeds"),
+    *("balanced", "balanced_std", *GROUPS, "minutes"),
+)
+
+
+def row_options(row: str, digits: bool) -> list[str]:
+    """Return the options that make the preset that row."""
+    options = []
+    for part, (name, value) in OFF.items():
+        if part not in ROWS[row]:
+            if part == "sampling" and digits:
+                value = "crop"  # digits have no mirror images and no colours
+            options += [name, value]
+    return options
+
+
+def group_sizes(folder: Path) -> dict[str, int]:
+    """Return how many classes are many-, medium- and few-shot in a finished run."""
+    with (folder / "per_class.csv").open(newline="", encoding="utf-8") as file:
+        counts = [int(line["train_images"]) for line in csv.DictReader(file)]
+    sizes = np.bincount(class_groups(np.array(counts)), minlength=len(GROUPS))
+    return dict(zip(GROUPS, sizes.tolist(), strict=True))
+
+
+def scores(folder: Path) -> dict[str, float]:
+    """Return the accuracies on held-out images and the minutes of a finished run.
+
+    ``balanced`` is the mean over the groups, weighted by their numbers of classes.
+    """
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    sizes = group_sizes(folder)
+    found = {
+        group: float(summary[f"val_{group}"])
+        for group in GROUPS
+        if summary[f"val_{group}"] is not None
+    }
+    classes = sum(sizes[group] for group in found)
+    balanced = sum(sizes[group] * value for group, value in found.items()) / classes
+    return {"balanced": balanced, **found, "minutes": summary["seconds"] / 60}
+
+
+def collect(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return a line for each row that has a finished run."""
+    lines = []
+    for row in options.rows:
+        folders = [run_folder(options, row, seed) for seed in options.seeds]
+        done = [scores(f) for f in folders if (f / "summary.json").exists()]
+        if not done:
+            continue
+        line: dict[str, Any] = {
+            "preset": options.preset,
+            "row": row,
+            **{part: "on" if part in ROWS[row] else "off" for part in OFF},
+            "epochs": options.epochs,
+            "holdout": options.holdout,
+            "seeds": len(done),
+            "balanced_std": "",
+        }
+        for name in ("balanced", *GROUPS, "minutes"):
+            values = [score[name] for score in done if name in score]
+            line[name] = f"{statistics.mean(values):.2f}" if values else ""
+        if len(done) > 1:
+            deviation = statistics.stdev(score["balanced"] for score in done)
+            line["balanced_std"] = f"{deviation:.2f}"
+        lines.append(line)
+    return lines
+
+
+def write_table(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def draw(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw a bar for each row, its groups beside it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(8, 0.9 + 0.55 * len(lines)))
+    colours = ("#1f618d", "#7f8c8d", "#5dade2", "#c0392b")
+    names = ("balanced", *GROUPS)
+    for number, (name, colour) in enumerate(zip(names, colours, strict=True)):
+        axis.barh(
+            [place + 0.2 * (number - 1.5) for place in range(len(lines))],
+            [float(line[name] or 0) for line in lines],
+            height=0.18,
+            color=colour,
+            label="mean over classes" if name == "balanced" else name,
+        )
+    for place, line in enumerate(lines):
+        axis.text(float(line["balanced"]) + 0.5, place - 0.3, line["balanced"], size=7)
+    axis.set_yticks(range(len(lines)), [line["row"] for line in lines])
+    axis.invert_yaxis()
+    axis.set_xlabel("accuracy on held-out training images, %")
+    axis.set_title(f"{lines[0]['preset']}, {lines[0]['epochs']} epochs", size=10)
+    axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def run_folder(options: argparse.Namespace, row: str, seed: int) -> Path:
+    name = options.preset.replace("/", "-")
+    return Path(options.runs / f"{name}-{options.epochs}epochs-{row}-seed{seed}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.ablation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    presets = [name for name in preset_names() if name.partition("/")[2] == "s3h"]
+    parser.add_argument("--preset", choices=presets, default="cifar100-lt/s3h")
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--holdout", type=float, default=0.1)
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "results"
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs") / "ablation")
+    parser.add_argument("--data-root", default=os.environ.get("S3H_DATA_ROOT"))
+    parser.add_argument("--budget", type=float, help="minutes; none: until all is done")
+    options, rest = parser.parse_known_args(arguments)
+    if not 0.0 < options.holdout < 1.0:
+        parser.error(f"--holdout: expected a share in (0, 1), got {options.holdout}")
+    if options.data_root is not None:
+        rest += ["--data.root", options.data_root]
+    rest += ["--epochs", str(options.epochs)]
+    rest += ["--data.val_fraction", str(options.holdout), "--report", "false"]
+    minutes = options.budget
+    deadline = time.monotonic() + (minutes * 60 if minutes else float("inf"))
+    failed = []
+    for seed in options.seeds:
+        for row in options.rows:
+            folder = run_folder(options, row, seed)
+            if not (folder / "summary.json").exists():
+                switches = row_options(row, options.preset.startswith("digits"))
+                status = train(
+                    options.preset, seed, folder, [*rest, *switches], deadline
+                )
+                if status is None:
+                    print(f"{folder}: stopped, the budget is spent")
+                    return 0
+                if status == 130:
+                    return 130
+                if status:
+                    failed.append(folder)
+                    continue
+            lines = collect(options)
+            write_table(lines, options.output / "ablation.csv")
+            draw(lines, options.output / "ablation.png")
+    for folder in failed:
+        print(f"{folder}: failed", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,77 @@
+"""The ablation: what its rows switch off, what it reads, skips and writes."""
+
+import csv
+import json
+
+import pytest
+
+from benchmarks.ablation import OFF, ROWS, group_sizes, main, row_options, scores
+from s3h_ext.methods import BCL
+from s3h_ext.training.options import parse_options
+
+QUICK = (
+    "--preset digits-lt/s3h --rows bcl --epochs 1 --holdout 0.2 --model.backbone "
+    "resnet20 --batch_size 64 --data.imbalance 5 --device cpu --precision fp32"
+).split()
+
+
+def test_rows_are_all_combinations_of_the_parts():
+    assert sorted(ROWS.values()) == sorted(
+        tuple(part for n, part in enumerate(OFF) if number >> n & 1)
+        for number in range(2 ** len(OFF))
+    )
+
+
+def test_a_row_switches_off_what_it_lacks():
+    preset = ["--preset", "cifar100-lt/s3h"]
+    for row, parts in ROWS.items():
+        method = parse_options([*preset, *row_options(row, False)])[0].method
+        assert (method.contrast_recipe == "montage-2x2") == ("sampling" in parts)
+        assert (method.heads == 2) == ("network" in parts)
+        assert (method.partner == "momentum") == ("task" in parts)
+        if row == "bcl":
+            assert method.streams() == BCL().streams()
+    assert "crop" in row_options("bcl", True)
+
+
+def finished(folder, counts, **accuracies):
+    folder.mkdir(parents=True)
+    summary = {"top1": 99.0, "seconds": 120.0}
+    summary |= {f"val_{name}": value for name, value in accuracies.items()}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    lines = ["class,train_images", *(f"{c},{n}" for c, n in enumerate(counts))]
+    (folder / "per_class.csv").write_text("\n".join(lines))
+
+
+def test_the_score_is_the_mean_over_classes(tmp_path):
+    finished(tmp_path / "a", [500, 101, 100, 19], many=80.0, medium=50.0, few=10.0)
+    assert group_sizes(tmp_path / "a") == {"many": 2, "medium": 1, "few": 1}
+    found = scores(tmp_path / "a")
+    assert found["balanced"] == pytest.approx((2 * 80 + 50 + 10) / 4)
+    assert found["minutes"] == 2
+    finished(tmp_path / "b", [500, 101], many=80.0, medium=None, few=None)
+    assert scores(tmp_path / "b")["balanced"] == 80
+
+
+def test_a_run_becomes_a_line_and_a_finished_one_is_left_alone(tmp_path):
+    folders = ["--output", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
+    assert main([*QUICK, *folders]) == 0
+    run = tmp_path / "runs" / "digits-lt-s3h-1epochs-bcl-seed0"
+    summary = (run / "summary.json").read_bytes()
+    second = run.with_name("digits-lt-s3h-1epochs-bcl-seed1")
+    finished(second, [300] * 10, many=1e3, medium=None, few=None)
+    assert main([*QUICK, *folders, "--seeds", "0", "1"]) == 0
+    assert (run / "summary.json").read_bytes() == summary
+    with (tmp_path / "out" / "ablation.csv").open() as file:
+        (line,) = csv.DictReader(file)
+    assert (line["row"], line["seeds"], line["holdout"]) == ("bcl", "2", "0.2")
+    assert (line["sampling"], line["network"], line["task"]) == ("off",) * 3
+    expected = (scores(run)["balanced"] + 1000) / 2
+    assert float(line["balanced"]) == pytest.approx(expected, abs=0.01)
+    assert (tmp_path / "out" / "ablation.png").stat().st_size > 1000
+
+
+def test_a_share_that_holds_out_nothing_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["--holdout", "0"])
+    assert "--holdout: expected a share in (0, 1), got 0.0" in capsys.readouterr().err

@@ -1,0 +1,285 @@
+"""S3H: spatial-constraint sampling, scalable network, hybrid task (Zhao et al., 2025).
+
+What the paper says and what is our choice: docs/s3h.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from s3h_ext.data import Batch, LongTailDataset, Stream
+from s3h_ext.losses import BalancedContrastiveLoss, CrossModelContrastiveLoss
+from s3h_ext.losses.classification import Counts, LogitAdjustedLoss
+from s3h_ext.methods.base import ClassificationLoss, ClassifierMethod, Classify
+from s3h_ext.models import (
+    CascadedHeads,
+    ImageClassifier,
+    apart_from_running_statistics,
+    class_directions,
+    momentum_copy,
+    pool_quadrants,
+    pool_whole,
+    update_momentum_copy_,
+)
+
+PartnerName = Literal["momentum", "second-head", "none"]
+MomentumSchedule = Literal["constant", "cosine"]
+
+
+class LogitAdjusted(ClassificationLoss):
+    """Cross-entropy on logits shifted by the log prior, the same at any progress."""
+
+    def __init__(self, counts: Counts, tau: float) -> None:
+        super().__init__()
+        self.criterion = LogitAdjustedLoss(counts, tau)
+
+    def forward(self, logits: Tensor, labels: Tensor, progress: float) -> Tensor:
+        loss: Tensor = self.criterion(logits, labels)
+        return loss
+
+
+class S3H(ClassifierMethod):
+    r"""Classification of whole views and balanced contrast of what montages show.
+
+    .. math:: L = w_{ce} L_{CE} + w_{con} \frac{1}{|G|} \sum_{(h, g) \in G}
+              L_{bal}(f_h; f_h \cup c_g)
+              + w_{cross} \frac{1}{H} \sum_h L_{bal}(f_h; k_h \cup c_h)
+
+    A step shows each image once whole, for the logit-adjusted cross-entropy, and in
+    ``4 * views`` crops of constrained place, spread over the montages of the batch. One
+    pass of the encoder sees both. The map of a montage is pooled to its quadrants, H
+    cascaded heads make of a quadrant's features the embeddings ``f_1 .. f_H``, and twin
+    heads make of the classifier's weights the class centres ``c_1 .. c_H``. ``k_h`` are
+    the embeddings that a momentum copy of encoder and heads gives for the same
+    quadrants; a row does not see its own there. The balanced contrast is that of BCL
+    (Zhu et al., CVPR 2022, equation 10). At test time only encoder and classifier are
+    used.
+
+    Each part can be left out: the sampling by ``contrast_recipe="supcon"``, which
+    contrasts whole views; the cascade by ``heads=1``; contrast across models by
+    ``partner="none"``. Without all three this is BCL.
+
+    Args:
+        contrast_recipe: the contrastive views; a montage is pooled to its quadrants,
+            any other view as a whole.
+        views: M, montages (or whole views) for each image of a batch.
+        heads: H.
+        partner: what the embeddings are contrasted with beside themselves and their own
+            head's centres. ``"second-head"``: the centres of all heads, G is all pairs,
+            which needs two heads; ``"momentum"``: these and the momentum copy, whose
+            term exists with one head too; ``"none"``: G is the pairs of a head with
+            itself.
+        ce_weight: of the cross-entropy.
+        contrast_weight: of the contrast inside the model.
+        cross_weight: of the contrast with the momentum copy.
+        temperature: of the contrast.
+        tau: strength of the logit adjustment.
+        projection_hidden: hidden units of each head.
+        projection_dim: dimension of the embeddings.
+        momentum: of the copy, per step.
+        momentum_schedule: ``"constant"``, or ``"cosine"`` from ``momentum`` to 1.
+        separate_norm: normalise montages by statistics of their own and keep them out
+            of the running statistics, at the price of a second pass of the encoder.
+        sampler: how training images are drawn.
+        recipe: of the classification view.
+    """
+
+    def __init__(
+        self,
+        contrast_recipe: str = "montage-2x2",
+        views: int = 2,
+        heads: int = 2,
+        partner: PartnerName = "momentum",
+        ce_weight: float = 2.0,
+        contrast_weight: float = 0.6,
+        cross_weight: float = 0.6,
+        temperature: float = 0.1,
+        tau: float = 1.0,
+        projection_hidden: int = 512,
+        projection_dim: int = 128,
+        momentum: float = 0.99,
+        momentum_schedule: MomentumSchedule = "constant",
+        separate_norm: bool = False,
+        sampler: str = "instance-balanced",
+        recipe: str = "autoaugment+cutout",
+    ) -> None:
+        super().__init__()
+        if partner not in get_args(PartnerName):
+            raise ValueError(
+                f"partner: expected one of {get_args(PartnerName)}, got {partner!r}"
+            )
+        if momentum_schedule not in get_args(MomentumSchedule):
+            raise ValueError(
+                f"momentum_schedule: expected one of {get_args(MomentumSchedule)}, got "
+                f"{momentum_schedule!r}"
+            )
+        for name, whole in (
+            ("views", views),
+            ("heads", heads),
+            ("projection_hidden", projection_hidden),
+            ("projection_dim", projection_dim),
+        ):
+            if whole < 1:
+                raise ValueError(f"{name}: expected a whole number >= 1, got {whole}")
+        if partner == "second-head" and heads == 1:
+            raise ValueError("heads: partner 'second-head' needs at least 2, got 1")
+        for name, weight in (
+            ("ce_weight", ce_weight),
+            ("contrast_weight", contrast_weight),
+            ("cross_weight", cross_weight),
+        ):
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"{name}: expected a finite number >= 0, got {weight}")
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise ValueError(
+                f"temperature: expected a finite number > 0, got {temperature}"
+            )
+        if not 0.0 <= momentum < 1.0:
+            raise ValueError(f"momentum: expected a number in [0, 1), got {momentum}")
+        self.contrast_recipe, self.recipe = contrast_recipe, recipe
+        self.sampler: str = sampler
+        self.views, self.heads = views, heads
+        self.partner: PartnerName = partner
+        self.ce_weight = ce_weight
+        self.contrast_weight, self.cross_weight = contrast_weight, cross_weight
+        self.tau = tau
+        self.projection_hidden, self.projection_dim = projection_hidden, projection_dim
+        self.momentum = momentum
+        self.momentum_schedule: MomentumSchedule = momentum_schedule
+        self.separate_norm = separate_norm
+        self.within = BalancedContrastiveLoss(temperature)
+        self.across = CrossModelContrastiveLoss(temperature)
+        self._progress = 0.0
+
+    @property
+    def label(self) -> str:
+        return "s3h"
+
+    def streams(self) -> dict[str, Stream]:
+        return {
+            "classification": Stream(self.sampler, self.recipe),
+            "contrast": Stream(
+                recipe=self.contrast_recipe, views=self.views, follows="classification"
+            ),
+        }
+
+    def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:
+        super().build(model, dataset)
+        sizes = (
+            model.backbone.feature_dim,
+            self.projection_hidden,
+            self.projection_dim,
+            self.heads,
+        )
+        self.projection = CascadedHeads(*sizes)
+        self.centre_projection = CascadedHeads(*sizes)
+        if self.partner == "momentum":
+            self.copied_backbone = momentum_copy(model.backbone)
+            self.copied_projection = momentum_copy(self.projection)
+
+    def classification_loss(self, counts: Counts) -> LogitAdjusted:
+        return LogitAdjusted(counts, self.tau)
+
+    def terms(
+        self, batch: Mapping[str, Batch], progress: float, classify: Classify
+    ) -> dict[str, Tensor]:
+        whole, contrast = batch["classification"], batch["contrast"]
+        views = contrast.images.flatten(0, 1)
+        features, maps = self._encode(whole.images.flatten(0, 1), views)
+        regions, labels = region_features(maps, contrast)
+        # In float32: sixteen bits have no digits left at a scale of 30.
+        with torch.autocast(features.device.type, enabled=False):
+            cross_entropy = classify(features.float(), whole.labels)
+        embeddings = self.projection(regions)
+        centres = self.centre_projection(class_directions(self.model.classifier))
+        contrastive = self._within(embeddings, labels, centres)
+        loss = self.ce_weight * cross_entropy + self.contrast_weight * contrastive
+        terms = {
+            "cross_entropy": cross_entropy.detach(),
+            "contrastive": contrastive.detach(),
+        }
+        if self.partner == "momentum":
+            self._progress = progress
+            with torch.no_grad():
+                maps = self.copied_backbone.feature_map(views)
+                keys = self.copied_projection(region_features(maps, contrast)[0])
+            crossing = self._across(embeddings, labels, keys, centres)
+            loss = loss + self.cross_weight * crossing
+            terms["cross_model"] = crossing.detach()
+        return {"loss": loss, **terms}
+
+    def after_step(self) -> None:
+        if self.partner != "momentum":
+            return
+        momentum = self.momentum
+        if self.momentum_schedule == "cosine":
+            momentum = 1 - (1 - momentum) * (1 + math.cos(math.pi * self._progress)) / 2
+        update_momentum_copy_(self.copied_backbone, self.model.backbone, momentum)
+        update_momentum_copy_(self.copied_projection, self.projection, momentum)
+
+    def _encode(self, images: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features ``[B, D]`` of whole images and maps ``[V B, D, h, w]``.
+
+        Args:
+            images: ``[B, C, H, W]``.
+            views: ``[V B, C, H', W']``; one pass sees both where their sizes are equal.
+        """
+        backbone = self.model.backbone
+        if self.separate_norm or images.shape[1:] != views.shape[1:]:
+            features = pool_whole(backbone.feature_map(images))
+            with (
+                apart_from_running_statistics(backbone)
+                if self.separate_norm
+                else nullcontext()
+            ):
+                return features, backbone.feature_map(views)
+        maps = backbone.feature_map(torch.cat((images, views)))
+        return pool_whole(maps[: len(images)]), maps[len(images) :]
+
+    def _within(
+        self, embeddings: list[Tensor], labels: Tensor, centres: list[Tensor]
+    ) -> Tensor:
+        """Return the mean contrast of each head's rows with themselves and centres."""
+        every = torch.stack(centres)  # [H, C, D]
+        losses = [
+            self.within(rows, labels, own if self.partner == "none" else every)
+            for rows, own in zip(embeddings, centres, strict=True)
+        ]
+        return torch.stack(losses).mean()
+
+    def _across(
+        self,
+        embeddings: list[Tensor],
+        labels: Tensor,
+        keys: list[Tensor],
+        centres: list[Tensor],
+    ) -> Tensor:
+        """Return the mean contrast of each head's rows with those of the copy."""
+        own = torch.arange(len(labels), device=labels.device)
+        losses = [
+            self.across(rows, labels, others, labels, centres=central, self_index=own)
+            for rows, others, central in zip(embeddings, keys, centres, strict=True)
+        ]
+        return torch.stack(losses).mean()
+
+
+def region_features(maps: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return a feature and a label for each quadrant of montages, or each whole view.
+
+    Args:
+        maps: ``[V B, D, h, w]``, un-pooled, of the batch's images.
+        batch: V montages or views of B images.
+
+    Returns:
+        ``[4 V B, D]`` and ``[4 V B]`` of montages, ``[V B, D]`` and ``[V B]`` of other
+        views.
+    """
+    if batch.quadrants is None:
+        return pool_whole(maps), batch.labels.repeat(len(batch.images))
+    return pool_quadrants(maps), batch.quadrants.labels.flatten()

@@ -1,0 +1,67 @@
+"""Copies of a module that follow it slowly, and batch norm beside the usual."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def momentum_copy(module: Module) -> Module:
+    """Return a frozen deep copy, to be moved by :func:`update_momentum_copy_`.
+
+    Its batch norms have no running statistics: they normalise by those of the batch at
+    hand, in evaluation mode too. An average of the module's running statistics would
+    be that of other weights than the copy's.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+        >>> sorted(momentum_copy(net).state_dict())
+        ['0.bias', '0.weight', '1.bias', '1.weight']
+    """
+    copied = copy.deepcopy(module).requires_grad_(False)
+    for part in copied.modules():
+        if isinstance(part, _BatchNorm):
+            part.track_running_stats = False
+            part.running_mean = part.running_var = part.num_batches_tracked = None
+    return copied
+
+
+@torch.no_grad()
+def update_momentum_copy_(
+    copied: nn.Module, module: nn.Module, momentum: float
+) -> None:
+    """Move a copy towards its module: ``copy = m * copy + (1 - m) * module``.
+
+    Args:
+        copied: from :func:`momentum_copy`.
+        module: what it was copied from.
+        momentum: m in [0, 1].
+    """
+    torch._foreach_lerp_(
+        list(copied.parameters()), list(module.parameters()), 1.0 - momentum
+    )
+
+
+@contextmanager
+def apart_from_running_statistics(module: nn.Module) -> Iterator[None]:
+    """Within it, training mode leaves ``module``'s running statistics as they are."""
+    norms = [
+        part
+        for part in module.modules()
+        if isinstance(part, _BatchNorm) and part.track_running_stats
+    ]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
