@@ -32,8 +32,8 @@ SETUP := tools/setup_venv.sh tools/requirements.py pyproject.toml constraints-de
 NATIVE := setup.py CMakeLists.txt $(shell find csrc cmake -type f 2>/dev/null)
 CXX_SOURCES = $(shell find csrc python_tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: docs wheel train test setup build lint format sanitize sanitize-quick fuzz \
-	arm64-compile cuda-compile check-all gpu-check clean
+.PHONY: train test setup setup-dali build lint format docs wheel sanitize \
+	sanitize-quick fuzz arm64-compile cuda-compile check-all gpu-check clean
 
 train: $(STAMPS)/build
 	$(BIN)/python -m s3h_ext.train $(ARGS)
@@ -42,6 +42,9 @@ test: $(STAMPS)/build $(STAMPS)/dev
 	$(BIN)/python -m pytest $(ARGS)
 
 setup: $(STAMPS)/base $(STAMPS)/dev
+
+# NVIDIA DALI, some 200 MB: the tests that need it are skipped where it is not there.
+setup-dali: $(STAMPS)/dali
 
 build: $(STAMPS)/build
 
@@ -108,6 +111,10 @@ $(STAMPS)/base: $(SETUP)
 
 $(STAMPS)/dev: $(STAMPS)/base
 	tools/setup_venv.sh $(VENV) dev
+	@touch $@
+
+$(STAMPS)/dali: $(STAMPS)/base
+	tools/setup_venv.sh $(VENV) dali-cuda13
 	@touch $@
 
 $(STAMPS)/docs: $(STAMPS)/base
