@@ -7,6 +7,8 @@
 #   make lint | format | setup | build | cuda-compile | gpu-check | clean
 #   make check-all      .ci/run, and the CUDA sources for newer GPUs too
 #   make sanitize [ARGS="avx2"] | sanitize-quick | arm64-compile
+#   make docs           the pages of docs/, into build/docs
+#   make wheel          a wheel in dist/, and a try of it in an environment of its own
 #   make fuzz  [FUZZ_SECONDS=600] [ARGS="archive options"]
 #
 # Variables: PYTHON (>= 3.10), VENV, S3H_CUDA (auto, on, off), S3H_DATA_ROOT (folder
@@ -30,8 +32,8 @@ SETUP := tools/setup_venv.sh tools/requirements.py pyproject.toml constraints-de
 NATIVE := setup.py CMakeLists.txt $(shell find csrc cmake -type f 2>/dev/null)
 CXX_SOURCES = $(shell find csrc python_tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: train test setup build lint format sanitize sanitize-quick fuzz \
-	arm64-compile cuda-compile check-all gpu-check clean
+.PHONY: train test setup setup-dali build lint format docs wheel sanitize \
+	sanitize-quick fuzz arm64-compile cuda-compile check-all gpu-check clean
 
 train: $(STAMPS)/build
 	$(BIN)/python -m s3h_ext.train $(ARGS)
@@ -40,6 +42,9 @@ test: $(STAMPS)/build $(STAMPS)/dev
 	$(BIN)/python -m pytest $(ARGS)
 
 setup: $(STAMPS)/base $(STAMPS)/dev
+
+# NVIDIA DALI, some 200 MB: the tests that need it are skipped where it is not there.
+setup-dali: $(STAMPS)/dali
 
 build: $(STAMPS)/build
 
@@ -62,6 +67,14 @@ sanitize: $(STAMPS)/base
 # The instruction set that every builder has: what CI has the time for.
 sanitize-quick: $(STAMPS)/base
 	PATH="$(abspath $(BIN)):$$PATH" tools/sanitize.sh --quick
+
+docs: $(STAMPS)/docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --fresh-env docs build/docs
+	@echo "build/docs/index.html"
+
+# ARGS: requirements for the environment it is tried in, such as torch==2.12.0.
+wheel: $(STAMPS)/wheel
+	tools/wheel.sh $(VENV) $(ARGS)
 
 # FUZZ_SECONDS: for each fuzzer. ARGS: which ones.
 fuzz: export FUZZ_SECONDS ?= 120
@@ -98,6 +111,18 @@ $(STAMPS)/base: $(SETUP)
 
 $(STAMPS)/dev: $(STAMPS)/base
 	tools/setup_venv.sh $(VENV) dev
+	@touch $@
+
+$(STAMPS)/dali: $(STAMPS)/base
+	tools/setup_venv.sh $(VENV) dali-cuda13
+	@touch $@
+
+$(STAMPS)/docs: $(STAMPS)/base
+	tools/setup_venv.sh $(VENV) docs
+	@touch $@
+
+$(STAMPS)/wheel: $(STAMPS)/base
+	tools/setup_venv.sh $(VENV) wheel
 	@touch $@
 
 $(STAMPS)/build: $(STAMPS)/base $(STAMPS)/config $(NATIVE) \

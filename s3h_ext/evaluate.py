@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from s3h_ext.data import EvaluationBatches
+from s3h_ext.data import Feed
 from s3h_ext.training.checkpoint import CheckpointError
 from s3h_ext.training.evaluation import evaluate_method
 from s3h_ext.training.files import write_text
@@ -41,13 +41,12 @@ def evaluate_run(
         FileNotFoundError: the data are not there.
     """
     dataset = split_images(run, split, root)
-    batches = EvaluationBatches(
+    data = run.config.data
+    batches = Feed(data.source, data.workers, data.unreadable).evaluation(
         dataset.test,
-        mean=dataset.mean,
-        std=dataset.std,
+        dataset,
         batch_size=batch_size or run.config.eval_batch_size,
         device=run.device,
-        recipe=run.card.recipe,
     )
     return evaluate_method(
         run.method,

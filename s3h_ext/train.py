@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from s3h_ext.data.decode import UnreadableImageError
 from s3h_ext.training.checkpoint import CheckpointError
 from s3h_ext.training.config import TrainConfig
 from s3h_ext.training.distributed import LostProcessError, World, join_world
@@ -47,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ValueError,
         TypeError,
         OSError,
+        ImportError,
     ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -58,11 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if world.first:
             print(
                 f"\nstopped in epoch {trainer.epochs_done + 1}; to go on, run the same "
-                f"command with --output {output} --resume",
+                f"command with --output {shlex.quote(str(output))} --resume",
                 file=sys.stderr,
             )
         return 130
-    except (DivergedError, LostProcessError, OSError) as error:
+    except (DivergedError, LostProcessError, UnreadableImageError, OSError) as error:
         print(f"error: {error}; the last checkpoint is in {output}", file=sys.stderr)
         return 1
     world.close()

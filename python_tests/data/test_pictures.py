@@ -27,7 +27,8 @@ def test_an_image_is_prepared_as_the_evaluation_does(recipe):
         batch_size=3,
         recipe=recipe,
     )
-    prepare = Preprocessing((40, side, 3), MEAN, STD, recipe)
+    shape = (40, side, 3) if recipe == "none" else (224, 224, 3)
+    prepare = Preprocessing(shape, MEAN, STD, recipe)
     assert torch.equal(prepare(list(images)), next(iter(batches)).images[0])
 
 
@@ -56,7 +57,7 @@ def test_the_description_says_what_is_done():
         "centred square",
         1.0,
     )
-    about = Preprocessing((300, 400, 3), MEAN, STD, "evaluation").describe()
+    about = Preprocessing((224, 224, 3), MEAN, STD, "evaluation").describe()
     assert about["crop_share_of_shorter_side"] == 224 / 256
     assert (about["height"], about["width"]) == (224, 224)
     assert Preprocessing((20, 30, 1), (0.5,), (1.0,)).describe()["crop"] == (
@@ -82,14 +83,12 @@ def test_a_photograph_is_turned_upright(tmp_path):
 
 
 def test_bad_files_say_what_is_wrong(tmp_path):
-    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "deep.png")
     (tmp_path / "text.png").write_text("no image")
     whole = tmp_path / "whole.png"
     Image.fromarray(pixels(30, 30)).save(whole)
     (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:500])
     for name, message in (
-        ("deep.png", "expected 8 bits"),
-        ("text.png", "cannot identify"),
+        ("text.png", "no image of a known format"),
         ("cut.png", "truncated"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -18,6 +18,39 @@ def test_feature_map_pools_to_the_features():
     torch.testing.assert_close(backbone(images), feature_map.mean((2, 3)))
 
 
+# torchvision's published numbers, less the classifier's 2048 * 1000 + 1000.
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("resnet50", 25_557_032), ("resnext50-32x4d", 25_028_904)]
+)
+def test_networks_for_photographs_have_the_published_size_and_names(name, parameters):
+    backbone = build_model(name, 2).backbone
+    assert sum(p.numel() for p in backbone.parameters()) + 2_049_000 == parameters
+    names = dict(backbone.named_parameters())
+    assert names["layer1.0.downsample.1.bias"].shape == (256,)
+    width = {"resnet50": (512, 512, 3, 3), "resnext50-32x4d": (1024, 32, 3, 3)}
+    assert names["layer4.2.conv2.weight"].shape == width[name]
+    # (3, 4, 6, 3) blocks of three, four shortcuts and the first one.
+    assert sum(n.endswith("weight") and p.dim() == 4 for n, p in names.items()) == 53
+
+
+def test_resnet50_strides_in_the_3x3_convolutions():
+    backbone = build_model("resnet50", 2).backbone.eval()
+    strides = {
+        name: module.stride[0]
+        for name, module in backbone.named_modules()
+        if isinstance(module, torch.nn.Conv2d) and module.stride[0] != 1
+    }
+    stages = [
+        f"layer{i}.0.{part}" for i in (2, 3, 4) for part in ("conv2", "downsample.0")
+    ]
+    assert strides == dict.fromkeys(["conv1", *stages], 2)
+    images = torch.randn(2, 3, 64, 96)
+    with torch.inference_mode():
+        feature_map = backbone.feature_map(images)
+        assert feature_map.shape == (2, 2048, 2, 3)
+        torch.testing.assert_close(backbone(images), feature_map.mean((2, 3)))
+
+
 def test_shortcut_is_option_a():
     # With both branches' convolutions at zero a block is its shortcut after the ReLU:
     # every second pixel, the new channels zero, half of them before and half after.

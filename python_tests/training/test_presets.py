@@ -9,7 +9,8 @@ from s3h_ext.data import ImageSet, LongTailDataset
 from s3h_ext.training.options import parse_options, preset_names
 from s3h_ext.training.trainer import Trainer
 
-CLASSES = {"digits-lt": 10, "cifar10-lt": 10, "cifar100-lt": 100, "octmnist-lt": 4}
+# Photographs get by with a few classes here; so many alone would take their time.
+CLASSES = {"cifar100-lt": 100, "octmnist-lt": 4}
 # The factor changes the data alone, which are made up here.
 PRESETS = [name for name in preset_names() if "-if" not in name]
 
@@ -32,7 +33,7 @@ def test_preset_trains(tmp_path, preset):
         f"--preset {preset} --epochs 1 --device cpu --precision fp32 "
         "--model.backbone resnet20 --report false".split()
     )
-    dataset = small(config.data.name, CLASSES[config.data.name])
+    dataset = small(config.data.name, CLASSES.get(config.data.name, 10))
     if config.method.needs_first_stage:
         first, plain, _ = parse_options(
             "--preset digits-lt/ce --epochs 1 --device cpu --precision fp32 "

@@ -291,7 +291,7 @@ def test_crops_that_met_no_constraint_are_reported_at_the_end(tmp_path, monkeypa
 def test_a_method_without_analysis_costs_no_copy_of_the_images(tmp_path, monkeypatch):
     config, record, _ = parse_options(QUICK)
     trainer = Trainer(config, record, tmp_path)
-    monkeypatch.setattr("s3h_ext.training.trainer.EvaluationBatches", None)
+    monkeypatch.setattr(trainer.feed, "evaluation", None)
     trainer._write_analysis()
     with pytest.raises(TypeError):  # only now
         next(trainer._train_batches())

@@ -12,6 +12,7 @@ from s3h_ext.data.check import check
 from s3h_ext.data.dataset import load_dataset
 from s3h_ext.data.download import DownloadError, download
 from s3h_ext.data.longtail import PROFILES
+from s3h_ext.data.photographs import PHOTOGRAPHS
 from s3h_ext.data.recipes import get_recipe
 from s3h_ext.data.sources import OCTMNIST_SIZES, SOURCES
 from s3h_ext.data.streams import Stream
@@ -28,8 +29,9 @@ def _parser() -> argparse.ArgumentParser:
     look = commands.add_parser(
         "check", help="say whether a data set is complete, official, and what is in it"
     )
-    for command in (get, look):
-        command.add_argument("name", choices=sorted({name for name, _ in SOURCES}))
+    downloads = sorted({name for name, _ in SOURCES})
+    for command, names in ((get, downloads), (look, [*downloads, *PHOTOGRAPHS])):
+        command.add_argument("name", choices=names)
         command.add_argument("--root", required=True, help="folder of the data sets")
         command.add_argument(
             "--size", type=int, choices=OCTMNIST_SIZES, help="pixels, for octmnist"
@@ -45,6 +47,9 @@ def _parser() -> argparse.ArgumentParser:
         help="factors that must be possible with these data",
     )
     look.add_argument("--profile", choices=PROFILES, default="exp")
+    look.add_argument(
+        "--lists", help="folder of the list files of photographs, if not the root"
+    )
     show = commands.add_parser(
         "show",
         help="draw the views of a training step, with the boxes they were cut from",
@@ -118,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 imbalance=options.imbalance,
                 profile=options.profile,
                 size=options.size,
+                lists=options.lists,
             )
             print(report.text())
             return 1 if report.problems else 0

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from s3h_ext.data.dataset import ImageSet
-from s3h_ext.data.recipes import get_recipe
+from s3h_ext.data.recipes import ViewSpec, get_recipe
 from s3h_ext.data.render import Renderer
 
-__all__ = ["Batch", "EvaluationBatches", "Quadrants"]
+__all__ = ["Batch", "EvaluationBatches", "Quadrants", "make_batch"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +49,43 @@ class Batch:
     labels: Tensor
     indices: Tensor
     quadrants: Quadrants | None = None
+
+
+def make_batch(
+    indices: Tensor,
+    crops: ViewSpec,
+    labels: Tensor,
+    views: int,
+    render: Callable[[Tensor, ViewSpec], Tensor],
+    part: slice = slice(None),
+) -> Batch:
+    """Puts the crops of a batch into their order and has them rendered.
+
+    Args:
+        indices: int64 ``[B]``, positions in the image set.
+        crops: ``[V, B]``, or ``[4 V, B]`` of montages: crop v of each image.
+        labels: int64 ``[N]``, of the whole image set.
+        views: V.
+        render: Positions ``[P]`` and as many crops -> views ``[V * B, C, H, W]``.
+        part: Of montages, which of the B are wanted; their crops come from all images.
+    """
+    sources = indices.repeat(len(crops.flip))
+    crops = crops.flatten()
+    count = len(indices)
+    if crops.key is not None:
+        indices = indices[part]
+    shape = (views, len(indices))
+    quadrants = None
+    if crops.key is not None:
+        order = crops.key.argsort(stable=True)
+        order = order.view(views, count, 4)[:, part].flatten()
+        sources, crops = sources[order], crops.select(order)
+        places = sources.view(*shape, 4)
+        numbers = (order // count).view(*shape, 4)
+        quadrants = Quadrants(labels[places], places, numbers)
+    images = render(sources, crops)
+    images = images.view(*shape, *images.shape[1:])
+    return Batch(images, labels[indices], indices, quadrants)
 
 
 class EvaluationBatches:

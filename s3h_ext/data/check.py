@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3h_ext.data.archives import ArchiveError, read_archive
+from s3h_ext.data.check_photographs import Findings, look_at_photographs
 from s3h_ext.data.longtail import class_profile
 from s3h_ext.data.npz import OCT_CLASSES, SPLITS, read_octmnist_split
+from s3h_ext.data.photographs import PHOTOGRAPHS
 from s3h_ext.data.sources import OCTMNIST_SIZES, Source, find_source, md5_of
 
 __all__ = ["CheckReport", "check", "feasible"]
@@ -53,6 +55,7 @@ def check(
     imbalance: Sequence[float] = (),
     profile: str = "exp",
     size: int | None = None,
+    lists: str | Path | None = None,
 ) -> CheckReport:
     """Checks a data set in ``root``.
 
@@ -60,11 +63,13 @@ def check(
     that is said, and is no problem.
 
     Args:
-        name: ``"cifar10"``, ``"cifar100"`` or ``"octmnist"``.
+        name: ``"cifar10"``, ``"cifar100"``, ``"octmnist"``, or a data set of
+            photographs: ``"imagenet-lt"``, ``"inat18"``, ``"places-lt"``, ``"folder"``.
         root: As for :func:`~s3h_ext.data.load_dataset`.
         imbalance: Factors that must be possible with these data.
         profile: ``"exp"`` or ``"step"``.
         size: Image side in pixels, for OCTMNIST: 28, 64, 128 or 224.
+        lists: Folder of the list files of photographs; ``None`` for ``root``.
 
     Returns:
         The report; it does not raise for what it finds on the disk.
@@ -72,10 +77,15 @@ def check(
     Raises:
         ValueError: there is no such data set, size, or profile, or a factor below 1.
     """
-    source = find_source(name, size)
     for factor in imbalance:
         class_profile(2, largest=1 << 62, imbalance=factor, profile=profile)
     report = CheckReport()
+    if name in PHOTOGRAPHS:
+        found = look_at_photographs(
+            name, Path(root), None if lists is None else Path(lists)
+        )
+        return _of_photographs(report, found, imbalance, profile)
+    source = find_source(name, size)
     try:
         if name == "octmnist":
             counts = _check_octmnist(source, Path(root), report, size)
@@ -125,6 +135,18 @@ def feasible(
     except ValueError:
         return False
     return bool((wanted <= counts).all())
+
+
+def _of_photographs(
+    report: CheckReport, found: Findings, imbalance: Sequence[float], profile: str
+) -> CheckReport:
+    report.lines, report.problems = found.lines, found.problems
+    report.official, report.class_counts = found.official, found.class_counts
+    if found.class_counts and not found.problems:
+        # By nature long-tailed, so the tail is cut along the classes' order of size.
+        counts = np.sort(np.array(found.class_counts, np.int64))[::-1]
+        _report_factors(report, counts, imbalance, profile)
+    return report
 
 
 def _check_cifar(source: Source, root: Path, report: CheckReport) -> NDArray[np.int64]:

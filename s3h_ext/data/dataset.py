@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +12,20 @@ from numpy.typing import NDArray
 
 from s3h_ext.data.archives import Archive, read_archive
 from s3h_ext.data.digits import read_digits
+from s3h_ext.data.files import ImageFiles
 from s3h_ext.data.longtail import class_profile, hold_out, pick_subset, sorted_profile
 from s3h_ext.data.npz import read_octmnist
+from s3h_ext.data.photographs import PHOTOGRAPHS, read_photographs
 
 __all__ = ["DATASETS", "ImageSet", "LongTailDataset", "load_dataset"]
 
-#: Name -> default imbalance factor.
-DATASETS = {
+#: Name -> default imbalance factor; ``None``: the classes are as large as they are.
+DATASETS: dict[str, float | None] = {
     "digits-lt": 20.0,
     "cifar10-lt": 100.0,
     "cifar100-lt": 100.0,
     "octmnist-lt": 100.0,
+    **dict.fromkeys(PHOTOGRAPHS),
 }
 
 # Both CIFARs are normalised by CIFAR-10's statistics, as every published baseline does.
@@ -68,21 +71,26 @@ class LongTailDataset:
 
     Attributes:
         name: As given to :func:`load_dataset`.
-        train: The training images, without those held out in ``val``.
-        val: The held-out part of the training set, as long-tailed as it, or ``None``.
+        train: The training images, without those held out in ``val``: an
+            :class:`ImageSet` in memory, or :class:`~.files.ImageFiles` on the disk, as
+            the other two are.
+        val: The held-out part of the training set, as long-tailed as it, or a data
+            set's own validation images, or ``None``.
         test: The untouched test split; never used to choose anything.
         class_names: One name per class.
         mean: Per channel, of pixels in [0, 1].
         std: Per channel, of pixels in [0, 1].
+        notes: What a reader of results should know of the data, a sentence each.
     """
 
     name: str
-    train: ImageSet
-    val: ImageSet | None
-    test: ImageSet
+    train: ImageSet | ImageFiles
+    val: ImageSet | ImageFiles | None
+    test: ImageSet | ImageFiles
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -97,7 +105,9 @@ class LongTailDataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Height, width, channels."""
+        """Height, width, channels; for photographs those of their views."""
+        if isinstance(self.train, ImageFiles):
+            return self.train.side, self.train.side, self.train.channels
         _, height, width, channels = self.train.images.shape
         return height, width, channels
 
@@ -106,10 +116,12 @@ def load_dataset(
     name: str,
     *,
     root: str | Path | None = None,
+    lists: str | Path | None = None,
     imbalance: float | None = None,
     size: int | None = None,
     profile: str = "exp",
     val_fraction: float = 0.0,
+    test_fraction: float = 0.2,
     seed: int = 0,
 ) -> LongTailDataset:
     """Loads a data set and cuts its training half to a long tail.
@@ -118,16 +130,22 @@ def load_dataset(
     does not depend on ``seed``; ``seed`` chooses the validation part alone.
 
     Args:
-        name: ``"digits-lt"`` (built in), ``"cifar10-lt"``, ``"cifar100-lt"`` or
-            ``"octmnist-lt"``.
-        root: Where the unpacked CIFAR folder or ``octmnist.npz`` is; if ``None``, the
-            environment variable ``S3H_DATA_ROOT``. Not used for the digits.
+        name: ``"digits-lt"`` (built in), ``"cifar10-lt"``, ``"cifar100-lt"``,
+            ``"octmnist-lt"``; ``"imagenet-lt"``, ``"inat18"``, ``"places-lt"`` by their
+            lists; or ``"folder"``, any image folder.
+        root: Where the unpacked CIFAR folder, ``octmnist.npz`` or the photographs are;
+            if ``None``, the environment variable ``S3H_DATA_ROOT``. Not used for the
+            digits.
+        lists: Folder of the list files; ``None`` for ``root``.
         imbalance: Largest over smallest class; ``None`` for the data set's default (20
-            for the digits, 100 for the others).
-        size: Side of OCTMNIST's images: 28 (``None``), 64, 128 or 224; ``None`` for the
+            for the digits, 100 for the others; photographs are left as they are).
+        size: Side of OCTMNIST's images: 28 (``None``), 64, 128 or 224; for photographs
+            the side of their views, 224 (``None``) or any other; ``None`` for the
             others, which come in one size.
         profile: ``"exp"`` or ``"step"``.
         val_fraction: Share of each training class to hold out, in [0, 1).
+        test_fraction: Share of each class that becomes the test split of a folder that
+            has none, in (0, 1); always the same images.
         seed: Of the hold-out.
 
     Returns:
@@ -149,6 +167,27 @@ def load_dataset(
             f"name: expected one of {', '.join(DATASETS)}, got {name!r}; "
             f"did you mean {near!r}?"
         )
+    if name in PHOTOGRAPHS:
+        found = read_photographs(
+            name,
+            _root(name, root),
+            lists=None if lists is None else Path(lists),
+            imbalance=imbalance,
+            profile=profile,
+            test_fraction=test_fraction,
+        )
+        side = 224 if size is None else size
+        dataset = LongTailDataset(
+            name,
+            replace(found.train, side=side),
+            found.val and replace(found.val, side=side),
+            replace(found.test, side=side),
+            found.class_names,
+            found.mean,
+            found.std,
+            found.notes,
+        )
+        return _hold_out(dataset, val_fraction, seed)
     if size is not None and name != "octmnist-lt":
         raise ValueError(f"size: {name} comes in one size; expected None, got {size}")
     whole = _read(name, root, size)
@@ -158,6 +197,7 @@ def load_dataset(
     # elsewhere it is the largest, so that an archive cut to a long tail serves as well.
     largest = available.min() if name == "digits-lt" else available.max()
     imbalance = DATASETS[name] if imbalance is None else imbalance
+    assert imbalance is not None  # only photographs have no factor of their own
     if name == "octmnist-lt":
         counts = sorted_profile(available, imbalance=imbalance, profile=profile)
     else:
@@ -187,18 +227,38 @@ def load_dataset(
     )
 
 
-def _read(name: str, root: str | Path | None, size: int | None) -> Archive:
-    if name == "digits-lt":
-        return read_digits()
+def _hold_out(dataset: LongTailDataset, fraction: float, seed: int) -> LongTailDataset:
+    """Holds out a part of the training images where a data set has no val split."""
+    if fraction == 0:
+        return dataset
+    if dataset.val is not None:
+        raise ValueError(
+            f"val_fraction: {dataset.name} has a validation split of its own; expected "
+            f"0, got {fraction}"
+        )
+    kept, held = hold_out(dataset.train.labels, fraction=fraction, seed=seed)
+    return replace(
+        dataset, train=dataset.train.subset(kept), val=dataset.train.subset(held)
+    )
+
+
+def _root(name: str, root: str | Path | None) -> Path:
     root = root or os.environ.get("S3H_DATA_ROOT")
     if root is None:
         raise ValueError(
-            f"root: expected the folder that holds the unpacked files of {name}, got "
+            f"root: expected the folder that holds the files of {name}, got "
             "None, and the environment variable S3H_DATA_ROOT is not set"
         )
+    return Path(root)
+
+
+def _read(name: str, root: str | Path | None, size: int | None) -> Archive:
+    if name == "digits-lt":
+        return read_digits()
+    folder = _root(name, root)
     if name == "octmnist-lt":
-        return read_octmnist(root, size)
-    return read_archive(name.removesuffix("-lt"), root)
+        return read_octmnist(folder, size)
+    return read_archive(name.removesuffix("-lt"), folder)
 
 
 def _statistics(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from s3h_ext.data.decode import decode_image
 from s3h_ext.data.recipes import Recipe, get_recipe
 from s3h_ext.data.render import Renderer
 from s3h_ext.ops.view_constraints import Centre, Whole
@@ -24,15 +25,9 @@ SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 )
 
-_EIGHT_BITS = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX"}
-_EIGHT_BITS |= {"CMYK", "YCbCr", "LAB", "HSV"}
-
 
 def read_picture(path: Path, channels: int) -> NDArray[np.uint8]:
-    """Decode an image file.
-
-    It is turned upright by its EXIF orientation; palettes, grey and CMYK become RGB (or
-    grey), transparency is dropped, of an animation the first frame is taken.
+    """Decode an image file as training does, see :func:`~.decode.decode_image`.
 
     Args:
         path: of the file.
@@ -43,21 +38,19 @@ def read_picture(path: Path, channels: int) -> NDArray[np.uint8]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no image, damaged, or of more than 8 bits a channel.
+        ValueError: the file is no image, or damaged.
     """
     try:
-        with Image.open(path) as image:
-            if image.mode not in _EIGHT_BITS:
-                raise ValueError(f"pixels of mode {image.mode}; expected 8 bits")
-            upright = ImageOps.exif_transpose(image)
-            pixels = np.array(upright.convert("RGB" if channels == 3 else "L"))
+        pixels = decode_image(path.read_bytes()).numpy()
     except FileNotFoundError:
         raise FileNotFoundError("there is no such file") from None
     except IsADirectoryError:
         raise ValueError("a folder, not an image") from None
     except Exception as error:  # a damaged file can fail anywhere in a decoder
         raise ValueError(f"cannot be read as an image: {error}") from None
-    return pixels.reshape(*pixels.shape[:2], channels)
+    if channels == 1:
+        pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None].copy()
+    return pixels
 
 
 def find_pictures(places: Iterable[Path]) -> Iterator[Path]:
@@ -77,14 +70,13 @@ def find_pictures(places: Iterable[Path]) -> Iterator[Path]:
 class Preprocessing:
     """What becomes of an image before the network sees it.
 
-    A recipe with a size of its own, as ``"evaluation"`` (the centre 224/256 of the
-    shorter side, resized to 224), is applied as it is. With ``"none"``, evaluation
-    shows images at their own size, so one of another size is brought to it: its central
-    square is resized; the whole of it where the input is no square. Resizing is
-    antialiased and bilinear.
+    With ``"evaluation"`` the centre 224/256 of the shorter side is resized to the
+    network's input. With ``"none"``, evaluation shows images at their own size, so one
+    of another size is brought to it: its central square is resized; the whole of it
+    where the input is no square. Resizing is antialiased and bilinear.
 
     Args:
-        image_shape: height, width and channels of the data set's images.
+        image_shape: height, width and channels of the network's input.
         mean: per channel, of pixels in [0, 1].
         std: per channel.
         recipe: of the evaluation.
@@ -103,13 +95,14 @@ class Preprocessing:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the network's input."""
-        return get_recipe(self.recipe).view_size(*self.image_shape[:2])
+        return self.image_shape[:2]
 
     def view(self, height: int, width: int) -> Recipe:
         """Return how an image of a size is shown to the network."""
-        own = get_recipe(self.recipe)
-        if own.out_size is not None or (height, width) == self.image_shape[:2]:
-            return own
+        if self.recipe != "none":
+            return replace(get_recipe(self.recipe), out_size=self.size)
+        if (height, width) == self.size:
+            return get_recipe("none")
         square = self.size[0] == self.size[1]
         return Recipe(crop=Centre(1.0) if square else Whole(), out_size=self.size)
 

@@ -98,6 +98,10 @@ class ViewSpec:
         """Returns the crops of a flat description in other leading dimensions."""
         return self._each(lambda tensor: tensor.reshape(*leading, *tensor.shape[1:]))
 
+    def to(self, device: torch.device) -> ViewSpec:
+        """Returns the crops on a device."""
+        return self._each(lambda tensor: tensor.to(device))
+
     def _each(self, function: Callable[[Tensor], Tensor]) -> ViewSpec:
         changed: dict[str, Any] = {
             item.name: function(value)
@@ -164,8 +168,8 @@ class Recipe:
 
     def describe(
         self,
-        height: int,
-        width: int,
+        height: int | Tensor,
+        width: int | Tensor,
         *,
         seed: int,
         epoch: int,
@@ -176,8 +180,9 @@ class Recipe:
         """Draws crops; a pure function of its arguments.
 
         Args:
-            height: Of the source images.
-            width: Of the source images.
+            height: Of the source images; or int64, one for each element of ``index``,
+                where they differ in size: the recipe then needs an ``out_size``.
+            width: Of the source images, in the same form.
             seed: In [0, 2**32).
             epoch: In [0, 2**32).
             index: Image numbers, int64 ``[...]``.
@@ -202,12 +207,25 @@ class Recipe:
                 f"stream: expected 0 <= stream < {MAX_STREAMS}, got {stream}"
             )
         views = view if isinstance(view, Tensor) else torch.full_like(index, view)
+        sizes: Tensor | tuple[int, int]
+        if isinstance(height, Tensor) or isinstance(width, Tensor):
+            if self.out_size is None:
+                raise ValueError(
+                    "out_size: expected a size for images that differ in theirs, got "
+                    "None"
+                )
+            shape = torch.broadcast_shapes(index.shape, views.shape)
+            sides = (torch.as_tensor(side).expand(shape) for side in (height, width))
+            sizes = torch.stack(list(sides), dim=-1).reshape(-1, 2)
+            height, width = self.out_size
+        else:
+            sizes = height, width
         index, views = torch.broadcast_tensors(index, views)
         leading = index.shape
         index, views = index.reshape(-1), views.reshape(-1)
         address = {"seed": seed, "epoch": epoch, "index": index, "view": views}
         box, fallback = sample_view_boxes(
-            (height, width),
+            sizes,
             self.crop,
             seed=seed,
             epoch=epoch,
@@ -292,6 +310,17 @@ RECIPES = {
     # SimCLR's and SupCon's (Khosla et al., NeurIPS 2020, released code for CIFAR).
     "supcon": Recipe(
         crop=RandomResizedCrop(), flip=0.5, jitter=ColorJitter(), grey=0.2
+    ),
+    # What ImageNet-LT and iNaturalist 2018 are trained with (Kang et al., ICLR 2020,
+    # released code); with greyscale in place of the jitter, Hybrid's on photographs.
+    "resized-crop-flip": Recipe(crop=RandomResizedCrop((0.08, 1.0)), flip=0.5),
+    "resized-crop-flip-jitter": Recipe(
+        crop=RandomResizedCrop((0.08, 1.0)),
+        flip=0.5,
+        jitter=ColorJitter(hue=0.0, probability=1.0),
+    ),
+    "resized-crop-flip-gray": Recipe(
+        crop=RandomResizedCrop((0.08, 1.0)), flip=0.5, grey=0.2
     ),
     # The classification view of BCL and ProCo on CIFAR (released code).
     "autoaugment+cutout": Recipe(

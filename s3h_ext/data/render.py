@@ -20,7 +20,7 @@ from s3h_ext.ops.patches import Patches
 from s3h_ext.ops.view_constraints import Grid, as_constraint
 from s3h_ext.ops.views import render_views
 
-__all__ = ["Renderer"]
+__all__ = ["Renderer", "render_crops"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -107,71 +107,114 @@ class Renderer:
         on_bytes = crops.operations is not None or crops.hole is not None
         if self._gather is not None and not on_bytes and _gathers(recipe):
             return self._gather(source, crops)
-        view = rect = views = None
-        if recipe.montage:
-            view, rect = _montage(len(source), size, source)
-            views = len(source) // 4
-        images = self._images
-        box, colour = crops.box, crops.colour
-        flip: Tensor | None = crops.flip
-        if on_bytes:
-            crop_size = recipe.crop_size(self.height, self.width)
-            images = self._augmented(source, crops, crop_size)
-            source = torch.arange(len(source), device=source.device)
-            box = box.new_tensor([0, 0, *crop_size]).expand(len(source), 4)
-            flip = colour = None
-        return render_views(
-            images,
-            Patches(
-                image=source,
-                box=box,
-                flip=flip,
-                colour=colour,
-                view=view,
-                rect=rect,
-                views=views,
-            ),
-            out_size=size,
+        return render_crops(
+            self._images,
+            source,
+            crops,
+            recipe,
+            size=size,
             mean=self._mean,
             std=self._std,
             dtype=self._dtype,
         )
 
-    def _augmented(
-        self, source: Tensor, crops: ViewSpec, size: tuple[int, int]
-    ) -> Tensor:
-        """Returns uint8 ``[P, h, w, C]``: the crops after operations and holes."""
-        images = self._images
-        corners: Tensor | None = crops.box[:, :2]
-        flips: Tensor | None = crops.flip
-        if crops.resized or crops.colour is not None:
-            levels = render_views(
-                images,
-                Patches(source, crops.box, flip=flips, colour=crops.colour),
-                out_size=size,
-                mean=[0.0] * self.channels,
-                std=[1 / 255] * self.channels,
-            )
-            images = levels.round().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-            corners = flips = None
-        elif images.device.type != "cpu":
-            # The operations run on the host: only what is shown goes there.
-            images = images[source]
-        if images is not self._images:
-            source = torch.arange(len(source), device=source.device)
-        operations, magnitudes = crops.operations, crops.magnitudes
-        if operations is None or magnitudes is None:
-            operations = source.new_empty(len(source), 0)
-            magnitudes = operations.to(torch.float64)
-        return augment_images(
+
+def render_crops(
+    images: Tensor | Sequence[Tensor],
+    source: Tensor,
+    crops: ViewSpec,
+    recipe: Recipe,
+    *,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Renders the crops of a recipe, of images of one size or of many.
+
+    Args:
+        images: uint8 ``[N, H, W, C]``, or N of ``[H_i, W_i, C]`` for a recipe that
+            resizes its crops.
+        source: int64 ``[P]``, which image each crop is of.
+        crops: P crops with one leading dimension, as for :class:`Renderer`.
+        recipe: What they were drawn by.
+        size: Height and width of the views.
+        mean: Per channel, of pixels in [0, 1].
+        std: Per channel, positive.
+        dtype: Of the views.
+
+    Returns:
+        ``[V, C, h, w]``, channels last in memory.
+    """
+    view = rect = views = None
+    if recipe.montage:
+        view, rect = _montage(len(source), size, source)
+        views = len(source) // 4
+    box, colour = crops.box, crops.colour
+    flip: Tensor | None = crops.flip
+    if crops.operations is not None or crops.hole is not None:
+        crop_size = recipe.crop_size(*size)
+        images = _augmented(images, source, crops, crop_size, len(mean))
+        source = torch.arange(len(source), device=source.device)
+        box = box.new_tensor([0, 0, *crop_size]).expand(len(source), 4)
+        flip = colour = None
+    return render_views(
+        images,
+        Patches(
+            image=source,
+            box=box,
+            flip=flip,
+            colour=colour,
+            view=view,
+            rect=rect,
+            views=views,
+        ),
+        out_size=size,
+        mean=mean,
+        std=std,
+        dtype=dtype,
+    )
+
+
+def _augmented(
+    images: Tensor | Sequence[Tensor],
+    source: Tensor,
+    crops: ViewSpec,
+    size: tuple[int, int],
+    channels: int,
+) -> Tensor:
+    """Returns uint8 ``[P, h, w, C]``: the crops after operations and holes."""
+    resident = images
+    corners: Tensor | None = crops.box[:, :2]
+    flips: Tensor | None = crops.flip
+    if crops.resized or crops.colour is not None or not isinstance(images, Tensor):
+        levels = render_views(
             images,
-            operations,
-            magnitudes,
-            source=source,
-            corners=corners,
-            flips=flips,
-            holes=crops.hole,
+            Patches(source, crops.box, flip=flips, colour=crops.colour),
+            out_size=size,
+            mean=[0.0] * channels,
+            std=[1 / 255] * channels,
         )
+        images = levels.round().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+        corners = flips = None
+    elif images.device.type != "cpu":
+        # The operations run on the host: only what is shown goes there.
+        images = images[source]
+    if images is not resident:
+        source = torch.arange(len(source), device=source.device)
+    operations, magnitudes = crops.operations, crops.magnitudes
+    if operations is None or magnitudes is None:
+        operations = source.new_empty(len(source), 0)
+        magnitudes = operations.to(torch.float64)
+    return augment_images(
+        images,
+        operations,
+        magnitudes,
+        source=source,
+        corners=corners,
+        flips=flips,
+        holes=crops.hole,
+    )
 
 
 def _gathers(recipe: Recipe) -> bool:

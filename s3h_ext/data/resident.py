@@ -7,12 +7,12 @@ from itertools import accumulate, pairwise
 
 import torch
 
-from s3h_ext.data.batches import Batch, Quadrants
+from s3h_ext.data.batches import Batch, make_batch
 from s3h_ext.data.dataset import ImageSet
 from s3h_ext.data.recipes import MAX_STREAMS, ViewSpec, get_recipe
 from s3h_ext.data.render import Renderer
 from s3h_ext.data.samplers import EpochOrder
-from s3h_ext.data.streams import Stream
+from s3h_ext.data.streams import Stream, check_follows
 
 __all__ = ["Batch", "ResidentSource"]
 
@@ -108,7 +108,7 @@ class ResidentSource:
         self.rank, self.world_size = rank, world_size
         self.streams = dict(streams)
         for name, stream in self.streams.items():
-            _check_follows(name, stream, self.streams)
+            check_follows(name, stream, self.streams)
         self.epochs = epochs
         self.seed = seed
         self._order = EpochOrder(image_set.labels, num_classes, device)
@@ -201,18 +201,6 @@ class ResidentSource:
         return size * rank // self.world_size, size * (rank + 1) // self.world_size
 
 
-def _check_follows(name: str, stream: Stream, streams: Mapping[str, Stream]) -> None:
-    leader = stream.follows
-    if leader is None:
-        return
-    own = [key for key, other in streams.items() if other.follows is None]
-    if leader not in own:
-        raise ValueError(
-            f"follows: expected a stream with images of its own ({', '.join(own)}), "
-            f"got {leader!r} in stream {name!r}"
-        )
-
-
 class _DrawnStream:
     """One stream's epoch, described ahead in stretches of many steps.
 
@@ -255,26 +243,17 @@ class _DrawnStream:
 
     def batch(self, step: int) -> Batch:
         """Renders this process's part of a step."""
+        source = self._source
         start, stop = self._spans[step]
-        indices, crops = self._indices[start:stop], self.take(start, stop)
-        sources = indices.repeat(len(crops.flip))
-        crops = crops.flatten()
-        labels = self._source._labels
-        quadrants = None
-        if crops.key is not None:
-            order = crops.key.argsort(stable=True)
-            shape, part = (self._views, len(indices)), slice(*self._source._part(step))
-            # Four crops of each montage of this process, view by view.
-            order = order.view(*shape, 4)[:, part].flatten()
-            number = len(indices)
-            indices = indices[part]
-            sources, crops = sources[order], crops.select(order)
-            places = sources.view(self._views, len(indices), 4)
-            numbers = (order // number).view_as(places)
-            quadrants = Quadrants(labels[places], places, numbers)
-        images = self._source._renderer(sources, crops, self._recipe)
-        images = images.view(self._views, len(indices), *images.shape[1:])
-        return Batch(images, labels[indices], indices, quadrants)
+        whole = self._recipe.montage and source.world_size > 1
+        return make_batch(
+            self._indices[start:stop],
+            self.take(start, stop),
+            source._labels,
+            self._views,
+            lambda images, crops: source._renderer(images, crops, self._recipe),
+            part=slice(*source._part(step)) if whole else slice(None),
+        )
 
     def take(self, start: int, stop: int) -> ViewSpec:
         """Returns the crops ``[V * crops of a view, B]`` of these draws."""

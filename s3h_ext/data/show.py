@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3h_ext.data.batches import Batch
-from s3h_ext.data.dataset import LongTailDataset
+from s3h_ext.data.dataset import ImageSet, LongTailDataset
 from s3h_ext.data.recipes import ViewSpec, get_recipe
 from s3h_ext.data.resident import ResidentSource
 from s3h_ext.data.streams import Stream
+from s3h_ext.data.thumbnails import thumbnails
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,6 +95,11 @@ def view_figure(
 
     if images < 1:
         raise ValueError(f"images: expected at least 1, got {images}")
+    if not isinstance(dataset.train, ImageSet):
+        raise ValueError(
+            "dataset: expected images in memory, got the photographs of "
+            f"{dataset.name}, which are not drawn yet"
+        )
     total = len(dataset.train)
     source = ResidentSource(
         dataset.train,
@@ -183,7 +189,7 @@ class _Block:
         from matplotlib.patches import Rectangle
 
         index, label = int(self.batch.indices[row]), int(self.batch.labels[row])
-        image = self.dataset.train.images[index]
+        image = thumbnails(self.dataset.train, np.array(index))
         height, width = image.shape[:2]
         _show(axes, image)
         axes.set_facecolor(_PAPER)

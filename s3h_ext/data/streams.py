@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from s3h_ext.data.recipes import get_recipe
 from s3h_ext.data.samplers import SAMPLERS
 
-__all__ = ["Stream"]
+__all__ = ["Stream", "check_follows"]
 
 
 @dataclass(frozen=True)
@@ -42,3 +43,20 @@ class Stream:
         get_recipe(self.recipe)
         if self.views < 1:
             raise ValueError(f"views: expected at least 1, got {self.views}")
+
+
+def check_follows(name: str, stream: Stream, streams: Mapping[str, Stream]) -> None:
+    """Checks that a stream follows one of ``streams`` that has images of its own.
+
+    Raises:
+        ValueError: it does not.
+    """
+    leader = stream.follows
+    if leader is None:
+        return
+    own = [key for key, other in streams.items() if other.follows is None]
+    if leader not in own:
+        raise ValueError(
+            f"follows: expected a stream with images of its own ({', '.join(own)}), "
+            f"got {leader!r} in stream {name!r}"
+        )

@@ -24,12 +24,15 @@ from s3h_ext.models.projection import (
     pool_quadrants,
     pool_whole,
 )
-from s3h_ext.models.resnet import CifarResNet
+from s3h_ext.models.resnet import Backbone, CifarResNet, ResNet
 
-BackboneName = Literal["resnet20", "resnet32", "resnet44", "resnet56"]
+BackboneName = Literal[
+    "resnet20", "resnet32", "resnet44", "resnet56", "resnet50", "resnext50-32x4d"
+]
 ClassifierName = Literal["linear", "cosine"]
 
 __all__ = [
+    "Backbone",
     "BackboneName",
     "CascadedHeads",
     "CifarResNet",
@@ -40,7 +43,9 @@ __all__ = [
     "LinearClassifier",
     "MLPHead",
     "MappingName",
+    "ResNet",
     "apart_from_running_statistics",
+    "build_backbone",
     "build_classifier",
     "build_model",
     "class_directions",
@@ -63,7 +68,7 @@ class ImageClassifier(nn.Module):
     classifier: LinearClassifier | CosineClassifier | GroupedClassifier
 
     def __init__(
-        self, backbone: CifarResNet, classifier: LinearClassifier | CosineClassifier
+        self, backbone: Backbone, classifier: LinearClassifier | CosineClassifier
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -73,6 +78,23 @@ class ImageClassifier(nn.Module):
         """Return logits ``[B, num_classes]`` of ``images [B, C, H, W]``."""
         logits: Tensor = self.classifier(self.backbone(images))
         return logits
+
+
+def build_backbone(name: BackboneName, in_channels: int = 3) -> Backbone:
+    """Return a backbone by its name, freshly initialised.
+
+    Raises:
+        ValueError: there is no backbone of that name.
+    """
+    if name not in get_args(BackboneName):
+        raise ValueError(
+            f"backbone: expected one of {get_args(BackboneName)}, got {name!r}"
+        )
+    if name == "resnet50":
+        return ResNet(in_channels=in_channels)
+    if name == "resnext50-32x4d":
+        return ResNet(groups=32, group_width=4, in_channels=in_channels)
+    return CifarResNet(int(name.removeprefix("resnet")), in_channels)
 
 
 def build_classifier(
@@ -99,7 +121,8 @@ def build_model(
     """Build a network by name, freshly initialised from torch's global generator.
 
     Args:
-        backbone: ``"resnet32"`` and its siblings.
+        backbone: ``"resnet32"`` and its siblings for small images, ``"resnet50"`` or
+            ``"resnext50-32x4d"`` for photographs.
         num_classes: number of classes of the data set.
         classifier: ``"linear"`` or ``"cosine"``.
         scale: logit scale of the cosine classifier; unused by the linear one.
@@ -113,11 +136,7 @@ def build_model(
         >>> sum(p.numel() for p in model.parameters())
         464154
     """
-    if backbone not in get_args(BackboneName):
-        raise ValueError(
-            f"backbone: expected one of {get_args(BackboneName)}, got {backbone!r}"
-        )
-    network = CifarResNet(int(backbone.removeprefix("resnet")), in_channels)
+    network = build_backbone(backbone, in_channels)
     return ImageClassifier(
         network, build_classifier(classifier, network.feature_dim, num_classes, scale)
     )

@@ -1,12 +1,37 @@
-"""Residual networks for 32x32 images (He et al., CVPR 2016, section 4.2)."""
+"""Residual networks: for 32x32 images, and for photographs.
+
+He et al., "Deep residual learning for image recognition", CVPR 2016, section 4.2 and
+table 1; Xie et al., "Aggregated residual transformations for deep neural networks",
+CVPR 2017, table 1.
+"""
 
 from __future__ import annotations
+
+from abc import abstractmethod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 CIFAR_RESNET_DEPTHS = (20, 32, 44, 56)
+
+
+class Backbone(nn.Module):
+    """A network without its classifier.
+
+    Attributes:
+        feature_dim: D of the pooled features.
+    """
+
+    feature_dim: int
+
+    @abstractmethod
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Return the un-pooled map ``[B, D, h, w]`` of ``images [B, C, H, W]``."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return pooled features ``[B, D]`` of ``images [B, C, H, W]``."""
+        return torch.flatten(F.adaptive_avg_pool2d(self.feature_map(images), 1), 1)
 
 
 class BasicBlock(nn.Module):
@@ -34,7 +59,7 @@ class BasicBlock(nn.Module):
         return F.relu(out + x)
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(Backbone):
     """The ResNet-32 of the long-tail literature, without its classifier.
 
     Widths 16-32-64, strides 1/2/2, ``(depth - 2) / 6`` blocks a stage, option-A
@@ -82,6 +107,87 @@ class CifarResNet(nn.Module):
         feature_map: Tensor = self.layer3(self.layer2(self.layer1(x)))
         return feature_map
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return pooled features ``[B, 64]`` of ``images [B, C, H, W]``."""
-        return torch.flatten(F.adaptive_avg_pool2d(self.feature_map(images), 1), 1)
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 in groups, 1x1; the 3x3 convolution has the stride."""
+
+    expansion = 4
+
+    def __init__(
+        self, in_planes: int, planes: int, stride: int, groups: int, group_width: int
+    ) -> None:
+        super().__init__()
+        width = planes * group_width // 64 * groups
+        out_planes = planes * self.expansion
+        self.conv1 = nn.Conv2d(in_planes, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, groups=groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out_planes, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_planes)
+        self.downsample: nn.Sequential | None = None
+        if stride != 1 or in_planes != out_planes:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_planes, out_planes, 1, stride, bias=False),
+                nn.BatchNorm2d(out_planes),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return F.relu(out + shortcut)
+
+
+class ResNet(Backbone):
+    """ResNet-50 or ResNeXt-50 for photographs, without its classifier.
+
+    Parameters and buffers have the names that torchvision gives them, and the stride is
+    in the 3x3 convolution, as it is there.
+
+    Args:
+        groups: of the 3x3 convolutions: 1, or 32 for ResNeXt-50 32x4d.
+        group_width: their width in a group of the first stage: 64, or 4.
+        in_channels: channels of the input images.
+        blocks: in each stage; (3, 4, 6, 3) for depth 50.
+
+    Example:
+        >>> ResNet()(torch.randn(2, 3, 64, 64)).shape
+        torch.Size([2, 2048])
+    """
+
+    feature_dim = 512 * Bottleneck.expansion
+
+    def __init__(
+        self,
+        groups: int = 1,
+        group_width: int = 64,
+        in_channels: int = 3,
+        blocks: tuple[int, int, int, int] = (3, 4, 6, 3),
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        planes = 64
+        stages = []
+        for number, count in enumerate(blocks):
+            width, stride = 64 << number, 1 if number == 0 else 2
+            layers = [Bottleneck(planes, width, stride, groups, group_width)]
+            planes = width * Bottleneck.expansion
+            layers += [
+                Bottleneck(planes, width, 1, groups, group_width)
+                for _ in range(count - 1)
+            ]
+            stages.append(nn.Sequential(*layers))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Return the un-pooled map ``[B, 2048, H/32, W/32]`` of ``[B, C, H, W]``."""
+        x = self.maxpool(F.relu(self.bn1(self.conv1(images))))
+        feature_map: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return feature_map

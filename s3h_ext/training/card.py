@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from s3h_ext.data import ImageSet, LongTailDataset
+from s3h_ext.data import ImageFiles, ImageSet, LongTailDataset
 from s3h_ext.training.files import write_text
 
 __all__ = ["FILE", "DatasetCard", "read_card", "write_card"]
@@ -32,7 +32,8 @@ class DatasetCard:
         image_shape: height, width and channels of the network's input.
         mean: per channel, of pixels in [0, 1].
         std: per channel.
-        recipe: of the evaluation, ``"none"`` for images at their own size.
+        recipe: of the evaluation, ``"none"`` for images at their own size,
+            ``"evaluation"`` for photographs.
     """
 
     name: str
@@ -53,6 +54,7 @@ class DatasetCard:
             image_shape=dataset.image_shape,
             mean=tuple(dataset.mean),
             std=tuple(dataset.std),
+            recipe="evaluation" if isinstance(dataset.train, ImageFiles) else "none",
         )
 
     def stand_in(self) -> LongTailDataset:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from s3h_ext.data.decode import UnreadablePolicy
+from s3h_ext.data.feed import SourceName
 from s3h_ext.methods import Baseline, Method
 from s3h_ext.models import BackboneName, ClassifierName
 
@@ -22,28 +24,53 @@ class DataConfig:
     """The data set and how it is cut.
 
     Args:
-        name: data set: ``digits-lt`` (built in), ``cifar10-lt``, ``cifar100-lt`` or
-            ``octmnist-lt``.
-        root: folder that holds the unpacked archives; where it is not set, the
-            environment variable ``S3H_DATA_ROOT``. ``digits-lt`` needs none.
+        name: data set: ``digits-lt`` (built in), ``cifar10-lt``, ``cifar100-lt``,
+            ``octmnist-lt``; ``imagenet-lt``, ``inat18``, ``places-lt`` by their
+            standard lists; ``folder``, any folder of images.
+        root: folder that holds the unpacked archives or the photographs; where it is
+            not set, the environment variable ``S3H_DATA_ROOT``. ``digits-lt`` needs
+            none.
+        lists: folder of the list files of photographs, where it is not ``root``.
         imbalance: images of the largest class / images of the smallest one. Not set:
-            the data set's own default, 20 for digits and 100 for the others.
-        size: side of the images in pixels, for ``octmnist-lt``: 28 (the default), 64,
-            128 or 224.
+            the data set's own default, 20 for digits and 100 for the others;
+            photographs are as they are. Of them ``folder`` alone can be cut.
+        size: side of the images in pixels: for ``octmnist-lt`` 28 (the default), 64,
+            128 or 224; of photographs' views 224 (the default) or any other.
         profile: class sizes fall exponentially (``exp``) or in one step (``step``).
         val_fraction: share of the training images of each class to hold out for
             selection; the test images are never used to choose anything.
         split_seed: seed that picks the images to hold out. Which images form the
             long-tailed subset is fixed, as in the published tables.
+        test_fraction: for ``folder`` without test images: share of each class that is
+            held out as such, always the same images.
+        source: where batches come from: ``resident`` for images in memory; ``pil`` or
+            ``dali`` decodes photographs. ``auto``: ``resident`` or ``pil``.
+        workers: threads that read and decode photographs; 0: one per CPU.
+        unreadable: of photographs that cannot be read, the first one ends the run
+            (``error``), or they are left out, counted and named (``skip``).
     """
 
-    name: Literal["digits-lt", "cifar10-lt", "cifar100-lt", "octmnist-lt"] = "digits-lt"
+    name: Literal[
+        "digits-lt",
+        "cifar10-lt",
+        "cifar100-lt",
+        "octmnist-lt",
+        "imagenet-lt",
+        "inat18",
+        "places-lt",
+        "folder",
+    ] = "digits-lt"
     root: str | None = None
+    lists: str | None = None
     imbalance: float | None = None
     size: int | None = None
     profile: Literal["exp", "step"] = "exp"
     val_fraction: float = 0.0
     split_seed: int = 0
+    test_fraction: float = 0.2
+    source: SourceName = "auto"
+    workers: int = 0
+    unreadable: UnreadablePolicy = "error"
 
     def __post_init__(self) -> None:
         _require(
@@ -59,6 +86,13 @@ class DataConfig:
             "a share in [0, 1)",
             self.val_fraction,
         )
+        _require(
+            0.0 < self.test_fraction < 1.0,
+            "data.test_fraction",
+            "a share in (0, 1)",
+            self.test_fraction,
+        )
+        _require(self.workers >= 0, "data.workers", "a whole number >= 0", self.workers)
 
 
 @dataclass
@@ -66,12 +100,16 @@ class ModelConfig:
     """The network.
 
     Args:
-        backbone: ``resnet32`` is the network of the published CIFAR-LT tables.
+        backbone: ``resnet32`` is the network of the published CIFAR-LT tables,
+            ``resnet50`` and ``resnext50-32x4d`` are those of the tables of photographs.
+        weights: file of weights that the backbone starts from, with the names that
+            torchvision gives them; a classifier in it is left out.
         classifier: ``linear``, or ``cosine`` (unit features on unit weights).
         scale: logit scale of the cosine classifier.
     """
 
     backbone: BackboneName = "resnet32"
+    weights: str | None = None
     classifier: ClassifierName = "linear"
     scale: float = 30.0
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from s3h_ext.data import Batch, ImageSet
+from s3h_ext.data import Batch, ImageFiles, ImageSet
 from s3h_ext.losses._common import ContrastiveModule
 from s3h_ext.methods import Method
 from s3h_ext.training.batch_norm import average_statistics, synchronise_batch_norm
@@ -60,7 +60,7 @@ class World:
             count * self.rank // self.size, count * (self.rank + 1) // self.size
         )
 
-    def part(self, images: ImageSet) -> ImageSet:
+    def part(self, images: ImageSet | ImageFiles) -> ImageSet | ImageFiles:
         """Return this process's part of a split."""
         if self.size == 1:
             return images

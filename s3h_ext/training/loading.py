@@ -40,10 +40,12 @@ def open_dataset(data: DataConfig) -> LongTailDataset:
     return load_dataset(
         data.name,
         root=data.root,
+        lists=data.lists,
         imbalance=data.imbalance,
         size=data.size,
         profile=data.profile,
         val_fraction=data.val_fraction,
+        test_fraction=data.test_fraction,
         seed=data.split_seed,
     )
 

@@ -20,6 +20,8 @@ from s3h_ext.training.config import TrainConfig
 
 DEFAULT_PRESET = "digits-lt/hybrid-psc"
 OTHER_FACTORS = (50, 10)
+# The data sets that are cut to a factor; others come as they are.
+CUT = ("cifar", "octmnist")
 
 
 class OptionError(ValueError):
@@ -33,8 +35,8 @@ def _preset_root() -> Path:
 def preset_names() -> list[str]:
     """Return the names of all presets, as in ``"cifar100-lt/hybrid-psc"``.
 
-    Each preset but the digits' is there at three imbalance factors: 100 under its plain
-    name, 50 and 10 as in ``"cifar100-lt/hybrid-psc-if10"``.
+    Those of CIFAR and OCTMNIST are there at three imbalance factors: 100 under their
+    plain names, 50 and 10 as in ``"cifar100-lt/hybrid-psc-if10"``.
     """
     root = _preset_root()
     names = [
@@ -43,7 +45,7 @@ def preset_names() -> list[str]:
     names += [
         f"{name}-if{factor}"
         for name in names
-        if not name.startswith("digits")
+        if name.startswith(CUT)
         for factor in OTHER_FACTORS
     ]
     return sorted(names)

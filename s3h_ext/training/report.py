@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -97,7 +98,8 @@ def try_report(folder: Path) -> Path | None:
         print(
             f"warning: no report: {type(error).__name__}: {error}\n"
             f"The run itself is complete, its results are in {folder}; "
-            f"to draw the report later: python -m s3h_ext.report {folder}",
+            f"to draw the report later: python -m s3h_ext.report "
+            f"{shlex.quote(str(folder))}",
             file=sys.stderr,
         )
         return None

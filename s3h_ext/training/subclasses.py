@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,18 +68,21 @@ class Subclasses:
 
 
 def write_subclasses(
-    folder: Path, arrays: Mapping[str, np.ndarray], train_images: np.ndarray
+    folder: Path,
+    arrays: Mapping[str, np.ndarray],
+    pictures: Callable[[np.ndarray], np.ndarray],
 ) -> None:
     """Write ``subclasses.npz``: the method's arrays, and the example images themselves.
 
     Args:
         folder: the run's folder, which exists.
         arrays: as the method returned them.
-        train_images: uint8 ``[N, H, W, C]``.
+        pictures: positions ``[R, E]`` as the method counts images -> pictures of them,
+            uint8 ``[R, E, H, W, C]``.
     """
     content = dict(arrays)
     examples = content.pop("examples")
-    images = train_images[np.maximum(examples, 0)]
+    images = pictures(np.maximum(examples, 0))
     images[examples < 0] = 0
     buffer = io.BytesIO()
     content["images"] = images

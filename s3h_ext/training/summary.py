@@ -30,10 +30,12 @@ def run_summary(trainer: Trainer, test: Evaluation) -> dict[str, Any]:
     config, dataset = trainer.config, trainer.dataset
     counts = dataset.class_counts
     error = test.calibration.error
+    # What the data set was cut by, or is by nature.
+    imbalance = config.data.imbalance or DATASETS[dataset.name]
     summary: dict[str, Any] = {
         "preset": config.preset,
         "dataset": dataset.name,
-        "imbalance": config.data.imbalance or DATASETS[dataset.name],
+        "imbalance": imbalance or float(counts.max() / counts.min()),
         "method": trainer.method.label,
         "seed": config.seed,
         "epochs": trainer.epochs,
@@ -63,6 +65,8 @@ def run_summary(trainer: Trainer, test: Evaluation) -> dict[str, Any]:
             "cuda": torch.version.cuda if trainer.device.type == "cuda" else None,
         },
     }
+    if trainer.left_out:
+        summary["unreadable_images"] = len(trainer.left_out)
     if dataset.val is not None:
         last = trainer.history[-1]
         summary.update(

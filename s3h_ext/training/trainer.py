@@ -9,14 +9,9 @@ from typing import Any
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
-from s3h_ext.data import (
-    Batch,
-    EvaluationBatches,
-    LongTailDataset,
-    ResidentSource,
-)
+from s3h_ext.data import Batch, Feed, LongTailDataset, thumbnails
 from s3h_ext.training.card import write_card
 from s3h_ext.training.checkpoint import (
     CheckpointError,
@@ -41,6 +36,7 @@ from s3h_ext.training.runlog import RunLog, SilentLog, results_table, write_summ
 from s3h_ext.training.schedule import learning_rate
 from s3h_ext.training.subclasses import write_subclasses
 from s3h_ext.training.summary import run_summary
+from s3h_ext.training.weights import load_weights
 
 
 def parameter_groups(module: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
@@ -100,9 +96,14 @@ class Trainer:
         self.device = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
         self.dataset = dataset or open_dataset(config.data)
+        data = config.data
+        self.feed = Feed(data.source, data.workers, data.unreadable)
+        self.left_out: dict[str, str] = {}  # images that could not be read, and why
         torch.manual_seed(config.seed)
         self.method = config.method
         model = build_network(config, self.dataset)
+        if config.model.weights is not None:
+            load_weights(model.backbone, Path(config.model.weights))
         if config.init_from is not None:
             load_network(model, Path(config.init_from))
         elif self.method.needs_first_stage:
@@ -114,12 +115,9 @@ class Trainer:
         # The stubs of torch lack this overload.
         self.method.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         world.prepare(self.method, config.distributed, self.device)
-        self.source = ResidentSource(
-            self.dataset.train,
+        self.source = self.feed.training(
+            self.dataset,
             self.method.streams(),
-            num_classes=self.dataset.num_classes,
-            mean=self.dataset.mean,
-            std=self.dataset.std,
             batch_size=config.batch_size,
             epochs=config.epochs,
             seed=config.seed,
@@ -129,10 +127,9 @@ class Trainer:
         )
         splits = {"val": self.dataset.val, "test": self.dataset.test}
         self.evaluation = {
-            split: EvaluationBatches(
+            split: self.feed.evaluation(
                 world.part(images),
-                mean=self.dataset.mean,
-                std=self.dataset.std,
+                self.dataset,
                 batch_size=config.eval_batch_size,
                 device=self.device,
             )
@@ -202,6 +199,8 @@ class Trainer:
             else SilentLog()
         )
         log.note(f"{self._describe()}, from step {done} of {steps * self.epochs}")
+        for note in self.dataset.notes:
+            log.note(note)
         try:
             with StopRequest() as stop:
                 agreed = AgreedStop(stop, self.world)
@@ -213,6 +212,10 @@ class Trainer:
                 log.epoch(self.history[0])
             # Without held-out images the last epoch was just evaluated on this split.
             test = self._evaluated.get("test") or self.evaluate("test")
+            for found in self.world.gather(dict(self.feed.met.found)):
+                self.left_out.update(found)
+            for path, reason in self.left_out.items():
+                log.note(f"left out: {path}: {reason}")
             for name, (fallen, drawn) in self.source.fallbacks().items():
                 if fallen:
                     log.note(
@@ -329,22 +332,34 @@ class Trainer:
 
     def _train_batches(self) -> Iterator[Batch]:
         """Yield the training images; nothing is copied unless somebody asks."""
-        yield from EvaluationBatches(
+        yield from self.feed.evaluation(
             self.dataset.train,
-            mean=self.dataset.mean,
-            std=self.dataset.std,
+            self.dataset,
             batch_size=self.config.eval_batch_size,
             device=self.device,
         )
 
     def _write_analysis(self) -> None:
         """Write what the method has for its own part of the report."""
+        places: list[Tensor] = []
+
+        def noted() -> Iterator[Batch]:
+            # Images that cannot be read may be left out.
+            for batch in self._train_batches():
+                places.append(batch.indices)
+                yield batch
+
         self.method.eval()
         with torch.inference_mode(), autocast(self.precision, self.device):
-            arrays = self.method.analysis(self._train_batches())
+            arrays = self.method.analysis(noted())
         self.method.train()
         if arrays:
-            write_subclasses(self.output, arrays, self.dataset.train.images)
+            where = torch.cat(places).cpu().numpy()
+            write_subclasses(
+                self.output,
+                arrays,
+                lambda which: thumbnails(self.dataset.train, where[which]),
+            )
 
     def _save(self, meter: EpochMeter | None = None) -> None:
         """Write a checkpoint; inside an epoch ``meter`` says how far that has come."""

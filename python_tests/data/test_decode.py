@@ -1,0 +1,124 @@
+"""Files to pixels: every odd kind of image, and files that are none."""
+
+import io
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from s3h_ext.data import ImageFiles
+from s3h_ext.data.decode import (
+    PillowDecoder,
+    Unreadable,
+    UnreadableImageError,
+    decode_image,
+)
+
+from .photographs import grow_bad, grow_odd, jpeg, noise, rotated
+
+
+def encoded(pixels, form="PNG", **options):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def test_rgb_is_taken_as_it_is():
+    pixels = noise(0)
+    image = decode_image(encoded(pixels))
+    assert image.dtype == torch.uint8
+    assert np.array_equal(image, pixels)
+    image.add_(1)  # its own memory
+
+
+def test_grey_is_widened_and_sixteen_bits_are_cut_to_eight():
+    grey = noise(0)[..., 0]
+    for pixels in (grey, grey.astype(np.uint16) * 256 + 77):
+        image = decode_image(encoded(pixels))
+        assert np.array_equal(image, np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_alpha_is_dropped():
+    pixels = noise(0)
+    image = decode_image(encoded(np.dstack([pixels, 255 - pixels[..., :1]])))
+    assert np.array_equal(image, pixels)
+
+
+def test_cmyk_becomes_the_rgb_it_was():
+    pixels = np.full((16, 16, 3), (200, 30, 90), np.uint8)
+    image = decode_image(jpeg(pixels, "CMYK"))
+    assert (image.int() - torch.from_numpy(pixels).int()).abs().max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turn"),
+    [
+        (1, lambda x: x),
+        (2, lambda x: x[:, ::-1]),
+        (3, lambda x: x[::-1, ::-1]),
+        (4, lambda x: x[::-1]),
+        (5, lambda x: x.transpose(1, 0, 2)),
+        (6, lambda x: np.rot90(x, -1)),
+        (7, lambda x: np.rot90(x, 2).transpose(1, 0, 2)),
+        (8, lambda x: np.rot90(x)),
+        (99, lambda x: x),
+    ],
+)
+def test_images_are_turned_upright(orientation, turn):
+    pixels = noise(0)
+    plain = decode_image(jpeg(pixels)).numpy()
+    image = decode_image(rotated(pixels, orientation))
+    assert np.array_equal(image, turn(plain))
+
+
+def test_decoder_gives_images_in_order_and_none_for_what_is_no_image(tmp_path):
+    sizes, bad = grow_odd(tmp_path), grow_bad(tmp_path)
+    names = [f"odd/{name}" for name in sizes] + [f"class 0/{name}" for name in bad]
+    files = ImageFiles.of(tmp_path / "train", names, [0] * len(names))
+    unreadable = Unreadable("skip")
+    decoder = PillowDecoder(files, unreadable, workers=3)
+    order = np.random.default_rng(0).permutation(len(names))
+    batches = np.array_split(order, 4)
+    images = [i for batch in decoder.images(batches, largest=9) for i in batch]
+    for position, image in zip(order.tolist(), images, strict=True):
+        name = names[position].partition("/")[2]
+        if name in bad:
+            assert image is None
+        else:
+            assert image.shape == (*sizes[name], 3)
+    assert {path.rpartition("/")[2] for path in unreadable.found} == bad
+    assert (
+        "truncated" in unreadable.found[str(files.path(names.index("class 0/cut.jpg")))]
+    )
+
+
+@pytest.mark.parametrize("name", ["cut.jpg", "text.jpg", "empty.jpg", "gone.jpg"])
+def test_the_first_file_that_is_no_image_ends_it_by_its_path(tmp_path, name):
+    grow_bad(tmp_path)
+    files = ImageFiles.of(tmp_path / "train" / "class 0", [name], [0])
+    decoder = PillowDecoder(files, Unreadable("error"))
+    with pytest.raises(
+        UnreadableImageError, match=f"class 0/{name}: expected an image"
+    ):
+        next(decoder.images([np.array([0])], largest=1))
+
+
+def test_threads_end_with_the_iteration(tmp_path):
+    grow_odd(tmp_path)
+    files = ImageFiles.of(tmp_path / "train" / "odd", ["grey.jpg"] * 50, [0] * 50)
+    batches = PillowDecoder(files, Unreadable(), workers=2).images(
+        np.arange(50).reshape(10, 5), largest=5
+    )
+    next(batches)
+    assert any(t.name.startswith("s3h-decode") for t in threading.enumerate())
+    batches.close()
+    assert not any(t.name.startswith("s3h-decode") for t in threading.enumerate())
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="unreadable: expected one of .* got 'drop'"):
+        Unreadable("drop")
+    with pytest.raises(ValueError, match="workers: expected at least 0, got -1"):
+        PillowDecoder(ImageFiles.of(".", [], []), Unreadable(), workers=-1)

@@ -1,0 +1,298 @@
+"""Photographs through the whole source: draws, order, ranks, resume, bad files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from s3h_ext.data import Feed, ImageSet, Stream, load_dataset
+from s3h_ext.data.decode import PillowDecoder, Unreadable, UnreadableImageError
+from s3h_ext.data.file_source import FileBatches, FileSource
+from s3h_ext.data.resident import ResidentSource
+from s3h_ext.ops import sample_view_boxes
+from s3h_ext.ops.view_constraints import Centre
+
+from .photographs import grow, grow_bad, grow_odd
+
+STREAMS = {
+    "contrast": Stream("instance-balanced", "supcon", views=2),
+    "classifier": Stream("class-balanced", "resized-crop-flip-gray"),
+    "again": Stream(recipe="montage-2x2", follows="contrast"),
+    "policy": Stream("square-root", "autoaugment+cutout"),
+}
+PAIR = {"pair": Stream(recipe="resized-crop-flip-jitter", views=2)}
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    root = grow(tmp_path_factory.mktemp("photographs"), split="train")
+    grow(root, (1, 1, 1), split="test")
+    return load_dataset("folder", root=root, size=16)
+
+
+def make(data, streams=PAIR, decoder=None, **changes):
+    arguments = {
+        "num_classes": data.num_classes,
+        "mean": data.mean,
+        "std": data.std,
+        "batch_size": 6,
+        "epochs": 3,
+        "seed": 0,
+    } | changes
+    decoder = decoder or PillowDecoder(data.train, Unreadable(), workers=2)
+    return FileSource(data.train, streams, decoder, **arguments)
+
+
+def assert_same_steps(first, second):
+    first, second = list(first), list(second)
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        assert one.keys() == other.keys()
+        for name, batch in one.items():
+            assert torch.equal(batch.indices, other[name].indices)
+            assert torch.equal(batch.labels, other[name].labels)
+            assert torch.equal(batch.images, other[name].images)
+            if batch.quadrants is not None:
+                for field in ("labels", "indices", "crops"):
+                    assert torch.equal(
+                        getattr(batch.quadrants, field),
+                        getattr(other[name].quadrants, field),
+                    )
+
+
+def test_images_of_one_size_give_the_bits_of_the_resident_source(tmp_path):
+    grow(tmp_path, suffix="png", size=(32, 32))
+    grow(tmp_path, (1, 1, 1), suffix="png", size=(32, 32), split="test")
+    data = load_dataset("folder", root=tmp_path, size=32)
+    decoder = PillowDecoder(data.train, Unreadable())
+    images = [decoder.image(i) for i in range(len(data.train))]
+    resident = ResidentSource(
+        ImageSet(torch.stack(images).numpy(), data.train.labels),
+        STREAMS,
+        num_classes=data.num_classes,
+        mean=data.mean,
+        std=data.std,
+        batch_size=6,
+        epochs=3,
+        seed=7,
+    )
+    source = make(data, STREAMS, seed=7)
+    assert source.steps_per_epoch == resident.steps_per_epoch == 3
+    assert_same_steps(source.epoch(1), resident.epoch(1))
+
+
+def test_every_image_once_an_epoch_over_the_ranks(photographs):
+    for world_size in (1, 2, 3):
+        sources = [
+            make(photographs, rank=rank, world_size=world_size, batch_size=6)
+            for rank in range(world_size)
+        ]
+        for epoch in range(3):
+            parts = [list(source.epoch(epoch)) for source in sources]
+            sizes = [[len(step["pair"].indices) for step in part] for part in parts]
+            assert np.ptp(sizes) <= 1 if world_size > 1 else True
+            found = torch.cat([step["pair"].indices for part in parts for step in part])
+            assert torch.equal(found.sort().values, torch.arange(17))
+
+
+def test_several_ranks_draw_what_one_draws(photographs):
+    streams = {name: s for name, s in STREAMS.items() if name != "again"}
+    whole = list(make(photographs, streams).epoch(2))
+    parts = [
+        list(make(photographs, streams, rank=rank, world_size=2).epoch(2))
+        for rank in range(2)
+    ]
+    for step, first, second in zip(whole, *parts, strict=True):
+        for name in streams:
+            images = torch.cat([first[name].images, second[name].images], dim=1)
+            assert torch.equal(step[name].images, images)
+
+
+def test_sibling_views_epochs_seeds_and_ranks_have_crops_of_their_own(photographs):
+    def views(**arguments):
+        epoch = arguments.pop("epoch", 0)
+        steps = make(
+            photographs, {"pair": Stream(recipe="supcon", views=2)}, **arguments
+        )
+        found = {}
+        for step in steps.epoch(epoch):
+            batch = step["pair"]
+            for row, index in enumerate(batch.indices.tolist()):
+                found[index] = batch.images[:, row]
+        return found
+
+    def differ(one, other):
+        # A crop and its mirror image are the same crop.
+        grey = [x.mean(0) for x in (one, other)]
+        assert not torch.allclose(grey[0], grey[1], atol=1e-3)
+        assert not torch.allclose(grey[0], grey[1].flip(-1), atol=1e-3)
+
+    first = views()
+    for pair in first.values():
+        differ(*pair)
+    for other in (views(epoch=1), views(seed=1)):
+        for index, pair in first.items():
+            differ(pair[0], other[index][0])
+
+
+def test_one_image_under_many_names_is_cropped_anew_each_time(tmp_path):
+    for split in ("train", "test"):
+        grow(tmp_path, (2, 2), split=split)
+    first, *others = sorted((tmp_path / "train").rglob("*.jpg"))
+    for path in others:
+        path.write_bytes(first.read_bytes())
+    data = load_dataset("folder", root=tmp_path, size=16)
+    ranks = [make(data, rank=rank, world_size=2, batch_size=4) for rank in range(2)]
+    views = torch.cat(
+        [step["pair"].images for source in ranks for step in source.epoch(0)], dim=1
+    ).flatten(0, 1)
+    assert len(views) == 8
+    assert len({view.numpy().tobytes() for view in views}) == 8
+
+
+@pytest.mark.parametrize("start", [1, 2, 3])
+def test_an_epoch_entered_in_the_middle_is_its_tail(photographs, start):
+    whole = list(make(photographs, STREAMS).epoch(1))
+    assert_same_steps(whole[start:], make(photographs, STREAMS).epoch(1, start))
+
+
+def test_workers_change_nothing(photographs):
+    steps = [
+        make(
+            photographs,
+            STREAMS,
+            PillowDecoder(photographs.train, Unreadable(), workers=workers),
+        ).epoch(0)
+        for workers in (1, 4)
+    ]
+    assert_same_steps(*steps)
+
+
+def bad_folder(root):
+    grow(root, (9, 5))
+    sizes = grow_odd(root)
+    bad = grow_bad(root)
+    grow(root, (2, 1), split="test")
+    return load_dataset("folder", root=root, size=16), sizes, bad
+
+
+def test_odd_images_are_shown_and_bad_ones_left_out_and_counted(tmp_path):
+    data, sizes, bad = bad_folder(tmp_path)
+    whole = 14 + len(sizes)
+    assert len(data.train) == whole + len(bad)
+    feed = Feed(unreadable="skip")
+    source = feed.training(data, STREAMS, batch_size=8, epochs=2, seed=0)
+    for epoch in range(2):
+        shown = []
+        for step in source.epoch(epoch):
+            for name, batch in step.items():
+                assert batch.images.isfinite().all()
+                assert batch.images.shape[1] == len(batch.indices) == len(batch.labels)
+                assert np.array_equal(batch.labels, data.train.labels[batch.indices])
+                read = {Path(data.train.name(i)).name for i in batch.indices.tolist()}
+                assert not read & bad, name
+            shown += step["contrast"].indices.tolist()
+        assert len(shown) == len(set(shown)) == whole
+    assert {Path(path).name for path in feed.met.found} == bad
+    fallen, drawn = source.fallbacks()["contrast"]
+    assert drawn == 2 * 2 * whole
+    assert fallen > 0  # a line of 60 pixels has no crop of ratio 3/4 to 4/3
+
+
+def test_the_first_bad_file_ends_the_epoch_by_its_path(tmp_path):
+    data, _, bad = bad_folder(tmp_path)
+    source = Feed().training(data, PAIR, batch_size=8, epochs=2, seed=0)
+    with pytest.raises(
+        UnreadableImageError, match=rf"class 0/({'|'.join(bad)}): expec"
+    ):
+        list(source.epoch(0))
+
+
+def test_a_batch_without_any_image_ends_the_epoch(tmp_path):
+    data, _, _ = bad_folder(tmp_path)
+    source = Feed(unreadable="skip").training(
+        data, PAIR, batch_size=1, epochs=2, seed=0
+    )
+    with pytest.raises(UnreadableImageError, match="none of the 1 images of step"):
+        list(source.epoch(0))
+
+
+def test_evaluation_shows_the_centre_of_every_image_in_order(photographs):
+    files = photographs.train
+    feed = Feed()
+    batches = feed.evaluation(files, photographs, batch_size=5)
+    assert isinstance(batches, FileBatches)
+    assert len(batches) == 4
+    found = list(batches)
+    assert [len(batch.indices) for batch in found] == [5, 5, 5, 2]
+    assert torch.cat([b.indices for b in found]).tolist() == list(range(17))
+    assert np.array_equal(torch.cat([b.labels for b in found]), files.labels)
+    image = PillowDecoder(files, Unreadable()).image(6)
+    top, left, height, width = sample_view_boxes(
+        tuple(image.shape[:2]),
+        Centre(224 / 256),
+        seed=0,
+        epoch=0,
+        sample_index=torch.tensor([0]),
+        view=0,
+    ).box[0]
+    crop = image[top : top + height, left : left + width].permute(2, 0, 1)[None] / 255
+    expected = torch.nn.functional.interpolate(
+        crop, size=(16, 16), mode="bilinear", antialias=True
+    )
+    mean, std = (
+        torch.tensor(x).view(3, 1, 1) for x in (photographs.mean, photographs.std)
+    )
+    view = found[1].images[0, 1] * std + mean
+    assert (view - expected[0]).abs().max() < 0.005
+
+
+def test_evaluation_leaves_bad_images_out(tmp_path):
+    data, sizes, bad = bad_folder(tmp_path)
+    feed = Feed(unreadable="skip")
+    batches = list(feed.evaluation(data.train, data, batch_size=1))
+    assert len(batches) == 14 + len(sizes)
+    assert len(feed.met.found) == len(bad)
+
+
+def test_bad_arguments_are_refused(photographs):
+    for changes, message in (
+        ({"rank": 2, "world_size": 2}, "rank: expected 0 <= rank < 2, got 2"),
+        ({"batch_size": 2, "world_size": 3}, "batch_size: expected at least one image"),
+        ({"seed": -1}, "seed: expected"),
+        ({"epochs": 0}, "epochs: expected at least 1"),
+        ({"streams": {}}, "streams: expected 1 to 64, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(photographs, **changes)
+    with pytest.raises(ValueError, match="start_step: expected 0 .. 3, got 4"):
+        make(photographs).epoch(0, 4)
+    with pytest.raises(ValueError, match="epoch: expected 0 <= epoch < 3, got 3"):
+        make(photographs).epoch(3)
+    with pytest.raises(ValueError, match="the images of folder need pil"):
+        Feed("resident").training(photographs, PAIR, batch_size=2, epochs=1, seed=0)
+    digits = load_dataset("digits-lt")
+    with pytest.raises(ValueError, match="the images of digits-lt need resident"):
+        Feed("pil").evaluation(digits.test, digits, batch_size=2)
+    with pytest.raises(ValueError, match="source: expected one of .* got 'tf'"):
+        Feed("tf")
+
+
+def resident_megabytes():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096 / 2**20
+
+
+def test_memory_stays_flat(tmp_path):
+    grow(tmp_path, (8, 8), size=(200, 300))
+    grow(tmp_path, (1, 1), split="test")
+    data = load_dataset("folder", root=tmp_path, size=64)
+    source = make(data, batch_size=8, epochs=100)
+    sizes = []
+    for epoch in range(60):
+        for _ in source.epoch(epoch):
+            pass
+        sizes.append(resident_megabytes())
+    # 100 more batches of 1.4 MB of pixels.
+    assert max(sizes[10:]) - max(sizes[:10]) < 15

@@ -1,0 +1,114 @@
+"""Image folders: classes by their names, splits, cuts, held-out images."""
+
+import numpy as np
+import pytest
+
+from s3h_ext.data import load_dataset
+from s3h_ext.data.__main__ import main
+
+SIZES = {"Zwiebel": 20, "äpfel": 9, "red onion": 4, "1": 2}
+
+
+def grow(root, sizes=SIZES, prefix=""):
+    for name, count in sizes.items():
+        folder = root / prefix / name
+        (folder / "deeper").mkdir(parents=True)
+        for number in range(count):
+            where = folder / "deeper" if number % 3 == 2 else folder
+            (where / f"{name} {number}.jpg").touch()
+        (folder / "notes.txt").touch()
+        (folder / ".hidden.jpg").touch()
+    (root / prefix / ".git").mkdir()
+    return root
+
+
+def names(files):
+    return [files.name(i) for i in range(len(files))]
+
+
+def test_classes_keep_their_names_and_images_are_found(tmp_path):
+    data = load_dataset("folder", root=grow(tmp_path), test_fraction=0.25)
+    assert data.class_names == ("1", "Zwiebel", "red onion", "äpfel")
+    assert data.class_counts.tolist() == [1, 15, 3, 7]
+    found = sorted(names(data.train) + names(data.test))
+    assert len(found) == sum(SIZES.values())
+    assert "red onion/deeper/red onion 2.jpg" in found
+    assert not any("notes" in name or "hidden" in name for name in found)
+    for files in (data.train, data.test):
+        for i, label in enumerate(files.labels):
+            assert files.name(i).startswith(f"{data.class_names[label]}/")
+            assert files.path(i).is_file()
+
+
+def test_held_out_images_are_always_the_same_and_it_is_said(tmp_path):
+    grow(tmp_path)
+    first = load_dataset("folder", root=tmp_path, seed=0)
+    second = load_dataset("folder", root=tmp_path, seed=1)
+    assert names(first.test) == names(second.test)
+    assert set(names(first.test)).isdisjoint(names(first.train))
+    assert np.bincount(first.test.labels).tolist() == [0, 4, 1, 2]
+    assert (
+        f"{tmp_path} has no test split: 7 images, 0.2 of each class" in first.notes[0]
+    )
+    held = load_dataset("folder", root=tmp_path, val_fraction=0.25, seed=0)
+    other = load_dataset("folder", root=tmp_path, val_fraction=0.25, seed=1)
+    assert names(held.val) != names(other.val)
+    assert sorted(names(held.val) + names(held.train)) == sorted(names(first.train))
+
+
+def test_a_folder_is_cut_to_a_profile(tmp_path):
+    grow(tmp_path, {"a": 40, "b": 100, "c": 30, "d": 60})
+    grow(tmp_path / "set", prefix="train", sizes={"a": 40, "b": 100, "c": 30, "d": 60})
+    grow(tmp_path / "set", prefix="test", sizes={"a": 2, "c": 1})
+    root = tmp_path / "set"
+    data = load_dataset("folder", root=root, imbalance=20)
+    # 100 * 20 ** (-k / 3) over b, d, a, c
+    assert data.class_counts.tolist() == [13, 100, 5, 36]
+    assert data.test.labels.tolist() == [0, 0, 2]
+    step = load_dataset("folder", root=root, imbalance=20, profile="step")
+    assert step.class_counts.tolist() == [5, 100, 5, 60]
+    less = load_dataset("folder", root=root, imbalance=100)
+    assert set(names(less.train)) < set(names(data.train))
+
+
+def test_splits_of_a_folder(tmp_path):
+    for split in ("train", "val"):
+        grow(tmp_path, prefix=split)
+    data = load_dataset("folder", root=tmp_path)
+    assert data.val is None
+    assert names(data.test)[0].startswith("val/1/")
+    assert data.notes == (f"{tmp_path / 'val'} is the test split",)
+    grow(tmp_path, prefix="test")
+    data = load_dataset("folder", root=tmp_path)
+    assert names(data.test)[0].startswith("test/1/")
+    assert names(data.val)[0].startswith("val/1/")
+    assert data.notes == ()
+
+
+def test_folders_that_cannot_be_used_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="root: expected a folder of images"):
+        load_dataset("folder", root=tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="expected a folder for each class"):
+        load_dataset("folder", root=tmp_path)
+    grow(tmp_path, prefix="train")
+    (tmp_path / "test" / "other").mkdir(parents=True)
+    (tmp_path / "test" / "äpfel").mkdir()
+    with pytest.raises(ValueError, match="training images, got 'other' as well"):
+        load_dataset("folder", root=tmp_path)
+    (tmp_path / "test" / "other").rename(tmp_path / "test" / "1")
+    with pytest.raises(ValueError, match="test: expected images, found none"):
+        load_dataset("folder", root=tmp_path)
+    (tmp_path / "train" / "empty").mkdir()
+    with pytest.raises(ValueError, match="every class, found none of 'empty'"):
+        load_dataset("folder", root=tmp_path)
+
+
+def test_check_counts_and_says_which_factors_can_be_cut(tmp_path, capsys):
+    grow(tmp_path, {"a": 40, "b": 100, "c": 30})
+    assert main(["check", "folder", "--root", str(tmp_path), "--imbalance", "10"]) == 0
+    text = capsys.readouterr().out
+    assert "train: 136 images, 80 to 24 a class, 3 classes" in text
+    assert "has no test split: 34 images" in text
+    assert "can be cut: 10, 20, 50" in text
+    assert main(["check", "folder", "--root", str(tmp_path / "a")]) == 1
+    assert "Lay the images out as ROOT/CLASS/IMAGE" in capsys.readouterr().out

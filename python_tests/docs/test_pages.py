@@ -1,0 +1,114 @@
+"""Links, code blocks and commands of the documentation."""
+
+import importlib.util
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from s3h_ext.training.options import preset_names
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
+#: Pages whose Python blocks are one program, from top to bottom.
+PROGRAMS = ["README.md", "docs/extending.md", "docs/your-trainer.md"]
+FENCE = re.compile(
+    r"(?P<mark><!-- not run:[^\n]*-->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def blocks(page, language):
+    """The blocks of a language that are not marked as not to be run."""
+    return [
+        found["code"]
+        for found in FENCE.finditer(page.read_text(encoding="utf-8"))
+        if found["language"] == language and not found["mark"]
+    ]
+
+
+def anchors(page):
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h).lower().replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = target.partition("#")
+        place = page.parent / name if name else page
+        assert place.exists(), f"{page.name}: {target}"
+        if anchor:
+            assert anchor in anchors(place), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_name_modules_and_presets_that_exist(page):
+    for code in blocks(page, "bash"):
+        for module in re.findall(r"-m (s3h_ext[\w.]*)", code):
+            assert importlib.util.find_spec(module), f"{page.name}: {module}"
+        for preset in re.findall(r"--preset ([\w/-]+)", code):
+            assert preset in {*preset_names(), "NAME"}, f"{page.name}: {preset}"
+
+
+class StandIn(nn.Module):
+    """What of timm's models a contrastive branch uses."""
+
+    num_features = 8
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.stem = nn.Conv2d(3, self.num_features, 3, 2)
+        self.fc = nn.Linear(self.num_features, num_classes)
+
+    def forward_features(self, images):
+        return self.stem(images).relu()
+
+    def forward_head(self, maps, pre_logits=False):
+        pooled = maps.mean((2, 3))
+        return pooled if pre_logits else self.fc(pooled)
+
+
+@pytest.fixture
+def stand_in_for_timm(monkeypatch):
+    module = types.ModuleType("timm")
+    module.create_model = lambda name, pretrained, num_classes: StandIn(num_classes)
+    monkeypatch.setitem(sys.modules, "timm", module)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.usefixtures("stand_in_for_timm")
+@pytest.mark.filterwarnings("ignore")  # other packages' own
+def test_python_blocks_run(name, tmp_path, monkeypatch):
+    if name.endswith("your-trainer.md"):
+        pytest.importorskip("pytorch_lightning")
+    monkeypatch.chdir(tmp_path)
+    # Classes of the page name their module.
+    page = types.ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", page)
+    code = blocks(ROOT / name, "python")
+    assert code
+    for number, block in enumerate(code):
+        exec(compile(block, f"{name}, block {number + 1}", "exec"), vars(page))
+
+
+def test_supcontrast_is_a_factor_away():
+    """What the page says of SupContrast's temperature / base_temperature."""
+    from s3h_ext.losses import SupConLoss
+
+    z = nn.functional.normalize(torch.randn(6, 2, 8), dim=-1)
+    labels = torch.tensor([0, 1, 0, 2, 1, 1])
+    rows, every = z.transpose(0, 1).flatten(0, 1), labels.repeat(2)
+    scores = rows @ rows.T / 0.1
+    others = ~torch.eye(12, dtype=torch.bool)
+    log_share = scores - scores.masked_fill(~others, -torch.inf).logsumexp(1, True)
+    positive = (every[:, None] == every) & others
+    theirs = -(0.1 / 0.07) * (log_share * positive).sum(1) / positive.sum(1)
+    torch.testing.assert_close(SupConLoss(0.1)(z, labels) * (0.1 / 0.07), theirs.mean())

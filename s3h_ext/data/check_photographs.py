@@ -1,0 +1,108 @@
+"""Looks at photographs on the disk: which lists, how many images, what is missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from s3h_ext.data.files import ImageFiles
+from s3h_ext.data.lists import LISTED, blob_hash
+from s3h_ext.data.photographs import read_photographs
+
+__all__ = ["HOW_TO_GET", "Findings", "look_at_photographs"]
+
+#: What a person has to do to have the data, by data set.
+HOW_TO_GET = {
+    "imagenet-lt": "Get ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from "
+    "https://image-net.org (an account is needed), unpack them to train/WNID/*.JPEG "
+    "and val/WNID/*.JPEG in the root, and put ImageNet_LT_{train,val,test}.txt next to "
+    "them; see docs/photographs.md",
+    "inat18": "Get train_val2018.tar.gz from "
+    "https://github.com/visipedia/inat_comp/tree/master/2018, unpack it to "
+    "train_val2018/ in the root, and put iNaturalist18_{train,val}.txt next to it; see "
+    "docs/photographs.md",
+    "places-lt": "Get Places365-Standard (256 x 256, 'easy directory structure') from "
+    "http://places2.csail.mit.edu, unpack it to train/ and val/ in the root, and put "
+    "Places_LT_{train,val,test}.txt next to them; see docs/photographs.md",
+    "folder": "Lay the images out as ROOT/CLASS/IMAGE, or as "
+    "ROOT/{train,val,test}/CLASS/IMAGE",
+}
+
+
+@dataclass
+class Findings:
+    """What was found; the fields are those of :class:`~.check.CheckReport`."""
+
+    lines: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    official: bool | None = None
+    class_counts: list[int] = field(default_factory=list)
+
+
+def look_at_photographs(name: str, root: Path, lists: Path | None = None) -> Findings:
+    """Looks at a data set of photographs; it does not raise for what it finds.
+
+    Every file of every split must be there; none is opened.
+
+    Args:
+        name: One of :data:`~.photographs.PHOTOGRAPHS`.
+        root: Folder of the images.
+        lists: Folder of the list files; ``None`` for ``root``.
+    """
+    found = Findings()
+    if name in LISTED:
+        _look_at_lists(name, lists or root, found)
+    try:
+        data = read_photographs(name, root, lists=lists)
+    except (ValueError, OSError) as error:
+        found.problems.append(f"{error}. {HOW_TO_GET[name]}")
+        return found
+    found.lines += data.notes
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    for split, files in splits.items():
+        if files is not None:
+            _look_at_split(split, files, len(data.class_names), found)
+    counts = np.bincount(data.train.labels, minlength=len(data.class_names))
+    found.class_counts = counts.tolist()
+    return found
+
+
+def _look_at_lists(name: str, folder: Path, found: Findings) -> None:
+    verdicts = []
+    for split, standard in LISTED[name].lists.items():
+        path = folder / standard.file
+        if not path.is_file():
+            found.lines.append(f"{split}: there is no {path}")
+            continue
+        same = blob_hash(path.read_bytes()) == standard.blob
+        verdicts.append(same)
+        if standard.blob is None:
+            verdict = f"its hash is not known here; {standard.images} lines expected"
+            verdicts.pop()
+        else:
+            verdict = "the standard list" if same else "not the standard list"
+        found.lines.append(f"{split}: {path}: {verdict}")
+    found.official = all(verdicts) if verdicts else None
+
+
+def _look_at_split(
+    split: str, files: ImageFiles, classes: int, found: Findings
+) -> None:
+    counts = np.bincount(files.labels, minlength=classes)
+    shape = (
+        f"{counts[0]} of each of {classes} classes"
+        if counts.min() == counts.max()
+        else f"{counts.max()} to {counts.min()} a class, {classes} classes"
+    )
+    if split == "train":
+        many, few = int((counts > 100).sum()), int((counts < 20).sum())
+        shape += f" ({many} many, {classes - many - few} medium, {few} few)"
+    found.lines.append(f"{split}: {len(files)} images, {shape}")
+    missing = [i for i in range(len(files)) if not files.path(i).is_file()]
+    if missing:
+        found.problems.append(
+            f"{split}: {len(missing)} of {len(files)} images are not there, the first "
+            f"is {files.path(missing[0])}"
+        )

@@ -1,0 +1,110 @@
+"""Image folders: a folder for each class, named as it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s3h_ext.data.files import ImageFiles
+
+__all__ = ["EXTENSIONS", "class_folders", "read_folder", "split_folders"]
+
+#: Files with other extensions are not taken for images.
+EXTENSIONS = frozenset(
+    ".jpg .jpeg .png .bmp .webp .tif .tiff .gif .ppm .pgm .jfif".split()
+)
+SPLITS = ("train", "val", "test")
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """Returns where the splits of a folder are.
+
+    Returns:
+        ``root/train`` and, where they are there, ``root/val`` and ``root/test``; or the
+        root itself as ``"train"`` where it has no folder ``train``. A ``val`` without a
+        ``test`` is returned as ``"test"``, the way ImageNet is published.
+
+    Raises:
+        FileNotFoundError: ``root`` is no folder.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"root: expected a folder of images, got {root}")
+    if not (root / "train").is_dir():
+        return {"train": root}
+    found = {split: root / split for split in SPLITS if (root / split).is_dir()}
+    if "test" not in found and "val" in found:
+        found["test"] = found.pop("val")
+    return found
+
+
+def class_folders(root: Path) -> tuple[str, ...]:
+    """Returns the names of the classes: the folders in ``root``, sorted, none hidden.
+
+    Raises:
+        FileNotFoundError: ``root`` holds no folder, or only one.
+    """
+    names = _folders(root)
+    if len(names) < 2:
+        raise FileNotFoundError(
+            f"root: expected a folder for each class in {root}, found {len(names)}"
+        )
+    return tuple(sorted(names))
+
+
+def _folders(root: Path) -> list[str]:
+    with os.scandir(root) as entries:
+        return [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
+
+
+def read_folder(
+    root: Path, classes: Sequence[str], *, relative_to: Path | None = None
+) -> ImageFiles:
+    """Lists the images of an image folder, class by class and sorted by name.
+
+    Args:
+        root: The folder of the classes' folders, which may hold folders themselves.
+        classes: The classes' names; the place of a name is its label.
+        relative_to: What the paths are to be relative to; ``None`` for ``root``.
+
+    Raises:
+        ValueError: ``root`` holds a class that is not among ``classes``.
+    """
+    unknown = sorted(set(_folders(root)) - set(classes))
+    if unknown:
+        raise ValueError(
+            f"{root}: expected the classes of the training images, got "
+            f"{', '.join(map(repr, unknown[:5]))} as well"
+        )
+    base = root if relative_to is None else relative_to
+    prefix = "" if base == root else f"{root.relative_to(base)}/"
+    names, labels = [], []
+    for label, name in enumerate(classes):
+        found = sorted(_images(root / name, f"{prefix}{name}/"))
+        names += found
+        labels += [label] * len(found)
+    return ImageFiles.of(base, names, labels)
+
+
+def _images(folder: Path, prefix: str) -> Iterator[str]:
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _images(folder / entry.name, f"{prefix}{entry.name}/")
+            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+                yield prefix + entry.name
+
+
+def empty_classes(
+    labels: NDArray[np.int64], classes: Sequence[str], limit: int = 5
+) -> list[str]:
+    """Returns the names of the classes without an image, at most ``limit``."""
+    counts = np.bincount(labels, minlength=len(classes))
+    return [classes[label] for label in np.flatnonzero(counts == 0)[:limit].tolist()]
