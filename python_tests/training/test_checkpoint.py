@@ -1,3 +1,4 @@
+import copy
 import os
 import pickle
 
@@ -8,10 +9,12 @@ from s3h_ext.training import checkpoint as module
 from s3h_ext.training.checkpoint import (
     CheckpointError,
     checkpoint_paths,
+    differences,
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
+from s3h_ext.training.options import parse_options
 
 CONFIG = {"optim": {"lr": 0.1}, "seed": 0, "output": "a"}
 
@@ -103,6 +106,17 @@ def test_other_options_are_refused_by_name_but_paths_may_differ(tmp_path):
     assert latest_checkpoint(tmp_path, {**CONFIG, "output": "b"}) is not None
     with pytest.raises(CheckpointError, match="optim.lr was 0.1, is 0.2"):
         latest_checkpoint(tmp_path, {**CONFIG, "optim": {"lr": 0.2}})
+
+
+def test_a_run_from_before_photographs_can_go_on():
+    _, record, _ = parse_options([])
+    old = copy.deepcopy(record)
+    for name in ("source", "workers", "unreadable", "lists", "test_fraction"):
+        old["data"].pop(name, None)
+    old["model"].pop("weights", None)
+    assert differences(old, record) == []
+    _, record, _ = parse_options(["--data.test_fraction", "0.5"])
+    assert differences(old, record) == ["data.test_fraction was None, is 0.5"]
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
