@@ -1,5 +1,6 @@
 """The supervised contrastive loss in one operation, against its oracle."""
 
+import doctest
 import math
 import os
 import subprocess
@@ -9,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s3h_ext.ops import supervised_contrastive
+from s3h_ext.ops import supcon, supervised_contrastive
 from s3h_ext.ops.reference import supervised_contrastive_dense as dense
 
 REDUCTIONS = ["mean", "sum", "none"]
@@ -252,3 +253,7 @@ def test_other_instruction_sets(level):
         env=os.environ | {"S3H_CPU_LEVEL": level},
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_examples():
+    assert doctest.testmod(supcon).failed == 0
