@@ -30,17 +30,23 @@ from s3h_ext.training.options import parse_options
 from s3h_ext.training.trainer import Trainer
 
 
-class SmallBackbone(nn.Sequential):
+class SmallBackbone(nn.Module):
     """Two convolutions and batch norms: the machine's time goes elsewhere."""
 
     feature_dim = 16
 
     def __init__(self):
-        super().__init__(
+        super().__init__()
+        self.layers = nn.Sequential(
             *(nn.Conv2d(3, 8, 4, 4, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
             *(nn.Conv2d(8, 16, 4, 4, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
-            *(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
         )
+
+    def feature_map(self, images):
+        return self.layers(images)
+
+    def forward(self, images):
+        return self.feature_map(images).mean((2, 3))
 
 
 def small_model(name, num_classes, *, classifier, scale, in_channels):
@@ -59,6 +65,8 @@ RUNS = {
     "cb-ce": ["--preset", "digits-lt/cb-ce"],
     "hybrid-sc": ["--preset", "digits-lt/hybrid-sc"],
     "hybrid-psc": ["--preset", "digits-lt/hybrid-psc"],
+    "bcl": ["--preset", "digits-lt/bcl"],
+    "s3h": ["--preset", "digits-lt/s3h"],
     "cws": ["--preset", "digits-lt/cws", "--method.split_from", "0"],
     "cws-reduced": [
         *["--preset", "digits-lt/cws", "--method.split_from", "0"],
@@ -97,7 +105,11 @@ def double_run(folder, name, world=None):
 
     def note(*_):
         if not gradients:
-            gradients.update((n, p.grad.clone()) for n, p in method.named_parameters())
+            gradients.update(
+                (name, parameter.grad.clone())
+                for name, parameter in method.named_parameters()
+                if parameter.requires_grad
+            )
 
     trainer.optimizer.register_step_pre_hook(note)
     trainer.fit()
@@ -213,7 +225,7 @@ def main():
     world, _ = join_world("cpu", DistributedConfig(timeout=120))
     check_gather(world)
     check_losses(world)
-    for name in RUNS:
+    for name in sys.argv[2:] or RUNS:
         found = double_run(folder / name, name, world)
         states = world.gather(found["state"])
         for key, value in states[0].items():

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["JointBatchNorm2d", "average_statistics", "synchronise_batch_norm"]
+__all__ = ["JointBatchNorm", "average_statistics", "synchronise_batch_norm"]
 
 
-class JointBatchNorm2d(nn.BatchNorm2d):
+class JointBatchNorm(_BatchNorm):
     """Batch norm over the batches of all processes, on any device.
 
     PyTorch's own ``SyncBatchNorm`` runs on GPUs alone. Mean and variance are taken one
@@ -19,12 +20,20 @@ class JointBatchNorm2d(nn.BatchNorm2d):
     of one process with the joint batch have.
     """
 
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim not in (2, 4):
+            raise ValueError(
+                f"input: expected 2 or 4 dimensions, got {list(input.shape)}"
+            )
+
     def forward(self, input: Tensor) -> Tensor:
-        """Return the normalised ``[B, C, H, W]``."""
+        """Return the normalised ``[B, C, ...]``."""
+        self._check_input_dim(input)
         if not (self.training and dist.is_available() and dist.is_initialized()):
             return super().forward(input)
         x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
-        axes, shape = (0, 2, 3), (1, -1, 1, 1)
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]
         sums = torch.cat((x.sum(axes), x.new_tensor([x.numel() / x.shape[1]])))
         sums = _sum_over_processes(sums)
         count = sums[-1].detach()
@@ -42,7 +51,7 @@ class JointBatchNorm2d(nn.BatchNorm2d):
                 self.running_var.lerp_(
                     unbiased.to(self.running_var.dtype), self.momentum
                 )
-        result = centred * (variance + self.eps).rsqrt().view(shape)
+        result: Tensor = centred * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
             result = result * self.weight.view(shape) + self.bias.view(shape)
         return result.to(input.dtype)
@@ -72,15 +81,16 @@ def synchronise_batch_norm(module: nn.Module, device: torch.device) -> None:
     """Make the batch norms in ``module`` take the statistics of the joint batch.
 
     On GPUs they become PyTorch's ``SyncBatchNorm``, elsewhere
-    :class:`JointBatchNorm2d`; weights, statistics and names stay.
+    :class:`JointBatchNorm`; weights, statistics and names stay.
     """
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(module)
         return
     for parent in list(module.modules()):
         for name, child in parent.named_children():
-            if type(child) is nn.BatchNorm2d:
-                joint = JointBatchNorm2d(
+            if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
+                assert isinstance(child, _BatchNorm)
+                joint = JointBatchNorm(
                     child.num_features,
                     eps=child.eps,
                     momentum=child.momentum,
@@ -102,7 +112,7 @@ def average_statistics(module: nn.Module) -> None:
     tracked = [
         statistic
         for norm in module.modules()
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        if isinstance(norm, _BatchNorm)
         for statistic in (norm.running_mean, norm.running_var)
         if statistic is not None
     ]
