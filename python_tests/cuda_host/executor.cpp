@@ -268,6 +268,12 @@ void any_of(const int* in, int* out) {
   for (int i = 0; i < 32; ++i) out[i] = any;
 }
 
+void ballot(const int* in, uint32_t* out) {
+  uint32_t bits = 0;
+  for (int i = 0; i < 32; ++i) bits |= (in[i] != 0 ? 1u : 0u) << i;
+  for (int i = 0; i < 32; ++i) out[i] = bits;
+}
+
 void nothing(const int*, int*) {}
 
 void spread_matrices(const Fragments* rows, Fragments* out) {
