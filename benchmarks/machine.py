@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import atexit
 import functools
+import math
+import resource
 import shutil
 import subprocess
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,3 +62,35 @@ def processor() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return "unknown"
+
+
+def timings(call: Callable[[], object], budget: float) -> list[float]:
+    """Sorted milliseconds of single calls, for about ``budget`` seconds."""
+    call()
+    start = time.perf_counter()
+    call()
+    once = time.perf_counter() - start
+    times = []
+    for _ in range(max(3, min(40, int(budget / max(once, 1e-6))))):
+        start = time.perf_counter()
+        call()
+        times.append(1e3 * (time.perf_counter() - start))
+    return sorted(times)
+
+
+def peak_extra(call: Callable[[], object]) -> float:
+    """MiB that one more call adds to the resident set, at its highest.
+
+    Memory that is kept from one call to the next was there before.
+    """
+    clear = Path("/proc/self/clear_refs")
+    if not clear.exists():
+        return math.nan
+    clear.write_text("5")
+    before = resource.getpagesize() * int(
+        Path("/proc/self/statm").read_text().split()[1]
+    )
+    call()
+    status = Path("/proc/self/status").read_text()
+    high = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return (int(high.split()[1]) * 1024 - before) / 2**20

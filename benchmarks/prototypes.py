@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.similarity import peak_extra, timings
+from benchmarks.machine import peak_extra, timings
 from s3h_ext.ops import (
     PrototypeUpdate,
     accumulate_prototypes,

@@ -2,9 +2,7 @@
 // live in s3h_ext/ops/prototypes.py.
 #include "../cpu/prototypes.h"
 
-#include <initializer_list>
-
-#include "tensors.h"
+#include "prototype_inputs.h"
 #include "threads.h"
 
 namespace {
@@ -17,10 +15,7 @@ Metric metric_of(bool cosine) {
 }
 
 // Checks that the offsets rise from 0 to `rows`.
-Tensor checked_offsets(const Tensor& offsets_in, int64_t rows) {
-  STD_TORCH_CHECK(offsets_in.dim() == 1 && offsets_in.size(0) >= 1,
-                  "offsets must be [C + 1]");
-  const Tensor offsets = as_contiguous(offsets_in, ScalarType::Long);
+void check_offsets(const Tensor& offsets, int64_t rows) {
   const int64_t classes = offsets.size(0) - 1;
   const int64_t* at = data<int64_t>(offsets);
   STD_TORCH_CHECK(at[0] == 0 && at[classes] == rows,
@@ -29,80 +24,38 @@ Tensor checked_offsets(const Tensor& offsets_in, int64_t rows) {
   for (int64_t c = 0; c < classes; ++c)
     STD_TORCH_CHECK(at[c] < at[c + 1], "offsets must rise: class ", c,
                     " has no row");
-  return offsets;
 }
 
-const Tensor& state(const Tensor& tensor, ScalarType type, int64_t rows,
-                    int64_t depth, const char* name) {
-  STD_TORCH_CHECK(tensor.is_cpu(), "every tensor must be on the CPU");
-  STD_TORCH_CHECK(tensor.scalar_type() == type, name,
-                  " must be float32, or float64 beside float64");
-  const bool vector = depth < 0;
-  STD_TORCH_CHECK(tensor.dim() == (vector ? 1 : 2) && tensor.size(0) == rows &&
-                      (vector || tensor.size(1) == depth),
-                  name, " does not have the shape of the state");
-  return tensor;
-}
-
-void require_contiguous(std::initializer_list<Tensor> tensors,
-                        const char* what) {
-  for (const Tensor& tensor : tensors)
-    STD_TORCH_CHECK(tensor.is_contiguous(), what, " must be contiguous");
-}
-
-// The results are written into buffers of the caller's: they are as large as
-// the state, and fresh memory for them in each step costs more than the work.
-Tensor accumulate_prototypes(const Tensor& features_in, const Tensor& labels_in,
-                             const Tensor& prototypes_in,
-                             const Tensor& masses_in, const Tensor& offsets_in,
-                             const Tensor& sums, const Tensor& counts,
-                             const Tensor& far_distances,
+Tensor accumulate_prototypes(const Tensor& features, const Tensor& labels,
+                             const Tensor& prototypes, const Tensor& masses,
+                             const Tensor& offsets, const Tensor& sums,
+                             const Tensor& counts, const Tensor& far_distances,
                              const Tensor& far_features, bool cosine) {
-  STD_TORCH_CHECK(features_in.dim() == 2, "features must be [N, D]");
-  STD_TORCH_CHECK(prototypes_in.dim() == 2, "prototypes must be [S, D]");
-  const ScalarType stored = features_in.scalar_type();
-  STD_TORCH_CHECK(stored == ScalarType::Float || stored == ScalarType::Double ||
-                      stored == ScalarType::BFloat16 ||
-                      stored == ScalarType::Half,
-                  "features must be float32, float64, bfloat16 or float16");
-  const ScalarType type =
-      stored == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  const int64_t n = features_in.size(0), depth = features_in.size(1);
-  const int64_t rows = prototypes_in.size(0);
-  const Tensor features = as_contiguous(features_in, stored);
-  const Tensor labels = *vector_of(labels_in, n, ScalarType::Long, "labels");
-  const Tensor prototypes = as_contiguous(
-      state(prototypes_in, type, rows, depth, "prototypes"), type);
-  const Tensor masses =
-      as_contiguous(state(masses_in, type, rows, -1, "masses"), type);
-  const Tensor offsets = checked_offsets(offsets_in, rows);
-  const int64_t classes = offsets.size(0) - 1;
-  const int64_t* label = data<int64_t>(labels);
-  for (int64_t i = 0; i < n; ++i)
-    STD_TORCH_CHECK(label[i] < classes, "labels must be below ", classes,
+  const AccumulateInputs in(features, labels, prototypes, masses, offsets, sums,
+                            counts, far_distances, far_features);
+  check_offsets(in.offsets, in.rows);
+  const int64_t* label = pointer<int64_t>(in.labels);
+  for (int64_t i = 0; i < in.n; ++i)
+    STD_TORCH_CHECK(label[i] < in.classes, "labels must be below ", in.classes,
                     ", the number of classes; labels[", i, "] is ", label[i]);
-  require_contiguous({sums, counts, far_distances, far_features}, "out");
-  state(sums, type, rows, depth, "out.sums");
-  state(counts, type, rows, -1, "out.counts");
-  state(far_distances, type, classes, -1, "out.far_distances");
-  state(far_features, type, classes, depth, "out.far_features");
 
   const Tensor assignments =
-      torch::stable::new_empty(labels, {n}, ScalarType::Long);
+      torch::stable::new_empty(*in.labels, {in.n}, ScalarType::Long);
   const auto call = [&]<typename T, typename Element>() {
     s3h::cpu::accumulate_prototypes<T, Element>(
-        {metric_of(cosine), data<Element>(features), label, data<T>(prototypes),
-         data<T>(masses), data<int64_t>(offsets), n, classes, depth},
+        {metric_of(cosine), data<Element>(in.features), label,
+         data<T>(in.prototypes), data<T>(in.masses), data<int64_t>(in.offsets),
+         in.n, in.classes, in.depth},
         torch_threads(),
-        {mutable_data<int64_t>(assignments), mutable_data<T>(sums),
-         mutable_data<T>(counts), mutable_data<T>(far_distances),
-         mutable_data<T>(far_features)});
+        {mutable_data<int64_t>(assignments), mutable_data<T>(in.sums),
+         mutable_data<T>(in.counts), mutable_data<T>(in.far_distances),
+         mutable_data<T>(in.far_features)});
   };
-  if (stored == ScalarType::Double)
+  if (in.stored == ScalarType::Double)
     call.operator()<double, double>();
-  else if (stored == ScalarType::BFloat16)
+  else if (in.stored == ScalarType::BFloat16)
     call.operator()<float, s3h::cpu::Bfloat16>();
-  else if (stored == ScalarType::Half)
+  else if (in.stored == ScalarType::Half)
     call.operator()<float, s3h::cpu::Float16>();
   else
     call.operator()<float, float>();
@@ -110,50 +63,28 @@ Tensor accumulate_prototypes(const Tensor& features_in, const Tensor& labels_in,
 }
 
 template <typename T>
-void apply_as(const Tensor& prototypes, const Tensor& sums,
-              const Tensor& masses, const Tensor& offsets,
-              const Tensor& batch_sums, const Tensor& batch_counts,
-              const Tensor& far_distances, const Tensor& far_features,
-              double momentum, double expire_below, bool cosine) {
+void apply_as(const ApplyInputs& in, double momentum, double expire_below,
+              bool cosine) {
   s3h::cpu::apply_prototypes<T>(
       {metric_of(cosine), static_cast<T>(momentum),
-       static_cast<T>(expire_below), data<int64_t>(offsets),
-       offsets.size(0) - 1, prototypes.size(1), data<T>(batch_sums),
-       data<T>(batch_counts), data<T>(far_distances), data<T>(far_features)},
-      torch_threads(), mutable_data<T>(prototypes), mutable_data<T>(sums),
-      mutable_data<T>(masses));
+       static_cast<T>(expire_below), data<int64_t>(in.offsets), in.classes,
+       in.depth, data<T>(in.batch_sums), data<T>(in.batch_counts),
+       data<T>(in.far_distances), data<T>(in.far_features)},
+      torch_threads(), mutable_data<T>(in.prototypes), mutable_data<T>(in.sums),
+      mutable_data<T>(in.masses));
 }
 
 void apply_prototypes_(const Tensor& prototypes, const Tensor& sums,
-                       const Tensor& masses, const Tensor& offsets_in,
-                       const Tensor& batch_sums_in,
-                       const Tensor& batch_counts_in,
-                       const Tensor& far_distances_in,
-                       const Tensor& far_features_in, double momentum,
-                       double expire_below, bool cosine) {
-  STD_TORCH_CHECK(prototypes.dim() == 2, "prototypes must be [S, D]");
-  const ScalarType type = prototypes.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double,
-                  "prototypes must be float32 or float64");
-  const int64_t rows = prototypes.size(0), depth = prototypes.size(1);
-  require_contiguous({prototypes, sums, masses}, "prototypes, sums and masses");
-  state(prototypes, type, rows, depth, "prototypes");
-  state(sums, type, rows, depth, "sums");
-  state(masses, type, rows, -1, "masses");
-  const Tensor offsets = checked_offsets(offsets_in, rows);
-  const int64_t classes = offsets.size(0) - 1;
-  const Tensor batch_sums = as_contiguous(
-      state(batch_sums_in, type, rows, depth, "batch_sums"), type);
-  const Tensor batch_counts = as_contiguous(
-      state(batch_counts_in, type, rows, -1, "batch_counts"), type);
-  const Tensor far_distances = as_contiguous(
-      state(far_distances_in, type, classes, -1, "far_distances"), type);
-  const Tensor far_features = as_contiguous(
-      state(far_features_in, type, classes, depth, "far_features"), type);
+                       const Tensor& masses, const Tensor& offsets,
+                       const Tensor& batch_sums, const Tensor& batch_counts,
+                       const Tensor& far_distances, const Tensor& far_features,
+                       double momentum, double expire_below, bool cosine) {
+  const ApplyInputs in(prototypes, sums, masses, offsets, batch_sums,
+                       batch_counts, far_distances, far_features);
+  check_offsets(in.offsets, in.rows);
   const auto apply =
-      type == ScalarType::Double ? &apply_as<double> : &apply_as<float>;
-  apply(prototypes, sums, masses, offsets, batch_sums, batch_counts,
-        far_distances, far_features, momentum, expire_below, cosine);
+      in.type == ScalarType::Double ? &apply_as<double> : &apply_as<float>;
+  apply(in, momentum, expire_below, cosine);
 }
 
 }  // namespace
