@@ -2,7 +2,6 @@
 //
 //   view_boxes PROBLEM RESULT     (the layout is in kernels.py)
 #include "cuda/view_boxes.h"
-
 #include "problem_file.h"
 
 using namespace s3h::cuda;

@@ -2,7 +2,6 @@
 //
 //   views PROBLEM RESULT     (the layout is in kernels.py)
 #include "cuda/views.h"
-
 #include "problem_file.h"
 
 using namespace s3h::cuda;
@@ -49,10 +48,9 @@ int main(int count, char** arguments) {
   p.rect = rect.get<const int64_t>();
   p.erase = erase.get<const int64_t>();
   const size_t pixel = p.type == ViewType::kFloat ? 4 : 2;
-  const Memory out(static_cast<size_t>(p.views * p.height * p.width *
-                                       p.channels) *
-                       pixel,
-                   static_cast<size_t>(shift));
+  const Memory out(
+      static_cast<size_t>(p.views * p.height * p.width * p.channels) * pixel,
+      static_cast<size_t>(shift));
   const Memory workspace(render_views_workspace(p));
   check(render_views(p, workspace.get(), out.get(), nullptr));
   Result result(arguments[2]);
