@@ -84,12 +84,12 @@ fuzz: $(STAMPS)/build
 arm64-compile:
 	tools/arm64_compile.sh
 
-cuda-compile:
-	tools/cuda_compile.sh
+cuda-compile: $(STAMPS)/base
+	PYTHON=$(BIN)/python tools/cuda_compile.sh
 
 check-all:
 	.ci/run
-	CUDA_ARCHS="100 120" tools/cuda_compile.sh
+	CUDA_ARCHS="100 120" PYTHON=$(BIN)/python tools/cuda_compile.sh
 
 # GPU_PYTHON: an interpreter that already holds the requirements, its own PyTorch
 # among them, to be used in place of the virtual environment.

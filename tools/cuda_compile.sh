@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Compile every CUDA source, without linking or running it, and hold what the compiler
-# reports of each kernel against csrc/cuda/resources.csv. Needs nvcc, no GPU.
+# Compile every CUDA source, hold what the compiler reports of each kernel against
+# csrc/cuda/resources.csv, and link the op library beside a CPU build of torch, if PYTHON
+# has one, to look at the symbols that it asks for. Runs no kernel. Needs nvcc, no GPU.
 #
 #   tools/cuda_compile.sh            for sm_80 and sm_90, or those in CUDA_ARCHS
 #   tools/cuda_compile.sh --update   and write the table anew
@@ -31,8 +32,11 @@ done
 compile() {
   local name
   name=$(basename "$1" .cu)
+  # As in cmake/cuda.cmake: one rounding per operation.
+  local exact=()
+  if [ "$name" = view_boxes ]; then exact=(--fmad=false); fi
   "$nvcc" -std=c++20 -O3 -Icsrc -Werror all-warnings -Xcompiler -Wall,-Wextra,-fPIC \
-    -Xptxas -v "${@:2}" -c "$1" -o "$out/$name.o" >"$out/$name.log" 2>&1 || {
+    -Xptxas -v "${exact[@]}" "${@:2}" -c "$1" -o "$out/$name.o" >"$out/$name.log" 2>&1 || {
     cat "$out/$name.log" >&2
     return 255 # xargs stops
   }
@@ -41,5 +45,26 @@ export -f compile
 export nvcc out
 printf '%s\n' "${sources[@]}" |
   xargs -P "$jobs" -I{} bash -c 'compile "$@"' - {} "${targets[@]}"
-"${PYTHON:-python3}" tools/cuda_resources.py --release "$release" "$@" "$out"/*.log
+python=${PYTHON:-python3}
+"$python" tools/cuda_resources.py --release "$release" "$@" "$out"/*.log
+
+# What cmake/cuda.cmake does with the objects: it would compile them again.
+torch=$("$python" -c 'import os, torch; print(os.path.dirname(torch.__file__))' \
+  2>/dev/null) || torch=
+if [ -z "$torch" ]; then
+  echo "cuda-compile: $python has no torch, so nothing was linked"
+else
+  register() {
+    "$nvcc" -std=c++20 -O1 -Xcompiler -Wall,-Wextra,-Werror,-fPIC,-fvisibility=hidden \
+      -DTORCH_TARGET_VERSION=0x020b000000000000 -DUSE_CUDA '-DS3H_CUDA_ARCHS="none"' \
+      -isystem "$torch/include" -c "$1" -o "$out/$(basename "$1" .cpp).o" || return 255
+  }
+  export -f register
+  export torch
+  printf '%s\n' csrc/torch/*_cuda.cpp |
+    xargs -P "$jobs" -I{} bash -c 'register "$@"' - {}
+  "$nvcc" -shared -cudart static -o "$out/_s3h_cuda.so" "$out"/*.o \
+    "$torch/lib/libtorch_cpu.so" -Xlinker --exclude-libs,ALL
+  "$python" tools/check_symbols.py "$out/_s3h_cuda.so"
+fi
 echo "cuda-compile: ${#sources[@]} sources compiled; none was run"

@@ -42,6 +42,8 @@ step info "$python" -m s3h_ext.info
 # A test of kernels that were not built is a failure here, not a skip.
 step tests env S3H_FAIL_ON_SKIP="are not built" "$python" -m pytest -m cuda python_tests
 step benchmark-similarity "$python" -m benchmarks.similarity_cuda --output "$out"
+step benchmark-views "$python" -m benchmarks.views_cuda --output "$out"
+step benchmark-prototypes "$python" -m benchmarks.prototypes_cuda --output "$out"
 step benchmark-training "$python" -m benchmarks.training --device cuda
 cp benchmarks/results/training.csv "$out"
 step train "$python" -m s3h_ext.train --device cuda --epochs 3 --output "$out/train"

@@ -11,6 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 
 #include "status.h"
 
@@ -48,8 +49,30 @@ __device__ inline double shuffle_xor(double value, int mask) {
 __device__ inline bool warp_any(bool value) {
   return __any_sync(0xffffffffu, value);
 }
+// Bit l: what lane l has.
+__device__ inline uint32_t warp_ballot(bool value) {
+  return __ballot_sync(0xffffffffu, value);
+}
 __device__ inline void atomic_add(float* to, float value) {
   atomicAdd(to, value);
+}
+// Whole numbers, whose order of arrival does not show in the result.
+__device__ inline void atomic_max(uint64_t* to, uint64_t value) {
+  atomicMax(reinterpret_cast<unsigned long long*>(to),
+            static_cast<unsigned long long>(value));
+}
+__device__ inline int32_t atomic_exchange(int32_t* to, int32_t value) {
+  return atomicExch(to, value);
+}
+// What others may be changing by atomics meanwhile.
+__device__ inline uint64_t read_shared_word(const uint64_t* from) {
+  return *static_cast<const volatile uint64_t*>(from);
+}
+// Ends the kernel with an error that the host finds at its next call, as an
+// index out of range does in torch's own kernels.
+[[noreturn]] __device__ inline void stop(const char* message) {
+  printf("s3h_ext: %s\n", message);
+  __trap();
 }
 
 // ------------------------------------------------- asynchronous copies, sm_80
@@ -141,6 +164,10 @@ __device__ inline double exp_of(double x) { return exp(x); }
 __device__ inline float max_of(float a, float b) { return fmaxf(a, b); }
 __device__ inline double max_of(double a, double b) { return fmax(a, b); }
 __device__ inline float magnitude(float x) { return fabsf(x); }
+// Rounded to the nearest, whatever the compiler's flags say.
+__device__ inline float root_of(float x) { return __fsqrt_rn(x); }
+__device__ inline double root_of(double x) { return __dsqrt_rn(x); }
+__device__ inline int count_bits(uint32_t x) { return __popc(x); }
 // 2^e for -126 <= e <= 127, and the exponent of a normal number.
 __device__ inline float power_of_two(int e) {
   return __int_as_float((e + 127) << 23);
@@ -159,6 +186,9 @@ __device__ inline float bits_to_float(uint32_t bits) {
   return __uint_as_float(bits);
 }
 __device__ inline uint32_t float_to_bits(float x) { return __float_as_uint(x); }
+__device__ inline uint64_t double_to_bits(double x) {
+  return static_cast<uint64_t>(__double_as_longlong(x));
+}
 
 // Two numbers, the first in the low half.
 __device__ inline uint32_t pack_bf16(float low, float high) {

@@ -49,7 +49,7 @@ class CudaCall {
  private:
   static int32_t checked_index(const Device& device) {
     STD_TORCH_CHECK(device.type() == torch::headeronly::DeviceType::CUDA,
-                    "queries must be on a CUDA device");
+                    "the tensors must be on a CUDA device");
     return device.index();
   }
 

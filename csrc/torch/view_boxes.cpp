@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "cpu_call.h"
-#include "tensors.h"
+#include "view_box_inputs.h"
 
 namespace {
 
@@ -15,36 +15,22 @@ using namespace s3h::stable;
 // Below this many boxes waking threads costs more than the work.
 constexpr int64_t kSerial = 1024;
 
-Tensor whole_numbers(const Tensor& tensor, const char* name) {
-  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Long, name,
-                  " must be int64");
-  return as_contiguous(tensor, ScalarType::Long);
-}
-
-std::tuple<Tensor, Tensor> sample_view_boxes(const Tensor& sizes_in,
-                                             const Tensor& index_in,
-                                             const Tensor& view_in,
+std::tuple<Tensor, Tensor> sample_view_boxes(const Tensor& sizes,
+                                             const Tensor& sample_index,
+                                             const Tensor& view,
                                              std::vector<double> constraint,
                                              int64_t seed, int64_t epoch,
                                              int64_t stream) {
-  const Tensor sizes = whole_numbers(sizes_in, "sizes");
-  const Tensor index = whole_numbers(index_in, "sample_index");
-  const Tensor view = whole_numbers(view_in, "view");
-  STD_TORCH_CHECK(index.dim() == 1, "sample_index must be [N]");
-  const int64_t count = index.size(0);
-  STD_TORCH_CHECK(sizes.dim() == 2 && sizes.size(1) == 2 &&
-                      (sizes.size(0) == count || sizes.size(0) == 1),
-                  "sizes must be [N, 2] or [1, 2]");
-  STD_TORCH_CHECK(
-      view.dim() == 1 && (view.size(0) == count || view.size(0) == 1),
-      "view must be [N] or [1]");
+  const ViewBoxInputs in(sizes, sample_index, view);
+  STD_TORCH_CHECK(sample_index.is_cpu(), "every tensor must be on the CPU");
+  const int64_t count = in.count;
   const s3h::cpu::ViewBoxProblem problem{
       count,
-      data<int64_t>(sizes),
-      sizes.size(0) == count ? 2 : 0,
-      data<int64_t>(index),
-      data<int64_t>(view),
-      view.size(0) == count ? 1 : 0,
+      data<int64_t>(in.sizes),
+      in.sizes_step,
+      data<int64_t>(in.index),
+      data<int64_t>(in.view),
+      in.view_step,
       constraint.data(),
       static_cast<int64_t>(constraint.size()),
       seed,
@@ -53,9 +39,9 @@ std::tuple<Tensor, Tensor> sample_view_boxes(const Tensor& sizes_in,
   const auto fault = s3h::cpu::check_view_boxes(problem);
   STD_TORCH_CHECK(fault.argument == nullptr, s3h::cpu::fault_message(fault));
   const Tensor box =
-      torch::stable::new_empty(index, {count, 4}, ScalarType::Long);
+      torch::stable::new_empty(in.index, {count, 4}, ScalarType::Long);
   const Tensor fallback =
-      torch::stable::new_empty(index, {count}, ScalarType::Bool);
+      torch::stable::new_empty(in.index, {count}, ScalarType::Bool);
   const auto body = [&](int64_t begin, int64_t end) {
     s3h::cpu::draw_view_boxes(problem, begin, end, mutable_data<int64_t>(box),
                               mutable_data<bool>(fallback));

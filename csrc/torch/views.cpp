@@ -2,10 +2,12 @@
 // s3h_ext/ops/views.py.
 #include "../cpu/views.h"
 
+#include <algorithm>
+#include <string>
 #include <vector>
 
 #include "cpu_call.h"
-#include "tensors.h"
+#include "view_inputs.h"
 
 namespace {
 
@@ -15,43 +17,20 @@ using s3h::cpu::kLargestBoxSide;
 using s3h::cpu::ViewsProblem;
 using s3h::cpu::ViewType;
 
-OptionalTensor rows_of(const OptionalTensor& tensor, int64_t rows,
-                       int64_t elements, ScalarType type, const char* name) {
-  if (!tensor.has_value()) return std::nullopt;
-  STD_TORCH_CHECK(tensor->dim() > 0 && tensor->size(0) == rows &&
-                      tensor->numel() == rows * elements,
-                  name, ": expected ", rows, " times ", elements,
-                  " elements, got ", tensor->numel());
-  STD_TORCH_CHECK(tensor->scalar_type() == type, name, ": wrong type");
-  return as_contiguous(*tensor, type);
-}
-
-// Owns the contiguous images for as long as the pointers are in use.
-struct Images {
-  Images(const std::vector<Tensor>& images, int64_t channels) {
-    const bool stacked = images.size() == 1 && images[0].dim() == 4;
-    for (const Tensor& image : images) {
-      STD_TORCH_CHECK(image.scalar_type() == ScalarType::Byte,
-                      "images: expected uint8");
-      STD_TORCH_CHECK(image.dim() == (stacked ? 4 : 3) &&
-                          image.size(image.dim() - 1) == channels,
-                      "images: expected ", channels, " channels last");
-      tensors.push_back(as_contiguous(image, ScalarType::Byte));
-    }
-    if (!stacked) {
-      for (const Tensor& image : tensors)
-        list.push_back({data<uint8_t>(image), image.size(0), image.size(1)});
-      return;
-    }
-    const int64_t height = tensors[0].size(1), width = tensors[0].size(2);
-    for (int64_t i = 0; i < tensors[0].size(0); ++i)
-      list.push_back({data<uint8_t>(tensors[0]) + i * height * width * channels,
-                      height, width});
-  }
-
-  std::vector<Tensor> tensors;
+std::vector<ByteImage> list_of(const ViewInputs& in) {
   std::vector<ByteImage> list;
-};
+  if (!in.stacked) {
+    for (const Tensor& image : in.images)
+      list.push_back({data<uint8_t>(image), image.size(0), image.size(1)});
+    return list;
+  }
+  const Tensor& stack = in.images[0];
+  const int64_t height = stack.size(1), width = stack.size(2);
+  for (int64_t i = 0; i < stack.size(0); ++i)
+    list.push_back({data<uint8_t>(stack) + i * height * width * in.channels,
+                    height, width});
+  return list;
+}
 
 // A row of four numbers, to be shown.
 std::string four(const int64_t* row) {
@@ -87,49 +66,31 @@ void check_values(const ViewsProblem& p, int64_t images) {
   }
 }
 
-Tensor render_views(
-    std::vector<Tensor> images_in, const Tensor& image, const Tensor& box,
-    const OptionalTensor& flip_in, const OptionalTensor& colour_in,
-    const OptionalTensor& affine_in, const OptionalTensor& view_in,
-    const OptionalTensor& rect_in, const OptionalTensor& erase_in,
-    int64_t views, int64_t height, int64_t width, std::vector<double> mean,
-    std::vector<double> std, double fill, bool nearest, ScalarType dtype) {
-  const auto channels = static_cast<int64_t>(mean.size());
-  STD_TORCH_CHECK(channels == 1 || channels == 3,
-                  "mean: expected 1 or 3 values");
-  STD_TORCH_CHECK(std.size() == mean.size(), "std: expected as many as mean");
-  STD_TORCH_CHECK(views >= 0 && height >= 1 && width >= 1,
-                  "views, height, width: expected positive numbers");
-  const Images images(images_in, channels);
-  STD_TORCH_CHECK(image.dim() == 1, "patches.image: expected [P]");
-  const int64_t count = image.size(0);
-  STD_TORCH_CHECK(view_in.has_value() || views == count,
-                  "views: expected one per patch");
-  const auto index = rows_of(image, count, 1, ScalarType::Long, "image");
-  const auto boxes = rows_of(box, count, 4, ScalarType::Long, "box");
-  const auto flip = rows_of(flip_in, count, 1, ScalarType::Bool, "flip");
-  const auto colour = rows_of(colour_in, count, channels * (channels + 1),
-                              ScalarType::Float, "colour");
-  const auto affine = rows_of(affine_in, count, 6, ScalarType::Float, "affine");
-  const auto view = rows_of(view_in, count, 1, ScalarType::Long, "view");
-  const auto rect = rows_of(rect_in, count, 4, ScalarType::Long, "rect");
-  const auto erase = rows_of(erase_in, views, 4, ScalarType::Long, "erase");
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 ||
-                      dtype == ScalarType::Half,
-                  "dtype: expected float32, bfloat16 or float16");
-  Tensor out =
-      torch::stable::new_empty(image, {views, height, width, channels}, dtype);
-  ViewsProblem p{images.list.data(),
-                 channels,
-                 count,
-                 pointer<int64_t>(index),
-                 pointer<int64_t>(boxes),
-                 pointer<bool>(flip),
-                 pointer<float>(colour),
-                 pointer<float>(affine),
-                 pointer<int64_t>(view),
-                 pointer<int64_t>(rect),
-                 pointer<int64_t>(erase),
+Tensor render_views(std::vector<Tensor> images, const Tensor& image,
+                    const Tensor& box, const OptionalTensor& flip,
+                    const OptionalTensor& colour, const OptionalTensor& affine,
+                    const OptionalTensor& view, const OptionalTensor& rect,
+                    const OptionalTensor& erase, int64_t views, int64_t height,
+                    int64_t width, std::vector<double> mean,
+                    std::vector<double> std, double fill, bool nearest,
+                    ScalarType dtype) {
+  const ViewInputs in(images, image, box, flip, colour, affine, view, rect,
+                      erase, views, height, width, mean, std, dtype);
+  STD_TORCH_CHECK(image.is_cpu(), "every tensor must be on the CPU");
+  const std::vector<ByteImage> list = list_of(in);
+  Tensor out = torch::stable::new_empty(
+      *in.image, {views, height, width, in.channels}, dtype);
+  ViewsProblem p{list.data(),
+                 in.channels,
+                 in.patches,
+                 pointer<int64_t>(in.image),
+                 pointer<int64_t>(in.box),
+                 pointer<bool>(in.flip),
+                 pointer<float>(in.colour),
+                 pointer<float>(in.affine),
+                 pointer<int64_t>(in.view),
+                 pointer<int64_t>(in.rect),
+                 pointer<int64_t>(in.erase),
                  views,
                  height,
                  width,
@@ -143,7 +104,7 @@ Tensor render_views(
                  out.mutable_data_ptr()};
   std::copy(mean.begin(), mean.end(), p.mean);
   std::copy(std.begin(), std.end(), p.std);
-  check_values(p, static_cast<int64_t>(images.list.size()));
+  check_values(p, static_cast<int64_t>(list.size()));
   s3h::cpu::render_views(p, torch_threads());
   return out;
 }

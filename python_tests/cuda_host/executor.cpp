@@ -53,14 +53,18 @@ struct Warp {
   int arrived;
   alignas(16) unsigned char in[32 * kMaxData];
   alignas(16) unsigned char out[32 * kMaxData];
-  char order;  // the sanitizer's name for the warp's barrier
+  // The sanitizer's names for the warp's barriers, in turn: who leaves one late
+  // must not seem to have waited for who has reached the next.
+  char orders[2];
+  unsigned met;
 };
 
 Fiber* sets[kSets] = {};
 Fiber* fibers = nullptr;  // of the block at work
 Warp warps[kMaxThreads / 32];
 int threads = 0, at_barrier = 0, done = 0;
-char barrier_order, launch_order, end_order;
+char barrier_orders[2], launch_order, end_order;
+unsigned barriers = 0;  // passed; names in turn, as for warps
 ucontext_t main_context;
 void* main_sanitizer = nullptr;
 const Launch* launch = nullptr;
@@ -110,6 +114,7 @@ void pass_on() {
 
 void release_barrier() {
   at_barrier = 0;
+  ++barriers;
   for (int i = 0; i < threads; ++i)
     if (fibers[i].state == State::kAtBarrier) fibers[i].state = State::kReady;
 }
@@ -175,7 +180,8 @@ void fail(const char* message) {
 Thread& current() { return self->thread; }
 
 void block_barrier() {
-  __tsan_release(&barrier_order);
+  char* order = &barrier_orders[barriers % 2];
+  __tsan_release(order);
   ++at_barrier;
   if (at_barrier + done == threads) {
     release_barrier();
@@ -183,7 +189,7 @@ void block_barrier() {
     self->state = State::kAtBarrier;
     pass_on();
   }
-  __tsan_acquire(&barrier_order);
+  __tsan_acquire(order);
 }
 
 void together(Together what, const void* in, size_t in_bytes, void* out,
@@ -192,12 +198,14 @@ void together(Together what, const void* in, size_t in_bytes, void* out,
   const int lane = self->thread.index % 32;
   const int first = self->thread.index - lane;
   Warp& warp = warps[first / 32];
-  if (what == Together::kBarrier) __tsan_release(&warp.order);
+  char* order = &warp.orders[warp.met % 2];
+  if (what == Together::kBarrier) __tsan_release(order);
   if (warp.arrived == 0) warp.what = what;
   if (warp.what != what) fail("the lanes of a warp met at other instructions");
   copy(warp.in + lane * in_bytes, in, in_bytes);
   if (++warp.arrived == 32) {
     warp.arrived = 0;
+    ++warp.met;
     all(warp.in, warp.out);
     for (int i = first; i < first + 32; ++i) fibers[i].state = State::kReady;
   } else {
@@ -206,7 +214,7 @@ void together(Together what, const void* in, size_t in_bytes, void* out,
   }
   // A warp cannot meet again before all of its lanes have been here.
   copy(out, warp.out + lane * out_bytes, out_bytes);
-  if (what == Together::kBarrier) __tsan_acquire(&warp.order);
+  if (what == Together::kBarrier) __tsan_acquire(order);
 }
 
 void run(const Launch& what) {
@@ -266,6 +274,12 @@ void any_of(const int* in, int* out) {
   int any = 0;
   for (int i = 0; i < 32; ++i) any |= in[i];
   for (int i = 0; i < 32; ++i) out[i] = any;
+}
+
+void ballot(const int* in, uint32_t* out) {
+  uint32_t bits = 0;
+  for (int i = 0; i < 32; ++i) bits |= (in[i] != 0 ? 1u : 0u) << i;
+  for (int i = 0; i < 32; ++i) out[i] = bits;
 }
 
 void nothing(const int*, int*) {}

@@ -65,7 +65,15 @@ struct Thread {
 };
 
 // What lanes of a warp can do together; all must do the same.
-enum class Together { kBarrier, kShuffle, kAny, kMatrices, kTransposed, kMma };
+enum class Together {
+  kBarrier,
+  kShuffle,
+  kAny,
+  kBallot,
+  kMatrices,
+  kTransposed,
+  kMma
+};
 
 Thread& current();
 void block_barrier();
@@ -105,6 +113,7 @@ struct Shuffle {
 void exchange(const Shuffle<float>* in, float* out);
 void exchange(const Shuffle<double>* in, double* out);
 void any_of(const int* in, int* out);
+void ballot(const int* in, uint32_t* out);
 void nothing(const int* in, int* out);
 
 struct Fragments {
@@ -171,6 +180,24 @@ inline bool warp_any(bool value) {
   return host::collect<int, int>(host::Together::kAny, value, host::any_of) !=
          0;
 }
+inline uint32_t warp_ballot(bool value) {
+  return host::collect<int, uint32_t>(host::Together::kBallot, value,
+                                      host::ballot);
+}
+inline void atomic_max(uint64_t* to, uint64_t value) {
+  uint64_t before = __atomic_load_n(to, __ATOMIC_RELAXED);
+  while (before < value &&
+         !__atomic_compare_exchange_n(to, &before, value, false,
+                                      __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
+}
+inline int32_t atomic_exchange(int32_t* to, int32_t value) {
+  return __atomic_exchange_n(to, value, __ATOMIC_RELAXED);
+}
+inline uint64_t read_shared_word(const uint64_t* from) {
+  return __atomic_load_n(from, __ATOMIC_RELAXED);
+}
+[[noreturn]] inline void stop(const char* message) { host::fail(message); }
 inline void atomic_add(float* to, float value) {
   float before, after;
   __atomic_load(to, &before, __ATOMIC_RELAXED);
@@ -250,6 +277,11 @@ inline uint32_t float_to_bits(float x) {
   std::memcpy(&bits, &x, sizeof bits);
   return bits;
 }
+inline uint64_t double_to_bits(double x) {
+  uint64_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
 inline float bits_to_float(uint32_t bits) {
   float x;
   std::memcpy(&x, &bits, sizeof x);
@@ -265,6 +297,9 @@ inline double exp_of(double x) { return std::exp(x); }
 inline float max_of(float a, float b) { return std::fmax(a, b); }
 inline double max_of(double a, double b) { return std::fmax(a, b); }
 inline float magnitude(float x) { return std::fabs(x); }
+inline float root_of(float x) { return std::sqrt(x); }
+inline double root_of(double x) { return std::sqrt(x); }
+inline int count_bits(uint32_t x) { return __builtin_popcount(x); }
 inline float power_of_two(int e) {
   return bits_to_float(static_cast<uint32_t>(e + 127) << 23);
 }

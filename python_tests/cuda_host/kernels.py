@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import shutil
 import struct
 import subprocess
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -30,7 +32,7 @@ def run_program(
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
     return subprocess.run(
-        [str(build(variant) / program), *arguments],
+        [str(build(variant, program)), *arguments],
         capture_output=True,
         text=True,
         timeout=120,
@@ -38,9 +40,48 @@ def run_program(
     )
 
 
+def execute(
+    program: str,
+    numbers: Sequence[int],
+    reals: Sequence[float],
+    arrays: Sequence[Tensor | None],
+    results: Sequence[tuple[torch.dtype, tuple[int, ...]]],
+    *,
+    multiprocessors: int = 4,
+    skip: int = 0,
+    variant: str = "plain",
+    seed: int = 0,
+) -> list[Tensor]:
+    """Runs a driver program; returns tensors of the types and shapes of ``results``.
+
+    Every array lies ``skip`` bytes behind an address that suits every load.
+    """
+    numbers = [multiprocessors, skip, *map(int, numbers)]
+    parts = [struct.pack(f"q{len(numbers)}q", len(numbers), *numbers)]
+    parts.append(struct.pack(f"q{len(reals)}d", len(reals), *reals))
+    for array in arrays:
+        data = None if array is None else _bytes(array)
+        parts.append(struct.pack("q", -1 if data is None else len(data)))
+        parts.append(data or b"")
+    with tempfile.TemporaryDirectory() as scratch:
+        problem, result = Path(scratch, "problem"), Path(scratch, "result")
+        problem.write_bytes(b"".join(parts))
+        done = run_program(variant, program, str(problem), str(result), seed=seed)
+        if done.returncode != 0:
+            raise RuntimeError(f"{program}: {done.returncode}, {done.stderr[-4000:]}")
+        data = result.read_bytes()
+    tensors = []
+    for dtype, shape in results:
+        size = math.prod(shape) * dtype.itemsize
+        tensors.append(_tensor(data[:size], dtype, shape))
+        data = data[size:]
+    assert data == b""
+    return tensors
+
+
 @functools.cache
-def build(variant: str) -> Path:
-    """Builds what has changed; returns the folder with the programs."""
+def build(variant: str, program: str) -> Path:
+    """Builds what has changed of a program; returns where it is."""
     folder = BUILD / f"{variant}-{sysconfig.get_platform()}"
     folder.mkdir(parents=True, exist_ok=True)
     if shutil.which("make") is None or shutil.which("g++") is None:
@@ -49,14 +90,14 @@ def build(variant: str) -> Path:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
     variables = [f"VARIANT={variant}", f"BUILD={folder}", "CXX=g++"]
     done = subprocess.run(
-        ["make", "-j2", "-s", "-C", str(HERE), *variables],
+        ["make", "-j2", "-s", "-C", str(HERE), *variables, str(folder / program)],
         capture_output=True,
         text=True,
         env=environment,
     )
     if done.returncode != 0:
-        raise RuntimeError(f"building {variant} failed:\n{done.stderr}")
-    return folder
+        raise RuntimeError(f"building {program}, {variant}:\n{done.stderr}")
+    return folder / program
 
 
 def similarity(

@@ -15,6 +15,7 @@ using namespace s3h::cuda;
 enum class Defect {
   kNone,
   kNoBarrier,
+  kNoSecondBarrier,
   kNoWarpBarrier,
   kNoWait,
   kOverrun,
@@ -41,6 +42,13 @@ __global__ void sum_of_block(Defect defect, const float* from, float* to) {
     return;
   }
   if (defect != Defect::kNoBarrier) block_barrier();
+  // What a neighbour needs once more, between two barriers that are there.
+  if (defect == Defect::kNoSecondBarrier) {
+    shared[i] = 1.f;
+    to[i] = shared[(i + 1) % kCount];
+    block_barrier();
+    return;
+  }
   float sum = 0.f;
   for (int j = 0; j < kCount; ++j) sum += shared[j];
   if (defect == Defect::kOverrun && i == 63) sum += shared[kCount];
@@ -54,11 +62,11 @@ __global__ void sum_of_block(Defect defect, const float* from, float* to) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  const char* const names[] = {"sound",     "barrier", "warp-barrier",
-                               "wait",      "overrun", "global-overrun",
-                               "divergent", "lanes",   "blocks"};
+  const char* const names[] = {
+      "sound",   "barrier",        "second-barrier", "warp-barrier", "wait",
+      "overrun", "global-overrun", "divergent",      "lanes",        "blocks"};
   int defect = -1;
-  for (int i = 0; count == 2 && i < 9; ++i)
+  for (int i = 0; count == 2 && i < 10; ++i)
     if (std::strcmp(arguments[1], names[i]) == 0) defect = i;
   if (defect < 0) return 2;
   auto* from = new float[kCount];

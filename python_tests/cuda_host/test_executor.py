@@ -13,7 +13,9 @@ def test_sound_kernel_passes(variant, seed):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("defect", ["barrier", "warp-barrier", "blocks"])
+@pytest.mark.parametrize(
+    "defect", ["barrier", "second-barrier", "warp-barrier", "blocks"]
+)
 def test_missing_order_is_a_race(defect):
     done = kernels.run_program("thread", "planted", defect)
     assert done.returncode == 66

@@ -1,4 +1,4 @@
-"""Crops, flips and resizes by gathers: views on a GPU until it has a kernel of its own.
+"""Crops, flips and resizes by gathers: views on a GPU where no kernel is built.
 
 Unlike the portable form of :func:`s3h_ext.ops.render_views` it never waits for the
 device, and does only what resident images of one size need: one crop to a view, views

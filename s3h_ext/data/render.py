@@ -17,6 +17,7 @@ from s3h_ext.data.gather import GatherRenderer
 from s3h_ext.data.recipes import Recipe, ViewSpec
 from s3h_ext.ops.augment import augment_images
 from s3h_ext.ops.patches import Patches
+from s3h_ext.ops.similarity import CUDA
 from s3h_ext.ops.view_constraints import Grid, as_constraint
 from s3h_ext.ops.views import render_views
 
@@ -81,7 +82,7 @@ class Renderer:
         self._images = images.to(device).contiguous()
         self._gather = (
             None
-            if self._images.device.type == "cpu"
+            if self._images.device.type == "cpu" or CUDA is not None
             else GatherRenderer(self._images, mean=mean, std=std, dtype=dtype)
         )
 

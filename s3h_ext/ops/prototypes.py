@@ -20,8 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from s3h_ext.ops import reference_prototypes
-from s3h_ext.ops._library import LIBRARY, registry
-from s3h_ext.ops.similarity import CPU
+from s3h_ext.ops._library import LIBRARY, implement_cuda, registry
+from s3h_ext.ops.similarity import CPU, CUDA
 
 Metric = Literal["euclidean", "cosine"]
 
@@ -88,7 +88,9 @@ def accumulate_prototypes(
     Euclidean: ``argmin_k |f - p_k|²``; cosine: ``argmin_k 1 - f·p_k / |f|``, for unit
     prototypes. The first of equals wins. Unborn rows (mass 0) take no sample, except
     that the first row of a class always may. Nothing is differentiated. The result
-    does not depend on the number of threads. No copy to the host on CUDA.
+    does not depend on the number of threads, and on CUDA not on the run. No copy to
+    the host there: a label that is not below C ends in a device-side error, and offsets
+    are not looked at.
 
     Args:
         features: ``[N, D]`` floating point. A sample whose distance is not finite is
@@ -107,8 +109,8 @@ def accumulate_prototypes(
 
     Raises:
         ValueError: an unknown metric.
-        RuntimeError: a label is not below C, offsets do not rise from 0 to S, or a
-            shape or type does not fit.
+        RuntimeError: a shape or type does not fit; on the CPU, a label is not below C
+            or offsets do not rise from 0 to S.
 
     Example:
         >>> state = torch.tensor([[0.0], [10.0], [5.0]])
@@ -367,9 +369,12 @@ if not CPU.loaded:
     CPU.implement_failure(
         "accumulate_prototypes", "apply_prototypes_", "update_prototypes_", key="CPU"
     )
-LIBRARY.impl("update_prototypes_", _update_in_two, "CUDA")
-LIBRARY.impl("accumulate_prototypes", _accumulate_plain, "CUDA")
-LIBRARY.impl("apply_prototypes_", reference_prototypes.apply_prototypes_, "CUDA")
+implement_cuda(
+    CUDA,
+    accumulate_prototypes=_accumulate_plain,
+    apply_prototypes_=reference_prototypes.apply_prototypes_,
+    update_prototypes_=_update_in_two,
+)
 registry.register_fake("s3h::accumulate_prototypes", _fake_accumulate, lib=LIBRARY)
 registry.register_fake("s3h::apply_prototypes_", _fake_apply, lib=LIBRARY)
 registry.register_fake("s3h::update_prototypes_", _fake_accumulate, lib=LIBRARY)

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from s3h_ext.ops._library import LIBRARY, registry
-from s3h_ext.ops.similarity import CPU
+from s3h_ext.ops._library import LIBRARY, implement_cuda, registry
+from s3h_ext.ops.similarity import CPU, CUDA
 from s3h_ext.ops.view_boxes_plain import sample_view_boxes_plain
 from s3h_ext.ops.view_constraints import Constraint, Crop, as_constraint
 
@@ -158,5 +158,5 @@ def _fake(sizes: Tensor, sample_index: Tensor, *args: Any) -> tuple[Tensor, Tens
 
 if not CPU.loaded:
     CPU.implement_failure("sample_view_boxes", key="CPU")
-LIBRARY.impl("sample_view_boxes", sample_view_boxes_plain, "CUDA")
+implement_cuda(CUDA, sample_view_boxes=sample_view_boxes_plain)
 registry.register_fake("s3h::sample_view_boxes", _fake, lib=LIBRARY)

@@ -1,4 +1,4 @@
-"""View boxes in tensor operations: the tests' oracle, and what runs on CUDA.
+"""View boxes in tensor operations: the tests' oracle, and what runs without a kernel.
 
 The same draws, the same float64 operations in the same order as csrc/common/boxes.h,
 so the same bits, on every device. What that rests on: eager PyTorch rounds after every

@@ -9,10 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from s3h_ext.ops._library import LIBRARY, registry
+from s3h_ext.ops._library import LIBRARY, implement_cuda, registry
 from s3h_ext.ops.patches import Patches
 from s3h_ext.ops.reference_views import render_views_plain
-from s3h_ext.ops.similarity import CPU
+from s3h_ext.ops.similarity import CPU, CUDA
 
 __all__ = ["Patches", "render_views"]
 
@@ -61,7 +61,9 @@ def render_views(
 
     Raises:
         TypeError: a tensor of another type.
-        ValueError: a wrong shape or device, an index or a rectangle out of range.
+        ValueError: a wrong shape or device, an index or a rectangle out of range. The
+            CUDA kernel does not wait to look at values: there they end in a
+            device-side error.
 
     Example:
         >>> images = torch.full((2, 4, 4, 3), 255, dtype=torch.uint8)
@@ -201,5 +203,5 @@ def _fake(
 
 if not CPU.loaded:
     CPU.implement_failure("render_views", key="CPU")
-LIBRARY.impl("render_views", render_views_plain, "CUDA")
+implement_cuda(CUDA, render_views=render_views_plain)
 registry.register_fake("s3h::render_views", _fake, lib=LIBRARY)

@@ -1,0 +1,392 @@
+// accumulate, in this order:
+//   assign_samples  A warp owns a sample and takes it against the rows of its
+//                   class, four at a time; lanes take kWidth elements each in
+//                   turn. What it finds goes to memory, and the distance to
+//                   the class's greatest by an atomic maximum of whole numbers
+//                   in the order of the distances.
+//   first_farthest  A thread per sample: the first of those as far as that,
+//                   again by an atomic maximum.
+//   write_farthest  A warp per class.
+//   rows_by_key.cu  Sums and counts, by assignments in the place of labels.
+// apply: a block owns a class. Its first warp goes over the masses, then all
+// warps take rows in turn.
+//
+// Atomics are of whole numbers alone, so the order of blocks does not show:
+// the same bits on every run. Products and sums are in Real, added up over the
+// lanes by shuffles. A label that is not below the number of classes stops the
+// kernel; offsets are kept within the state, whatever they are.
+#include "elements.cuh"
+#include "prototypes.h"
+#include "rows_by_key.h"
+
+namespace s3h::cuda {
+namespace {
+
+constexpr int kBlock = 256;
+constexpr int kBlockWarps = kBlock / 32;
+constexpr int kAtOnce = 4;
+
+template <typename T>
+struct Assign {
+  bool cosine;
+  const T* features;
+  const int64_t* labels;
+  const RealOf<T>* prototypes;
+  const RealOf<T>* masses;
+  const int64_t* offsets;
+  int64_t n, rows, classes, depth;
+  int64_t* assignments;  // [n]
+  RealOf<T>* distances;  // [n]
+  RealOf<T>* scales;     // [n]: what a feature is multiplied by
+  uint64_t* farthest;    // [classes]: greatest place_of, 0: none
+};
+
+// Whole numbers in the order of the numbers; never 0.
+__device__ inline uint64_t place_of(float x) {
+  const uint32_t bits = float_to_bits(x);
+  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+}
+__device__ inline uint64_t place_of(double x) {
+  const uint64_t bits = double_to_bits(x), sign = uint64_t{1} << 63;
+  return (bits & sign) != 0 ? ~bits : bits | sign;
+}
+
+template <typename Real>
+__device__ inline Real infinity() {
+  return static_cast<Real>(__builtin_huge_val());
+}
+
+// NaN where a norm is not finite, 0 for a zero row.
+template <typename Real>
+__device__ inline Real inverse_norm(Real squares) {
+  if (!(squares < infinity<Real>())) return infinity<Real>() * Real(0);
+  return squares > 0 ? 1 / root_of(squares) : Real(0);
+}
+
+template <typename Real>
+__device__ inline Real sum_of_lanes(Real x) {
+  for (int mask = 16; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
+  return x;
+}
+
+__device__ inline int64_t within(int64_t x, int64_t low, int64_t high) {
+  return x < low ? low : x > high ? high : x;
+}
+
+template <typename T, int kWidth>
+__global__ void __launch_bounds__(kBlock) assign_samples(Assign<T> a) {
+  using Real = RealOf<T>;
+  const int64_t i =
+      static_cast<int64_t>(block_x()) * kBlockWarps + thread_x() / 32;
+  if (i >= a.n) return;
+  const int lane = thread_x() % 32;
+  const int64_t label = a.labels[i];
+  if (label >= a.classes)
+    stop("accumulate_prototypes: a label is not below the number of classes");
+  int64_t best = -1;
+  Real nearest = infinity<Real>(), scale = 1;
+  if (label >= 0) {
+    const T* feature = a.features + i * a.depth;
+    if (a.cosine) {
+      Real squares = 0;
+      for (int64_t d = lane * kWidth; d < a.depth; d += 32 * kWidth) {
+        const auto x = load_several<kWidth>(feature + d);
+        for (int e = 0; e < kWidth; ++e)
+          squares += widen(x.at[e]) * widen(x.at[e]);
+      }
+      scale = inverse_norm(sum_of_lanes(squares));
+    }
+    const int64_t first = within(a.offsets[label], 0, a.rows);
+    const int64_t last = within(a.offsets[label + 1], first, a.rows);
+    for (int64_t row = first; row < last; row += kAtOnce) {
+      Real sums[kAtOnce] = {};
+      for (int64_t d = lane * kWidth; d < a.depth; d += 32 * kWidth) {
+        const auto x = load_several<kWidth>(feature + d);
+#pragma unroll
+        for (int r = 0; r < kAtOnce; ++r) {
+          // The last row again where there are fewer than four.
+          const int64_t own = row + r < last ? row + r : last - 1;
+          const auto p = load_several<kWidth>(a.prototypes + own * a.depth + d);
+          for (int e = 0; e < kWidth; ++e) {
+            const Real f = widen(x.at[e]);
+            const Real difference = f - p.at[e];
+            sums[r] += a.cosine ? f * p.at[e] : difference * difference;
+          }
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < kAtOnce; ++r) {
+        const Real sum = sum_of_lanes(sums[r]);
+        const Real distance = a.cosine ? 1 - scale * sum : sum;
+        const int64_t own = row + r;
+        if (own >= last) break;
+        // An unborn row takes no sample, but for the first of a class.
+        if ((own == first || a.masses[own] > 0) && distance < nearest) {
+          nearest = distance;
+          best = own;
+        }
+      }
+    }
+  }
+  if (lane != 0) return;
+  a.assignments[i] = best;
+  a.distances[i] = nearest;
+  a.scales[i] = scale;
+  if (best < 0) return;
+  const uint64_t place = place_of(nearest);
+  // Read first: most samples are not the farthest so far.
+  if (place > read_shared_word(a.farthest + label))
+    atomic_max(a.farthest + label, place);
+}
+
+struct Farthest {
+  const int64_t* labels;
+  const int64_t* assignments;
+  const uint64_t* farthest;
+  uint64_t* first;  // [classes]: n - the first of the farthest samples, 0: none
+  int64_t n;
+};
+
+template <typename Real>
+__global__ void __launch_bounds__(kBlock)
+    first_farthest(Farthest a, const Real* distances) {
+  const int64_t i = static_cast<int64_t>(block_x()) * kBlock + thread_x();
+  if (i >= a.n || a.assignments[i] < 0) return;
+  const int64_t label = a.labels[i];
+  if (place_of(distances[i]) == a.farthest[label])
+    atomic_max(a.first + label, static_cast<uint64_t>(a.n - i));
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kBlock)
+    write_farthest(Assign<T> a, const uint64_t* first, RealOf<T>* far_distances,
+                   RealOf<T>* far_features) {
+  using Real = RealOf<T>;
+  const int64_t c =
+      static_cast<int64_t>(block_x()) * kBlockWarps + thread_x() / 32;
+  if (c >= a.classes) return;
+  const int lane = thread_x() % 32;
+  Real* to = far_features + c * a.depth;
+  if (first[c] == 0) {
+    if (lane == 0) far_distances[c] = -1;
+    for (int64_t d = lane; d < a.depth; d += 32) to[d] = 0;
+    return;
+  }
+  const int64_t i = a.n - static_cast<int64_t>(first[c]);
+  if (lane == 0) far_distances[c] = a.distances[i];
+  const T* feature = a.features + i * a.depth;
+  for (int64_t d = lane; d < a.depth; d += 32)
+    to[d] = a.scales[i] * widen(feature[d]);
+}
+
+template <typename Real>
+struct Apply {
+  bool cosine;
+  Real momentum, expire_below;
+  const int64_t* offsets;
+  int64_t rows, depth;
+  const Real* batch_sums;
+  const Real* batch_counts;
+  const Real* far_distances;
+  const Real* far_features;
+  Real* prototypes;
+  Real* sums;
+  Real* masses;
+};
+
+// What the first warp finds out about a class.
+template <typename Real>
+struct ClassState {
+  bool present;
+  int64_t reborn;  // a row, or -1
+};
+
+// Brings the masses of a class up to date; all lanes get the state.
+template <typename Real>
+__device__ inline ClassState<Real> update_masses(const Apply<Real>& a,
+                                                 int64_t c, int64_t first,
+                                                 int64_t last) {
+  const int lane = thread_x() % 32;
+  bool present = false;
+  for (int64_t row = first + lane; row < last; row += 32)
+    present = present || a.batch_counts[row] > 0;
+  if (!warp_any(present)) return {false, -1};
+  Real total = 0, least = infinity<Real>();
+  for (int64_t row = first + lane; row < last; row += 32) {
+    const Real mass = a.momentum * a.masses[row] + a.batch_counts[row];
+    a.masses[row] = mass;
+    total += mass;
+    least = mass < least ? mass : least;
+  }
+  total = sum_of_lanes(total);
+  for (int mask = 16; mask > 0; mask /= 2) {
+    const Real other = shuffle_xor(least, mask);
+    least = other < least ? other : least;
+  }
+  const Real limit = a.expire_below * total / static_cast<Real>(last - first);
+  if (!(least <= limit && a.far_distances[c] > 0)) return {true, -1};
+  // The first row with that mass: lanes look at 32 rows in turn.
+  for (int64_t row = first; row < last; row += 32) {
+    const bool own = row + lane < last && a.masses[row + lane] == least;
+    const uint32_t who = warp_ballot(own);
+    if (who == 0) continue;
+    const int64_t reborn = row + count_bits((who & (0u - who)) - 1);
+    if (reborn == row + lane)
+      a.masses[reborn] = 2 * limit > 1 ? 2 * limit : Real(1);
+    return {true, reborn};
+  }
+  return {true, -1};
+}
+
+template <typename Real>
+__global__ void __launch_bounds__(kBlock) apply_class(Apply<Real> a) {
+  const int64_t c = block_x();
+  const int64_t first = within(a.offsets[c], 0, a.rows);
+  const int64_t last = within(a.offsets[c + 1], first, a.rows);
+  const int lane = thread_x() % 32, warp = thread_x() / 32;
+  auto* state = reinterpret_cast<ClassState<Real>*>(shared_memory());
+  if (warp == 0) {
+    const ClassState<Real> found = update_masses(a, c, first, last);
+    if (lane == 0) *state = found;
+  }
+  block_barrier();
+  if (!state->present) return;
+  for (int64_t row = first + warp; row < last; row += kBlockWarps) {
+    Real* sum = a.sums + row * a.depth;
+    Real* prototype = a.prototypes + row * a.depth;
+    const Real* batch = a.batch_sums + row * a.depth;
+    if (row == state->reborn) {
+      const Real* far = a.far_features + c * a.depth;
+      for (int64_t d = lane; d < a.depth; d += 32) {
+        sum[d] = a.masses[row] * far[d];
+        prototype[d] = far[d];
+      }
+    } else if (a.batch_counts[row] > 0) {
+      Real squares = 0;
+      for (int64_t d = lane; d < a.depth; d += 32) {
+        const Real now = a.momentum * sum[d] + batch[d];
+        sum[d] = now;
+        squares += now * now;
+      }
+      const Real scale =
+          a.cosine ? inverse_norm(sum_of_lanes(squares)) : 1 / a.masses[row];
+      // Unit vectors that cancel have no direction: the old one stays.
+      if (!(scale > 0)) continue;
+      for (int64_t d = lane; d < a.depth; d += 32)
+        prototype[d] = scale * sum[d];
+    } else {
+      for (int64_t d = lane; d < a.depth; d += 32) sum[d] *= a.momentum;
+    }
+  }
+}
+
+// The parts of the workspace.
+struct Parts {
+  size_t farthest, first, distances, scales, sums, end;
+};
+
+Parts parts_of(const AccumulateProblem& p) {
+  const size_t real = real_size(p.type);
+  Parts parts{};
+  parts.first = 8 * static_cast<size_t>(p.classes);
+  parts.distances = padded(16 * static_cast<size_t>(p.classes));
+  parts.scales = parts.distances + padded(real * static_cast<size_t>(p.n));
+  parts.sums = parts.scales + padded(real * static_cast<size_t>(p.n));
+  parts.end = parts.sums + add_rows_workspace(p.type, 1, p.n, p.rows, p.depth);
+  return parts;
+}
+
+template <typename T>
+Status find_rows(const AccumulateProblem& p, const Parts& parts,
+                 unsigned char* work, const Accumulated& out, Stream stream) {
+  using Real = RealOf<T>;
+  const Assign<T> a{p.cosine,
+                    static_cast<const T*>(p.features),
+                    p.labels,
+                    static_cast<const Real*>(p.prototypes),
+                    static_cast<const Real*>(p.masses),
+                    p.offsets,
+                    p.n,
+                    p.rows,
+                    p.classes,
+                    p.depth,
+                    out.assignments,
+                    reinterpret_cast<Real*>(work + parts.distances),
+                    reinterpret_cast<Real*>(work + parts.scales),
+                    reinterpret_cast<uint64_t*>(work + parts.farthest)};
+  auto* first = reinterpret_cast<uint64_t*>(work + parts.first);
+  Status status;
+  if (p.n > 0) {
+    // Several doubles at a time do not fit into the registers.
+    constexpr int kWidth = std::is_same_v<T, double> ? 1 : 4;
+    const bool vectors = p.depth % kWidth == 0 && aligned_to(p.features, 16) &&
+                         aligned_to(p.prototypes, 16);
+    const Grid per_warp{ceil_divide(p.n, kBlockWarps), 1, 1};
+    status =
+        vectors
+            ? launch(assign_samples<T, kWidth>, per_warp, kBlock, 0, stream, a)
+            : launch(assign_samples<T, 1>, per_warp, kBlock, 0, stream, a);
+    if (!status.ok()) return status;
+    const Farthest farthest{p.labels, out.assignments, a.farthest, first, p.n};
+    status =
+        launch(first_farthest<Real>, {ceil_divide(p.n, kBlock), 1, 1}, kBlock,
+               0, stream, farthest, static_cast<const Real*>(a.distances));
+    if (!status.ok()) return status;
+  }
+  return launch(write_farthest<T>, {ceil_divide(p.classes, kBlockWarps), 1, 1},
+                kBlock, 0, stream, a, static_cast<const uint64_t*>(first),
+                static_cast<Real*>(out.far_distances),
+                static_cast<Real*>(out.far_features));
+}
+
+template <typename Real>
+Status apply_as(const ApplyProblem& p, void* prototypes, void* sums,
+                void* masses, Stream stream) {
+  const Apply<Real> a{p.cosine,
+                      static_cast<Real>(p.momentum),
+                      static_cast<Real>(p.expire_below),
+                      p.offsets,
+                      p.rows,
+                      p.depth,
+                      static_cast<const Real*>(p.batch_sums),
+                      static_cast<const Real*>(p.batch_counts),
+                      static_cast<const Real*>(p.far_distances),
+                      static_cast<const Real*>(p.far_features),
+                      static_cast<Real*>(prototypes),
+                      static_cast<Real*>(sums),
+                      static_cast<Real*>(masses)};
+  return launch(apply_class<Real>, {p.classes, 1, 1}, kBlock,
+                sizeof(ClassState<Real>), stream, a);
+}
+
+}  // namespace
+
+size_t accumulate_prototypes_workspace(const AccumulateProblem& p) {
+  return parts_of(p).end;
+}
+
+Status accumulate_prototypes(const AccumulateProblem& p, void* workspace,
+                             const Accumulated& out, Stream stream) {
+  if (p.classes == 0) return {};
+  const Parts parts = parts_of(p);
+  auto* work = static_cast<unsigned char*>(workspace);
+  Status status = fill_zero(work, 16 * static_cast<size_t>(p.classes), stream);
+  if (!status.ok()) return status;
+  status = with_element(p.type, [&]<typename T>() {
+    return find_rows<T>(p, parts, work, out, stream);
+  });
+  if (!status.ok()) return status;
+  const RowsByKey set{
+      p.features, out.assignments, p.cosine ? work + parts.scales : nullptr,
+      p.n,        out.sums,        out.counts};
+  return add_rows(p.type, &set, 1, p.rows, p.depth, work + parts.sums, stream);
+}
+
+Status apply_prototypes(const ApplyProblem& p, void* prototypes, void* sums,
+                        void* masses, Stream stream) {
+  if (p.classes == 0) return {};
+  return p.wide ? apply_as<double>(p, prototypes, sums, masses, stream)
+                : apply_as<float>(p, prototypes, sums, masses, stream);
+}
+
+}  // namespace s3h::cuda

@@ -1,0 +1,156 @@
+"""The CUDA prototype kernels, executed on the host, against the float64 oracle."""
+
+import kernels
+import pytest
+import torch
+
+from python_tests.ops.test_prototypes import METRICS, draw
+from s3h_ext.ops import reference_prototypes as plain
+
+TYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,
+}
+NAMES = (
+    "assignments sums counts far_distances far_features new_prototypes new_sums "
+    "new_masses"
+).split()
+
+
+def execute(problem, metric, momentum=0.9, expire_below=0.3, **execution):
+    """Returns what a batch adds, and the state after it."""
+    features, labels, prototypes, sums, masses, offsets = problem
+    n, depth = features.shape
+    rows, classes, real = len(masses), len(offsets) - 1, masses.dtype
+    types = [torch.int64, *[real] * 7]
+    shapes = [(n,), (rows, depth), (rows,), (classes,), (classes, depth)]
+    shapes += [(rows, depth), (rows, depth), (rows,)]
+    type_number = kernels.SCALARS.index(features.dtype)
+    return kernels.execute(
+        "prototypes",
+        [type_number, metric == "cosine", n, rows, classes, depth],
+        [momentum, expire_below],
+        [features, labels, prototypes, sums, masses, offsets],
+        list(zip(types, shapes, strict=True)),
+        **execution,
+    )
+
+
+def by_tensors(problem, metric, momentum=0.9, expire_below=0.3, wide=False):
+    features, labels, *state, offsets = problem
+    if wide:
+        features, *state = (t.double() for t in (features, *state))
+    prototypes, sums, masses = (t.clone() for t in state)
+    cosine = metric == "cosine"
+    assignments, *update = plain.accumulate_prototypes(
+        features, labels, prototypes, masses, offsets, cosine
+    )
+    plain.apply_prototypes_(
+        prototypes, sums, masses, offsets, *update, momentum, expire_below, cosine
+    )
+    return [assignments, *update, prototypes, sums, masses]
+
+
+def check(problem, metric, **execution):
+    found = execute(problem, metric, **execution)
+    exact = by_tensors(problem, metric, wide=True)
+    theirs = by_tensors(problem, metric)
+    assert torch.equal(found[0], exact[0])
+    for name, a, b, c in list(zip(NAMES, found, theirs, exact, strict=True))[1:]:
+        allowed = 2 * (b.double() - c).abs().max()
+        allowed += 8 * torch.finfo(a.dtype).eps * c.abs().max().clamp(min=1)
+        assert (a.double() - c).abs().max() <= allowed, name
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
+@pytest.mark.parametrize("depth", [19, 64])
+def test_definition(metric, dtype, depth):
+    check(draw(depth=depth, dtype=dtype), metric)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_long_rows_and_large_classes(metric):
+    check(draw(n=60, rows=(41, 1, 70), depth=300), metric)
+    check(draw(n=60, rows=(41, 1, 70), depth=301, dtype=torch.float32), metric)
+
+
+def test_many_samples_of_few_classes():
+    check(draw(n=5000, rows=(2, 1), depth=8, dtype=torch.float32), "euclidean")
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_absent_classes_keep_everything(metric):
+    problem = draw()
+    _, labels, prototypes, sums, masses, offsets = problem
+    labels[labels == 2] = 3
+    found = dict(zip(NAMES, execute(problem, metric), strict=True))
+    rows = slice(int(offsets[2]), int(offsets[3]))
+    assert torch.equal(found["new_prototypes"][rows], prototypes[rows])
+    assert torch.equal(found["new_sums"][rows], sums[rows])
+    assert torch.equal(found["new_masses"][rows], masses[rows])
+    assert found["far_distances"][2] == -1
+    assert (found["far_features"][2] == 0).all()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_empty_batch(metric):
+    problem = draw(n=0)
+    found = dict(zip(NAMES, execute(problem, metric), strict=True))
+    assert (found["sums"] == 0).all()
+    assert (found["counts"] == 0).all()
+    assert torch.equal(found["new_prototypes"], problem[2])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_samples_that_are_not_finite_are_ignored(metric):
+    problem = draw(dtype=torch.float32)
+    problem[0][3], problem[0][17] = torch.nan, torch.inf
+    problem[1][3] = problem[1][17] = 2
+    found = execute(problem, metric)
+    assert found[0][3] == found[0][17] == -1
+    assert all(t.isfinite().all() for t in found)
+    problem[1][3] = problem[1][17] = -1
+    assert all(map(torch.equal, found, execute(problem, metric)))
+
+
+def test_first_of_equally_far_samples():
+    features = torch.tensor([[2.0], [-2.0], [2.0], [1.0]])
+    state = (torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1))
+    labels, offsets = torch.zeros(4, dtype=torch.int64), torch.tensor([0, 1])
+    for seed in range(4):
+        found = execute((features, labels, *state, offsets), "euclidean", seed=seed)
+        assert found[3].item() == 4
+        assert found[4].item() == 2
+
+
+def test_a_label_out_of_range_stops():
+    problem = draw()
+    problem[1][5] = 5
+    with pytest.raises(RuntimeError, match="label is not below"):
+        execute(problem, "euclidean")
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_bits_do_not_depend_on_the_order_of_blocks(metric):
+    problem = draw(n=4500, depth=12, dtype=torch.float32)
+    runs = [execute(problem, metric, seed=seed) for seed in (1, 2)]
+    assert all(map(torch.equal, *runs))
+
+
+SANITIZED = {
+    "bf16": (100, (3, 1, 5), 16, torch.bfloat16, {}),
+    "fp32-odd": (100, (3, 40, 5), 13, torch.float32, {}),
+    "fp64-skipped": (60, (3, 1, 5), 8, torch.float64, {"skip": 8}),
+    "fp16-chunks": (40, (2, 9), 260, torch.float16, {"multiprocessors": 1}),
+}
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("variant", ["address", "thread"])
+@pytest.mark.parametrize("case", SANITIZED)
+def test_under_sanitizers(case, variant, metric):
+    n, rows, depth, dtype, execution = SANITIZED[case]
+    check(draw(n, rows, depth, dtype), metric, **execution, variant=variant)

@@ -1,0 +1,154 @@
+"""Prototypes on a GPU against float64, and as a citizen of the CUDA runtime.
+
+What makes sense on the CPU runs there too, so that the test code is seen to work.
+"""
+
+import pytest
+import torch
+
+from python_tests.ops.test_prototypes import METRICS, draw
+from python_tests.ops.test_similarity_cuda import DTYPES, on_devices
+from python_tests.ops.test_similarity_cuda_runtime import needs_kernels
+from s3h_ext.ops import (
+    accumulate_prototypes,
+    apply_prototypes_,
+    reference_prototypes,
+)
+
+SETTINGS = {"momentum": 0.9, "expire_below": 0.3}
+every_metric = pytest.mark.parametrize("metric", METRICS)
+
+
+def step(features, labels, state, offsets, metric, out=None):
+    """Accumulates and applies; returns what was added and the new state."""
+    prototypes, sums, masses = state
+    update = accumulate_prototypes(
+        features, labels, prototypes, masses, offsets, metric=metric, out=out
+    )
+    apply_prototypes_(
+        prototypes, sums, masses, offsets, update, metric=metric, **SETTINGS
+    )
+    return [*update, *state]
+
+
+def on(device, problem):
+    features, labels, *state, offsets = (t.to(device) for t in problem)
+    return features, labels, [t.clone() for t in state], offsets
+
+
+def exactly(problem, metric):
+    features, labels, *state, offsets = problem
+    features, *state = (t.double() for t in (features, *state))
+    prototypes, sums, masses = state
+    cosine = metric == "cosine"
+    assignments, *update = reference_prototypes.accumulate_prototypes(
+        features, labels, prototypes, masses, offsets, cosine
+    )
+    reference_prototypes.apply_prototypes_(
+        prototypes, sums, masses, offsets, *update, *SETTINGS.values(), cosine
+    )
+    return [assignments, *update, prototypes, sums, masses]
+
+
+@on_devices
+@every_metric
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("rows", "depth"), [((3, 1, 5, 2, 7), 19), ((3, 1, 5, 2, 7), 128), ((40, 70), 300)]
+)
+def test_definition(device, metric, dtype, rows, depth):
+    problem = draw(n=2000, rows=rows, depth=depth, dtype=dtype)
+    found = step(*on(device, problem), metric)
+    exact = exactly(problem, metric)
+    assert torch.equal(found[0].cpu(), exact[0])
+    for ours, right in zip(found[1:], exact[1:], strict=True):
+        scale = right.abs().max().clamp(min=1)
+        allowed = 64 * torch.finfo(ours.dtype).eps * scale
+        assert (ours.cpu().double() - right).abs().max() <= allowed
+
+
+@on_devices
+@every_metric
+def test_same_bits_every_time(device, metric):
+    problem = draw(n=9000, depth=64, dtype=torch.float32)
+    first, *others = [step(*on(device, problem), metric) for _ in range(4)]
+    for again in others:
+        assert all(map(torch.equal, again, first))
+
+
+@on_devices
+@every_metric
+def test_empty_batch(device, metric):
+    problem = draw(n=0)
+    found = step(*on(device, problem), metric)
+    assert (found[1] == 0).all()
+    assert (found[3] == -1).all()
+    assert torch.equal(found[5].cpu(), problem[2])
+
+
+@on_devices
+def test_memory_is_used_again(device):
+    features, labels, state, offsets = on(device, draw(dtype=torch.float32))
+    first = accumulate_prototypes(features, labels, state[0], state[2], offsets)
+    right = [t.clone() for t in first]
+    first.sums.fill_(torch.nan)
+    again = accumulate_prototypes(
+        features, labels, state[0], state[2], offsets, out=first
+    )
+    assert again.sums.data_ptr() == first.sums.data_ptr()
+    assert all(map(torch.equal, again, right))
+
+
+@pytest.mark.cuda
+@needs_kernels
+@every_metric
+def test_second_stream(metric):
+    problem = draw(n=500, depth=64, dtype=torch.float32)
+    right = step(*on("cuda", problem), metric)
+    features, labels, state, offsets = on("cuda", problem)
+    late = torch.zeros_like(features)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        # What runs on another stream than this one reads zeros.
+        torch.cuda._sleep(50_000_000)
+        late.copy_(features)
+        ours = step(late, labels, state, offsets, metric)
+    torch.cuda.synchronize()
+    assert all(map(torch.equal, ours, right))
+
+
+@pytest.mark.cuda
+@needs_kernels
+@every_metric
+def test_graph_capture_and_replay(metric):
+    problem = draw(n=500, depth=64, dtype=torch.float32)
+    features, labels, state, offsets = on("cuda", problem)
+    _, _, eager, _ = on("cuda", problem)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step(features, labels, [t.clone() for t in state], offsets, metric)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step(features, labels, state, offsets, metric)
+    for seed in (1, 2):
+        other = draw(n=500, depth=64, dtype=torch.float32, seed=seed)
+        features.copy_(other[0])
+        labels.copy_(other[1])
+        graph.replay()
+        right = step(features, labels, eager, offsets, metric)
+        assert all(map(torch.equal, captured, right))
+
+
+@pytest.mark.cuda
+@needs_kernels
+@every_metric
+def test_nothing_waits_for_the_device(metric):
+    problem = on("cuda", draw(dtype=torch.float32))
+    step(*problem, metric)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(*problem, metric)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
