@@ -18,8 +18,9 @@ Memory is what one step adds to the resident set at its highest, in a fresh proc
 each point, after a step of 64 rows. A compiled peer runs once before, so that its
 compilation is not counted.
 
-Appends to ``similarity.csv``, where what was not run has a row that says why, prints a
-table for each case, and draws ``similarity.png``.
+Writes to ``similarity.csv``, where a row takes the place of the one before it and what
+was not run has a row that says why, prints a table for each case, and draws
+``similarity.png``.
 """
 
 from __future__ import annotations
@@ -296,13 +297,24 @@ def table(case: Case, rows: list[Row]) -> None:
             )
 
 
-def append(path: Path, rows: list[Row]) -> None:
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, [field.name for field in fields(Row)])
-        if new:
-            writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+def record(path: Path, rows: list[Row]) -> None:
+    """Appends rows to the file and drops those that they supersede."""
+    names = [field.name for field in fields(Row)]
+
+    def subject(row: dict[str, object]) -> tuple[object, ...]:
+        what = ("case", "rows", "columns", "depth", "dtype", "peer")
+        return (*(str(row[name]) for name in what), row["mode"] == "memory")
+
+    kept: list[dict[str, object]] = []
+    found = [asdict(row) for row in rows]
+    if path.exists():
+        replaced = {subject(row) for row in found}
+        with path.open(newline="", encoding="utf-8") as stream:
+            kept += (r for r in csv.DictReader(stream) if subject(r) not in replaced)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept + found)
 
 
 def main() -> None:
@@ -332,7 +344,7 @@ def main() -> None:
             else:
                 rows = list(measure(case, found, arguments.seconds))
             table(case, rows)
-            append(target, rows)
+            record(target, rows)
     draw(target, arguments.output / "similarity.png")
 
 

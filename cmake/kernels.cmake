@@ -39,6 +39,7 @@ add_library(s3h_kernels STATIC
   csrc/cpu/similarity_pack.cpp
   csrc/cpu/similarity_rows.cpp
   csrc/cpu/similarity_tiled.cpp
+  csrc/cpu/supcon.cpp
   csrc/cpu/view_boxes.cpp
   csrc/cpu/views.cpp
   csrc/cpu/views_patch.cpp

@@ -19,13 +19,14 @@ for sanitizer in address,undefined thread; do
   cmake -G Ninja -S . -B "$build" -DS3H_SANITIZE="$sanitizer" $built \
     -DCMAKE_BUILD_TYPE=Sanitize -DCMAKE_CXX_FLAGS="-O1 -g1" >/dev/null
   cmake --build "$build" --target augment_test prototypes_test \
-    similarity_test view_boxes_test views_test
+    similarity_test supcon_test view_boxes_test views_test
   "$build/augment_test"
   "$build/view_boxes_test"
   for level in $levels; do
     echo "-- $sanitizer, $level"
     S3H_CPU_LEVEL="$level" "$build/prototypes_test"
     S3H_CPU_LEVEL="$level" "$build/similarity_test"
+    S3H_CPU_LEVEL="$level" "$build/supcon_test"
     S3H_CPU_LEVEL="$level" "$build/views_test"
   done
 done

@@ -1,4 +1,5 @@
-// Bfloat16 is held as its bits; these are the conversions.
+// Bfloat16 is held as its bits; these are the conversions, which leave other
+// types as they are.
 #pragma once
 
 #include <cmath>
@@ -8,6 +9,10 @@
 #include "similarity.h"
 
 namespace s3h::cpu {
+
+inline float to_float(float x) { return x; }
+
+inline double to_float(double x) { return x; }
 
 inline float to_float(Bfloat16 x) {
   const uint32_t bits = static_cast<uint32_t>(x) << 16;

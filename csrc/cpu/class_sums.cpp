@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "bfloat16.h"
+
 namespace s3h::cpu {
 namespace {
 
@@ -26,69 +28,106 @@ bool known(int64_t label, int64_t classes) {
   return label >= 0 && label < classes;
 }
 
-// sums[c] = sum of weight_i * row_i over the rows of class c; no weights: 1.
 template <typename T>
-void add_up(const T* rows, const T* weights, const int64_t* labels,
-            int64_t count, int64_t depth, int64_t classes,
-            const Threads& threads, T* sums) {
-  const int64_t groups = (depth + kColumns - 1) / kColumns;
-  run(threads, groups, count * depth, [&](int64_t begin, int64_t end) {
-    const int64_t first = begin * kColumns;
-    const int64_t width = std::min(end * kColumns, depth) - first;
-    for (int64_t c = 0; c < classes; ++c)
-      std::fill_n(sums + c * depth + first, width, T(0));
-    for (int64_t i = 0; i < count; ++i) {
-      if (!known(labels[i], classes)) continue;
-      const T weight = weights == nullptr ? T(1) : weights[i];
-      T* __restrict to = sums + labels[i] * depth + first;
-      const T* __restrict from = rows + i * depth + first;
-      for (int64_t d = 0; d < width; ++d) to[d] += weight * from[d];
-    }
-  });
+struct Lanes;
+template <>
+struct Lanes<float> {
+  typedef float type __attribute__((vector_size(16)));
+};
+template <>
+struct Lanes<double> {
+  typedef double type __attribute__((vector_size(16)));
+};
+
+template <typename V, typename T>
+V load_lanes(const T* from) {
+  V v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
 }
 
-// a . (b - c), or a . b; in vectors that every CPU has, four sums at a time.
-template <bool Subtract, typename T>
-T dot_difference(const T* a, const T* b, const T* c, int64_t depth) {
-  typedef T Lanes __attribute__((vector_size(16)));
+template <typename V>
+V load_lanes(const Bfloat16* from) {
+  typedef uint16_t Halves __attribute__((vector_size(8)));
+  typedef uint32_t Words __attribute__((vector_size(16)));
+  return (
+      V)(__builtin_convertvector(
+             load_lanes<Halves>(reinterpret_cast<const uint16_t*>(from)), Words)
+         << 16);
+}
+
+// a . (b - a), or a . b; in vectors that every CPU has, four sums at a time.
+template <bool Subtract, typename T, typename Element>
+T dot_with(const Element* a, const T* b, int64_t depth) {
+  using V = typename Lanes<T>::type;
   constexpr int64_t kLanes = 16 / sizeof(T);
-  const auto lanes = [](const T* from) {
-    Lanes v;
-    std::memcpy(&v, from, sizeof v);
-    return v;
-  };
-  Lanes parts[4] = {};
+  V parts[4] = {};
   int64_t d = 0;
   for (; d + 4 * kLanes <= depth; d += 4 * kLanes)
     for (int64_t i = 0; i < 4; ++i) {
       const int64_t at = d + i * kLanes;
-      Lanes other = lanes(b + at);
-      if constexpr (Subtract) other -= lanes(c + at);
-      parts[i] += lanes(a + at) * other;
+      const V own = load_lanes<V>(a + at);
+      V other = load_lanes<V>(b + at);
+      if constexpr (Subtract) other -= own;
+      parts[i] += own * other;
     }
   T sum = 0;
-  for (; d < depth; ++d) sum += a[d] * (Subtract ? b[d] - c[d] : b[d]);
-  const Lanes part = (parts[0] + parts[1]) + (parts[2] + parts[3]);
+  for (; d < depth; ++d) {
+    const T own = to_float(a[d]);
+    sum += own * (Subtract ? b[d] - own : b[d]);
+  }
+  const V part = (parts[0] + parts[1]) + (parts[2] + parts[3]);
   for (int64_t i = 0; i < kLanes; ++i) sum += part[i];
   return sum;
 }
 
 }  // namespace
 
+template <typename T, typename Element>
+void class_sums(const ClassRows<Element>& rows, const T* weights,
+                const Threads& threads, T* sums) {
+  const int64_t depth = rows.depth;
+  const int64_t groups = (depth + kColumns - 1) / kColumns;
+  run(threads, groups, rows.count * depth, [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * kColumns;
+    const int64_t width = std::min(end * kColumns, depth) - first;
+    for (int64_t c = 0; c < rows.class_count; ++c)
+      std::fill_n(sums + c * depth + first, width, T(0));
+    for (int64_t i = 0; i < rows.count; ++i) {
+      if (!known(rows.classes[i], rows.class_count)) continue;
+      const T weight = weights == nullptr ? T(1) : weights[i];
+      T* __restrict to = sums + rows.classes[i] * depth + first;
+      const Element* __restrict from = rows.rows + i * depth + first;
+      for (int64_t d = 0; d < width; ++d) to[d] += weight * to_float(from[d]);
+    }
+  });
+}
+
+template <typename T, typename Element>
+T dot_others(const Element* own, const T* sum, int64_t depth) {
+  return dot_with<true>(own, sum, depth);
+}
+
+void for_rows(const Threads& threads, int64_t count, int64_t depth,
+              const RangeFunction& body) {
+  run(threads, count, count * depth, body);
+}
+
 template <typename T>
 void class_sum_dots(const ClassSumProblem<T>& p, const Threads& threads,
                     T* sums, T* dots) {
   const T* keys = p.symmetric ? p.queries : p.keys;
   const int64_t* key_classes = p.symmetric ? p.query_classes : p.key_classes;
-  add_up<T>(keys, nullptr, key_classes, p.m, p.depth, p.classes, threads, sums);
-  run(threads, p.n, p.n * p.depth, [&](int64_t begin, int64_t end) {
+  class_sums<T>({keys, key_classes, p.m, p.depth, p.classes}, nullptr, threads,
+                sums);
+  for_rows(threads, p.n, p.depth, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t label = p.query_classes[i];
       const T* own = p.queries + i * p.depth;
       const T* sum = sums + label * p.depth;
       dots[i] = !known(label, p.classes) ? T(0)
-                : p.symmetric ? dot_difference<true>(own, sum, own, p.depth)
-                              : dot_difference<false>(own, sum, own, p.depth);
+                : p.symmetric            ? dot_with<true>(own, sum, p.depth)
+                                         : dot_with<false>(own, sum, p.depth);
     }
   });
 }
@@ -100,13 +139,14 @@ void class_sum_dots_backward(const ClassSumProblem<T>& p,
   const int64_t* key_classes = p.symmetric ? p.query_classes : p.key_classes;
   T* weighted = sums + p.classes * p.depth;
   if (grad_queries != nullptr)
-    add_up<T>(p.symmetric ? p.queries : p.keys, nullptr, key_classes, p.m,
-              p.depth, p.classes, threads, sums);
+    class_sums<T>({p.symmetric ? p.queries : p.keys, key_classes, p.m, p.depth,
+                   p.classes},
+                  nullptr, threads, sums);
   if (grad_keys != nullptr || p.symmetric)
-    add_up<T>(p.queries, grad, p.query_classes, p.n, p.depth, p.classes,
-              threads, weighted);
+    class_sums<T>({p.queries, p.query_classes, p.n, p.depth, p.classes}, grad,
+                  threads, weighted);
   if (grad_queries != nullptr)
-    run(threads, p.n, p.n * p.depth, [&](int64_t begin, int64_t end) {
+    for_rows(threads, p.n, p.depth, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         T* to = grad_queries + i * p.depth;
         const int64_t label = p.query_classes[i];
@@ -125,7 +165,7 @@ void class_sum_dots_backward(const ClassSumProblem<T>& p,
       }
     });
   if (grad_keys != nullptr && !p.symmetric)
-    run(threads, p.m, p.m * p.depth, [&](int64_t begin, int64_t end) {
+    for_rows(threads, p.m, p.depth, [&](int64_t begin, int64_t end) {
       for (int64_t j = begin; j < end; ++j) {
         T* to = grad_keys + j * p.depth;
         const int64_t label = key_classes[j];
@@ -145,6 +185,15 @@ void class_sum_dots_backward(const ClassSumProblem<T>& p,
       const ClassSumProblem<T>&, const Threads&, const T*, T*, T*, T*);
 S3H_INSTANTIATE(float)
 S3H_INSTANTIATE(double)
+#undef S3H_INSTANTIATE
+
+#define S3H_INSTANTIATE(T, Element)                                         \
+  template void class_sums<T, Element>(const ClassRows<Element>&, const T*, \
+                                       const Threads&, T*);                 \
+  template T dot_others<T, Element>(const Element*, const T*, int64_t);
+S3H_INSTANTIATE(float, float)
+S3H_INSTANTIATE(float, Bfloat16)
+S3H_INSTANTIATE(double, double)
 #undef S3H_INSTANTIATE
 
 }  // namespace s3h::cpu

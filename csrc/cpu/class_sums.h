@@ -37,4 +37,29 @@ void class_sum_dots_backward(const ClassSumProblem<T>& problem,
                              const Threads& threads, const T* grad, T* sums,
                              T* grad_queries, T* grad_keys);
 
+// What the above is made of, for other kernels.
+
+template <typename Element>
+struct ClassRows {
+  const Element* rows;     // [count, depth]
+  const int64_t* classes;  // [count]
+  int64_t count;
+  int64_t depth;
+  int64_t class_count;
+};
+
+// sums[c] = sum of weight_i row_i over the rows of class c; no weights: 1.
+template <typename T, typename Element = T>
+void class_sums(const ClassRows<Element>& rows, const T* weights,
+                const Threads& threads, T* sums);
+
+// own . (sum - own): a row with the others of its class.
+template <typename T, typename Element = T>
+T dot_others(const Element* own, const T* sum, int64_t depth);
+
+// Cuts `count` rows of `depth` elements among the threads, or leaves them to
+// the caller where that is faster.
+void for_rows(const Threads& threads, int64_t count, int64_t depth,
+              const RangeFunction& body);
+
 }  // namespace s3h::cpu

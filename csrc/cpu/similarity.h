@@ -43,6 +43,10 @@ struct SimilarityProblem {
   const int64_t* self_index;  // [n] or nullptr; out of [0, m): none
 };
 
+// Adds to a row's gradient before it is stored; called by any thread.
+template <typename T>
+using RowFunction = std::function<void(int64_t row, T* gradient)>;
+
 // The row-owned path: simple, float64 too, the same bits for any thread count.
 // lse: [n]. A row without any key gets -inf.
 template <typename T>
@@ -51,10 +55,12 @@ void logsumexp_rows(const SimilarityProblem<T>& problem, const Threads& threads,
 
 // grad, lse: [n]; grad_queries: [n, depth], grad_keys: [m, depth], either may
 // be nullptr. In the symmetric case grad_queries takes both roles' gradient.
+// `add`, where there is one, is called for every row of grad_queries.
 template <typename T>
 void logsumexp_rows_backward(const SimilarityProblem<T>& problem,
                              const Threads& threads, const T* grad,
-                             const T* lse, T* grad_queries, T* grad_keys);
+                             const T* lse, T* grad_queries, T* grad_keys,
+                             const RowFunction<T>& add = {});
 
 // The tiled path: the same results in float arithmetic, as fast as the CPU can.
 // Same bits for the same number of threads; for any number with
@@ -67,7 +73,8 @@ template <typename Element>
 void logsumexp_tiled_backward(const SimilarityProblem<float, Element>& problem,
                               const Threads& threads, bool deterministic,
                               const float* grad, const float* lse,
-                              Element* grad_queries, Element* grad_keys);
+                              Element* grad_queries, Element* grad_keys,
+                              const RowFunction<float>& add = {});
 
 // Whether this CPU multiplies pairs of bfloat16.
 bool bfloat16_products();

@@ -18,7 +18,8 @@ struct Sweep {
 
 template <typename Element>
 void Engine<Element>::backward(const float* grad, const float* lse,
-                               Element* grad_queries, Element* grad_keys) {
+                               Element* grad_queries, Element* grad_keys,
+                               const RowFunction<float>& add) {
   reserve(true);
   const int64_t block_rows = block_ * k_.panel;
   const int64_t tile_size = block_rows * tile_ld();
@@ -69,8 +70,8 @@ void Engine<Element>::backward(const float* grad, const float* lse,
                                        : nullptr);
     });
   }
-  if (want_queries) sum_up(row_, row_gradient, grad_queries);
-  if (want_keys) sum_up(column_, column_gradient, grad_keys);
+  if (want_queries) sum_up(row_, row_gradient, grad_queries, add);
+  if (want_keys) sum_up(column_, column_gradient, grad_keys, {});
 }
 
 // In the triangle `columns` is `rows`, for a tile's columns are rows of the
@@ -125,7 +126,8 @@ typename Engine<Element>::Gradient Engine<Element>::reserve_gradient(
 // Sums the copies in order, into the first that holds anything.
 template <typename Element>
 void Engine<Element>::sum_up(const Side& side, const Gradient& gradient,
-                             Element* out) const {
+                             Element* out,
+                             const RowFunction<float>& add) const {
   const float scale = static_cast<float>(grad_unit_ / p_.temperature);
   run(0, side.count, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -142,9 +144,14 @@ void Engine<Element>::sum_up(const Side& side, const Gradient& gradient,
         }
         for (int64_t d = 0; d < p_.depth; ++d) total[d] += part[d];
       }
+      if (total == nullptr) {
+        total = memory_.at<float>(gradient.buffer) + i * width_;
+        std::fill(total, total + p_.depth, 0.0f);
+      }
+      for (int64_t d = 0; d < p_.depth; ++d) total[d] *= scale;
+      if (add) add(i, total);
       Element* to = out + i * p_.depth;
-      for (int64_t d = 0; d < p_.depth; ++d)
-        from_float(total == nullptr ? 0.0f : total[d] * scale, to[d]);
+      for (int64_t d = 0; d < p_.depth; ++d) from_float(total[d], to[d]);
     }
   });
 }
@@ -159,7 +166,8 @@ const float* Engine<Element>::rows_of(const Side& side, int64_t panel) const {
 
 #define S3H_INSTANTIATE(Element)                                      \
   template void Engine<Element>::backward(const float*, const float*, \
-                                          Element*, Element*);
+                                          Element*, Element*,         \
+                                          const RowFunction<float>&);
 S3H_INSTANTIATE(float)
 S3H_INSTANTIATE(Bfloat16)
 #undef S3H_INSTANTIATE

@@ -9,16 +9,22 @@ Pieces triangle(int64_t panels, int64_t block, int64_t tasks,
   std::vector<Block> all;
   std::vector<double> until;
   double total = 0;
-  for (int64_t i = 0; i < panels; i += block)
-    for (int64_t j = i; j < panels; j += block) {
-      const Range rows{i, std::min(i + block, panels)};
-      const Range columns{j, std::min(j + block, panels)};
-      all.push_back({rows, columns});
-      total += static_cast<double>((rows.last - rows.first) *
-                                   (columns.last - columns.first)) *
-               (i == j ? diagonal_cost : 1.0);
-      until.push_back(total);
+  const auto add = [&](Range rows, Range columns) {
+    all.push_back({rows, columns});
+    total += static_cast<double>((rows.last - rows.first) *
+                                 (columns.last - columns.first)) *
+             (rows.first == columns.first ? diagonal_cost : 1.0);
+    until.push_back(total);
+  };
+  for (int64_t i = 0; i < panels; i += block) {
+    const int64_t last = std::min(i + block, panels);
+    for (int64_t p = i; p < last; ++p) {
+      add({p, p + 1}, {p, p + 1});
+      if (p + 1 < last) add({p, p + 1}, {p + 1, last});
     }
+    for (int64_t j = last; j < panels; j += block)
+      add({i, last}, {j, std::min(j + block, panels)});
+  }
   Pieces pieces(static_cast<size_t>(tasks));
   for (size_t b = 0; b < all.size(); ++b) {
     const double middle = b == 0 ? until[0] / 2 : (until[b - 1] + until[b]) / 2;

@@ -22,7 +22,8 @@ struct Block {
 using Pieces = std::vector<std::vector<Block>>;
 
 // Tiles on and above the diagonal of a square of `panels`, cut into pieces of
-// equal cost; a tile on the diagonal costs `diagonal_cost` of another one.
+// equal cost. On the diagonal they are single panels, for half of such a tile
+// is work done twice; one costs `diagonal_cost` of another tile's panel.
 Pieces triangle(int64_t panels, int64_t block, int64_t tasks,
                 double diagonal_cost);
 

@@ -48,7 +48,7 @@ class Engine {
 
   void forward(float* lse);
   void backward(const float* grad, const float* lse, Element* grad_queries,
-                Element* grad_keys);
+                Element* grad_keys, const RowFunction<float>& add);
 
  private:
   // Queries or keys, and where their arrays are in memory_; 0: there is none.
@@ -95,7 +95,8 @@ class Engine {
                       const Scratch& scratch, Gradient* rows,
                       Gradient* columns) const;
   Gradient reserve_gradient(const Side& side, int64_t copies);
-  void sum_up(const Side& side, const Gradient& gradient, Element* out) const;
+  void sum_up(const Side& side, const Gradient& gradient, Element* out,
+              const RowFunction<float>& add) const;
   const float* rows_of(const Side& side, int64_t panel) const;
 
   int64_t rows_in(const Side& side, Range panels) const {

@@ -43,7 +43,11 @@ Engine<Element>::Engine(const SimilarityProblem<float, Element>& p,
                                            static_cast<double>(threads.count)));
   const int64_t most = std::max<int64_t>(1, kBlock / k_.panel);
   const int64_t larger = std::max(row_.panels, column_.panels);
-  block_ = std::clamp<int64_t>(larger / 12, 1, most);
+  // Small enough to cut the work evenly. Where tiles are cut by cost, that
+  // depends on the threads; deterministic sums must not.
+  const int64_t wanted =
+      triangular() ? 2 * row_.panels / (7 * tasks_) : larger / 12;
+  block_ = std::clamp<int64_t>(wanted, 1, most);
 }
 
 template <typename Element>

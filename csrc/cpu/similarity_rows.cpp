@@ -162,13 +162,19 @@ void logsumexp_rows(const SimilarityProblem<T>& p, const Threads& threads,
 template <typename T>
 void logsumexp_rows_backward(const SimilarityProblem<T>& p,
                              const Threads& threads, const T* grad,
-                             const T* lse, T* grad_queries, T* grad_keys) {
+                             const T* lse, T* grad_queries, T* grad_keys,
+                             const RowFunction<T>& add) {
   const Scores<T> scores(p);
   if (grad_queries != nullptr) {
     std::fill(grad_queries, grad_queries + p.n * p.depth, T(0));
     backward_sweep<true>(p, scores, threads, grad, lse, grad_queries);
     if (p.symmetric)
       backward_sweep<false>(p, scores, threads, grad, lse, grad_queries);
+    if (add)
+      threads.parallel_for(0, p.n, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+          add(i, grad_queries + i * p.depth);
+      });
   }
   if (grad_keys != nullptr && !p.symmetric) {
     std::fill(grad_keys, grad_keys + p.m * p.depth, T(0));
@@ -182,9 +188,11 @@ template void logsumexp_rows<double>(const SimilarityProblem<double>&,
                                      const Threads&, double*);
 template void logsumexp_rows_backward<float>(const SimilarityProblem<float>&,
                                              const Threads&, const float*,
-                                             const float*, float*, float*);
+                                             const float*, float*, float*,
+                                             const RowFunction<float>&);
 template void logsumexp_rows_backward<double>(const SimilarityProblem<double>&,
                                               const Threads&, const double*,
-                                              const double*, double*, double*);
+                                              const double*, double*, double*,
+                                              const RowFunction<double>&);
 
 }  // namespace s3h::cpu

@@ -37,7 +37,8 @@ template <typename Element>
 void logsumexp_tiled_backward(const SimilarityProblem<float, Element>& problem,
                               const Threads& threads, bool deterministic,
                               const float* grad, const float* lse,
-                              Element* grad_queries, Element* grad_keys) {
+                              Element* grad_queries, Element* grad_keys,
+                              const RowFunction<float>& add) {
   if (problem.n == 0 || problem.m == 0) {
     if (grad_queries != nullptr)
       std::fill(grad_queries, grad_queries + problem.n * problem.depth,
@@ -47,7 +48,7 @@ void logsumexp_tiled_backward(const SimilarityProblem<float, Element>& problem,
     return;
   }
   Engine<Element>(problem, threads, deterministic)
-      .backward(grad, lse, grad_queries, grad_keys);
+      .backward(grad, lse, grad_queries, grad_keys, add);
 }
 
 bool bfloat16_products() { return dispatch_level() == Level::kAvx512Bf16; }
@@ -57,7 +58,8 @@ bool bfloat16_products() { return dispatch_level() == Level::kAvx512Bf16; }
       const SimilarityProblem<float, Element>&, const Threads&, bool, float*); \
   template void logsumexp_tiled_backward<Element>(                             \
       const SimilarityProblem<float, Element>&, const Threads&, bool,          \
-      const float*, const float*, Element*, Element*);
+      const float*, const float*, Element*, Element*,                          \
+      const RowFunction<float>&);
 S3H_INSTANTIATE(float)
 S3H_INSTANTIATE(Bfloat16)
 #undef S3H_INSTANTIATE

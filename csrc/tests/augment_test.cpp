@@ -8,16 +8,15 @@
 #include <cstdlib>
 #include <memory>
 #include <random>
-#include <thread>
 #include <vector>
+
+#include "threads.h"
 
 namespace {
 
 using s3h::cpu::AugmentProblem;
 using s3h::cpu::kLargest;
 using s3h::cpu::Operation;
-using s3h::cpu::RangeFunction;
-using s3h::cpu::Threads;
 
 constexpr int64_t kImages = 3, kSteps = 3;
 
@@ -27,17 +26,6 @@ std::unique_ptr<T[]> drawn(int64_t count, const Draw& draw) {
   for (int64_t i = 0; i < count; ++i) to[static_cast<size_t>(i)] = draw();
   return to;
 }
-
-const Threads kAlone{1, [](int64_t begin, int64_t end,
-                           const RangeFunction& body) { body(begin, end); }};
-
-const Threads kTwo{2,
-                   [](int64_t begin, int64_t end, const RangeFunction& body) {
-                     const int64_t middle = begin + (end - begin) / 3;
-                     std::thread other([&] { body(begin, middle); });
-                     body(middle, end);
-                     other.join();
-                   }};
 
 void check(int64_t height, int64_t width, int64_t channels, bool far) {
   std::mt19937 random(7);
@@ -84,8 +72,8 @@ void check(int64_t height, int64_t width, int64_t channels, bool far) {
                                  128};
     const auto whole = drawn<uint8_t>(views * bytes, [] { return uint8_t{1}; });
     const auto parts = drawn<uint8_t>(views * bytes, [] { return uint8_t{2}; });
-    s3h::cpu::augment_images(problem, kAlone, whole.get());
-    s3h::cpu::augment_images(problem, kTwo, parts.get());
+    s3h::cpu::augment_images(problem, kOneThread, whole.get());
+    s3h::cpu::augment_images(problem, kThreads, parts.get());
     if (!std::equal(whole.get(), whole.get() + views * bytes, parts.get())) {
       std::fprintf(stderr, "threads differ at %lld x %lld x %lld\n",
                    static_cast<long long>(height),

@@ -11,25 +11,15 @@
 #include <cstring>
 #include <memory>
 #include <random>
-#include <thread>
 #include <type_traits>
 #include <vector>
 
 #include "../cpu/dispatch.h"
+#include "threads.h"
 
 namespace {
 
 using namespace s3h::cpu;
-
-const Threads kThreads{
-    2, [](int64_t begin, int64_t end, const RangeFunction& body) {
-      const int64_t middle = begin + (end - begin + 1) / 2;
-      std::thread other([&] {
-        if (middle < end) body(middle, end);
-      });
-      if (begin < middle) body(begin, middle);
-      other.join();
-    }};
 
 template <typename T>
 std::unique_ptr<T[]> block(int64_t size) {

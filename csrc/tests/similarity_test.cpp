@@ -8,68 +8,25 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <limits>
-#include <memory>
 #include <random>
-#include <thread>
 #include <vector>
 
 #include "../cpu/class_sums.h"
 #include "../cpu/dispatch.h"
+#include "blocks.h"
+#include "threads.h"
 
 namespace {
 
 using s3h::cpu::Bfloat16;
-using s3h::cpu::RangeFunction;
 using s3h::cpu::SimilarityProblem;
-using s3h::cpu::Threads;
-
-const Threads kThreads{
-    2, [](int64_t begin, int64_t end, const RangeFunction& body) {
-      const int64_t middle = begin + (end - begin + 1) / 2;
-      std::thread other([&] {
-        if (middle < end) body(middle, end);
-      });
-      if (begin < middle) body(begin, middle);
-      other.join();
-    }};
-
-template <typename T>
-std::unique_ptr<T[]> exact(const std::vector<T>& from) {
-  std::unique_ptr<T[]> to(new T[from.size()]);
-  std::copy(from.begin(), from.end(), to.get());
-  return to;
-}
 
 struct Case {
   bool symmetric, biased, labelled, self, deterministic;
   int64_t n, m, depth;
   double temperature;
 };
-
-template <typename Element>
-void set(Element& to, float value) {
-  if constexpr (std::is_same_v<Element, Bfloat16>) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    to = static_cast<Bfloat16>(bits >> 16);
-  } else {
-    to = value;
-  }
-}
-
-template <typename Element>
-double get(Element from) {
-  if constexpr (std::is_same_v<Element, Bfloat16>) {
-    const uint32_t bits = static_cast<uint32_t>(from) << 16;
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-  } else {
-    return from;
-  }
-}
 
 template <typename T>
 void require_close(const char* what, const Case& c, const T* ours,

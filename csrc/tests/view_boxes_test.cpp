@@ -7,21 +7,16 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
-#include <thread>
 #include <vector>
+
+#include "blocks.h"
+#include "threads.h"
 
 namespace {
 
 using s3h::cpu::ViewBoxProblem;
 
 constexpr int64_t kLargest = (int64_t{1} << 24) - 1;
-
-template <typename T>
-std::unique_ptr<T[]> exact(const std::vector<T>& from) {
-  std::unique_ptr<T[]> to(new T[from.size()]);
-  std::copy(from.begin(), from.end(), to.get());
-  return to;
-}
 
 void require(bool holds, const char* what, int64_t row) {
   if (holds) return;
@@ -87,13 +82,10 @@ void check(const std::vector<double>& numbers, bool inside) {
   const std::unique_ptr<bool[]> flags(new bool[all_views.size()]);
   const std::unique_ptr<bool[]> flags_again(new bool[all_views.size()]);
   s3h::cpu::draw_view_boxes(problem, 0, count, boxes.get(), flags.get());
-  const int64_t middle = count / 3;
-  std::thread other([&] {
-    s3h::cpu::draw_view_boxes(problem, middle, count, again.get(),
+  kThreads.parallel_for(0, count, [&](int64_t begin, int64_t end) {
+    s3h::cpu::draw_view_boxes(problem, begin, end, again.get(),
                               flags_again.get());
   });
-  s3h::cpu::draw_view_boxes(problem, 0, middle, again.get(), flags_again.get());
-  other.join();
   for (int64_t i = 0; i < count; ++i) {
     const int64_t* box = boxes.get() + 4 * i;
     require(std::equal(box, box + 4, again.get() + 4 * i) &&

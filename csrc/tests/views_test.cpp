@@ -10,33 +10,16 @@
 #include <cstdlib>
 #include <memory>
 #include <random>
-#include <thread>
 #include <vector>
 
 #include "../cpu/dispatch.h"
+#include "threads.h"
 
 namespace {
 
 using s3h::cpu::ByteImage;
-using s3h::cpu::RangeFunction;
-using s3h::cpu::Threads;
 using s3h::cpu::ViewsProblem;
 using s3h::cpu::ViewType;
-
-const Threads kThreads{
-    2, [](int64_t begin, int64_t end, const RangeFunction& body) {
-      const int64_t middle = begin + (end - begin + 1) / 2;
-      std::thread other([&] {
-        if (middle < end) body(middle, end);
-      });
-      if (begin < middle) body(begin, middle);
-      other.join();
-    }};
-
-const Threads kOneThread{
-    1, [](int64_t begin, int64_t end, const RangeFunction& body) {
-      body(begin, end);
-    }};
 
 constexpr int64_t kImages = 12, kPatches = 60, kViews = 25;
 

@@ -5,7 +5,7 @@
 #include <tuple>
 
 #include "class_sum_inputs.h"
-#include "threads.h"
+#include "cpu_call.h"
 
 namespace {
 

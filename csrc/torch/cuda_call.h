@@ -77,9 +77,4 @@ inline cuda::Scalar cuda_scalar(ScalarType type) {
   }
 }
 
-// Where to write; a tensor that was not asked for is not written.
-inline void* target(const Tensor& tensor, bool wanted) {
-  return wanted ? tensor.mutable_data_ptr() : nullptr;
-}
-
 }  // namespace s3h::stable

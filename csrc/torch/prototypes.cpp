@@ -4,8 +4,8 @@
 
 #include <initializer_list>
 
+#include "cpu_call.h"
 #include "tensors.h"
-#include "threads.h"
 
 namespace {
 

@@ -6,21 +6,13 @@
 
 #include <tuple>
 
+#include "cpu_call.h"
 #include "similarity_inputs.h"
-#include "threads.h"
 
 namespace {
 
 using s3h::cpu::Bfloat16;
 using namespace s3h::stable;
-
-// The type the matrices are handed over in.
-ScalarType matrix_type(const Tensor& queries) {
-  if (queries.scalar_type() == ScalarType::BFloat16 &&
-      s3h::cpu::bfloat16_products())
-    return ScalarType::BFloat16;
-  return compute_type(queries);
-}
 
 template <typename T, typename Element = T>
 s3h::cpu::SimilarityProblem<T, Element> problem_of(const SimilarityInputs& in) {
@@ -46,9 +38,9 @@ Tensor similarity_logsumexp(
     double same_label_value, const OptionalTensor& self_index,
     [[maybe_unused]] bool assume_normalized, bool deterministic,
     [[maybe_unused]] bool allow_tf32) {
-  const SimilarityInputs in(matrix_type(queries), queries, keys, temperature,
-                            key_bias, query_labels, key_labels, same_label_bias,
-                            same_label_value, self_index);
+  const SimilarityInputs in(cpu_matrix_type(queries), queries, keys,
+                            temperature, key_bias, query_labels, key_labels,
+                            same_label_bias, same_label_value, self_index);
   const s3h::cpu::Threads threads = torch_threads();
   const Tensor lse = torch::stable::new_empty(in.queries, {in.n}, in.type);
   if (in.type == ScalarType::Double)
@@ -71,9 +63,9 @@ std::tuple<Tensor, Tensor> similarity_logsumexp_backward(
     double same_label_value, const OptionalTensor& self_index,
     bool need_queries, bool need_keys, [[maybe_unused]] bool assume_normalized,
     bool deterministic, [[maybe_unused]] bool allow_tf32) {
-  const SimilarityInputs in(matrix_type(queries), queries, keys, temperature,
-                            key_bias, query_labels, key_labels, same_label_bias,
-                            same_label_value, self_index);
+  const SimilarityInputs in(cpu_matrix_type(queries), queries, keys,
+                            temperature, key_bias, query_labels, key_labels,
+                            same_label_bias, same_label_value, self_index);
   const s3h::cpu::Threads threads = torch_threads();
   const Tensor grad = *vector_of(grad_in, in.n, in.type, in.device, "grad");
   const Tensor lse = *vector_of(lse_in, in.n, in.type, in.device, "lse");
@@ -82,10 +74,6 @@ std::tuple<Tensor, Tensor> similarity_logsumexp_backward(
       torch::stable::new_empty(in.queries, {need_queries ? in.n : 0, in.depth});
   Tensor grad_keys =
       torch::stable::new_empty(in.queries, {need_keys ? in.m : 0, in.depth});
-  // What is not asked for is not calculated.
-  const auto target = [](const Tensor& tensor, bool wanted) {
-    return wanted ? tensor.mutable_data_ptr() : nullptr;
-  };
   void* to_queries = target(grad_queries, need_queries);
   void* to_keys = target(grad_keys, need_keys);
   if (in.type == ScalarType::Double)

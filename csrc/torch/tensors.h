@@ -65,4 +65,9 @@ const T* pointer(const OptionalTensor& tensor) {
   return tensor.has_value() ? data<T>(*tensor) : nullptr;
 }
 
+// Where to write; what is not asked for is not calculated.
+inline void* target(const Tensor& tensor, bool wanted) {
+  return wanted ? tensor.mutable_data_ptr() : nullptr;
+}
+
 }  // namespace s3h::stable

@@ -5,8 +5,8 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu_call.h"
 #include "tensors.h"
-#include "threads.h"
 
 namespace {
 

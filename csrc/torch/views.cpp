@@ -4,8 +4,8 @@
 
 #include <vector>
 
+#include "cpu_call.h"
 #include "tensors.h"
-#include "threads.h"
 
 namespace {
 

@@ -12,12 +12,12 @@ from s3h_ext.data import Feed, ImageFiles, Stream, load_dataset
 from s3h_ext.data.decode import PillowDecoder, Unreadable, UnreadableImageError
 from s3h_ext.data.file_source import FileSource
 
-from .photographs import grow, grow_bad, grow_odd
+from .photographs import grow, grow_bad, grow_odd, jpeg, noise, rotated
 from .test_file_source import STREAMS, assert_same_steps, resident_megabytes
 
 pytest.importorskip("nvidia.dali")
 
-from s3h_ext.data.dali import DaliDecoder
+from s3h_ext.data.dali import DaliDecoder, _for_dali
 
 
 def make(data, decoder=None, streams=STREAMS, **changes):
@@ -68,6 +68,23 @@ def test_odd_and_bad_files_come_out_as_from_pillow(tmp_path, size):
     order = np.random.default_rng(0).permutation(len(names))
     met = assert_same_images(files, order, size)
     assert {Path(path).name for path in met} == bad
+
+
+def test_whole_jpegs_go_to_dali_and_others_to_pillow():
+    pixels = noise(0)
+    whole = jpeg(pixels)
+    for content in (whole, jpeg(pixels, "L"), rotated(pixels, 6), jpeg(pixels[:1, :1])):
+        assert _for_dali(content)
+    for content in (
+        whole[:-1],
+        whole[: len(whole) // 2],
+        whole[1:],
+        whole[:2] + whole[-2:],
+        jpeg(pixels, "CMYK"),
+        b"",
+        b"\xff\xd8\xff" + b"\0" * 40 + b"\xff\xd9",
+    ):
+        assert not _for_dali(content)
 
 
 def test_imagenet_comes_out_as_from_pillow(data_root):

@@ -259,7 +259,12 @@ def test_evaluation_leaves_bad_images_out(tmp_path):
 def test_bad_arguments_are_refused(photographs):
     for changes, message in (
         ({"rank": 2, "world_size": 2}, "rank: expected 0 <= rank < 2, got 2"),
-        ({"batch_size": 2, "world_size": 3}, "batch_size: expected at least one image"),
+        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+        (
+            {"batch_size": 4, "world_size": 4},
+            "batch_size: expected an image for each of 4 processes in every step; 17 "
+            "images in batches of 4 give 3",
+        ),
         ({"seed": -1}, "seed: expected"),
         ({"epochs": 0}, "epochs: expected at least 1"),
         ({"streams": {}}, "streams: expected 1 to 64, got 0"),

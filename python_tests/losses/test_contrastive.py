@@ -1,6 +1,7 @@
 """The contrastive losses against direct transcriptions of their equations."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ from s3h_ext.losses import (
     balanced_contrastive_loss,
     cross_model_contrastive_loss,
     prototypical_supcon_loss,
+    supcon,
     supcon_loss,
 )
+from s3h_ext.losses._common import Keys
 
 INF = math.inf
 
@@ -72,6 +75,29 @@ def test_supcon_equation(seed, num_classes):
         torch.autograd.grad(mean, z)[0],
         torch.autograd.grad(expected.sum() / counted, z)[0],
     )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("num_classes", [None, 4])
+def test_supcon_on_other_devices_is_the_same_loss(reduction, num_classes):
+    labels = draw_labels(40, 6)
+    labels[3] = -1
+    results = []
+    composed = partial(supcon._composed, gather=False)
+    for function, keys in ((supcon_loss, labels), (composed, Keys(None, labels, None))):
+        z = unit(40, 8).requires_grad_()
+        loss, stats = function(
+            z,
+            keys,
+            temperature=0.2,
+            num_classes=num_classes,
+            reduction=reduction,
+            return_stats=True,
+        )
+        weights = torch.linspace(-1, 2, loss.numel(), dtype=z.dtype)
+        (loss * weights.reshape(loss.shape)).sum().backward()
+        results.append((loss, *stats, z.grad))
+    torch.testing.assert_close(results[0], results[1])
 
 
 def test_supcon_views_are_the_same_as_flat_rows():

@@ -1,3 +1,4 @@
+import copy
 import os
 import pickle
 
@@ -8,10 +9,12 @@ from s3h_ext.training import checkpoint as module
 from s3h_ext.training.checkpoint import (
     CheckpointError,
     checkpoint_paths,
+    differences,
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
+from s3h_ext.training.options import parse_options
 
 CONFIG = {"optim": {"lr": 0.1}, "seed": 0, "output": "a"}
 
@@ -112,6 +115,17 @@ def test_an_option_younger_than_the_checkpoint_had_its_default(tmp_path):
     later["data"]["val_fraction"] = 0.2
     with pytest.raises(CheckpointError, match=r"data\.val_fraction was 0\.0, is 0\.2"):
         latest_checkpoint(tmp_path, later)
+
+
+def test_a_run_from_before_photographs_can_go_on():
+    _, record, _ = parse_options([])
+    old = copy.deepcopy(record)
+    for name in ("source", "workers", "unreadable", "lists", "test_fraction"):
+        old["data"].pop(name, None)
+    old["model"].pop("weights", None)
+    assert differences(old, record) == []
+    _, record, _ = parse_options(["--data.test_fraction", "0.5"])
+    assert differences(old, record) == ["data.test_fraction was None, is 0.5"]
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):

@@ -182,8 +182,8 @@ def _merged(fed: _Fed, decoded: Any) -> list[Tensor | None]:
 def _for_dali(content: bytes) -> bool:
     """Tells whether this is a JPEG from its first to its last mark, not CMYK.
 
-    libjpeg fills a truncated file up with grey and says nothing, and DALI converts
-    CMYK in a way of its own.
+    A truncated file would be refused, and the pipeline begun anew for it; of CMYK there
+    is no one conversion, so Pillow's is taken everywhere.
     """
     if not (content.startswith(b"\xff\xd8\xff") and content.endswith(b"\xff\xd9")):
         return False

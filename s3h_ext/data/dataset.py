@@ -121,7 +121,7 @@ def load_dataset(
     size: int | None = None,
     profile: str = "exp",
     val_fraction: float = 0.0,
-    test_fraction: float = 0.2,
+    test_fraction: float | None = None,
     seed: int = 0,
 ) -> LongTailDataset:
     """Loads a data set and cuts its training half to a long tail.
@@ -145,7 +145,7 @@ def load_dataset(
         profile: ``"exp"`` or ``"step"``.
         val_fraction: Share of each training class to hold out, in [0, 1).
         test_fraction: Share of each class that becomes the test split of a folder that
-            has none, in (0, 1); always the same images.
+            has none, in (0, 1); always the same images. ``None`` for 0.2.
         seed: Of the hold-out.
 
     Returns:
@@ -174,7 +174,7 @@ def load_dataset(
             lists=None if lists is None else Path(lists),
             imbalance=imbalance,
             profile=profile,
-            test_fraction=test_fraction,
+            test_fraction=0.2 if test_fraction is None else test_fraction,
         )
         side = 224 if size is None else size
         dataset = LongTailDataset(

@@ -31,7 +31,8 @@ class FileSource:
     have the files' ``side``, unless their recipe has a size of its own.
 
     With several processes a step's images are dealt out among them in stretches whose
-    sizes differ by at most one; together they draw what one process draws.
+    sizes differ by at most one; together they draw what one process draws, but for
+    montages, which show images of their own process.
 
     Args:
         files: The training images.
@@ -79,17 +80,21 @@ class FileSource:
             raise ValueError(f"seed: expected 0 <= seed < 2**32, got {seed}")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank: expected 0 <= rank < {world_size}, got {rank}")
-        if batch_size < world_size:
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        self.steps_per_epoch = -(-len(files) // batch_size)
+        smallest = len(files) // max(self.steps_per_epoch, 1)
+        if smallest < world_size:
             raise ValueError(
-                f"batch_size: expected at least one image for each of {world_size} "
-                f"processes, got {batch_size}"
+                f"batch_size: expected an image for each of {world_size} processes in "
+                f"every step; {len(files)} images in batches of {batch_size} give "
+                f"{smallest}"
             )
         self.streams = dict(streams)
         for name, stream in self.streams.items():
             check_follows(name, stream, self.streams)
         self.epochs, self.seed = epochs, seed
         self.rank, self.world_size = rank, world_size
-        self.steps_per_epoch = -(-len(files) // batch_size)
         self._order = EpochOrder(files.labels, num_classes)
         self._labels = torch.from_numpy(files.labels)
         self._decoder = decoder

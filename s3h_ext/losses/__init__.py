@@ -3,8 +3,9 @@
 A contrastive loss is a row-wise log-sum-exp (the denominator) minus an attraction. The
 attraction is a sum over same-label keys and is taken from class sums,
 ``Σ_{p in P(i)} z_i·z_p = z_i·(S_{y_i} − z_i)`` (:func:`s3h_ext.ops.class_sum_dots`);
-the denominators are calls of :func:`s3h_ext.ops.similarity_logsumexp`. No N×M matrix is
-ever formed.
+the denominators are calls of :func:`s3h_ext.ops.similarity_logsumexp`. On the CPU,
+SupCon is both in one operation (:func:`s3h_ext.ops.supervised_contrastive`). No N×M
+matrix is ever formed.
 
 Common to all of them: rows are used as they are given (normalise them first), a
 negative label belongs to no class, and an anchor for which the loss is undefined (no

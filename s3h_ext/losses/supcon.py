@@ -9,6 +9,7 @@ from torch import Tensor
 from s3h_ext.losses._common import (
     ContrastiveModule,
     ContrastiveStats,
+    Keys,
     Reduction,
     class_counts,
     class_index,
@@ -17,7 +18,7 @@ from s3h_ext.losses._common import (
     key_sum_dots,
     reduce,
 )
-from s3h_ext.ops import similarity_logsumexp
+from s3h_ext.ops import similarity_logsumexp, supervised_contrastive
 
 
 @overload
@@ -79,6 +80,39 @@ def supcon_loss(  # type: ignore[misc]
     """
     features, labels = flatten_views(features, labels)
     keys = gather_keys(features, labels, gather)
+    if keys.rows is None and features.device.type == "cpu":
+        loss, number = supervised_contrastive(
+            features,
+            labels,
+            temperature=temperature,
+            num_classes=num_classes,
+            reduction=reduction,
+        )
+        if not return_stats:
+            return loss
+        return loss, ContrastiveStats(number, len(labels) - number)
+    return _composed(
+        features,
+        keys,
+        temperature=temperature,
+        num_classes=num_classes,
+        reduction=reduction,
+        gather=gather,
+        return_stats=return_stats,
+    )
+
+
+def _composed(
+    features: Tensor,
+    keys: Keys,
+    *,
+    temperature: float,
+    num_classes: int | None,
+    reduction: Reduction,
+    gather: bool,
+    return_stats: bool,
+) -> Tensor | tuple[Tensor, ContrastiveStats]:
+    """The loss by the operations that every device and several processes have."""
     lse = similarity_logsumexp(
         features,
         keys.rows,

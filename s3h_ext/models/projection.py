@@ -34,6 +34,7 @@ def pool_quadrants(feature_map: Tensor) -> Tensor:
         ValueError: a side is below 2.
 
     Example:
+        >>> import torch
         >>> maps = torch.arange(4.0).view(1, 1, 2, 2)
         >>> pool_quadrants(maps).flatten().tolist()
         [0.0, 1.0, 2.0, 3.0]
@@ -71,6 +72,7 @@ class CascadedHeads(nn.Module):
         ValueError: a number is below 1.
 
     Example:
+        >>> import torch
         >>> heads = CascadedHeads(64, 512, 128, heads=2)
         >>> [tuple(z.shape) for z in heads(torch.randn(8, 64))]
         [(8, 128), (8, 128)]

@@ -12,6 +12,7 @@ from s3h_ext.ops.prototypes import (
     update_prototypes_,
 )
 from s3h_ext.ops.similarity import similarity_logsumexp
+from s3h_ext.ops.supcon import supervised_contrastive
 from s3h_ext.ops.view_boxes import ViewBoxes, sample_view_boxes
 from s3h_ext.ops.views import render_views
 
@@ -29,5 +30,6 @@ __all__ = [
     "render_views",
     "sample_view_boxes",
     "similarity_logsumexp",
+    "supervised_contrastive",
     "update_prototypes_",
 ]

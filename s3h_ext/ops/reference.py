@@ -124,6 +124,44 @@ def similarity_logsumexp_dense(
     )
 
 
+def supervised_contrastive_dense(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float,
+    num_classes: int | None = None,
+    reduction: str = "mean",
+) -> tuple[Tensor, Tensor]:
+    """The oracle of :func:`s3h_ext.ops.supervised_contrastive`, by the full matrix.
+
+    Args:
+        features: ``[N, D]``.
+        labels: ``[N]``.
+        temperature: divides the dot products.
+        num_classes: labels from here on are no class.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Returns:
+        The loss and the number of counted rows; differentiable twice.
+    """
+    features = features.to(compute_dtype(features.dtype))
+    own = torch.eye(labels.shape[0], dtype=torch.bool, device=labels.device)
+    known = labels >= 0
+    if num_classes is not None:
+        known = known & (labels < num_classes)
+    same = (labels[:, None] == labels) & known[:, None] & ~own
+    scores = features @ features.T / temperature
+    lse = _logsumexp(scores.masked_fill(own, -math.inf))
+    number = same.sum(dim=1)
+    attraction = torch.where(same, scores, 0.0).sum(dim=1) / number.clamp(min=1)
+    losses = torch.where(number > 0, lse - attraction, 0.0)
+    counted = (number > 0).sum()
+    if reduction == "none":
+        return losses, counted
+    total = losses.sum()
+    return (total / counted.clamp(min=1) if reduction == "mean" else total), counted
+
+
 def _chunks(rows: int, columns: int) -> list[slice]:
     """Returns row ranges whose scores stay below the chunk's size."""
     step = max(1, _CHUNK_ELEMENTS // max(1, columns))

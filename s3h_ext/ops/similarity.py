@@ -169,13 +169,14 @@ def _allow_tf32() -> bool:
     return str(torch.backends.cuda.matmul.fp32_precision) == "tf32"
 
 
-def _check_matrices(queries: Tensor, keys: Tensor | None) -> None:
+def _check_matrices(
+    queries: Tensor, keys: Tensor | None, name: str = "queries"
+) -> None:
     if queries.ndim != 2:
-        raise ValueError(f"queries must be [N, D], got shape {tuple(queries.shape)}")
+        raise ValueError(f"{name} must be [N, D], got shape {tuple(queries.shape)}")
     if queries.dtype not in _FLOATS:
         raise TypeError(
-            "queries must be float32, float64, bfloat16 or float16, "
-            f"got {queries.dtype}"
+            f"{name} must be float32, float64, bfloat16 or float16, got {queries.dtype}"
         )
     if keys is None:
         return

@@ -25,6 +25,11 @@ FREE_KEYS = frozenset(
     {
         "output",
         "data.root",
+        "data.lists",
+        # On the CPU they give the same pixels.
+        "data.source",
+        "data.workers",
+        "data.unreadable",
         "checkpoint_every",
         "eval_every",
         "eval_batch_size",

@@ -42,7 +42,7 @@ class DataConfig:
         split_seed: seed that picks the images to hold out. Which images form the
             long-tailed subset is fixed, as in the published tables.
         test_fraction: for ``folder`` without test images: share of each class that is
-            held out as such, always the same images.
+            held out as such, always the same images. Not set: 0.2.
         source: where batches come from: ``resident`` for images in memory; ``pil`` or
             ``dali`` decodes photographs. ``auto``: ``resident`` or ``pil``.
         workers: threads that read and decode photographs; 0: one per CPU.
@@ -67,7 +67,7 @@ class DataConfig:
     profile: Literal["exp", "step"] = "exp"
     val_fraction: float = 0.0
     split_seed: int = 0
-    test_fraction: float = 0.2
+    test_fraction: float | None = None
     source: SourceName = "auto"
     workers: int = 0
     unreadable: UnreadablePolicy = "error"
@@ -87,7 +87,7 @@ class DataConfig:
             self.val_fraction,
         )
         _require(
-            0.0 < self.test_fraction < 1.0,
+            self.test_fraction is None or 0.0 < self.test_fraction < 1.0,
             "data.test_fraction",
             "a share in (0, 1)",
             self.test_fraction,

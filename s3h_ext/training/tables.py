@@ -24,6 +24,7 @@ __all__ = ["Published", "Row", "Run", "collect", "draw", "markdown", "read_publi
 _INCIDENTAL = {
     *("preset", "seed", "output", "report", "device", "precision"),
     *("data.root", "checkpoint_every", "eval_every", "eval_batch_size"),
+    *("data.lists", "data.source", "data.workers"),
 }
 _COLUMNS = ("preset", "top1", "epoch", "paper", "read_in")
 _UNCHECKED = "not checked"

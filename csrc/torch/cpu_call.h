@@ -1,4 +1,4 @@
-// torch's threads as the CPU kernels take them.
+// torch's threads and types as the CPU kernels take them.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "../cpu/similarity.h"
+#include "tensors.h"
 
 namespace s3h::stable {
 
@@ -17,6 +18,13 @@ inline cpu::Threads torch_threads() {
                 1, (end - begin + count - 1) / std::max<int64_t>(1, count));
             torch::stable::parallel_for(begin, end, grain, body);
           }};
+}
+
+// The type that matrices are handed over to the similarity kernels in.
+inline ScalarType cpu_matrix_type(const Tensor& queries) {
+  if (queries.scalar_type() == ScalarType::BFloat16 && cpu::bfloat16_products())
+    return ScalarType::BFloat16;
+  return compute_type(queries);
 }
 
 }  // namespace s3h::stable

@@ -1,0 +1,44 @@
+// The supervised contrastive loss (Khosla et al. 2020, L_out) of a batch with
+// itself, from the similarity kernels and class sums:
+//
+//   loss_i = lse_i - z_i . (S_{y_i} - z_i) / (temperature (n_{y_i} - 1))
+//
+// S_c, n_c: sum and number of the rows of class c. A row is counted if its
+// class has another row; the loss of any other is 0, though it stays in the
+// denominators.
+#pragma once
+
+#include <cstdint>
+
+#include "similarity.h"
+
+namespace s3h::cpu {
+
+enum class Reduction { kNone, kMean, kSum };
+
+// T is float or double; Element is T, or Bfloat16 beside float.
+template <typename T, typename Element = T>
+struct SupConProblem {
+  const Element* features;  // [n, depth]
+  const int64_t* labels;    // [n]; outside [0, classes): no class
+  int64_t n;
+  int64_t depth;
+  int64_t classes;
+  double temperature;
+  Reduction reduction;
+  bool deterministic;  // the same bits for any number of threads
+};
+
+// lse: [n]; loss: [n] unreduced, else [1]; the mean is over counted rows, of
+// none it is 0. Returns how many rows are counted.
+template <typename T, typename Element>
+int64_t supcon(const SupConProblem<T, Element>& problem, const Threads& threads,
+               T* lse, T* loss);
+
+// grad: like loss; grad_features: [n, depth].
+template <typename T, typename Element>
+void supcon_backward(const SupConProblem<T, Element>& problem,
+                     const Threads& threads, const T* grad, const T* lse,
+                     Element* grad_features);
+
+}  // namespace s3h::cpu

@@ -1,0 +1,122 @@
+// Registers the supervised contrastive loss under the LibTorch stable ABI; the
+// schemas live in s3h_ext/ops/supcon.py.
+#include "../cpu/supcon.h"
+
+#include <limits>
+#include <tuple>
+
+#include "cpu_call.h"
+#include "similarity_inputs.h"
+
+namespace {
+
+using s3h::cpu::Bfloat16;
+using s3h::cpu::Reduction;
+using namespace s3h::stable;
+
+struct Inputs {
+  Inputs(const Tensor& features_in, const Tensor& labels_in,
+         double temperature_in, int64_t num_classes, int64_t reduction_in,
+         bool deterministic_in)
+      : type(compute_type(features_in)),
+        matrix(cpu_matrix_type(features_in)),
+        features(as_contiguous(features_in, matrix)),
+        labels(labels_in),
+        temperature(temperature_in),
+        classes(num_classes < 0 ? std::numeric_limits<int64_t>::max()
+                                : num_classes),
+        reduction(static_cast<Reduction>(reduction_in)),
+        deterministic(deterministic_in) {
+    STD_TORCH_CHECK(features.dim() == 2, "features must be [N, D]");
+    STD_TORCH_CHECK(temperature > 0, "temperature must be positive");
+    STD_TORCH_CHECK(reduction_in >= 0 && reduction_in <= 2,
+                    "reduction must be 0 (none), 1 (mean) or 2 (sum)");
+    labels =
+        *vector_of(labels_in, features.size(0), ScalarType::Long, "labels");
+  }
+
+  template <typename T, typename Element = T>
+  s3h::cpu::SupConProblem<T, Element> problem() const {
+    return {data<Element>(features),
+            data<int64_t>(labels),
+            features.size(0),
+            features.size(1),
+            classes,
+            temperature,
+            reduction,
+            deterministic};
+  }
+
+  // Of the loss, and so of its gradient.
+  bool has_rows() const { return reduction == Reduction::kNone; }
+
+  ScalarType type;    // of the arithmetic and of every vector
+  ScalarType matrix;  // the features are handed over in
+  Tensor features;
+  Tensor labels;
+  double temperature;
+  int64_t classes;
+  Reduction reduction;
+  bool deterministic;
+};
+
+std::tuple<Tensor, Tensor, Tensor> supcon(
+    const Tensor& features, const Tensor& labels, double temperature,
+    int64_t num_classes, int64_t reduction, bool deterministic) {
+  const Inputs in(features, labels, temperature, num_classes, reduction,
+                  deterministic);
+  const int64_t n = in.features.size(0);
+  const Tensor lse = torch::stable::new_empty(in.features, {n}, in.type);
+  const Tensor loss = in.has_rows()
+                          ? torch::stable::new_empty(in.features, {n}, in.type)
+                          : torch::stable::new_empty(in.features, {}, in.type);
+  const Tensor counted =
+      torch::stable::new_empty(in.features, {}, ScalarType::Long);
+  const auto call = [&]<typename T, typename Element>() {
+    *mutable_data<int64_t>(counted) =
+        s3h::cpu::supcon(in.problem<T, Element>(), torch_threads(),
+                         mutable_data<T>(lse), mutable_data<T>(loss));
+  };
+  if (in.type == ScalarType::Double)
+    call.operator()<double, double>();
+  else if (in.matrix == ScalarType::BFloat16)
+    call.operator()<float, Bfloat16>();
+  else
+    call.operator()<float, float>();
+  return {loss, counted, lse};
+}
+
+Tensor supcon_backward(const Tensor& grad_in, const Tensor& lse_in,
+                       const Tensor& features, const Tensor& labels,
+                       double temperature, int64_t num_classes,
+                       int64_t reduction, bool deterministic) {
+  const Inputs in(features, labels, temperature, num_classes, reduction,
+                  deterministic);
+  const int64_t n = in.features.size(0);
+  STD_TORCH_CHECK(grad_in.numel() == (in.has_rows() ? n : 1),
+                  "grad must have the loss's elements");
+  const Tensor grad = as_contiguous(grad_in, in.type);
+  const Tensor lse = *vector_of(lse_in, n, in.type, "lse");
+  const Tensor out = torch::stable::new_empty(
+      in.features, {n, in.features.size(1)}, in.matrix);
+  const auto call = [&]<typename T, typename Element>() {
+    s3h::cpu::supcon_backward(in.problem<T, Element>(), torch_threads(),
+                              data<T>(grad), data<T>(lse),
+                              mutable_data<Element>(out));
+  };
+  if (in.type == ScalarType::Double)
+    call.operator()<double, double>();
+  else if (in.matrix == ScalarType::BFloat16)
+    call.operator()<float, Bfloat16>();
+  else
+    call.operator()<float, float>();
+  const ScalarType stored = features.scalar_type();
+  return stored == in.matrix ? out : torch::stable::to(out, stored);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(s3h, CPU, library) {
+  library.impl("supcon", TORCH_BOX(&supcon));
+  library.impl("supcon_backward", TORCH_BOX(&supcon_backward));
+}

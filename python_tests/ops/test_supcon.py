@@ -1,0 +1,259 @@
+"""The supervised contrastive loss in one operation, against its oracle."""
+
+import doctest
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from s3h_ext.ops import supcon, supervised_contrastive
+from s3h_ext.ops.reference import supervised_contrastive_dense as dense
+
+REDUCTIONS = ["mean", "sum", "none"]
+
+
+def draw(n, depth=9, classes=5, dtype=torch.float64, seed=0):
+    """Unit rows, and labels of which some are -1, one is huge and one is alone."""
+    generator = torch.Generator().manual_seed(seed + n)
+    z = torch.randn(n, depth, generator=generator, dtype=torch.float64)
+    labels = torch.randint(-1, classes, (n,), generator=generator)
+    if n > 2:
+        labels[0], labels[2] = 1 << 40, classes
+    return F.normalize(z, dim=1).to(dtype), labels
+
+
+def run(function, z, labels, **options):
+    z = z.detach().requires_grad_()
+    loss, counted = function(z, labels, **options)
+    weights = torch.linspace(-1, 2, loss.numel()).reshape(loss.shape)
+    (grad,) = torch.autograd.grad((loss * weights.to(loss)).sum(), z)
+    return loss.detach(), counted, grad
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("num_classes", [None, 0, 3, 1000])
+@pytest.mark.parametrize("n", [0, 1, 2, 50, 301])
+def test_matches_the_oracle(n, num_classes, reduction):
+    z, labels = draw(n)
+    options = {
+        "temperature": 0.1,
+        "num_classes": num_classes,
+        "reduction": reduction,
+    }
+    torch.testing.assert_close(
+        run(supervised_contrastive, z, labels, **options),
+        run(dense, z, labels, **options),
+    )
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("temperature", [0.005, 0.1, 5.0])
+@pytest.mark.parametrize("size", [(64, 16), (301, 33), (200, 128)], ids=str)
+def test_error_is_that_of_plain_pytorch(size, temperature, reduction):
+    z, labels = draw(*size, dtype=torch.float32)
+    options = {"temperature": temperature, "reduction": reduction}
+    exact = run(dense, z.double(), labels, **options)
+    plain = run(dense, z, labels, **options)
+    ours = run(supervised_contrastive, z, labels, **options)
+    assert ours[1] == exact[1]
+    for factor, mine, theirs, right in zip(
+        (2, 3), ours[::2], plain[::2], exact[::2], strict=True
+    ):
+        error = (mine.double() - right).norm()
+        known = 2e-6 * (1 + right.norm())
+        assert error <= factor * (theirs.double() - right).norm() + known
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits(dtype):
+    z, labels = draw(150, 40, dtype=dtype)
+    loss, counted, grad = run(supervised_contrastive, z, labels, temperature=0.1)
+    right = run(dense, z.double(), labels, temperature=0.1)
+    assert (loss.dtype, grad.dtype, counted) == (torch.float32, dtype, right[1])
+    torch.testing.assert_close(loss.double(), right[0], rtol=1e-5, atol=1e-6)
+    error = (grad.double() - right[2]).norm() / right[2].norm()
+    assert error < (3e-3 if dtype == torch.bfloat16 else 3e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.int8, torch.uint8])
+def test_label_types(dtype):
+    z, labels = draw(30)
+    labels = labels.clamp(0, 5)
+    torch.testing.assert_close(
+        supervised_contrastive(z, labels.to(dtype), temperature=0.1),
+        supervised_contrastive(z, labels, temperature=0.1),
+    )
+
+
+def test_non_contiguous_inputs():
+    z, labels = draw(40)
+    strided = torch.stack([z, z], dim=2)[:, :, 0]
+    twice = labels.repeat_interleave(2)[::2]
+    assert not strided.is_contiguous()
+    torch.testing.assert_close(
+        run(supervised_contrastive, strided, twice, temperature=0.1),
+        run(supervised_contrastive, z, labels, temperature=0.1),
+    )
+
+
+def test_bad_values_are_seen_where_they_count():
+    z, labels = draw(20, classes=2)
+    z[7, 1] = math.nan
+    labels[5] = -1
+    losses, _ = supervised_contrastive(z, labels, temperature=0.1, reduction="none")
+    right, _ = dense(z, labels, temperature=0.1, reduction="none")
+    assert torch.equal(losses.isnan(), right.isnan())
+    assert losses[5] == 0
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_gradcheck(reduction):
+    z, labels = draw(9, 4, classes=2)
+
+    def loss(z):
+        return supervised_contrastive(z, labels, temperature=0.5, reduction=reduction)[
+            0
+        ]
+
+    assert torch.autograd.gradcheck(loss, (z.requires_grad_(),))
+
+
+@pytest.mark.parametrize("reduction", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_opcheck(reduction, dtype):
+    z, labels = draw(9, 4, classes=2, dtype=dtype)
+    settings = (0.1, 3, reduction, False)
+    torch.library.opcheck(
+        torch.ops.s3h.supcon.default, (z.requires_grad_(), labels, *settings)
+    )
+    loss, _, lse = torch.ops.s3h.supcon(z.detach(), labels, *settings)
+    torch.library.opcheck(
+        torch.ops.s3h.supcon_backward.default,
+        (torch.ones_like(loss), lse, z.detach(), labels, *settings),
+    )
+
+
+def test_only_the_loss_has_a_gradient():
+    z, labels = draw(9)
+    loss, counted, lse = torch.ops.s3h.supcon(
+        z.requires_grad_(), labels, 0.1, -1, 1, False
+    )
+    assert loss.requires_grad
+    assert not counted.requires_grad
+    assert not lse.requires_grad
+
+
+def test_double_backward_is_refused():
+    z, labels = draw(9)
+    loss, _ = supervised_contrastive(z.requires_grad_(), labels, temperature=0.1)
+    (grad,) = torch.autograd.grad(loss, z, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        grad.sum().backward()
+
+
+def test_compile_full_graph():
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def loss(z):
+        return supervised_contrastive(z, labels, temperature=0.1)[0] * 2
+
+    z, labels = draw(20, dtype=torch.float32)
+    loss(z.requires_grad_()).backward()
+    right = run(supervised_contrastive, z, labels, temperature=0.1)[2]
+    # The weight of a single element is -1 there.
+    torch.testing.assert_close(z.grad, -2 * right)
+
+
+def test_autocast_leaves_it_alone():
+    z, labels = draw(40, dtype=torch.float32)
+    plain = run(supervised_contrastive, z, labels, temperature=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = run(supervised_contrastive, z, labels, temperature=0.1)
+    assert all(map(torch.equal, mixed, plain))
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_same_bits(deterministic, reduction):
+    z, labels = draw(301, 40, dtype=torch.float32)
+    before = torch.get_num_threads()
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        results = []
+        for threads in (1, 2, 3, 5) if deterministic else (2, 2, 2):
+            torch.set_num_threads(threads)
+            results.append(
+                run(
+                    supervised_contrastive,
+                    z,
+                    labels,
+                    temperature=0.1,
+                    reduction=reduction,
+                )
+            )
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))
+
+
+Z, Y = torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"features": Z[0]}, ValueError, r"features must be \[N, D\]"),
+        ({"features": Y[:, None]}, TypeError, "features must be float32"),
+        ({"features": Z.to("meta")}, ValueError, "features must be on the CPU"),
+        ({"labels": Y[:2]}, ValueError, r"labels must have shape \(4,\)"),
+        ({"labels": Z[:, 0]}, TypeError, "labels must be integers"),
+        ({"temperature": 0}, ValueError, "temperature must be finite and above 0"),
+        ({"num_classes": -1}, ValueError, "num_classes must not be negative"),
+        ({"reduction": "avg"}, ValueError, "reduction must be"),
+    ],
+)
+def test_bad_input(change, error, message):
+    arguments = {"features": Z, "labels": Y, "temperature": 0.1} | change
+    with pytest.raises(error, match=message):
+        supervised_contrastive(**arguments)
+
+
+def test_the_op_itself_checks_what_memory_safety_needs():
+    operators = torch.ops.s3h
+    with pytest.raises(RuntimeError, match="labels must have 4 elements"):
+        operators.supcon(Z, Y[:2], 0.1, -1, 1, False)
+    with pytest.raises(RuntimeError, match="reduction must be 0"):
+        operators.supcon(Z, Y, 0.1, -1, 3, False)
+    with pytest.raises(RuntimeError, match="grad must have the loss's elements"):
+        operators.supcon_backward(Z[:, 0], Z[:, 0], Z, Y, 0.1, -1, 1, False)
+    with pytest.raises(RuntimeError, match="lse must have 4 elements"):
+        operators.supcon_backward(Z[0, 0], Z[0], Z, Y, 0.1, -1, 1, False)
+
+
+LEVEL_CHECK = """
+import sys
+sys.path.insert(0, "python_tests/ops")
+from test_supcon import test_error_is_that_of_plain_pytorch as check
+check((301, 33), 0.1, "none")
+check((200, 128), 0.005, "mean")
+"""
+
+
+@pytest.mark.parametrize("level", ["baseline", "avx2"])
+def test_other_instruction_sets(level):
+    done = subprocess.run(
+        [sys.executable, "-c", LEVEL_CHECK],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"S3H_CPU_LEVEL": level},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_examples():
+    assert doctest.testmod(supcon).failed == 0

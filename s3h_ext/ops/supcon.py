@@ -1,0 +1,155 @@
+"""The supervised contrastive loss of a batch as one operation of the CPU.
+
+The denominators are :func:`s3h_ext.ops.similarity_logsumexp`'s and the attraction is
+:func:`s3h_ext.ops.class_sum_dots`'s. In one operation there is one node for autograd,
+one gradient matrix is written in place of three, and classes need no numbering: at a
+few hundred rows that is most of the time.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from s3h_ext.ops._library import LIBRARY, registry
+from s3h_ext.ops.reference import compute_dtype
+from s3h_ext.ops.similarity import (
+    CPU,
+    _check_integers,
+    _check_matrices,
+    _check_temperature,
+)
+
+_ARGUMENTS = (
+    "Tensor features, Tensor labels, float temperature, int num_classes, "
+    "int reduction, bool deterministic"
+)
+LIBRARY.define(f"supcon({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)")
+LIBRARY.define(f"supcon_backward(Tensor grad, Tensor lse, {_ARGUMENTS}) -> Tensor")
+
+# As the schema counts them.
+_REDUCTIONS = ("none", "mean", "sum")
+
+
+def supervised_contrastive(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float,
+    num_classes: int | None = None,
+    reduction: Literal["none", "mean", "sum"] = "mean",
+) -> tuple[Tensor, Tensor]:
+    r"""Returns the loss ``L_out`` of Khosla et al. (2020, eq. 2) and what it counts.
+
+    ``L_i = log Σ_{a≠i} exp(z_i·z_a/τ) − z_i·(S_{y_i} − z_i) / (τ (n_{y_i} − 1))``
+
+    S_c and n_c are the sum and the number of the rows of class c. A row that is alone
+    in its class, or has none, is not counted: its loss is 0, yet it stays in the
+    others' denominators. On the CPU only; :func:`s3h_ext.losses.supcon_loss` serves
+    every device. Gradients flow to the features, once. Rows are calculated as by
+    :func:`s3h_ext.ops.similarity_logsumexp`, so the same statements hold on 16 bits
+    and on determinism.
+
+    Args:
+        features: ``[N, D]`` float32, float64, bfloat16 or float16.
+        labels: ``[N]`` integers; negative: no class.
+        temperature: τ, a positive finite number.
+        num_classes: labels from here on are no class either.
+        reduction: ``"mean"`` over counted rows, which is 0 of none, ``"sum"``, or
+            ``"none"``.
+
+    Returns:
+        The loss, ``[]`` or ``[N]``, float64 for float64 features, else float32; and
+        the number of counted rows, ``[]`` int64.
+
+    Raises:
+        TypeError: a type is not as above.
+        ValueError: a shape, device or number is not as above.
+
+    Example:
+        >>> z = torch.nn.functional.normalize(torch.randn(8, 16), dim=1)
+        >>> loss, counted = supervised_contrastive(
+        ...     z, torch.tensor([0, 0, 1, 1, 1, 2, 3, -1]), temperature=0.1)
+        >>> counted
+        tensor(5)
+    """
+    _check_matrices(features, None, "features")
+    if features.device.type != "cpu":
+        raise ValueError(f"features must be on the CPU, got {features.device}")
+    _check_integers("labels", labels, features.shape[0], features.device)
+    if num_classes is not None and num_classes < 0:
+        raise ValueError(f"num_classes must not be negative, got {num_classes}")
+    if reduction not in _REDUCTIONS:
+        raise ValueError(
+            f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}"
+        )
+    operators: Any = torch.ops.s3h
+    loss, counted, _ = operators.supcon(
+        features,
+        labels,
+        _check_temperature(temperature),
+        -1 if num_classes is None else num_classes,
+        _REDUCTIONS.index(reduction),
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    return cast(Tensor, loss), cast(Tensor, counted)
+
+
+def _fake_forward(
+    features: Tensor,
+    labels: Tensor,
+    temperature: float,
+    num_classes: int,
+    reduction: int,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = features.shape[0]
+    dtype = compute_dtype(features.dtype)
+    return (
+        features.new_empty((rows,) if reduction == 0 else (), dtype=dtype),
+        features.new_empty((), dtype=torch.int64),
+        features.new_empty(rows, dtype=dtype),
+    )
+
+
+def _fake_backward(
+    grad: Tensor, lse: Tensor, features: Tensor, *arguments: Any
+) -> Tensor:
+    return features.new_empty(features.shape)
+
+
+def _setup_context(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    features, labels, *ctx.settings = inputs
+    _, counted, lse = output
+    ctx.mark_non_differentiable(counted, lse)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(lse, features, labels)
+
+
+def _backward(ctx: Any, grad: Tensor | None, *others: None) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 6
+    operators: Any = torch.ops.s3h
+    result = operators.supcon_backward(grad, *ctx.saved_tensors, *ctx.settings)
+    return (result, *(None,) * 5)
+
+
+def _refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError(
+        "supervised_contrastive has no second derivative: call backward without "
+        "create_graph=True"
+    )
+
+
+if not CPU.loaded:
+    CPU.implement_failure("supcon", "supcon_backward", key="CPU")
+registry.register_fake("s3h::supcon", _fake_forward, lib=LIBRARY)
+registry.register_fake("s3h::supcon_backward", _fake_backward, lib=LIBRARY)
+registry.register_autograd(
+    "s3h::supcon", _backward, setup_context=_setup_context, lib=LIBRARY
+)
+registry.register_autograd("s3h::supcon_backward", _refuse_double_backward, lib=LIBRARY)
