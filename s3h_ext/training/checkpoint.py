@@ -82,7 +82,9 @@ def _defaults() -> dict[str, Any]:
     """The defaults of the options outside the method."""
     config = TrainConfig()
     plain = {
-        name: asdict(value) if is_dataclass(value) else value
+        name: asdict(value)
+        if is_dataclass(value) and not isinstance(value, type)
+        else value
         for name, value in vars(config).items()
         if name != "method"
     }
