@@ -108,6 +108,15 @@ def test_other_options_are_refused_by_name_but_paths_may_differ(tmp_path):
         latest_checkpoint(tmp_path, {**CONFIG, "optim": {"lr": 0.2}})
 
 
+def test_an_option_younger_than_the_checkpoint_had_its_default(tmp_path):
+    save(tmp_path, 1)
+    later = {**CONFIG, "data": {**CONFIG.get("data", {}), "val_fraction": 0.0}}
+    assert latest_checkpoint(tmp_path, later) is not None
+    later["data"]["val_fraction"] = 0.2
+    with pytest.raises(CheckpointError, match=r"data\.val_fraction was 0\.0, is 0\.2"):
+        latest_checkpoint(tmp_path, later)
+
+
 def test_a_run_from_before_photographs_can_go_on():
     _, record, _ = parse_options([])
     old = copy.deepcopy(record)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from s3h_ext.data.pickles import brief
 from s3h_ext.training.audit import audit_checkpoint, is_plain
+from s3h_ext.training.config import TrainConfig
 
 FORMAT = "s3h_ext-checkpoint-1"
 KEEP = 2
@@ -61,13 +64,31 @@ def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """Return what keeps a run with options ``current`` from going on from ``saved``."""
-    old, new = flatten(saved), flatten(current)
+    """Return what keeps a run with options ``current`` from going on from ``saved``.
+
+    An option that is younger than ``saved`` had its default then.
+    """
+    old = {**_defaults(), **flatten(saved)}
+    new = {**_defaults(), **flatten(current)}
     return [
         f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
         for name in sorted(old.keys() | new.keys())
         if name not in FREE_KEYS and old.get(name) != new.get(name)
     ]
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    """The defaults of the options outside the method."""
+    config = TrainConfig()
+    plain = {
+        name: asdict(value)
+        if is_dataclass(value) and not isinstance(value, type)
+        else value
+        for name, value in vars(config).items()
+        if name != "method"
+    }
+    return flatten(plain)
 
 
 def _sync_folder(folder: Path) -> None:
