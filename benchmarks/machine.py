@@ -50,11 +50,3 @@ def measure_peak() -> Peak:
         command, check=True, capture_output=True, text=True
     ).stdout.split()
     return Peak(*map(float, words[1:]))
-
-
-def processor() -> str:
-    """The CPU's name as the kernel gives it."""
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return "unknown"

@@ -23,7 +23,6 @@ under ``$S3H_DATA_ROOT/imagenet-sample``, or generated ones of their mean size.
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import os
 import random
@@ -42,12 +41,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.machine import processor
+from benchmarks.tables import append
 from benchmarks.views import resized_crop
 from s3h_ext.data import FileSource, ImageFiles, Stream
 from s3h_ext.data.decode import Decoder, PillowDecoder, Unreadable
 from s3h_ext.data.recipes import RECIPES, Recipe
 from s3h_ext.ops.view_constraints import RandomResizedCrop
+from s3h_ext.training.precision import device_name
 
 ROOT = Path(__file__).resolve().parent
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -240,7 +240,7 @@ def measure(
             batch=batch,
             turns=len(ordered),
             threads=threads,
-            cpu=processor(),
+            cpu=device_name(torch.device("cpu")),
             torch=torch.__version__,
             peer_version=number,
         )
@@ -268,12 +268,7 @@ def main() -> None:
             f"{row.median_s:.2f} s [{row.p20_s:.2f}, {row.p80_s:.2f}]"
         )
     path = arguments.output / "pipeline.csv"
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, asdict(rows[0]), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+    append(path, [asdict(row) for row in rows])
 
 
 if __name__ == "__main__":

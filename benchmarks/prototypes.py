@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.tables import append
 from benchmarks.timing import interleaved, peak_extra
 from s3h_ext.ops import (
     PrototypeUpdate,
@@ -270,12 +271,7 @@ def main() -> None:
     for case in cases(arguments.quick)[part - 1 :: parts]:
         print("N {}, C {}, K {}, D {}".format(*case))
         for row in measure(*case, arguments.seconds):
-            new = not target.exists()
-            with target.open("a", newline="", encoding="utf-8") as stream:
-                writer = csv.DictWriter(stream, asdict(row))
-                if new:
-                    writer.writeheader()
-                writer.writerow(asdict(row))
+            append(target, [asdict(row)])
     draw(target, arguments.output / "prototypes.png")
 
 

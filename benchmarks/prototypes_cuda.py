@@ -12,7 +12,6 @@ replay of a CUDA graph beside it. Times are CUDA events after a warm-up. Appends
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import statistics
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ import torch
 
 from benchmarks.prototypes import cases, peers
 from benchmarks.similarity_cuda import captured, machine, timings
+from benchmarks.tables import append
 
 OURS = "s3h_ext"
 
@@ -112,12 +112,7 @@ def main() -> None:
     for case in found:
         print("N {}, C {}, K {}, D {}".format(*case))
         for row in measure(case, device, arguments.seconds):
-            new = not target.exists()
-            with target.open("a", newline="", encoding="utf-8") as stream:
-                writer = csv.DictWriter(stream, asdict(row))
-                if new:
-                    writer.writeheader()
-                writer.writerow(asdict(row))
+            append(target, [asdict(row)])
 
 
 if __name__ == "__main__":

@@ -69,28 +69,52 @@ def console(folder: Path, shared: bool) -> Iterator[IO[bytes] | None]:
 
 
 def train(
-    command: Sequence[str], folder: Path, deadline: float, stop: Event, shared: bool
+    preset: str,
+    seed: int,
+    folder: Path,
+    rest: Sequence[str],
+    deadline: float,
+    stop: Event | None = None,
+    shared: bool = True,
 ) -> int | None:
-    """Return the exit status; None if the deadline came first."""
-    if stop.is_set():
+    """Train a preset, or go on with it.
+
+    Args:
+        preset: its name.
+        seed: of the run.
+        folder: of the run.
+        rest: further options.
+        deadline: when to stop the run, by ``time.monotonic``.
+        stop: set where Ctrl-C came, which all runs hear by themselves.
+        shared: print to where this process prints, not into the run's folder.
+
+    Returns:
+        The run's exit status; ``None`` if the deadline came first.
+    """
+    if stop is not None and stop.is_set():
         return INTERRUPTED
     if time.monotonic() >= deadline:
         return None
-    resume = ["--resume"] if (folder / "config.yaml").exists() else []
-    print(" ".join([*command, *resume]), flush=True)
+    command = [sys.executable, "-m", "s3h_ext.train", "--preset", preset]
+    command += ["--seed", str(seed), "--output", str(folder), *rest]
+    if (folder / "config.yaml").exists():
+        command.append("--resume")
+    print(" ".join(command), flush=True)
     with console(folder, shared) as stream:
-        process = subprocess.Popen([*command, *resume], stdout=stream, stderr=stream)
+        process = subprocess.Popen(command, stdout=stream, stderr=stream)
         try:
             while True:
                 try:
                     return process.wait(0.2)
                 except subprocess.TimeoutExpired:
-                    if stop.is_set():  # by Ctrl-C, which the run has got too
+                    if stop is not None and stop.is_set():
                         return process.wait(STOP_SECONDS)
                     if time.monotonic() >= deadline:
                         process.send_signal(signal.SIGTERM)
                         process.wait(STOP_SECONDS)
                         return None
+        except KeyboardInterrupt:  # the run has got it too
+            return process.wait(STOP_SECONDS)
         finally:
             if process.poll() is None:
                 process.kill()
@@ -134,25 +158,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     deadline = time.monotonic() + (minutes * 60 if minutes else float("inf"))
     # All presets with the first seed before any with the second: a table with one run
     # each says more than a row with three.
-    waiting: dict[Path, list[str]] = {}
+    waiting: dict[Path, tuple[str, int]] = {}
     for seed in options.seeds:
         for preset in presets:
             folder = run_folder(options.output, preset, seed)
             if (folder / "summary.json").exists():
                 print(f"{folder}: done")
-                continue
-            if options.dry_run:
+            elif options.dry_run:
                 print(f"{folder}: to do")
-                continue
-            command = [sys.executable, "-m", "s3h_ext.train", "--preset", preset]
-            command += ["--seed", str(seed), "--output", str(folder), *rest]
-            waiting[folder] = command
+            else:
+                waiting[folder] = preset, seed
     stop = Event()
     shared = options.jobs == 1
     with ThreadPoolExecutor(options.jobs) as pool:
         running = {
-            folder: pool.submit(train, command, folder, deadline, stop, shared)
-            for folder, command in waiting.items()
+            folder: pool.submit(train, *run, folder, rest, deadline, stop, shared)
+            for folder, run in waiting.items()
         }
         try:
             statuses = {folder: run.result() for folder, run in running.items()}

@@ -42,9 +42,10 @@ import torch
 from torch import Tensor
 
 import s3h_ext
-from benchmarks.machine import ROOT, Peak, measure_peak, processor
+from benchmarks.machine import ROOT, Peak, measure_peak
 from benchmarks.similarity_peers import OP, OURS, Peer, inputs, peers
 from benchmarks.similarity_plot import draw
+from s3h_ext.training.precision import device_name
 
 # A peer that holds the matrix is not run where it has more elements than this.
 MOST_ELEMENTS = 1 << 28
@@ -140,7 +141,7 @@ def row_of(case: Case, peer: str, mode: str, **found: object) -> Row:
         dtype=case.dtype,
         peer=peer,
         mode=mode,
-        cpu=processor(),
+        cpu=device_name(torch.device("cpu")),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         s3h_ext=s3h_ext.__version__,

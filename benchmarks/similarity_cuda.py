@@ -13,12 +13,10 @@ takes than ours. Appends to ``similarity_cuda.csv``.
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import gc
 import itertools
 import math
-import platform
 import statistics
 import subprocess
 import time
@@ -30,9 +28,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.tables import append
 from s3h_ext.losses import prototypical_supcon_loss, supcon_loss
 from s3h_ext.ops import similarity_logsumexp
 from s3h_ext.ops.similarity import CUDA
+from s3h_ext.training.precision import device_name
 
 TEMPERATURE = 0.1
 CLASSES = 100
@@ -171,7 +171,7 @@ def peers(case: Case) -> Iterator[tuple[str, Loss, bool]]:
 def machine(device: torch.device) -> dict[str, str]:
     """Returns the columns that say what the numbers were taken on."""
     found = {
-        "gpu": platform.processor() or platform.machine(),
+        "gpu": device_name(device),
         "driver": "",
         "cuda": torch.version.cuda or "",
         "torch": torch.__version__,
@@ -179,7 +179,6 @@ def machine(device: torch.device) -> dict[str, str]:
     }
     if device.type == "cuda":
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        found["gpu"] = torch.cuda.get_device_name(device)
         found["driver"] = subprocess.run(
             query, check=True, capture_output=True, text=True
         ).stdout.split("\n")[0]
@@ -399,12 +398,7 @@ def main() -> None:
         budget, most = arguments.seconds, arguments.most_elements
         for row in measure(case, device, budget, most):
             taken.append(row)
-            new = not target.exists()
-            with target.open("a", newline="", encoding="utf-8") as stream:
-                writer = csv.DictWriter(stream, asdict(row))
-                if new:
-                    writer.writeheader()
-                writer.writerow(asdict(row))
+            append(target, [asdict(row)])
     print("\nTimes longer than ours:", *ratios(taken), sep="\n")
 
 

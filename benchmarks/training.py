@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import datetime
 import os
 import statistics
@@ -29,6 +28,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from benchmarks.tables import append
 from s3h_ext.data import ImageSet, LongTailDataset
 from s3h_ext.methods import S3H
 from s3h_ext.models import build_model, momentum_copy
@@ -151,12 +151,7 @@ def main() -> None:
             ),
         }
     RESULTS.parent.mkdir(exist_ok=True)
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    append(RESULTS, [row])
     for name, value in row.items():
         print(f"{name:28} {value}")
 

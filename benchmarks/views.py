@@ -22,7 +22,6 @@ import csv
 import datetime
 import math
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +35,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.tables import append
 from s3h_ext.ops import Patches, render_views
+from s3h_ext.training.precision import device_name
 
 ROOT = Path(__file__).resolve().parent
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -257,15 +258,58 @@ def kornia(work: Work) -> Callable[[], Tensor]:
     return run
 
 
+def dali_views(work: Work, pixels: Any) -> tuple[Any, ...]:
+    """A node of DALI's graph for each view of the images ``pixels``."""
+    from nvidia.dali import fn, types
+
+    size = work.size
+
+    def view() -> Any:
+        if work.out == 32:
+            cropped = fn.slice(
+                pixels,
+                fn.random.uniform(range=[-4, 4], shape=2),
+                [float(size), float(size)],
+                axes=[0, 1],
+                normalized_anchor=False,
+                normalized_shape=False,
+                out_of_bounds_policy="pad",
+            )
+        else:
+            cropped = fn.random_resized_crop(
+                pixels,
+                size=[size, size],
+                random_area=[0.2, 1.0],
+                interp_type=types.INTERP_LINEAR,
+                antialias=True,
+            )
+        coloured = fn.color_twist(
+            cropped,
+            brightness=fn.random.uniform(range=[0.6, 1.4]),
+            contrast=fn.random.uniform(range=[0.6, 1.4]),
+            saturation=fn.random.uniform(range=[0.6, 1.4]),
+            hue=fn.random.uniform(range=[-36.0, 36.0]),
+        )
+        return fn.crop_mirror_normalize(
+            coloured,
+            mirror=fn.random.coin_flip(),
+            mean=[255 * value for value in MEAN],
+            std=[255 * value for value in STD],
+            output_layout="CHW",
+        )
+
+    return tuple(view() for _ in range(len(work.patches) // len(work.images)))
+
+
 def dali(work: Work) -> Callable[[], Tensor]:
     """DALI's own random crops and jitter on the CPU, all views from one feeding."""
-    from nvidia.dali import fn, pipeline_def, types
+    from nvidia.dali import fn, pipeline_def
 
     if isinstance(work.images, Tensor):
         images: Any = work.images.numpy()
     else:
         images = [image.numpy() for image in work.images]
-    count, size = len(images), work.size
+    count = len(images)
 
     # Without prefetching, or it would work while the others' clocks run.
     @pipeline_def(
@@ -279,41 +323,7 @@ def dali(work: Work) -> Callable[[], Tensor]:
         source = fn.external_source(
             source=lambda: images, batch=True, no_copy=True, layout="HWC"
         )
-        return tuple(view(source) for _ in range(len(work.patches) // count))
-
-    def view(pixels: Any) -> Any:
-        if work.out == 32:
-            pixels = fn.slice(
-                pixels,
-                fn.random.uniform(range=[-4, 4], shape=2),
-                [float(size), float(size)],
-                axes=[0, 1],
-                normalized_anchor=False,
-                normalized_shape=False,
-                out_of_bounds_policy="pad",
-            )
-        else:
-            pixels = fn.random_resized_crop(
-                pixels,
-                size=[size, size],
-                random_area=[0.2, 1.0],
-                interp_type=types.INTERP_LINEAR,
-                antialias=True,
-            )
-        pixels = fn.color_twist(
-            pixels,
-            brightness=fn.random.uniform(range=[0.6, 1.4]),
-            contrast=fn.random.uniform(range=[0.6, 1.4]),
-            saturation=fn.random.uniform(range=[0.6, 1.4]),
-            hue=fn.random.uniform(range=[-36.0, 36.0]),
-        )
-        return fn.crop_mirror_normalize(
-            pixels,
-            mirror=fn.random.coin_flip(),
-            mean=[255 * value for value in MEAN],
-            std=[255 * value for value in STD],
-            output_layout="CHW",
-        )
+        return dali_views(work, source)
 
     pipeline = define()
     pipeline.build()
@@ -371,18 +381,11 @@ def measure(case: str, batch: int, seconds: float) -> Iterator[Row]:
             p80_ms=round(ordered[len(ordered) * 4 // 5], 3),
             views=work.views,
             batch=batch,
-            cpu=cpu_name(),
+            cpu=device_name(torch.device("cpu")),
             threads=torch.get_num_threads(),
             torch=torch.__version__,
             peer_version=number,
         )
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    return names[0] if names else platform.machine()
 
 
 def draw(source: Path, path: Path) -> None:
@@ -435,12 +438,7 @@ def main() -> None:
                 f"{row.median_ms:>9.2f} ms [{row.p20_ms:.2f}, {row.p80_ms:.2f}]"
                 f"  s3h_ext is {ratio:.1f} times as fast"
             )
-        new = not target.exists()
-        with target.open("a", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, asdict(rows[0]))
-            if new:
-                writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
+        append(target, [asdict(row) for row in rows])
     draw(target, arguments.output / "views.png")
 
 

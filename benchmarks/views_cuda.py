@@ -15,7 +15,6 @@ the boxes in and the views out. Times are CUDA events after a warm-up. Appends t
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import statistics
 from collections.abc import Callable, Iterator
@@ -28,7 +27,18 @@ import torch
 from torch import Tensor
 
 from benchmarks.similarity_cuda import captured, machine, timings
-from benchmarks.views import CASES, MEAN, STD, Work, kornia, make_work, ours, stitched
+from benchmarks.tables import append
+from benchmarks.views import (
+    CASES,
+    MEAN,
+    STD,
+    Work,
+    dali_views,
+    kornia,
+    make_work,
+    ours,
+    stitched,
+)
 from s3h_ext.ops.reference_views import render_views_plain
 
 OURS = ("s3h_ext", "s3h_ext bf16")
@@ -138,14 +148,13 @@ def torchvision(work: Work) -> Callable[[], Tensor]:
 
 def dali(work: Work) -> Callable[[], Tensor]:
     """DALI's own random crops and jitter on the GPU, all views from one feeding."""
-    from nvidia.dali import fn, pipeline_def, types
+    from nvidia.dali import fn, pipeline_def
 
     images = list(work.images)
-    count, size = len(images), work.size
 
     # Without prefetching, or it would work while the others' clocks run.
     @pipeline_def(
-        batch_size=count,
+        batch_size=len(images),
         num_threads=4,
         device_id=torch.cuda.current_device(),
         exec_pipelined=False,
@@ -155,41 +164,7 @@ def dali(work: Work) -> Callable[[], Tensor]:
         source = fn.external_source(
             source=lambda: images, batch=True, device="gpu", layout="HWC"
         )
-        return tuple(view(source) for _ in range(len(work.patches) // count))
-
-    def view(pixels: Any) -> Any:
-        if work.out == 32:
-            pixels = fn.slice(
-                pixels,
-                fn.random.uniform(range=[-4, 4], shape=2),
-                [float(size), float(size)],
-                axes=[0, 1],
-                normalized_anchor=False,
-                normalized_shape=False,
-                out_of_bounds_policy="pad",
-            )
-        else:
-            pixels = fn.random_resized_crop(
-                pixels,
-                size=[size, size],
-                random_area=[0.2, 1.0],
-                interp_type=types.INTERP_LINEAR,
-                antialias=True,
-            )
-        pixels = fn.color_twist(
-            pixels,
-            brightness=fn.random.uniform(range=[0.6, 1.4]),
-            contrast=fn.random.uniform(range=[0.6, 1.4]),
-            saturation=fn.random.uniform(range=[0.6, 1.4]),
-            hue=fn.random.uniform(range=[-36.0, 36.0]),
-        )
-        return fn.crop_mirror_normalize(
-            pixels,
-            mirror=fn.random.coin_flip(),
-            mean=[255 * value for value in MEAN],
-            std=[255 * value for value in STD],
-            output_layout="CHW",
-        )
+        return dali_views(work, source)
 
     pipeline = define()
     pipeline.build()
@@ -300,12 +275,7 @@ def main() -> None:
         batch = BATCH[case] if device.type == "cuda" else 4
         print(f"{case}, batch {batch}")
         for row in measure(case, batch, device, arguments.seconds):
-            new = not target.exists()
-            with target.open("a", newline="", encoding="utf-8") as stream:
-                writer = csv.DictWriter(stream, asdict(row))
-                if new:
-                    writer.writeheader()
-                writer.writerow(asdict(row))
+            append(target, [asdict(row)])
 
 
 if __name__ == "__main__":
