@@ -26,6 +26,17 @@ def names(files):
     return [files.name(i) for i in range(len(files))]
 
 
+def test_single_images_leave_none_to_test_with(tmp_path):
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "one.jpg").touch()
+    message = (
+        r"test_fraction: 0.2 of the largest class, 1 images, holds out none; .*test"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_dataset("folder", root=tmp_path)
+
+
 def test_classes_keep_their_names_and_images_are_found(tmp_path):
     data = load_dataset("folder", root=grow(tmp_path), test_fraction=0.25)
     assert data.class_names == ("1", "Zwiebel", "red onion", "äpfel")

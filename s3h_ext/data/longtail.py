@@ -142,7 +142,11 @@ def pick_subset(
 
 
 def hold_out(
-    labels: NDArray[np.int64], *, fraction: float, seed: int = 0
+    labels: NDArray[np.int64],
+    *,
+    fraction: float,
+    seed: int = 0,
+    argument: str = "val_fraction",
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Splits a training set into a training and a validation part, class by class.
 
@@ -153,6 +157,7 @@ def hold_out(
         labels: int64 ``[N]``.
         fraction: Share to hold out, in [0, 1).
         seed: Of the choice.
+        argument: What errors call ``fraction``.
 
     Returns:
         Indices of the training part and of the validation part, each ascending.
@@ -161,7 +166,7 @@ def hold_out(
         ValueError: ``fraction`` is out of range, or too small to hold out any image.
     """
     if not 0 <= fraction < 1:
-        raise ValueError(f"val_fraction: expected 0 <= fraction < 1, got {fraction}")
+        raise ValueError(f"{argument}: expected 0 <= fraction < 1, got {fraction}")
     random = np.random.RandomState(seed)
     held = np.zeros(len(labels), np.bool_)
     for label in np.unique(labels):
@@ -171,7 +176,7 @@ def hold_out(
         held[members[:count]] = True
     if fraction > 0 and not held.any():
         raise ValueError(
-            f"val_fraction: {fraction} of the largest class, "
+            f"{argument}: {fraction} of the largest class, "
             f"{np.bincount(labels).max()} images, holds out none"
         )
     return np.flatnonzero(~held), np.flatnonzero(held)

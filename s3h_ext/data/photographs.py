@@ -203,7 +203,18 @@ def _read_folder(
                 f"test_fraction: {root} has no test images; expected the share to hold "
                 f"out, in (0, 1), got {test_fraction}"
             )
-        kept, held = hold_out(train.labels, fraction=test_fraction, seed=_TEST_SEED)
+        try:
+            kept, held = hold_out(
+                train.labels,
+                fraction=test_fraction,
+                seed=_TEST_SEED,
+                argument="test_fraction",
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; {root} has no test images: put them into {root / 'test'}, "
+                f"the training images into {root / 'train'}"
+            ) from error
         train, files["test"] = train.subset(kept), train.subset(held)
         notes.append(
             f"{root} has no test split: {len(held)} images, {test_fraction:g} of each "
