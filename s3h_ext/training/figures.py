@@ -172,7 +172,9 @@ def _draw_classes(figure: Figure, results: RunResults) -> None:
         else f"Accuracy on the test split, bands of about {classes / 60:.0f} classes: "
         "mean and middle half"
     )
-    bottom.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3)
+    # Below the names of the classes, however long these are.
+    handles, labels = bottom.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
     margin = 0.7 + 0.005 * classes
     bottom.set_xlim(1 - margin, classes + margin)
     bottom.set_xlabel("classes, from most to fewest training images")
