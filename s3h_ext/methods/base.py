@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +18,10 @@ from s3h_ext.ops import gather_rows
 Classify = Callable[[Tensor, Tensor], Tensor]
 
 
+#: What a step runs.
+_STEP = frozenset({"loss", "terms", "classification_loss", "after_step"})
+
+
 class Method(nn.Module, ABC):
     """One way to train a classifier on long-tailed data.
 
@@ -28,7 +32,8 @@ class Method(nn.Module, ABC):
 
     1. :meth:`streams` once, for the batches a step needs;
     2. :meth:`build` once, with the network and the data set;
-    3. :meth:`loss` and then :meth:`after_step` for each step;
+    3. :meth:`loss` and then :meth:`after_step` for each step, or, where steps are
+       recorded, for the first few of each :meth:`phase`;
     4. :meth:`predict` to evaluate.
     """
 
@@ -59,6 +64,31 @@ class Method(nn.Module, ABC):
         The network has fresh weights, or those of the run named by ``--init_from``.
         """
         self.model = model
+
+    def phase(self, progress: float) -> Hashable:
+        """Return what of the progress the operations of a step depend on.
+
+        On a GPU a step is recorded and replayed (:mod:`s3h_ext.training.recording`)
+        for as long as this value is the same, and a replay runs none of the method's
+        Python. By default it is the progress itself, so each epoch is recorded anew. A
+        method whose :meth:`loss` and :meth:`after_step` take numbers that follow the
+        progress from tensors alone, which :meth:`prepare` writes, returns a constant.
+        It says so for itself: a subclass with another step has the default again.
+        """
+        return progress
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = vars(cls)
+        if "phase" not in own and not _STEP.isdisjoint(own):
+            setattr(cls, "phase", Method.phase)  # noqa: B010  mypy minds assignment
+
+    def prepare(self, progress: float) -> None:
+        """Write into buffers what follows the progress and not the step.
+
+        The trainer calls it before the steps of an epoch; a :meth:`loss` that needs it
+        calls it too, and the second call does nothing.
+        """
 
     @abstractmethod
     def loss(self, batch: Mapping[str, Batch], progress: float) -> dict[str, Tensor]:
@@ -101,7 +131,10 @@ class Method(nn.Module, ABC):
 
 
 class ClassificationLoss(nn.Module, ABC):
-    """The loss of a classifier's logits, for classes with certain training counts."""
+    """The loss of a classifier's logits, for classes with certain training counts.
+
+    Whatever follows from the counts is in its buffers.
+    """
 
     @abstractmethod
     def forward(self, logits: Tensor, labels: Tensor, progress: float) -> Tensor:

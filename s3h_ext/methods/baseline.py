@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Literal, get_args
 
 import torch
@@ -154,6 +154,9 @@ class Baseline(ClassifierMethod):
             weight_beta=self.weight_beta,
             reweight_from=self.reweight_from,
         )
+
+    def phase(self, progress: float) -> Hashable:
+        return progress >= self.reweight_from
 
     def terms(
         self, batch: Mapping[str, Batch], progress: float, classify: Classify

@@ -6,7 +6,7 @@ What the paper says and what is our choice: docs/cws.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -175,15 +175,26 @@ class ClasswiseSplitting(Method):
         self.register_buffer("size_history", torch.full((MOMENTS, total), math.nan))
         self.subclass_loss = self.inner.classification_loss(self.subclass_counts)
 
+    def phase(self, progress: float) -> Hashable:
+        head = self.model.classifier
+        active = isinstance(head, GroupedClassifier) and head.active
+        return active, self.inner.phase(progress)
+
+    def prepare(self, progress: float) -> None:
+        self.inner.prepare(progress)
+        head = self.model.classifier
+        if not isinstance(head, GroupedClassifier) or progress < self.split_from:
+            return
+        if not head.active:
+            head.split_(self.noise)
+        if progress != self._counted:
+            self._count(progress)
+
     def loss(self, batch: Mapping[str, Batch], progress: float) -> dict[str, Tensor]:
         head = self.model.classifier
         if not isinstance(head, GroupedClassifier):
             return self.inner.loss(batch, progress)
-        if progress >= self.split_from:
-            if not head.active:
-                head.split_(self.noise)
-            if progress != self._counted:
-                self._count(progress)
+        self.prepare(progress)
         parts: dict[str, Tensor] = {}
 
         def classify(features: Tensor, labels: Tensor) -> Tensor:
@@ -279,8 +290,12 @@ class ClasswiseSplitting(Method):
             self.subclass_counts.copy_(counts)
             self.counted_at.fill_(progress)
             self.size_history[min(int(progress * MOMENTS), MOMENTS - 1)] = counts
-        loss = self.inner.classification_loss(self.subclass_counts)
-        self.subclass_loss = loss.to(self.subclass_counts.device)
+        # Into the buffers that are there: a recorded step reads no others.
+        anew = self.inner.classification_loss(self.subclass_counts)
+        for buffer, value in zip(
+            self.subclass_loss.buffers(), anew.buffers(), strict=True
+        ):
+            buffer.copy_(value)
         self._counted = progress
 
 

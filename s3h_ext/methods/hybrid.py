@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Literal, get_args
 
 import torch
@@ -57,6 +57,8 @@ class Hybrid(ClassifierMethod):
         contrast_sampler: how the contrastive batch is drawn.
         classifier_sampler: how the classifier's batch is drawn.
     """
+
+    term_weights: Tensor  # [2]: of the contrast and of the cross-entropy, in this epoch
 
     def __init__(
         self,
@@ -132,6 +134,19 @@ class Hybrid(ClassifierMethod):
                 )
             )  # [C, K, D]
 
+        self.register_buffer("term_weights", torch.ones(2), persistent=False)
+        self._prepared: float | None = None
+
+    def phase(self, progress: float) -> Hashable:
+        return None
+
+    def prepare(self, progress: float) -> None:
+        if progress != self._prepared:
+            alpha = self.alpha(progress)
+            self.term_weights[0].fill_(alpha)
+            self.term_weights[1].fill_(1.0 - alpha)
+            self._prepared = progress
+
     def alpha(self, progress: float) -> float:
         """Return the weight of the contrastive term at ``progress`` in [0, 1]."""
         return 1.0 - (progress if self.decay == "linear" else progress**2)
@@ -159,9 +174,10 @@ class Hybrid(ClassifierMethod):
                 embeddings, labels, F.normalize(self.prototypes.float(), dim=-1)
             )
         cross_entropy = classify(features[split:], classifier.labels)
-        alpha = self.alpha(progress)
+        self.prepare(progress)
+        alpha, rest = self.term_weights
         return {
-            "loss": alpha * contrastive + (1.0 - alpha) * cross_entropy,
+            "loss": alpha * contrastive + rest * cross_entropy,
             "contrastive": contrastive.detach(),
             "cross_entropy": cross_entropy.detach(),
         }

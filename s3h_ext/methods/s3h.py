@@ -6,7 +6,7 @@ What the paper says and what is our choice: docs/s3h.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from contextlib import nullcontext
 from typing import Literal, get_args
 
@@ -185,6 +185,10 @@ class S3H(ClassifierMethod):
 
     def classification_loss(self, counts: Counts) -> LogitAdjusted:
         return LogitAdjusted(counts, self.tau)
+
+    def phase(self, progress: float) -> Hashable:
+        follows = self.partner == "momentum" and self.momentum_schedule == "cosine"
+        return progress if follows else None
 
     def terms(
         self, batch: Mapping[str, Batch], progress: float, classify: Classify

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import TypeVar
 
 import torch
@@ -33,6 +33,9 @@ class SecondStage(Method):
         # Frozen means batch norm's running statistics too.
         self.model.backbone.eval()
         return self
+
+    def phase(self, progress: float) -> Hashable:
+        return None
 
     def loss(self, batch: Mapping[str, Batch], progress: float) -> dict[str, Tensor]:
         train = batch["train"]

@@ -33,6 +33,7 @@ FREE_KEYS = frozenset(
         "checkpoint_every",
         "eval_every",
         "eval_batch_size",
+        "graphs",
         "preset",
         "report",
         # As the number of processes is, which they come with.

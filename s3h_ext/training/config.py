@@ -12,6 +12,7 @@ from s3h_ext.methods import Baseline, Method
 from s3h_ext.models import BackboneName, ClassifierName
 
 PrecisionName = Literal["auto", "fp32", "bf16"]
+GraphsName = Literal["auto", "on", "off"]
 
 
 def _require(condition: bool, name: str, expected: str, got: object) -> None:
@@ -223,6 +224,8 @@ class TrainConfig:
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1`` ...
         precision: ``auto`` takes bfloat16 autocast on GPUs from sm_80 and on CPUs with
             AVX512_BF16 or AMX, else float32.
+        graphs: record steps and evaluation as CUDA graphs; ``auto`` does so where one
+            process trains on images resident on a GPU.
         output: folder of the run. Not set: ``runs/NAME-seedN``, numbered if taken.
         checkpoint_every: epochs between checkpoints; the last epoch always has one.
         eval_every: epochs between evaluations; the last epoch always has one.
@@ -242,6 +245,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     precision: PrecisionName = "auto"
+    graphs: GraphsName = "auto"
     output: str | None = None
     checkpoint_every: int = 1
     eval_every: int = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -16,9 +16,17 @@ from s3h_ext.training.precision import autocast
 
 __all__ = ["evaluate_method", "predict_batches"]
 
+#: Normalised images ``[B, C, H, W]`` -> logits ``[B, num_classes]``.
+Predict = Callable[[Tensor], Tensor]
+
 
 def predict_batches(
-    method: Method, batches: Iterable[Batch], *, precision: str, device: torch.device
+    method: Method,
+    batches: Iterable[Batch],
+    *,
+    precision: str,
+    device: torch.device,
+    predict: Predict | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return true classes, predicted classes and confidences, each ``[N]``.
 
@@ -27,7 +35,9 @@ def predict_batches(
         batches: of a split, in its order.
         precision: ``"fp32"`` or ``"bf16"``.
         device: where the batches are.
+        predict: in place of the method's own.
     """
+    predict = predict or method.predict
     # Kept on the device to the end: no batch waits for its results.
     empty = torch.zeros(0, dtype=torch.int64, device=device)
     found: list[tuple[Tensor, Tensor, Tensor]] = [(empty, empty, empty.float())]
@@ -35,7 +45,7 @@ def predict_batches(
     method.eval()
     with torch.inference_mode(), autocast(precision, device):
         for batch in batches:
-            logits = method.predict(batch.images[0]).float()  # [B, C]
+            logits = predict(batch.images[0]).float()  # [B, C]
             confidence = (logits.amax(1) - logits.logsumexp(1)).exp()
             found.append((batch.labels, logits.argmax(1), confidence))
     method.train(training)
@@ -55,6 +65,7 @@ def evaluate_method(
     precision: str,
     device: torch.device,
     world: World | None = None,
+    predict: Predict | None = None,
 ) -> Evaluation:
     """Return the metrics of a method on a split.
 
@@ -65,8 +76,11 @@ def evaluate_method(
         precision: ``"fp32"`` or ``"bf16"``.
         device: where the batches are.
         world: the processes that have a part of the split each; all get the result.
+        predict: in place of the method's own.
     """
-    found = predict_batches(method, batches, precision=precision, device=device)
+    found = predict_batches(
+        method, batches, precision=precision, device=device, predict=predict
+    )
     parts = (world or World()).gather(found)
     truth, predicted, confidence = map(np.concatenate, zip(*parts, strict=True))
     return evaluate_predictions(truth, predicted, confidence, class_counts)

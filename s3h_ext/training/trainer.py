@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from s3h_ext.data import Batch, Feed, LongTailDataset, thumbnails
+from s3h_ext.data import Batch, Feed, LongTailDataset, ResidentSource, thumbnails
 from s3h_ext.training.card import write_card
 from s3h_ext.training.checkpoint import (
     CheckpointError,
@@ -30,10 +30,12 @@ from s3h_ext.training.loading import build_network, load_network, open_dataset
 from s3h_ext.training.meter import EpochMeter
 from s3h_ext.training.metrics import Evaluation
 from s3h_ext.training.precision import autocast, resolve_device, resolve_precision
+from s3h_ext.training.recording import Replayer, choose_recorder
 from s3h_ext.training.report import try_report
 from s3h_ext.training.results import write_evaluation
 from s3h_ext.training.runlog import RunLog, SilentLog, results_table, write_summary
 from s3h_ext.training.schedule import learning_rate
+from s3h_ext.training.step import RecordedStep, TrainingStep
 from s3h_ext.training.subclasses import write_subclasses
 from s3h_ext.training.summary import run_summary
 from s3h_ext.training.weights import load_weights
@@ -151,6 +153,7 @@ class Trainer:
         self.history: list[dict[str, float | int | None]] = []
         self.best_top1: float | None = None
         self._evaluated: dict[str, Evaluation] = {}  # with the newest weights
+        self._progress = 0.0  # of the newest epoch that was begun
         self.train_seconds = 0.0  # inside training steps
         self.run_seconds = 0.0  # everything, over all parts of an interrupted run
         self._clock = time.perf_counter()
@@ -164,7 +167,25 @@ class Trainer:
             ) from error
         if resume:
             self._resume()
-        self._step = world.step(self.method)
+        recorder = choose_recorder(
+            config.graphs,
+            self.device,
+            world.size,
+            isinstance(self.source, ResidentSource),
+        )
+        self._replayer = None if recorder is None else Replayer(recorder)
+        parts = (
+            world.step(self.method),
+            self.method,
+            self.optimizer,
+            self.precision,
+            self.device,
+        )
+        self._step = (
+            TrainingStep(*parts)
+            if self._replayer is None
+            else RecordedStep(self._replayer, *parts)
+        )
         world.any(False)  # nothing is written before all have read
         if world.first:
             options = yaml.safe_dump(self.record, sort_keys=False)
@@ -278,6 +299,16 @@ class Trainer:
             precision=self.precision,
             device=self.device,
             world=self.world,
+            predict=self._predict,
+        )
+
+    def _predict(self, images: Tensor) -> Tensor:
+        """Return the logits of a batch, from a recording where steps are."""
+        if self._replayer is None:
+            return self.method.predict(images)
+        phase = self.method.phase(self._progress)
+        return self._replayer(
+            "predict", phase, [images], lambda tensors: self.method.predict(*tensors)
         )
 
     def train_epoch(
@@ -289,22 +320,15 @@ class Trainer:
             KeyboardInterrupt: ``stop`` was requested; a checkpoint was written.
         """
         config, steps = self.config, self.source.steps_per_epoch
-        progress = epoch / config.epochs
+        self._progress = progress = epoch / config.epochs
         meter = EpochMeter(self.device, epoch, self.unfinished_epoch, self.world)
         self.unfinished_epoch = None
         self.method.train()
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate = learning_rate(config.optim, epoch + meter.steps / steps, config.epochs)
         for batch in self.source.epoch(epoch, meter.steps):
             position = epoch + (meter.steps + 1) / steps
             rate = learning_rate(config.optim, position, config.epochs)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            with autocast(self.precision, self.device):
-                terms = self._step(batch, progress)
-            self.optimizer.zero_grad(set_to_none=True)
-            terms["loss"].backward()
-            self.optimizer.step()
-            self.method.after_step()
+            terms = self._step(batch, progress, rate)
             views = sum(b.images.shape[0] * b.images.shape[1] for b in batch.values())
             meter.update(terms, views)
             log.step(epoch, meter.last_loss, meter.images / meter.seconds)
@@ -375,7 +399,7 @@ class Trainer:
                 "unfinished_epoch": unfinished,
                 "config": self.record,
                 "method": self.method.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": self._optimizer_state(),
                 "rng": rng_state(self.device),
                 "history": self.history,
                 "best_top1": self.best_top1,
@@ -384,6 +408,12 @@ class Trainer:
                 "images_trained": self.images_trained,
             },
         )
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        state = self.optimizer.state_dict()
+        for group in state["param_groups"]:
+            group["lr"] = float(group["lr"])  # a tensor where steps are recorded
+        return state
 
     def _resume(self) -> None:
         found = latest_checkpoint(self.checkpoints, self.record)

@@ -1,0 +1,236 @@
+"""Recorded steps against the same steps run one by one."""
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from s3h_ext.data import load_dataset
+from s3h_ext.methods import Baseline, Hybrid
+from s3h_ext.training import trainer as trainer_module
+from s3h_ext.training.options import parse_options
+from s3h_ext.training.recording import CudaGraphs, Replayer, choose_recorder
+from s3h_ext.training.trainer import Trainer
+
+spec = importlib.util.spec_from_file_location(
+    "tape", Path(__file__).with_name("tape.py")
+)
+tape_module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tape_module)
+Tape = tape_module.Tape
+
+QUICK = (
+    "--preset digits-lt/ce --model.backbone resnet20 --batch_size 14 --epochs 3 "
+    "--device cpu --precision fp32 --report false --optim.lr 0.02"
+).split()
+CWS = "--method ClasswiseSplitting --method.images_per_row 4 --method.split_from 0.3"
+METHODS = {
+    "drw": "--method Baseline --method.weight_beta 0.99 --method.reweight_from 0.6",
+    "sc": "--method Hybrid --method.recipe crop",
+    "s3h": "--method S3H --method.recipe crop --model.classifier cosine",
+    "s3h-cosine": (
+        "--method S3H --method.recipe crop --model.classifier cosine "
+        "--method.momentum_schedule cosine --method.separate_norm true"
+    ),
+    "cws-cb": f"{CWS} --method.inner Baseline --method.inner.weight_beta 0.999",
+    "cws-psc": (
+        f"{CWS} --method.inner Hybrid --method.inner.contrast prototypical "
+        "--method.inner.recipe crop"
+    ),
+}
+
+
+def few_images():
+    """Digits, 12 of the first class and 3 of the last: batches of 12 and 13."""
+    data = load_dataset("digits-lt", imbalance=4)
+    places = [
+        np.flatnonzero(data.train.labels == label)[: 12 - label]
+        for label in range(data.num_classes)
+    ]
+    return replace(
+        data,
+        train=data.train.subset(np.concatenate(places)),
+        test=data.test.subset(np.arange(40)),
+    )
+
+
+def build(folder, *arguments, resume=False):
+    config, record, _ = parse_options([*QUICK, *arguments])
+    return Trainer(config, record, folder, resume=resume, dataset=few_images())
+
+
+def run(folder, *arguments):
+    """Trains three epochs; returns the trainer and what it measured in each."""
+    trainer = build(folder, *arguments)
+    rows = []
+    for epoch in range(3):
+        row = trainer.train_epoch(epoch, trainer_module.SilentLog())
+        del row["images_per_second"]
+        rows.append({**row, "top1": trainer.evaluate("test").top1})
+    return trainer, rows
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Makes trainers record; returns what they record with."""
+    tape = Tape()
+    monkeypatch.setattr(trainer_module, "choose_recorder", lambda *_: tape)
+    return tape
+
+
+def assert_same(one, other, **tolerance):
+    ours, theirs = one.method.state_dict(), other.method.state_dict()
+    torch.testing.assert_close(ours, theirs, equal_nan=True, **tolerance)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_recorded_steps_train_as_the_others(name, tmp_path, request):
+    arguments = METHODS[name].split()
+    plain, rows = run(tmp_path / "plain", *arguments)
+    tape = request.getfixturevalue("recorded")
+    replayed, same_rows = run(tmp_path / "recorded", *arguments)
+    assert tape.replays > tape.runs > 0
+    assert_same(replayed, plain, rtol=1e-3, atol=1e-4)
+    for ours, theirs in zip(same_rows, rows, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+def test_one_recording_serves_all_epochs(tmp_path, recorded):
+    run(tmp_path / "run", *METHODS["sc"].split())
+    # Batches of two sizes, and the test split's one batch.
+    assert recorded.recordings == 3
+
+
+def test_a_recorded_run_goes_on_where_it_stopped(tmp_path, recorded):
+    arguments = METHODS["cws-psc"].split()
+    whole = build(tmp_path / "whole", *arguments)
+    whole.fit()
+    first = build(tmp_path / "parts", *arguments)
+    first.epochs = 2
+    first.fit()
+    rest = build(tmp_path / "parts", *arguments, resume=True)
+    rest.fit()
+    assert rest.epochs_done == 3
+    assert_same(rest, whole, rtol=0, atol=0)
+
+
+def test_a_recorded_run_goes_on_without_recordings(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "choose_recorder", lambda *_: Tape())
+        first = build(tmp_path / "run")
+        first.epochs = 1
+        first.fit()
+    rest = build(tmp_path / "run", resume=True)
+    rest.fit()
+    assert rest.epochs_done == 3
+    assert all(isinstance(g["lr"], float) for g in rest.optimizer.param_groups)
+
+
+class OwnTerms(Hybrid):
+    """Reads the progress as a number."""
+
+    def terms(self, batch, progress, classify):
+        terms = super().terms(batch, progress, classify)
+        return {**terms, "loss": terms["loss"] * (1.0 + progress)}
+
+
+class OwnHead(Hybrid):
+    """Has the step of its base."""
+
+
+def test_a_subclass_with_another_step_is_recorded_anew_in_each_epoch():
+    assert OwnTerms().phase(0.5) == 0.5
+    assert OwnHead().phase(0.5) == Hybrid().phase(0.25)
+    assert Baseline(reweight_from=0.8, weight_beta=0.9).phase(0.5) != Baseline(
+        reweight_from=0.8, weight_beta=0.9
+    ).phase(0.8)
+
+
+def test_a_replay_reads_new_inputs_and_runs_no_python():
+    tape, calls = Tape(), []
+    replay = Replayer(tape)
+
+    def double(tensors):
+        calls.append(len(calls))
+        return tensors[0] * 2
+
+    for number in range(5):
+        result = replay("double", "phase", [torch.full((3,), float(number))], double)
+        assert result.tolist() == [2.0 * number] * 3
+    assert calls == [0, 1]  # once as it is, once to be recorded
+    assert (tape.runs, tape.recordings, tape.replays) == (1, 1, 4)
+
+
+def test_other_shapes_names_and_phases_are_recorded_apart():
+    tape = Tape()
+    replay = Replayer(tape)
+    for _ in range(3):
+        for size in (2, 3):
+            ones = torch.ones(size)
+            assert replay("sum", 0, [ones], lambda t: t[0].sum()) == size
+            assert replay("count", 0, [ones], lambda t: t[0] * 0).tolist() == [0] * size
+    assert tape.recordings == 4
+    assert replay("sum", 1, [torch.ones(2)], lambda t: -t[0].sum()) == -2
+    assert tape.runs == 5
+
+
+def test_a_value_read_on_the_host_is_refused_by_the_tape():
+    with pytest.raises(RuntimeError, match="on the host"):
+        Tape().record(lambda: torch.ones(1).item())
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "processes"),
+    [("on", "cpu", 1), ("on", "cuda", 2)],
+)
+def test_graphs_need_one_process_on_a_gpu(name, device, processes):
+    with pytest.raises(ValueError, match="graphs: 'on' needs one process on a CUDA"):
+        choose_recorder(name, torch.device(device), processes, True)
+
+
+def test_steps_run_as_they_are_without_a_gpu_or_with_several_processes():
+    assert choose_recorder("auto", torch.device("cpu"), 1, True) is None
+    assert choose_recorder("auto", torch.device("cuda"), 2, True) is None
+    assert choose_recorder("auto", torch.device("cuda"), 1, False) is None
+    assert choose_recorder("off", torch.device("cuda"), 1, True) is None
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", METHODS)
+def test_graphs_train_as_the_steps_do(name, tmp_path):
+    arguments = [*METHODS[name].split(), "--device", "cuda"]
+    _, rows = run(tmp_path / "plain", *arguments, "--graphs", "off")
+    _, same_rows = run(tmp_path / "graphs", *arguments, "--graphs", "on")
+    for ours, theirs in zip(same_rows, rows, strict=True):
+        # Sums come in any order on a GPU.
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.02)
+
+
+@pytest.mark.cuda
+def test_a_graph_replays_on_the_device():
+    device = torch.device("cuda")
+    total = torch.zeros((), device=device)
+    replay = Replayer(CudaGraphs(device))
+    for number in range(4):
+        given = torch.full((), float(number), device=device)
+        result = replay("add", 0, [given], lambda t: total.add_(t[0]) * 1)
+    assert (total.item(), result.item()) == (6.0, 6.0)
+
+
+@pytest.mark.cuda
+def test_recorded_steps_do_not_wait_for_the_device(tmp_path):
+    trainer = build(tmp_path / "run", *METHODS["s3h"].split(), "--device", "cuda")
+    log = trainer_module.SilentLog()
+    trainer.train_epoch(0, log)  # runs, records
+    batches = trainer.source.epoch(1)
+    first = next(batches)
+    trainer._step(first, 0.5, 0.1)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches:
+            trainer._step(batch, 0.5, 0.1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,149 @@
+"""Steps that are recorded once and replayed: CUDA graphs.
+
+A ResNet-32 step is some thousand small kernels. Launched one by one they keep the host
+busy longer than the GPU; recorded as a CUDA graph they are one launch. A replay runs
+the same kernels on the same memory and no Python, so whatever differs from step to step
+has to be in that memory: the batch, the learning rate, and what a method writes in
+:meth:`s3h_ext.methods.Method.prepare`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from s3h_ext.training.config import GraphsName
+
+__all__ = ["CudaGraphs", "Recorder", "Replayer", "choose_recorder"]
+
+T = TypeVar("T")
+
+
+class Recorder(Protocol):
+    """Records what a function does on the device."""
+
+    def run(self, function: Callable[[], T]) -> T:
+        """Return ``function()``, run as usual where a recording will be made."""
+
+    def record(self, function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        """Return what ``function`` returns, and what does its work again.
+
+        Recording alone need not do the work: the results are those of the last replay.
+        """
+
+
+class CudaGraphs:
+    """Records CUDA graphs that share their memory, and so replay one at a time.
+
+    Args:
+        device: a CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def run(self, function: Callable[[], T]) -> T:
+        """Return ``function()``, run on the stream of the recordings."""
+        # Autograd remembers on which stream a weight was first used.
+        outside = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(outside)
+        with torch.cuda.stream(self._stream):
+            result = function()
+        outside.wait_stream(self._stream)
+        return result
+
+    def record(self, function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        """Return the results, not calculated yet, and the graph's replay."""
+        graph = torch.cuda.CUDAGraph()
+        # Other threads (pinned memory, decoders) may call CUDA meanwhile.
+        with torch.cuda.graph(
+            graph,
+            pool=self._pool,
+            stream=self._stream,
+            capture_error_mode="thread_local",
+        ):
+            result = function()
+        return result, graph.replay
+
+
+class Replayer:
+    """Runs functions of tensors, the first time as they are and then from recordings.
+
+    Args:
+        recorder: what records.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._phase: Hashable = None
+        self._met: set[Hashable] = set()
+        self._made: dict[Hashable, tuple[list[Tensor], Any, Callable[[], None]]] = {}
+
+    def __call__(
+        self,
+        name: str,
+        phase: Hashable,
+        inputs: Sequence[Tensor],
+        function: Callable[[list[Tensor]], T],
+    ) -> T:
+        """Return ``function(inputs)``; a recording's results last to the next call.
+
+        Args:
+            name: of the function; a replay stands for any other call of this name with
+                inputs of the same shapes and strides in the same phase.
+            phase: what else decides on the work; a new one drops all recordings.
+            inputs: what the function may read that is not at the same place next time.
+            function: its work is done by operations on the device alone.
+        """
+        if phase != self._phase:
+            # Dropped before anything new is made, for the sake of memory.
+            self._met.clear()
+            self._made.clear()
+            self._phase = phase
+        key = (name, *((t.shape, t.stride(), t.dtype) for t in inputs))
+        if key not in self._met:
+            # The first run makes what stays: momenta, workspaces, plans.
+            self._met.add(key)
+            return self._recorder.run(lambda: function(list(inputs)))
+        if key not in self._made:
+            places = [tensor.clone() for tensor in inputs]
+            result, replay = self._recorder.record(lambda: function(places))
+            self._made[key] = places, result, replay
+        places, result, replay = self._made[key]
+        _copy(inputs, places)
+        replay()
+        made: T = result
+        return made
+
+
+def _copy(tensors: Sequence[Tensor], places: Sequence[Tensor]) -> None:
+    for tensor, place in zip(tensors, places, strict=True):
+        place.copy_(tensor)
+
+
+def choose_recorder(
+    name: GraphsName, device: torch.device, processes: int, resident: bool
+) -> Recorder | None:
+    """Return what records the steps of a run, or None if they run as they are.
+
+    Args:
+        name: the option; ``"auto"`` is for images that are resident on one GPU.
+        device: of the run.
+        processes: of the run.
+        resident: whether the training images are kept on the device.
+
+    Raises:
+        ValueError: ``"on"`` where there is no GPU or there are several processes.
+    """
+    if name == "on" and (device.type != "cuda" or processes > 1):
+        raise ValueError(
+            f"graphs: 'on' needs one process on a CUDA device, got {processes} on "
+            f"{device}"
+        )
+    if name == "off" or device.type != "cuda" or processes > 1:
+        return None
+    return CudaGraphs(device) if name == "on" or resident else None

@@ -1,0 +1,131 @@
+"""A training step, run as it is or from a recording."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from s3h_ext.data import Batch
+from s3h_ext.methods import Method
+from s3h_ext.training.distributed import Step
+from s3h_ext.training.precision import autocast
+from s3h_ext.training.recording import Replayer
+
+__all__ = ["RecordedStep", "TrainingStep"]
+
+
+class TrainingStep:
+    """Loss, backward, optimiser, and what the method tracks.
+
+    Args:
+        loss: the terms of a batch at a progress of the training.
+        method: whose they are.
+        optimizer: of the method's parameters.
+        precision: ``"fp32"`` or ``"bf16"``.
+        device: where the batches are.
+    """
+
+    def __init__(
+        self,
+        loss: Step,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        precision: str,
+        device: torch.device,
+    ) -> None:
+        self._loss, self._method, self._optimizer = loss, method, optimizer
+        self._precision, self._device = precision, device
+
+    def __call__(
+        self, batch: Mapping[str, Batch], progress: float, rate: float
+    ) -> dict[str, Tensor]:
+        """Do a step at a learning rate; return the terms of the loss, detached."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        return self._run(batch, progress)
+
+    def _run(self, batch: Mapping[str, Batch], progress: float) -> dict[str, Tensor]:
+        with autocast(self._precision, self._device):
+            terms = self._loss(batch, progress)
+        self._optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()
+        self._optimizer.step()
+        self._method.after_step()
+        # A term with its history would keep autograd's nodes into the next step.
+        return {name: term.detach() for name, term in terms.items()}
+
+
+class RecordedStep(TrainingStep):
+    """The same step, recorded once for each size of batch and phase of the method.
+
+    The learning rate is a number on the device, in the optimiser's groups too.
+
+    Args:
+        replayer: makes and keeps the recordings.
+        loss: as for :class:`TrainingStep`.
+        method: as there.
+        optimizer: as there; its ``step`` takes the rate as a tensor.
+        precision: as there.
+        device: as there.
+    """
+
+    def __init__(
+        self,
+        replayer: Replayer,
+        loss: Step,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        precision: str,
+        device: torch.device,
+    ) -> None:
+        super().__init__(loss, method, optimizer, precision, device)
+        self._replayer = replayer
+        self._rate = torch.zeros((), device=device)
+        for group in optimizer.param_groups:
+            group["lr"] = self._rate
+
+    def __call__(
+        self, batch: Mapping[str, Batch], progress: float, rate: float
+    ) -> dict[str, Tensor]:
+        """Do a step; the terms returned are overwritten by the next one."""
+        self._method.prepare(progress)
+        self._rate.fill_(rate)
+        return self._replayer(
+            "step",
+            self._method.phase(progress),
+            _tensors(batch),
+            lambda tensors: self._run(_with_tensors(batch, tensors), progress),
+        )
+
+
+def _tensors(batch: Mapping[str, Batch]) -> list[Tensor]:
+    tensors = []
+    for part in batch.values():
+        tensors += [part.images, part.labels, part.indices]
+        if part.quadrants is not None:
+            shown = part.quadrants
+            tensors += [shown.labels, shown.indices, shown.crops]
+    return tensors
+
+
+def _with_tensors(
+    batch: Mapping[str, Batch], tensors: Sequence[Tensor]
+) -> dict[str, Batch]:
+    """Return a batch like ``batch`` of other tensors, in the order of ``_tensors``."""
+    rest = iter(tensors)
+    parts = {}
+    for name, part in batch.items():
+        part = replace(part, images=next(rest), labels=next(rest), indices=next(rest))
+        if part.quadrants is not None:
+            shown = replace(
+                part.quadrants,
+                labels=next(rest),
+                indices=next(rest),
+                crops=next(rest),
+            )
+            part = replace(part, quadrants=shown)
+        parts[name] = part
+    return parts
