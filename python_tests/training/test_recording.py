@@ -177,9 +177,19 @@ def test_other_shapes_names_and_phases_are_recorded_apart():
     assert tape.runs == 5
 
 
-def test_a_value_read_on_the_host_is_refused_by_the_tape():
+def test_what_reads_a_value_runs_as_it_is_unless_recordings_are_insisted_on():
+    def read(tensors):
+        return tensors[0].sum().item()
+
+    replay = Replayer(Tape(), insist=False)
+    assert replay("read", 0, [torch.ones(2)], read) == 2
+    with pytest.warns(UserWarning, match=r"read cannot be recorded .*on the host"):
+        assert replay("read", 0, [torch.ones(2)], read) == 2
+    assert replay("read", 0, [torch.full((2,), 4.0)], read) == 8
+    insisting = Replayer(Tape())
+    insisting("read", 0, [torch.ones(2)], read)
     with pytest.raises(RuntimeError, match="on the host"):
-        Tape().record(lambda: torch.ones(1).item())
+        insisting("read", 0, [torch.ones(2)], read)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ has to be in that memory: the batch, the learning rate, and what a method writes
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -59,14 +60,19 @@ class CudaGraphs:
     def record(self, function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
         """Return the results, not calculated yet, and the graph's replay."""
         graph = torch.cuda.CUDAGraph()
-        # Other threads (pinned memory, decoders) may call CUDA meanwhile.
-        with torch.cuda.graph(
-            graph,
-            pool=self._pool,
-            stream=self._stream,
-            capture_error_mode="thread_local",
-        ):
-            result = function()
+        outside = torch.cuda.current_stream(self._stream.device)
+        try:
+            # Other threads (pinned memory, decoders) may call CUDA meanwhile.
+            with torch.cuda.graph(
+                graph,
+                pool=self._pool,
+                stream=self._stream,
+                capture_error_mode="thread_local",
+            ):
+                result = function()
+        except RuntimeError:
+            torch.cuda.set_stream(outside)  # torch leaves its own
+            raise
         return result, graph.replay
 
 
@@ -75,10 +81,13 @@ class Replayer:
 
     Args:
         recorder: what records.
+        insist: raise where a function cannot be recorded; if not, warn, and run
+            everything as it is from then on.
     """
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
+    def __init__(self, recorder: Recorder, insist: bool = True) -> None:
+        self._recorder, self._insist = recorder, insist
+        self._given_up = False
         self._phase: Hashable = None
         self._met: set[Hashable] = set()
         self._made: dict[Hashable, tuple[list[Tensor], Any, Callable[[], None]]] = {}
@@ -98,7 +107,12 @@ class Replayer:
             phase: what else decides on the work; a new one drops all recordings.
             inputs: what the function may read that is not at the same place next time.
             function: its work is done by operations on the device alone.
+
+        Raises:
+            RuntimeError: it is not, and ``insist``.
         """
+        if self._given_up:
+            return function(list(inputs))
         if phase != self._phase:
             # Dropped before anything new is made, for the sake of memory.
             self._met.clear()
@@ -111,13 +125,29 @@ class Replayer:
             return self._recorder.run(lambda: function(list(inputs)))
         if key not in self._made:
             places = [tensor.clone() for tensor in inputs]
-            result, replay = self._recorder.record(lambda: function(places))
+            try:
+                result, replay = self._recorder.record(lambda: function(places))
+            except RuntimeError as error:
+                if self._insist:
+                    raise
+                self._give_up(name, error)
+                return function(list(inputs))
             self._made[key] = places, result, replay
         places, result, replay = self._made[key]
         _copy(inputs, places)
         replay()
         made: T = result
         return made
+
+    def _give_up(self, name: str, error: RuntimeError) -> None:
+        self._given_up = True
+        self._made.clear()
+        reason = str(error).strip().partition("\n")[0]
+        warnings.warn(
+            f"{name} cannot be recorded as a CUDA graph and runs as it is ({reason}); "
+            "--graphs off does so from the start",
+            stacklevel=3,
+        )
 
 
 def _copy(tensors: Sequence[Tensor], places: Sequence[Tensor]) -> None:

@@ -173,7 +173,11 @@ class Trainer:
             world.size,
             isinstance(self.source, ResidentSource),
         )
-        self._replayer = None if recorder is None else Replayer(recorder)
+        self._replayer = (
+            None
+            if recorder is None
+            else Replayer(recorder, insist=config.graphs == "on")
+        )
         parts = (
             world.step(self.method),
             self.method,
