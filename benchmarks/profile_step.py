@@ -15,9 +15,9 @@ CPU it is the self time of operators in the main thread; *idle* is the rest of t
 time: Python, and what no operator stands for. Four steps on a CPU do not include the
 drawing of crops, which is done ahead for many steps at once.
 
-Appends to ``profile_step.csv``: a row for each kind of work, for each kernel or operator
-of ours, and for each other that is a thousandth of all work. ``--tiny`` takes a hundredth of the images: a test of this
-file.
+Appends to ``profile_step.csv``: a row for each kind of work, for each kernel or
+operator of ours, and for each other one that is a thousandth of all work. ``--tiny``
+takes a hundredth of the images: a test of this file.
 """
 
 from __future__ import annotations

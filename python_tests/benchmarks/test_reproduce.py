@@ -1,10 +1,15 @@
 """The runner of a results table: what it runs, skips and goes on with."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 
-from benchmarks.reproduce import SUITES, main, suite_presets
+import benchmarks.reproduce
+from benchmarks.reproduce import SUITES, environment, main, suite_presets
 from s3h_ext.training.options import preset_names
 
 QUICK = (
@@ -50,6 +55,49 @@ def test_runs_go_side_by_side_and_each_prints_into_its_folder(tmp_path, capfd):
     assert "images/s" not in capfd.readouterr().err
     with pytest.raises(SystemExit):
         main([*arguments, "--jobs", "0"])
+
+
+def test_runs_side_by_side_share_the_cpus(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)))
+    assert environment(8)["OMP_NUM_THREADS"] == "2"
+    assert environment(40)["OMP_NUM_THREADS"] == "1"
+    assert "OMP_NUM_THREADS" not in environment(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert environment(8)["OMP_NUM_THREADS"] == "3"
+
+
+def test_sigterm_ends_the_budget_and_nothing_is_lost(tmp_path):
+    many = ["--epochs", "500", "--seeds", "0", "1", "2", "--jobs", "2"]
+    command = [sys.executable, "-m", "benchmarks.reproduce", *QUICK, *many]
+    process = subprocess.Popen(
+        [*command, "--output", str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    saved = tmp_path / "digits-lt-ce-seed0" / "checkpoints"
+    deadline = time.monotonic() + 200
+    while not list(saved.glob("epoch_*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.terminate()
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert out.count("stopped, the budget is spent") == 3
+    log = (tmp_path / "digits-lt-ce-seed0" / "train.log").read_text()
+    assert "KeyboardInterrupt" in log.splitlines()[-1]
+    assert not (tmp_path / "digits-lt-ce-seed2").exists()
+
+
+def test_a_run_that_does_not_stop_is_ended(tmp_path, monkeypatch, capfd):
+    program = tmp_path / "deaf"
+    program.write_text(
+        f"#!{sys.executable}\nimport signal, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(100)\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(benchmarks.reproduce, "STOP_SECONDS", 0.5)
+    folder, soon = tmp_path / "run", time.monotonic() + 1.5
+    assert benchmarks.reproduce.train("digits-lt/ce", 0, folder, [], soon) is None
+    assert "did not stop in 0.5 s" in capfd.readouterr().err
 
 
 def test_a_failed_run_is_named_and_the_status_says_so(tmp_path, capfd):
