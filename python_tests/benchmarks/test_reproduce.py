@@ -2,8 +2,9 @@
 
 import json
 import os
-import subprocess
+import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -67,36 +68,54 @@ def test_runs_side_by_side_share_the_cpus(monkeypatch):
     assert environment(8)["OMP_NUM_THREADS"] == "3"
 
 
-def test_sigterm_ends_the_budget_and_nothing_is_lost(tmp_path):
-    many = ["--epochs", "500", "--seeds", "0", "1", "2", "--jobs", "2"]
-    command = [sys.executable, "-m", "benchmarks.reproduce", *QUICK, *many]
-    process = subprocess.Popen(
-        [*command, "--output", str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
-    saved = tmp_path / "digits-lt-ce-seed0" / "checkpoints"
-    deadline = time.monotonic() + 200
-    while not list(saved.glob("epoch_*.pt")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    process.terminate()
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert out.count("stopped, the budget is spent") == 3
-    log = (tmp_path / "digits-lt-ce-seed0" / "train.log").read_text()
-    assert "KeyboardInterrupt" in log.splitlines()[-1]
-    assert not (tmp_path / "digits-lt-ce-seed2").exists()
+@pytest.fixture
+def played(tmp_path, monkeypatch):
+    """Puts a program in the trainings' place that does on SIGTERM what it is given."""
+
+    def put(on_terminate):
+        program = tmp_path / "played"
+        program.write_text(
+            "#!/usr/bin/env bash\n"
+            'while [ "$1" != --output ]; do shift; done\n'
+            f"trap '{on_terminate}' TERM\n"
+            'mkdir -p "$2"; touch "$2/started"\n'
+            "for _ in {1..600}; do sleep 0.1; done\n"
+        )
+        program.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(program))
+
+    return put
 
 
-def test_a_run_that_does_not_stop_is_ended(tmp_path, monkeypatch, capfd):
-    program = tmp_path / "deaf"
-    program.write_text(
-        f"#!{sys.executable}\nimport signal, time\n"
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(100)\n"
-    )
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(program))
+def test_sigterm_ends_the_budget_and_runs_may_save(tmp_path, played, capfd):
+    played('touch "$2/saved"; exit 130')
+    folders = [tmp_path / f"digits-lt-ce-seed{seed}" for seed in range(3)]
+
+    def terminate():
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            if all((folder / "started").exists() for folder in folders[:2]):
+                break
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=terminate)
+    thread.start()
+    many = ["--seeds", "0", "1", "2", "--jobs", "2", "--output", str(tmp_path)]
+    assert main([*QUICK, *many]) == 0
+    thread.join()
+    assert [(folder / "saved").exists() for folder in folders] == [True, True, False]
+    assert capfd.readouterr().out.count("stopped, the budget is spent") == 3
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_that_does_not_stop_is_ended(tmp_path, played, monkeypatch, capfd):
+    played("")
     monkeypatch.setattr(benchmarks.reproduce, "STOP_SECONDS", 0.5)
-    folder, soon = tmp_path / "run", time.monotonic() + 1.5
+    folder, soon = tmp_path / "run", time.monotonic() + 2
     assert benchmarks.reproduce.train("digits-lt/ce", 0, folder, [], soon) is None
+    assert (folder / "started").exists()
     assert "did not stop in 0.5 s" in capfd.readouterr().err
 
 
