@@ -4,7 +4,8 @@
 #
 #   make train [ARGS="--preset cifar100-lt/hybrid-psc --data.root DIR"]
 #   make test  [ARGS="-k similarity"]
-#   make lint | format | setup | build | cuda-compile | gpu-check | clean
+#   make lint | format | setup | build | cuda-compile | clean
+#   make gpu-check [STEPS="build info tests"]     on a machine with an NVIDIA GPU
 #   make check-all      .ci/run, and the CUDA sources for newer GPUs too
 #   make sanitize [ARGS="avx2"] | sanitize-quick | arm64-compile
 #   make docs           the pages of docs/, into build/docs
@@ -91,6 +92,7 @@ check-all:
 	.ci/run
 	CUDA_ARCHS="100 120" PYTHON=$(BIN)/python tools/cuda_compile.sh
 
+# STEPS, STEP_SECONDS, OUT, TEST_ARGS, RESULTS_ARGS: see docs/gpu-status.md.
 # GPU_PYTHON: an interpreter that already holds the requirements, its own PyTorch
 # among them, to be used in place of the virtual environment.
 ifdef GPU_PYTHON

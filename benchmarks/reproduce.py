@@ -6,9 +6,14 @@
 
 A finished run is left alone and an interrupted one goes on where it stopped, so the
 same command can be given until the table is full; ``python -m s3h_ext.results`` then
-writes it. When the budget is spent, the runs under way save a checkpoint and stop.
-``--jobs`` is for a GPU that one small network does not fill; what the runs print then
-goes to ``console.log`` in their folders. Options that are not listed go to
+writes it. When the budget is spent, or SIGTERM comes, the runs under way save a
+checkpoint and stop, which takes seconds.
+
+``--jobs`` is for a GPU that one small network does not fill. What the runs print then
+goes to ``console.log`` in their folders, and each gets its share of the CPUs as threads
+where ``OMP_NUM_THREADS`` does not say how many. Kernels of different processes take
+turns on a GPU, so what is gained is the time in which one alone would leave it idle.
+Options that are not listed go to
 ``python -m s3h_ext.train``.
 """
 
@@ -22,7 +27,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event
 from typing import IO
@@ -42,8 +47,10 @@ SUITES = [
 SUITES.append("digits-lt")
 #: How long a run gets to write its checkpoint after the budget is spent.
 STOP_SECONDS = 120
-#: Status of a run that Ctrl-C ended.
+#: Status of a run that Ctrl-C or SIGTERM ended.
 INTERRUPTED = 130
+#: And of one that they ended before it could listen, or that had to be killed.
+STOPPED = (INTERRUPTED, -signal.SIGTERM, -signal.SIGKILL)
 
 
 def suite_presets(suite: str) -> list[str]:
@@ -68,14 +75,33 @@ def console(folder: Path, shared: bool) -> Iterator[IO[bytes] | None]:
         yield stream
 
 
+@contextmanager
+def on_terminate(spent: Event) -> Iterator[None]:
+    """Takes SIGTERM for the end of the budget."""
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: spent.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def environment(jobs: int) -> dict[str, str]:
+    """Returns that of a run among others: threads for its share of the CPUs."""
+    cpus = len(os.sched_getaffinity(0))
+    share = {"OMP_NUM_THREADS": str(max(1, cpus // jobs))} if jobs > 1 else {}
+    return {**share, **os.environ}
+
+
 def train(
     preset: str,
     seed: int,
     folder: Path,
     rest: Sequence[str],
     deadline: float,
+    *,
     stop: Event | None = None,
-    shared: bool = True,
+    spent: Event | None = None,
+    jobs: int = 1,
 ) -> int | None:
     """Train a preset, or go on with it.
 
@@ -86,38 +112,50 @@ def train(
         rest: further options.
         deadline: when to stop the run, by ``time.monotonic``.
         stop: set where Ctrl-C came, which all runs hear by themselves.
-        shared: print to where this process prints, not into the run's folder.
+        spent: set where the budget is spent before the deadline.
+        jobs: runs at the same time; one alone prints to where this process prints, not
+            into the run's folder.
 
     Returns:
         The run's exit status; ``None`` if the deadline came first.
     """
-    if stop is not None and stop.is_set():
+    stop, spent = stop or Event(), spent or Event()
+
+    def over() -> bool:
+        return spent.is_set() or time.monotonic() >= deadline
+
+    if stop.is_set():
         return INTERRUPTED
-    if time.monotonic() >= deadline:
+    if over():
         return None
     command = [sys.executable, "-m", "s3h_ext.train", "--preset", preset]
     command += ["--seed", str(seed), "--output", str(folder), *rest]
     if (folder / "config.yaml").exists():
         command.append("--resume")
     print(" ".join(command), flush=True)
-    with console(folder, shared) as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=stream)
+    with console(folder, jobs == 1) as stream:
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=stream, env=environment(jobs)
+        )
         try:
-            while True:
-                try:
-                    return process.wait(0.2)
-                except subprocess.TimeoutExpired:
-                    if stop is not None and stop.is_set():
-                        return process.wait(STOP_SECONDS)
-                    if time.monotonic() >= deadline:
-                        process.send_signal(signal.SIGTERM)
-                        process.wait(STOP_SECONDS)
-                        return None
+            while process.poll() is None and not stop.is_set() and not over():
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(0.2)
+            if process.poll() is None:
+                if not stop.is_set():
+                    process.send_signal(signal.SIGTERM)
+                process.wait(STOP_SECONDS)
         except KeyboardInterrupt:  # the run has got it too
-            return process.wait(STOP_SECONDS)
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            print(f"{folder}: did not stop in {STOP_SECONDS} s", file=sys.stderr)
         finally:
             if process.poll() is None:
                 process.kill()
+                process.wait()
+    if process.returncode in STOPPED and over():
+        return None
+    return process.returncode
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -168,11 +206,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{folder}: to do")
             else:
                 waiting[folder] = preset, seed
-    stop = Event()
-    shared = options.jobs == 1
-    with ThreadPoolExecutor(options.jobs) as pool:
+    stop, spent = Event(), Event()
+    with on_terminate(spent), ThreadPoolExecutor(options.jobs) as pool:
         running = {
-            folder: pool.submit(train, *run, folder, rest, deadline, stop, shared)
+            folder: pool.submit(
+                train,
+                *run,
+                folder,
+                rest,
+                deadline,
+                stop=stop,
+                spent=spent,
+                jobs=options.jobs,
+            )
             for folder, run in waiting.items()
         }
         try:

@@ -175,7 +175,10 @@ def machine(device: torch.device) -> dict[str, str]:
         "driver": "",
         "cuda": torch.version.cuda or "",
         "torch": torch.__version__,
-        "kernels": "plain PyTorch" if CUDA is None else "native",
+        # On a CPU an operator without its native kernel raises.
+        "kernels": "plain PyTorch"
+        if device.type == "cuda" and CUDA is None
+        else "native",
     }
     if device.type == "cuda":
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]

@@ -10,7 +10,7 @@ medians of their rates are compared.
     python -m benchmarks.training [--precision auto] [--rounds 7] [--steps 30]
     python -m benchmarks.training --preset cifar100-lt/s3h --batch_size 256 --steps 4
 
-Appends a row to ``benchmarks/results/training.csv`` and prints it.
+Appends a row to ``training.csv`` in ``--output`` and prints it.
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ from s3h_ext.training.options import parse_options
 from s3h_ext.training.precision import autocast, device_name
 from s3h_ext.training.runlog import RunLog
 from s3h_ext.training.trainer import Trainer
-
-RESULTS = Path(__file__).parent / "results" / "training.csv"
 
 
 def random_dataset(images: int, classes: int) -> LongTailDataset:
@@ -106,6 +104,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "results"
+    )
     options = parser.parse_args()
 
     config, record, _ = parse_options(
@@ -150,8 +151,8 @@ def main() -> None:
                 4,
             ),
         }
-    RESULTS.parent.mkdir(exist_ok=True)
-    append(RESULTS, [row])
+    options.output.mkdir(parents=True, exist_ok=True)
+    append(options.output / "training.csv", [row])
     for name, value in row.items():
         print(f"{name:28} {value}")
 

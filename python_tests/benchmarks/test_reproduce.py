@@ -1,10 +1,16 @@
 """The runner of a results table: what it runs, skips and goes on with."""
 
 import json
+import os
+import signal
+import sys
+import threading
+import time
 
 import pytest
 
-from benchmarks.reproduce import SUITES, main, suite_presets
+import benchmarks.reproduce
+from benchmarks.reproduce import SUITES, environment, main, suite_presets
 from s3h_ext.training.options import preset_names
 
 QUICK = (
@@ -50,6 +56,67 @@ def test_runs_go_side_by_side_and_each_prints_into_its_folder(tmp_path, capfd):
     assert "images/s" not in capfd.readouterr().err
     with pytest.raises(SystemExit):
         main([*arguments, "--jobs", "0"])
+
+
+def test_runs_side_by_side_share_the_cpus(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)))
+    assert environment(8)["OMP_NUM_THREADS"] == "2"
+    assert environment(40)["OMP_NUM_THREADS"] == "1"
+    assert "OMP_NUM_THREADS" not in environment(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert environment(8)["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.fixture
+def played(tmp_path, monkeypatch):
+    """Puts a program in the trainings' place that does on SIGTERM what it is given."""
+
+    def put(on_terminate):
+        program = tmp_path / "played"
+        program.write_text(
+            "#!/usr/bin/env bash\n"
+            'while [ "$1" != --output ]; do shift; done\n'
+            f"trap '{on_terminate}' TERM\n"
+            'mkdir -p "$2"; touch "$2/started"\n'
+            "for _ in {1..600}; do sleep 0.1; done\n"
+        )
+        program.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(program))
+
+    return put
+
+
+def test_sigterm_ends_the_budget_and_runs_may_save(tmp_path, played, capfd):
+    played('touch "$2/saved"; exit 130')
+    folders = [tmp_path / f"digits-lt-ce-seed{seed}" for seed in range(3)]
+
+    def terminate():
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            if all((folder / "started").exists() for folder in folders[:2]):
+                break
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=terminate)
+    thread.start()
+    many = ["--seeds", "0", "1", "2", "--jobs", "2", "--output", str(tmp_path)]
+    assert main([*QUICK, *many]) == 0
+    thread.join()
+    assert [(folder / "saved").exists() for folder in folders] == [True, True, False]
+    assert capfd.readouterr().out.count("stopped, the budget is spent") == 3
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_that_does_not_stop_is_ended(tmp_path, played, monkeypatch, capfd):
+    played("")
+    monkeypatch.setattr(benchmarks.reproduce, "STOP_SECONDS", 0.5)
+    folder, soon = tmp_path / "run", time.monotonic() + 2
+    assert benchmarks.reproduce.train("digits-lt/ce", 0, folder, [], soon) is None
+    assert (folder / "started").exists()
+    assert "did not stop in 0.5 s" in capfd.readouterr().err
 
 
 def test_a_failed_run_is_named_and_the_status_says_so(tmp_path, capfd):

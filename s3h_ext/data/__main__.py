@@ -1,4 +1,4 @@
-"""``python -m s3h_ext.data``: get a data set, check what is on the disk, see views."""
+"""``python -m s3h_ext.data``: get a data set, check it, carry it, see its views."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from s3h_ext.data.archives import ArchiveError
+from s3h_ext.data.archives import LAYOUTS, ArchiveError
 from s3h_ext.data.check import check
 from s3h_ext.data.dataset import load_dataset
 from s3h_ext.data.download import DownloadError, download
 from s3h_ext.data.longtail import PROFILES
+from s3h_ext.data.pack import pack
 from s3h_ext.data.photographs import PHOTOGRAPHS
 from s3h_ext.data.recipes import get_recipe
-from s3h_ext.data.sources import OCTMNIST_SIZES, SOURCES
+from s3h_ext.data.sources import OCTMNIST_SIZES, SOURCES, find_source
 from s3h_ext.data.streams import Stream
+from s3h_ext.data.unpack import unpack
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,6 +52,22 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument(
         "--lists", help="folder of the list files of photographs, if not the root"
     )
+    into = commands.add_parser(
+        "pack", help="write the images of a long-tailed cut into one small file"
+    )
+    out = commands.add_parser("unpack", help="unpack such a file")
+    for command, verb in ((into, "read from"), (out, "unpack into")):
+        command.add_argument("name", choices=sorted(LAYOUTS))
+        command.add_argument("--root", required=True, help=f"folder to {verb}")
+    into.add_argument("--to", required=True, help="the .tar.xz file to write")
+    into.add_argument(
+        "--imbalance",
+        type=float,
+        default=100.0,
+        help="the smallest factor that is needed; every higher one can be cut too",
+    )
+    into.add_argument("--profile", choices=PROFILES, default="exp")
+    out.add_argument("file", type=Path, help="a file that pack has written")
     show = commands.add_parser(
         "show",
         help="draw the views of a training step, with the boxes they were cut from",
@@ -106,6 +124,15 @@ def _show(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     print(f"{', '.join(streams)} of {data.name} are in {options.out}")
 
 
+def _unpack(options: argparse.Namespace) -> Path:
+    source, root = find_source(options.name), Path(options.root)
+    assert source.folder is not None
+    root.mkdir(parents=True, exist_ok=True)
+    return unpack(
+        options.file, root, folder=source.folder, wanted=source.members.keys()
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit status: 0, 1 for bad data, 130."""
     parser = _parser()
@@ -115,6 +142,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "show":
             _show(options, others)
+            return 0
+        if options.command == "pack":
+            file = pack(
+                options.name,
+                options.root,
+                options.to,
+                imbalance=options.imbalance,
+                profile=options.profile,
+            )
+            print(f"{file}: {file.stat().st_size / 2**20:.1f} MiB")
+            return 0
+        if options.command == "unpack":
+            print(f"{options.name} is in {_unpack(options)}")
             return 0
         if options.command == "check":
             report = check(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from s3h_ext.data.pickles import PlainUnpickler, RefusedGlobalError, brief
 
-__all__ = ["Archive", "ArchiveError", "read_archive", "read_pickle"]
+__all__ = ["LAYOUTS", "Archive", "ArchiveError", "read_archive", "read_pickle"]
 
 _SIDE = 32
 _ROW = 3 * _SIDE * _SIDE
@@ -29,7 +29,9 @@ class ArchiveError(ValueError):
 
 
 @dataclass(frozen=True)
-class _Layout:
+class Layout:
+    """Names of folder, files and keys in an archive."""
+
     folder: str
     train: tuple[str, ...]
     test: tuple[str, ...]
@@ -39,8 +41,9 @@ class _Layout:
     num_classes: int
 
 
-_LAYOUTS = {
-    "cifar10": _Layout(
+#: Kind of archive -> what is where in it.
+LAYOUTS = {
+    "cifar10": Layout(
         folder="cifar-10-batches-py",
         train=tuple(f"data_batch_{number}" for number in range(1, 6)),
         test=("test_batch",),
@@ -49,7 +52,7 @@ _LAYOUTS = {
         names="label_names",
         num_classes=10,
     ),
-    "cifar100": _Layout(
+    "cifar100": Layout(
         folder="cifar-100-python",
         train=("train",),
         test=("test",),
@@ -100,9 +103,9 @@ def read_archive(kind: str, root: str | Path) -> Archive:
         ArchiveError: a file is truncated, is not such an archive, asks for code, or its
             images and labels do not fit.
     """
-    if kind not in _LAYOUTS:
-        raise ValueError(f"kind: expected one of {sorted(_LAYOUTS)}, got {kind!r}")
-    layout = _LAYOUTS[kind]
+    if kind not in LAYOUTS:
+        raise ValueError(f"kind: expected one of {sorted(LAYOUTS)}, got {kind!r}")
+    layout = LAYOUTS[kind]
     folder = _find_folder(layout, Path(root))
     train_images, train_labels = _read_split(layout, folder, layout.train)
     test_images, test_labels = _read_split(layout, folder, layout.test)
@@ -235,7 +238,7 @@ _ALLOWED: Mapping[tuple[str, str], _Sealed] = {
 }
 
 
-def _find_folder(layout: _Layout, root: Path) -> Path:
+def _find_folder(layout: Layout, root: Path) -> Path:
     if not root.is_dir():
         raise FileNotFoundError(f"root: expected a folder, got {root}")
     wanted = (*layout.train, *layout.test, layout.meta)
@@ -258,7 +261,7 @@ def _find_folder(layout: _Layout, root: Path) -> Path:
 
 
 def _read_split(
-    layout: _Layout, folder: Path, names: tuple[str, ...]
+    layout: Layout, folder: Path, names: tuple[str, ...]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     parts = [_read_part(layout, folder / name) for name in names]
     rows = np.concatenate([images for images, _ in parts])
@@ -267,7 +270,7 @@ def _read_split(
 
 
 def _read_part(
-    layout: _Layout, path: Path
+    layout: Layout, path: Path
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     content = read_pickle(path)
     for key in ("data", layout.labels):
@@ -298,7 +301,7 @@ def _read_part(
     return images, np.asarray(labels, np.int64)
 
 
-def _read_names(layout: _Layout, path: Path) -> tuple[str, ...]:
+def _read_names(layout: Layout, path: Path) -> tuple[str, ...]:
     names = read_pickle(path).get(layout.names)
     if (
         not isinstance(names, list)

@@ -214,7 +214,7 @@ def _report_official(report: CheckReport, foreign: Sequence[str]) -> None:
     report.official = not foreign
     report.lines.append(
         f"not the official files (other checksums: {', '.join(foreign)}); images drawn "
-        "from them differ from those of published results"
+        "from them need not be those of published results"
         if foreign
         else "the official files, by their checksums"
     )

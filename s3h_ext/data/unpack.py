@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 import shutil
 import tarfile
 import tempfile
@@ -49,6 +50,7 @@ def unpack(archive: Path, root: Path, *, folder: str, wanted: Collection[str]) -
         except (
             tarfile.TarError,
             zlib.error,
+            lzma.LZMAError,
             gzip.BadGzipFile,
             EOFError,
             ValueError,
