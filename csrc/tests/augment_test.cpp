@@ -15,8 +15,8 @@
 namespace {
 
 using s3h::cpu::AugmentProblem;
-using s3h::cpu::kLargest;
-using s3h::cpu::Operation;
+using s3h::kLargest;
+using s3h::Operation;
 
 constexpr int64_t kImages = 3, kSteps = 3;
 
