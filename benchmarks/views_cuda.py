@@ -45,7 +45,7 @@ from s3h_ext.ops.reference_views import render_views_plain
 
 OURS = ("s3h_ext", "s3h_ext bf16")
 EVERY_CASE = (*CASES, views_autoaugment.CASE)
-BATCH = {"cifar": 512, "photos": 256, "montage": 256, views_autoaugment.CASE: 512}
+BATCH = {"cifar": 512, "photos": 256, "montage": 256, views_autoaugment.CASE: 128}
 
 
 @dataclass(frozen=True)

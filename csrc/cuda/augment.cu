@@ -92,11 +92,14 @@ __global__ void __launch_bounds__(kBlock, kResident)
   const int bytes = height * width * kChannels;
   for (int64_t view = block_x(); view < p.views; view += grid_x()) {
     uint8_t* result = out + view * bytes;
-    uint8_t* now = result;
-    uint8_t* other = workspace + static_cast<int64_t>(block_x()) * stride;
+    uint8_t* now;
+    uint8_t* other;
     if constexpr (kInShared) {
       now = shared_memory() + sizeof(Shared);
       other = now + stride;
+    } else {
+      now = result;
+      other = workspace + static_cast<int64_t>(block_x()) * stride;
     }
     crop_and_flip<kChannels>(p, view, height, width, now);
     for (int64_t k = 0; k < p.steps; ++k) {
