@@ -2,7 +2,8 @@
 
     python -m benchmarks.views_cuda [--case NAME ...] [--output DIR]
 
-The cases of :mod:`benchmarks.views`, with images that lie on the GPU already. We and
+The cases of :mod:`benchmarks.views`, with images that lie on the GPU already, and the
+recipe of :mod:`benchmarks.views_autoaugment`, where everybody draws. Elsewhere we and
 the plain form get the same boxes, flips and colour matrices; DALI, kornia and
 torchvision draw their own of about the same distribution, their usual way (the latter
 and, for photographs, kornia image by image). ``copy`` moves as many bytes as we must:
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import views_autoaugment
 from benchmarks.similarity_cuda import captured, machine, timings
 from benchmarks.tables import append
 from benchmarks.views import (
@@ -42,7 +44,8 @@ from benchmarks.views import (
 from s3h_ext.ops.reference_views import render_views_plain
 
 OURS = ("s3h_ext", "s3h_ext bf16")
-BATCH = {"cifar": 512, "photos": 256, "montage": 256}
+EVERY_CASE = (*CASES, views_autoaugment.CASE)
+BATCH = {"cifar": 512, "photos": 256, "montage": 256, views_autoaugment.CASE: 128}
 
 
 @dataclass(frozen=True)
@@ -176,10 +179,12 @@ def dali(work: Work) -> Callable[[], Tensor]:
     return run
 
 
-def kornia_on(work: Work, device: torch.device) -> Callable[[], Tensor]:
-    """What :func:`benchmarks.views.kornia` builds, its constants on the device."""
+def kornia_on(
+    work: Work, device: torch.device, build: Callable[[Work], Callable[[], Tensor]]
+) -> Callable[[], Tensor]:
+    """What ``build`` makes of kornia, its constants on the device."""
     with torch.device(device):
-        call = kornia(work)
+        call = build(work)
 
     def run() -> Tensor:
         with torch.device(device):
@@ -189,17 +194,25 @@ def kornia_on(work: Work, device: torch.device) -> Callable[[], Tensor]:
 
 
 def peers(
-    work: Work, device: torch.device
+    case: str, work: Work, device: torch.device
 ) -> Iterator[tuple[str, str, str, Callable[[], Callable[[], Any]]]]:
     """Yields name, mode, package and what makes the call, ours first."""
+    policy = case == views_autoaugment.CASE
+    render = views_autoaugment.ours if policy else ours
     for name, dtype in zip(OURS, (torch.float32, torch.bfloat16), strict=True):
-        call = ours(work, dtype)
+        call = render(work, dtype)
         yield name, "eager", "s3h-ext", lambda call=call: call
         if device.type == "cuda":
             yield name, "graph", "s3h-ext", lambda call=call: captured(call)
     yield "copy", "eager", "torch", lambda: copy(work, device)
+    if policy:
+        build = views_autoaugment.kornia
+        yield "kornia", "eager", "kornia", lambda: kornia_on(work, device, build)
+        build_v2 = views_autoaugment.torchvision
+        yield "torchvision v2", "eager", "torchvision", lambda: build_v2(work)
+        return
     yield "plain PyTorch", "eager", "torch", lambda: plain(work)
-    yield "kornia", "eager", "kornia", lambda: kornia_on(work, device)
+    yield "kornia", "eager", "kornia", lambda: kornia_on(work, device, kornia)
     yield "torchvision v2", "eager", "torchvision", lambda: torchvision(work)
     if device.type == "cuda":
         for package in ("nvidia-dali-cuda130", "nvidia-dali-cuda120"):
@@ -209,10 +222,11 @@ def peers(
 def measure(
     case: str, batch: int, device: torch.device, budget: float
 ) -> Iterator[Row]:
-    work = moved(make_work(case, batch), device)
+    pixels = "cifar" if case == views_autoaugment.CASE else case
+    work = moved(make_work(pixels, batch), device)
     about = machine(device)
     shape = (work.views, 3, work.out, work.out)
-    for name, mode, package, make in peers(work, device):
+    for name, mode, package, make in peers(case, work, device):
         element = 2 if name == "s3h_ext bf16" else 4
         times, failure, number = [float("nan")], "", ""
         try:
@@ -257,7 +271,9 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--case", nargs="*", choices=CASES, default=list(CASES))
+    parser.add_argument(
+        "--case", nargs="*", choices=EVERY_CASE, default=list(EVERY_CASE)
+    )
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parent / "results"
     )

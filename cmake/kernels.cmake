@@ -61,11 +61,9 @@ if(S3H_SANITIZE)
     -fno-sanitize-recover=all -fno-omit-frame-pointer)
   target_link_options(s3h_kernels PUBLIC -fsanitize=${S3H_SANITIZE})
 endif()
-# Bit-equal to Pillow, and that means one rounding per operation.
+# Bit-equal to Pillow, and boxes are the same bits on every machine: one rounding
+# per operation. The definition is what csrc/common/exact.h asks for as a sign of it.
 set_source_files_properties(csrc/cpu/augment.cpp csrc/cpu/augment_geometry.cpp
-  PROPERTIES COMPILE_OPTIONS "-ffp-contract=off")
-# Boxes are the same bits on every machine: one rounding per operation. The
-# definition is what csrc/common/exact.h asks for as a sign of it.
-set_source_files_properties(csrc/cpu/view_boxes.cpp PROPERTIES
+  csrc/cpu/view_boxes.cpp csrc/tests/augment_test.cpp PROPERTIES
   COMPILE_OPTIONS "-ffp-contract=off;-fno-math-errno"
   COMPILE_DEFINITIONS S3H_FP_CONTRACT_OFF)

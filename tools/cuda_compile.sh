@@ -34,7 +34,7 @@ compile() {
   name=$(basename "$1" .cu)
   # As in cmake/cuda.cmake: one rounding per operation.
   local exact=()
-  if [ "$name" = view_boxes ]; then exact=(--fmad=false); fi
+  case $name in augment | view_boxes) exact=(--fmad=false) ;; esac
   "$nvcc" -std=c++20 -O3 -Icsrc -Werror all-warnings -Xcompiler -Wall,-Wextra,-fPIC \
     -Xptxas -v "${exact[@]}" "${@:2}" -c "$1" -o "$out/$name.o" >"$out/$name.log" 2>&1 || {
     cat "$out/$name.log" >&2

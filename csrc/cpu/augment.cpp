@@ -2,18 +2,14 @@
 // go back and forth between the two and the last one is copied out. Tonal
 // operations work in place, most of them through a table of 256 values for each
 // channel.
-//
-// The arithmetic is Pillow's: luma in 16.16 fixed point (libImaging/Convert.c),
-// blends in float, truncated (Blend.c), tables in double (ImageOps.py), the
-// smoothing kernel of ImageFilter.SMOOTH with its border left as it is
-// (Filter.c). Built without contraction into fused multiply-adds.
 #include "augment.h"
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstring>
 #include <vector>
+
+#include "../common/augment_tones.h"
 
 namespace s3h::cpu {
 namespace {
@@ -21,10 +17,6 @@ namespace {
 using augment::Shape;
 using Table = std::array<uint8_t, 256>;
 using Histogram = std::array<int64_t, 256>;
-
-uint8_t clipped(int64_t value) {
-  return static_cast<uint8_t>(std::clamp<int64_t>(value, 0, 255));
-}
 
 int64_t pixels(const Shape& s) { return s.height * s.width; }
 
@@ -59,13 +51,9 @@ void auto_contrast(const Shape& s, uint8_t* data) {
       high = std::max(high, data[i]);
     }
     if (high <= low) continue;
-    const double scale = 255.0 / (high - low);
-    const double offset = -low * scale;
-    apply(table_of([&](int64_t i) {
-            return clipped(
-                static_cast<int64_t>(static_cast<double>(i) * scale + offset));
-          }),
-          s, c, data);
+    const tones::Stretch stretch = tones::stretch_of(low, high);
+    apply(table_of([&](int64_t i) { return tones::stretched(i, stretch); }), s,
+          c, data);
   }
 }
 
@@ -76,32 +64,19 @@ void equalize(const Shape& s, uint8_t* data) {
     while (counts[static_cast<size_t>(last)] == 0) --last;
     const int64_t step = (pixels(s) - counts[static_cast<size_t>(last)]) / 255;
     if (step == 0) continue;
-    int64_t sum = step / 2;
+    int64_t before = 0;
     apply(table_of([&](int64_t i) {
-            const uint8_t value = clipped(sum / step);
-            sum += counts[static_cast<size_t>(i)];
+            const uint8_t value = tones::equalized(before, step);
+            before += counts[static_cast<size_t>(i)];
             return value;
           }),
           s, c, data);
   }
 }
 
-uint8_t luma(const uint8_t* pixel, int64_t channels) {
-  if (channels == 1) return pixel[0];
-  const uint32_t sum =
-      pixel[0] * 19595u + pixel[1] * 38470u + pixel[2] * 7471u + 0x8000u;
-  return static_cast<uint8_t>(sum >> 16);
-}
-
-uint8_t blended(uint8_t zero, uint8_t one, float factor) {
-  const float value =
-      static_cast<float>(zero) + factor * static_cast<float>(one - zero);
-  return static_cast<uint8_t>(std::clamp(value, 0.0f, 255.0f));
-}
-
 void blend_with(uint8_t zero, float factor, const Shape& s, uint8_t* data) {
   apply_to_all(table_of([&](int64_t i) {
-                 return blended(zero, static_cast<uint8_t>(i), factor);
+                 return tones::blended(zero, static_cast<uint8_t>(i), factor);
                }),
                s, data);
 }
@@ -109,18 +84,17 @@ void blend_with(uint8_t zero, float factor, const Shape& s, uint8_t* data) {
 void colour(float factor, const Shape& s, uint8_t* data) {
   for (int64_t i = 0; i < pixels(s); ++i) {
     uint8_t* pixel = data + i * s.channels;
-    const uint8_t grey = luma(pixel, s.channels);
+    const uint8_t grey = tones::luma(pixel, s.channels);
     for (int64_t c = 0; c < s.channels; ++c)
-      pixel[c] = blended(grey, pixel[c], factor);
+      pixel[c] = tones::blended(grey, pixel[c], factor);
   }
 }
 
 void contrast(float factor, const Shape& s, uint8_t* data) {
   int64_t sum = 0;
   for (int64_t i = 0; i < pixels(s); ++i)
-    sum += luma(data + i * s.channels, s.channels);
-  const double mean = static_cast<double>(sum) / static_cast<double>(pixels(s));
-  blend_with(static_cast<uint8_t>(mean + 0.5), factor, s, data);
+    sum += tones::luma(data + i * s.channels, s.channels);
+  blend_with(tones::rounded_mean(sum, pixels(s)), factor, s, data);
 }
 
 void sharpness(const uint8_t* from, float factor, const Shape& s, uint8_t* to) {
@@ -128,15 +102,10 @@ void sharpness(const uint8_t* from, float factor, const Shape& s, uint8_t* to) {
   for (int64_t y = 0; y < s.height; ++y)
     for (int64_t i = 0; i < row; ++i) {
       const uint8_t* at = from + y * row + i;
-      int64_t smooth = at[0];
-      if (y > 0 && y + 1 < s.height && i >= step && i + step < row) {
-        const int64_t sum = at[-row - step] + at[-row] + at[-row + step] +
-                            at[-step] + 5 * at[0] + at[step] + at[row - step] +
-                            at[row] + at[row + step];
-        // sum / 13 rounded; 13 is odd, so there are no ties.
-        smooth = (2 * sum + 13) / 26;
-      }
-      to[y * row + i] = blended(static_cast<uint8_t>(smooth), at[0], factor);
+      const bool inside =
+          y > 0 && y + 1 < s.height && i >= step && i + step < row;
+      const uint8_t smooth = inside ? tones::smoothed(at, row, step) : at[0];
+      to[y * row + i] = tones::blended(smooth, at[0], factor);
     }
 }
 
@@ -168,23 +137,22 @@ bool run(Operation operation, double magnitude, const Shape& s, uint8_t fill,
       auto_contrast(s, from);
       return false;
     case Operation::kInvert:
-      apply_to_all(table_of([](int64_t i) { return clipped(255 - i); }), s,
-                   from);
+      apply_to_all(table_of([](int64_t i) { return tones::clipped(255 - i); }),
+                   s, from);
       return false;
     case Operation::kEqualize:
       equalize(s, from);
       return false;
     case Operation::kPosterize: {
-      const int64_t mask = 256 - (int64_t{1} << (8 - std::lround(magnitude)));
-      apply_to_all(table_of([&](int64_t i) { return clipped(i & mask); }), s,
-                   from);
+      const auto bits = static_cast<int64_t>(magnitude);
+      apply_to_all(
+          table_of([&](int64_t i) { return tones::posterized(i, bits); }), s,
+          from);
       return false;
     }
     case Operation::kSolarize:
       apply_to_all(
-          table_of([&](int64_t i) {
-            return clipped(static_cast<double>(i) < magnitude ? i : 255 - i);
-          }),
+          table_of([&](int64_t i) { return tones::solarized(i, magnitude); }),
           s, from);
       return false;
     case Operation::kColour:

@@ -3,41 +3,16 @@
 //   view = cut a hole( op_K( ... op_1( flip( crop( image ) ) ) ) )
 //
 // Every operation rounds to uint8, so lists of them give what the same calls of
-// ImageOps, ImageEnhance and Image.transform give (csrc/cpu/augment.cpp says
-// where the arithmetic comes from).
+// ImageOps, ImageEnhance and Image.transform give. The arithmetic is in
+// csrc/common/augment_tones.h and augment_maps.h, which the GPU uses too.
 #pragma once
 
 #include <cstdint>
 
+#include "../common/augment_steps.h"
 #include "similarity.h"
 
 namespace s3h::cpu {
-
-// The numbers are those of s3h_ext.ops.augment.Operation.
-enum class Operation : int64_t {
-  kNone = 0,
-  kShearX,       // coefficient, nearest
-  kShearY,       // coefficient, nearest
-  kShearXCubic,  // coefficient, bicubic
-  kShearYCubic,  // coefficient, bicubic
-  kTranslateX,   // pixels, nearest
-  kTranslateY,   // pixels, nearest
-  kRotate,       // degrees, counter-clockwise, nearest
-  kAutoContrast,
-  kInvert,
-  kEqualize,
-  kPosterize,   // bits kept, 0 .. 8
-  kSolarize,    // values from here on are inverted
-  kColour,      // factor, 1: unchanged
-  kContrast,    // factor, 1: unchanged
-  kBrightness,  // factor, 1: unchanged
-  kSharpness,   // factor, 1: unchanged
-  kCount
-};
-
-// Magnitudes and coordinates beyond this are refused, so that no sum of them
-// leaves an int64.
-constexpr int64_t kLargest = 1 << 20;
 
 struct AugmentProblem {
   const uint8_t* images;  // [n, height, width, channels]

@@ -61,6 +61,9 @@ __device__ inline void atomic_max(uint64_t* to, uint64_t value) {
   atomicMax(reinterpret_cast<unsigned long long*>(to),
             static_cast<unsigned long long>(value));
 }
+__device__ inline void atomic_add(uint32_t* to, uint32_t value) {
+  atomicAdd(to, value);
+}
 __device__ inline int32_t atomic_exchange(int32_t* to, int32_t value) {
   return atomicExch(to, value);
 }

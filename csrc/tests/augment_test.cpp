@@ -1,22 +1,25 @@
 // Applies every operation, alone and in lists, to exact-size heap blocks of odd
 // shapes, in one stretch and in pieces by two threads, and checks that both
-// agree. Meant for the sanitizers (tools/sanitize.sh).
+// agree; and holds the cosine and sine of rotations against the library's.
+// Meant for the sanitizers (tools/sanitize.sh).
 #include "../cpu/augment.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <random>
 #include <vector>
 
+#include "../common/exact.h"
 #include "threads.h"
 
 namespace {
 
+using s3h::kLargest;
+using s3h::Operation;
 using s3h::cpu::AugmentProblem;
-using s3h::cpu::kLargest;
-using s3h::cpu::Operation;
 
 constexpr int64_t kImages = 3, kSteps = 3;
 
@@ -84,9 +87,23 @@ void check(int64_t height, int64_t width, int64_t channels, bool far) {
   }
 }
 
+void check_turns() {
+  constexpr int kAngles = 100000;
+  for (int i = 0; i <= kAngles; ++i) {
+    const double x = i * (6.283185307179586 / kAngles);
+    const s3h::exact::Turn turn = s3h::exact::turn(x);
+    if (std::abs(turn.cosine - std::cos(x)) <= 0x1p-52 &&
+        std::abs(turn.sine - std::sin(x)) <= 0x1p-52)
+      continue;
+    std::fprintf(stderr, "cosine or sine of %.17g is wrong\n", x);
+    std::exit(1);
+  }
+}
+
 }  // namespace
 
 int main() {
+  check_turns();
   for (const int64_t channels : {1, 3})
     for (const bool far : {false, true}) {
       check(1, 1, channels, far);

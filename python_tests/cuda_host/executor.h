@@ -191,6 +191,9 @@ inline void atomic_max(uint64_t* to, uint64_t value) {
                                       __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
   }
 }
+inline void atomic_add(uint32_t* to, uint32_t value) {
+  __atomic_fetch_add(to, value, __ATOMIC_RELAXED);
+}
 inline int32_t atomic_exchange(int32_t* to, int32_t value) {
   return __atomic_exchange_n(to, value, __ATOMIC_RELAXED);
 }

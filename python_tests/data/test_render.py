@@ -5,11 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch.overrides import TorchFunctionMode
 
 from s3h_ext.data import render as render_module
 from s3h_ext.data.policies import AutoAugment, RandAugment
 from s3h_ext.data.recipes import RECIPES, ColorJitter, Recipe, get_recipe
-from s3h_ext.data.render import Renderer
+from s3h_ext.data.render import Renderer, render_crops
 from s3h_ext.ops.augment import augment_images
 from s3h_ext.ops.view_constraints import PadCrop, RandomResizedCrop
 
@@ -248,6 +249,39 @@ def test_autocast_changes_nothing():
         plain = render(images, name, crops)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(render(images, name, crops), plain)
+
+
+class NothingFromTheHost(TorchFunctionMode):
+    """Refuses what copies Python's numbers into a tensor, which a GPU is waited for.
+
+    On the device "meta", where tensors have no values, nothing can be read either.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        assert func.__name__ not in ("tensor", "as_tensor", "new_tensor"), func
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_copies_from_the_host_is_found():
+    for copies in (lambda: torch.tensor([1]), lambda: torch.ones(1).new_tensor([1])):
+        with pytest.raises(AssertionError), NothingFromTheHost():
+            copies()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_step_waits_for_no_device(name):
+    recipe = RECIPES[name]
+    images = torch.zeros(4, 32, 32, 3, dtype=torch.uint8, device="meta")
+    index = torch.arange(8, device="meta") % 4
+
+    def step():
+        crops = recipe.describe(32, 32, seed=0, epoch=0, index=index, view=0)
+        size = recipe.view_size(32, 32)
+        return render_crops(images, index, crops, recipe, size=size, **PLAIN)
+
+    right = step()  # a policy's tables are copied once
+    with NothingFromTheHost():
+        assert step().shape == right.shape
 
 
 def test_no_view():

@@ -47,20 +47,37 @@ PIXELS = [
     for value in np.linspace(0, 150 / 331, 10)
     for size in (32, 28)
 ]
+# A sum of such a number and a whole one is rounded up to the next whole number.
+LOSSY = [
+    sign * math.nextafter(whole + half, side * math.inf)
+    for sign in (-1, 1)
+    for whole in (0.0, 1.0, 3.0, 9.0)
+    for half in (0.0, 0.5)
+    for side in (-1, 1)
+]
+LOSSY += [math.nextafter(value, math.inf * sign) for value in LOSSY for sign in (-1, 1)]
+ANGLES = np.random.RandomState(0).uniform(-400, 400, 100)
 PILLOW = {
     Operation.NONE: (lambda image, _: image, [0.0]),
     Operation.SHEAR_X: (affine(1, "m", 0, 0, 1, 0), [*SHEARS, 1.5]),
     Operation.SHEAR_Y: (affine(1, 0, 0, "m", 1, 0), [*SHEARS, -2.25]),
     Operation.SHEAR_X_CUBIC: (affine(1, "m", 0, 0, 1, 0, resample=CUBIC), SHEARS),
     Operation.SHEAR_Y_CUBIC: (affine(1, 0, 0, "m", 1, 0, resample=CUBIC), SHEARS),
-    Operation.TRANSLATE_X: (affine(1, 0, "m", 0, 1, 0), [*PIXELS, 0.5, -0.5, 99.0]),
-    Operation.TRANSLATE_Y: (affine(1, 0, 0, 0, 1, "m"), [*PIXELS, 0.5, -0.5, -99.0]),
+    Operation.TRANSLATE_X: (
+        affine(1, 0, "m", 0, 1, 0),
+        [*PIXELS, *LOSSY, 0.5, -0.5, 99.0],
+    ),
+    Operation.TRANSLATE_Y: (
+        affine(1, 0, 0, 0, 1, "m"),
+        [*PIXELS, *LOSSY, 0.5, -0.5, -99.0],
+    ),
     Operation.ROTATE: (
         rotated,
         [
             *(s * a for s in (-1, 1) for a in np.linspace(0, 30, 31)),
+            *ANGLES,
+            *(30.0 * quarter for quarter in range(13)),
             45.0,
-            180.0,
             -361.0,
         ],
     ),
@@ -306,11 +323,13 @@ def test_examples():
     assert doctest.testmod(augment).failed == 0
 
 
-@pytest.mark.cuda
-def test_cuda_gives_the_same():
+def test_where_no_kernel_is_built_the_host_gives_the_same():
     images = samples(8, 8, 3)
-    operations, magnitudes = mixed(len(images))
-    expected = augment_images(images, operations, magnitudes)
-    result = augment_images(images.cuda(), operations.cuda(), magnitudes.cuda())
-    assert result.is_cuda
-    assert torch.equal(result.cpu(), expected)
+    operations, magnitudes = mixed(40)
+    source = torch.arange(40) % len(images)
+    rest = (None, source % 2 == 0, None, 128)
+    expected = torch.ops.s3h.augment_images(
+        images, operations, magnitudes, source, *rest
+    )
+    result = augment._on_the_host(images, operations, magnitudes, source, *rest)
+    assert torch.equal(result, expected)

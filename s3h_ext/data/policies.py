@@ -11,6 +11,7 @@ counter-clockwise, and of the other signed operations either sign is as likely.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -88,6 +89,38 @@ def _magnitude(
     return 0.0, 0.0
 
 
+# The tables are kept, because copying one to a GPU waits for it, at every step.
+@lru_cache(maxsize=64)
+def _autoaugment_tables(
+    height: int, width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Returns operations ``[25, 2]`` and (probability, m, s) ``[25, 2, 3]``."""
+    numbers = [
+        [
+            (p, *_magnitude(op, level / (_LEVELS - 1), height, width, False))
+            for p, op, level in pair
+        ]
+        for pair in CIFAR10_POLICY
+    ]
+    codes = [[int(op) for _, op, _ in pair] for pair in CIFAR10_POLICY]
+    return (
+        torch.tensor(codes, device=device),
+        torch.tensor(numbers, dtype=torch.float64, device=device),
+    )
+
+
+@lru_cache(maxsize=64)
+def _randaugment_tables(
+    share: float, height: int, width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Returns operations ``[14]`` and (m, s) ``[14, 2]``."""
+    numbers = [_magnitude(op, share, height, width, True) for op in _RANDOM]
+    return (
+        torch.tensor([int(op) for op in _RANDOM], device=device),
+        torch.tensor(numbers, dtype=torch.float64, device=device),
+    )
+
+
 def _sign(uniform: Tensor) -> Tensor:
     return torch.where(uniform < 0.5, -1.0, 1.0).to(torch.float64)
 
@@ -126,19 +159,10 @@ class AutoAugment:
             >>> Operation(int(operations[0, 1])).name
             'NONE'
         """
-        numbers = [
-            [
-                (p, *_magnitude(op, level / (_LEVELS - 1), height, width, False))
-                for p, op, level in pair
-            ]
-            for pair in CIFAR10_POLICY
-        ]
-        codes = [[int(op) for _, op, _ in pair] for pair in CIFAR10_POLICY]
-        table = torch.tensor(numbers, dtype=torch.float64, device=uniforms.device)
+        codes, table = _autoaugment_tables(height, width, uniforms.device)
         rows = (uniforms[..., 0] * len(CIFAR10_POLICY)).to(torch.int64)
         probability, fixed, signed = table[rows].unbind(-1)
-        operations = torch.tensor(codes, device=uniforms.device)[rows]
-        operations = torch.where(uniforms[..., 1:3] < probability, operations, 0)
+        operations = torch.where(uniforms[..., 1:3] < probability, codes[rows], 0)
         return operations, fixed + signed * _sign(uniforms[..., 3:5])
 
 
@@ -187,12 +211,8 @@ class RandAugment:
             Operations, int64 ``[..., count]``, and magnitudes, float64
             ``[..., count]``.
         """
-        share = self.magnitude / 30
-        codes = torch.tensor([int(op) for op in _RANDOM], device=uniforms.device)
-        table = torch.tensor(
-            [_magnitude(op, share, height, width, True) for op in _RANDOM],
-            dtype=torch.float64,
-            device=uniforms.device,
+        codes, table = _randaugment_tables(
+            self.magnitude / 30, height, width, uniforms.device
         )
         rows = (uniforms[..., : self.draws : 2] * len(_RANDOM)).to(torch.int64)
         fixed, signed = table[rows].unbind(-1)

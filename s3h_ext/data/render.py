@@ -1,9 +1,10 @@
 """Turns view descriptions into normalised batches.
 
-On a CPU that is :func:`s3h_ext.ops.render_views`, with
+That is :func:`s3h_ext.ops.render_views`, with
 :func:`s3h_ext.ops.augment.augment_images` before it where a recipe works on bytes: the
 crop is rounded to uint8, as it is in the pipelines of the papers, the operations and
-the hole are applied, and what comes out is placed and normalised.
+the hole are applied, and what comes out is placed and normalised. With the CUDA kernels
+nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ def render_crops(
         crop_size = recipe.crop_size(*size)
         images = _augmented(images, source, crops, crop_size, len(mean))
         source = torch.arange(len(source), device=source.device)
-        box = box.new_tensor([0, 0, *crop_size]).expand(len(source), 4)
+        box = _whole(crop_size, box).expand(len(source), 4)
         flip = colour = None
     return render_views(
         images,
@@ -185,7 +186,6 @@ def _augmented(
     channels: int,
 ) -> Tensor:
     """Returns uint8 ``[P, h, w, C]``: the crops after operations and holes."""
-    resident = images
     corners: Tensor | None = crops.box[:, :2]
     flips: Tensor | None = crops.flip
     if crops.resized or crops.colour is not None or not isinstance(images, Tensor):
@@ -198,10 +198,6 @@ def _augmented(
         )
         images = levels.round().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
         corners = flips = None
-    elif images.device.type != "cpu":
-        # The operations run on the host: only what is shown goes there.
-        images = images[source]
-    if images is not resident:
         source = torch.arange(len(source), device=source.device)
     operations, magnitudes = crops.operations, crops.magnitudes
     if operations is None or magnitudes is None:
@@ -216,6 +212,15 @@ def _augmented(
         flips=flips,
         holes=crops.hole,
     )
+
+
+def _whole(size: tuple[int, int], like: Tensor) -> Tensor:
+    """Returns the box ``[1, 4]`` of a whole image."""
+    # Filled and not copied, so that a device has nothing to wait for.
+    box = like.new_zeros(1, 4)
+    for column, side in enumerate(size, start=2):
+        box[:, column].fill_(side)
+    return box
 
 
 def _gathers(recipe: Recipe) -> bool:

@@ -13,8 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from s3h_ext.ops._library import LIBRARY, registry
-from s3h_ext.ops.similarity import CPU
+from s3h_ext.ops._library import LIBRARY, implement_cuda, registry
+from s3h_ext.ops.similarity import CPU, CUDA
 
 __all__ = ["Operation", "augment_images"]
 
@@ -66,8 +66,11 @@ def augment_images(
 
     Bit-equal to Pillow on x86-64, where the tests compare every operation; within one
     grey level where a compiler contracts Pillow's own arithmetic. The result does not
-    depend on the number of threads or on the other views. CUDA tensors are worked on
-    by the CPU and copied back.
+    depend on the number of threads, on the other views or on the device.
+
+    On a GPU it is one kernel, which waits for nothing and can be captured in a CUDA
+    graph. Where the CUDA kernels were not built, what the views show of CUDA tensors is
+    copied to the host, worked on there and copied back, and the call waits for that.
 
     Args:
         images: uint8 ``[N, H, W, C]``, C = 1 or 3.
@@ -85,7 +88,10 @@ def augment_images(
         uint8 ``[M, H, W, C]``.
 
     Raises:
-        RuntimeError: a tensor does not have the stated type, shape or range.
+        RuntimeError: a tensor does not have the stated type, shape or range. The CUDA
+            kernel does not wait to look at values: one that is out of range stops it
+            with a device-side error, before anything outside the tensors is read or
+            written. Its images have at most 2**30 bytes each.
 
     Example:
         >>> image = torch.tensor([[[[10], [200]]]], dtype=torch.uint8)
@@ -105,8 +111,13 @@ def augment_images(
     )
 
 
-def _on_the_host(*arguments: Any) -> Tensor:
-    images: Tensor = arguments[0]
+def _on_the_host(
+    images: Tensor, operations: Tensor, magnitudes: Tensor, source: Tensor, *rest: Any
+) -> Tensor:
+    # Of a data set that lies on the device, only what is shown goes to the host.
+    shown = images.index_select(0, source)
+    rows = torch.arange(len(source), device=source.device)
+    arguments = (shown, operations, magnitudes, rows, *rest)
     here = [item.cpu() if isinstance(item, Tensor) else item for item in arguments]
     operators: Any = torch.ops.s3h
     return cast(Tensor, operators.augment_images(*here).to(images.device))
@@ -118,5 +129,5 @@ def _fake(images: Tensor, operations: Tensor, *arguments: Any) -> Tensor:
 
 if not CPU.loaded:
     CPU.implement_failure("augment_images", key="CPU")
-LIBRARY.impl("augment_images", _on_the_host, "CUDA")
+implement_cuda(CUDA, augment_images=_on_the_host)
 registry.register_fake("s3h::augment_images", _fake, lib=LIBRARY)

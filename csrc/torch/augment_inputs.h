@@ -1,0 +1,98 @@
+// The arguments of augmentation, the same on every device: checked for types
+// and shapes, and brought to the kernels' layout. Values are not looked at.
+#pragma once
+
+#include "../common/augment_steps.h"
+#include "tensors.h"
+
+namespace s3h::stable {
+
+// Owns the contiguous tensors for as long as the pointers are in use.
+struct AugmentInputs {
+  AugmentInputs(const Tensor& images_in, const Tensor& operations_in,
+                const Tensor& magnitudes_in, const Tensor& source_in,
+                const OptionalTensor& corners_in,
+                const OptionalTensor& flips_in, const OptionalTensor& holes_in,
+                int64_t fill_in)
+      : device(images_in.device()) {
+    STD_TORCH_CHECK(
+        images_in.scalar_type() == ScalarType::Byte && images_in.dim() == 4,
+        "images must be uint8 [N, H, W, C]");
+    images = as_contiguous(images_in, ScalarType::Byte, device);
+    count = images.size(0);
+    height = images.size(1);
+    width = images.size(2);
+    channels = images.size(3);
+    STD_TORCH_CHECK(channels == 1 || channels == 3,
+                    "images must have 1 or 3 channels, got ", channels);
+    STD_TORCH_CHECK(height <= kLargest && width <= kLargest,
+                    "images must not be larger than ", kLargest, " a side");
+    STD_TORCH_CHECK(fill_in >= 0 && fill_in <= 255,
+                    "fill must be 0 .. 255, got ", fill_in);
+    fill = static_cast<uint8_t>(fill_in);
+    STD_TORCH_CHECK(operations_in.scalar_type() == ScalarType::Long &&
+                        operations_in.dim() == 2,
+                    "operations must be int64 [M, K]");
+    views = operations_in.size(0);
+    steps = operations_in.size(1);
+    STD_TORCH_CHECK(magnitudes_in.scalar_type() == ScalarType::Double &&
+                        magnitudes_in.dim() == 2 &&
+                        magnitudes_in.size(0) == views &&
+                        magnitudes_in.size(1) == steps,
+                    "magnitudes must be float64 [M, K] like operations");
+    operations = as_contiguous(operations_in, ScalarType::Long, device);
+    magnitudes = as_contiguous(magnitudes_in, ScalarType::Double, device);
+    STD_TORCH_CHECK(source_in.scalar_type() == ScalarType::Long,
+                    "source must be int64 [M]");
+    source = vector_of(source_in, views, ScalarType::Long, device, "source");
+    corners = coordinates(corners_in, 2, "corners");
+    holes = coordinates(holes_in, 4, "holes");
+    if (flips_in.has_value()) {
+      STD_TORCH_CHECK(flips_in->scalar_type() == ScalarType::Bool,
+                      "flips must be bool [M]");
+      flips = vector_of(*flips_in, views, ScalarType::Bool, device, "flips");
+    }
+  }
+
+  // The fields of both devices' AugmentProblem.
+  template <typename Problem>
+  Problem problem() const {
+    return {data<uint8_t>(images),
+            count,
+            height,
+            width,
+            channels,
+            views,
+            steps,
+            data<int64_t>(operations),
+            data<double>(magnitudes),
+            pointer<int64_t>(source),
+            pointer<int64_t>(corners),
+            pointer<bool>(flips),
+            pointer<int64_t>(holes),
+            fill};
+  }
+
+  Tensor output() const {
+    return torch::stable::new_empty(images, {views, height, width, channels});
+  }
+
+  Device device;
+  Tensor images, operations, magnitudes;
+  int64_t count = 0, height = 0, width = 0, channels = 0, views = 0, steps = 0;
+  uint8_t fill = 0;
+  OptionalTensor source, corners, flips, holes;
+
+ private:
+  OptionalTensor coordinates(const OptionalTensor& tensor, int64_t columns,
+                             const char* name) const {
+    if (!tensor.has_value()) return std::nullopt;
+    STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Long &&
+                        tensor->dim() == 2 && tensor->size(0) == views &&
+                        tensor->size(1) == columns,
+                    name, " must be int64 [", views, ", ", columns, "]");
+    return as_contiguous(*tensor, ScalarType::Long, device);
+  }
+};
+
+}  // namespace s3h::stable
