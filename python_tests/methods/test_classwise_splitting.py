@@ -248,7 +248,8 @@ def test_only_classifier_methods_can_be_wrapped():
         ClasswiseSplitting(ClassifierRetraining())
 
 
-def test_analysis_is_of_the_training_images(dataset):
+@pytest.mark.parametrize("bf16", [False, True])
+def test_analysis_is_of_the_training_images(dataset, bf16):
     method = make("ce", dataset, split_from=0)
     batch = Batch(
         torch.randn(1, 65, 3, 32, 32),
@@ -257,7 +258,9 @@ def test_analysis_is_of_the_training_images(dataset):
     )
     assert method.analysis([batch]) == {}
     train(method)
-    found = method.eval().analysis([batch])
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        found = method.eval().analysis([batch])
+    assert found["points"].dtype == np.float32
     assert found["classes"].tolist() == [0, 1]
     assert found["sizes"].shape == (len(found["moments"]), 13)
     sizes = found["sizes"][-1]

@@ -252,14 +252,16 @@ class ClasswiseSplitting(Method):
             self.offsets,
             metric=self.metric,
         )
-        return analyse_subclasses(
-            features.cpu(),
-            update.assignments.cpu(),
-            self.prototypes.cpu(),
-            self.offsets.cpu(),
-            self.size_history.cpu(),
-            metric=self.metric,
-        )
+        # Its pictures are of float32 features; NumPy has no bfloat16 either.
+        with torch.autocast("cpu", enabled=False):
+            return analyse_subclasses(
+                features.cpu(),
+                update.assignments.cpu(),
+                self.prototypes.cpu(),
+                self.offsets.cpu(),
+                self.size_history.cpu(),
+                metric=self.metric,
+            )
 
     def _assign(self, features: Tensor, labels: Tensor) -> Tensor:
         """Return each image's sub-class ``[B]``; training, also what it adds."""
