@@ -10,7 +10,12 @@ from pathlib import Path
 from s3h_ext.data.decode import UnreadableImageError
 from s3h_ext.training.checkpoint import CheckpointError
 from s3h_ext.training.config import TrainConfig
-from s3h_ext.training.distributed import LostProcessError, World, join_world
+from s3h_ext.training.distributed import (
+    LostProcessError,
+    World,
+    join_world,
+    leave,
+)
 from s3h_ext.training.meter import DivergedError
 from s3h_ext.training.options import OptionError, parse_options
 from s3h_ext.training.trainer import Trainer
@@ -86,4 +91,4 @@ def _announce(trainer: Trainer) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

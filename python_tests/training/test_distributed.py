@@ -161,3 +161,32 @@ def test_worlds_without_others(monkeypatch):
 def test_other_errors_pass_as_they_are():
     with pytest.raises(RuntimeError, match="shapes"), World(0, 2).watched():
         raise RuntimeError("shapes do not fit")
+
+
+LEAVE = """
+import sys
+import torch.distributed as dist
+from s3h_ext.training.distributed import leave
+
+if sys.argv[1] == "joined":
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+sys.stdout.write("said")
+try:
+    leave(int(sys.argv[2]))
+finally:
+    print(" orderly")
+"""
+
+
+@pytest.mark.parametrize(
+    ("group", "status", "said"),
+    [
+        ("joined", 3, "said"),
+        ("joined", 0, "said orderly"),
+        ("alone", 3, "said orderly"),
+    ],
+)
+def test_a_failed_process_leaves_its_group_as_it_is(group, status, said):
+    command = [sys.executable, "-c", LEAVE, group, str(status)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (status, said), done.stderr

@@ -25,7 +25,7 @@ from s3h_ext.models import ImageClassifier, build_classifier
 from s3h_ext.ops import gather_rows
 from s3h_ext.train import main as train
 from s3h_ext.training.config import DistributedConfig
-from s3h_ext.training.distributed import join_world
+from s3h_ext.training.distributed import join_world, leave
 from s3h_ext.training.options import parse_options
 from s3h_ext.training.trainer import Trainer
 
@@ -239,4 +239,4 @@ def main():
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from s3h_ext.training.batch_norm import average_statistics, synchronise_batch_no
 from s3h_ext.training.config import DistributedConfig
 from s3h_ext.training.interrupt import StopRequest
 
-__all__ = ["AgreedStop", "LostProcessError", "World", "join_world"]
+__all__ = ["AgreedStop", "LostProcessError", "World", "join_world", "leave"]
 
 T = TypeVar("T")
 #: Named terms of a batch at a progress of the training.
@@ -185,6 +186,20 @@ def _is_lost(error: RuntimeError) -> bool:
         return True
     text = str(error).lower()
     return "gloo" in text or "connection" in text or "nccl" in text
+
+
+def leave(status: int) -> NoReturn:
+    """End the process, in order where nothing went wrong.
+
+    A group that is not destroyed keeps threads, and the C++ library aborts a process
+    that ends with them: its status would be that of the abort. To destroy it may wait
+    for processes that are lost.
+    """
+    if status and dist.is_available() and dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    raise SystemExit(status)
 
 
 def join_world(device: str, config: DistributedConfig) -> tuple[World, str]:
