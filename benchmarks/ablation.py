@@ -31,10 +31,10 @@ from benchmarks.reproduce import train
 from s3h_ext.training.metrics import GROUPS, class_groups
 from s3h_ext.training.options import preset_names
 
-#: Which options switch a part off.
+#: Which options switch a part off. Two whole views in place of a montage, as in BCL.
 OFF = {
-    "sampling": ("--method.contrast_recipe", "supcon"),
-    "network": ("--method.heads", "1"),
+    "sampling": ("--method.contrast_recipe", "supcon", "--method.views", "2"),
+    "network": ("--method.heads", "1", "--model.classifier", "linear"),
     "task": ("--method.partner", "none"),
 }
 #: Row -> the parts that are on, in the order in which they are worth having.
@@ -57,13 +57,13 @@ COLUMNS = (
 
 def row_options(row: str, digits: bool) -> list[str]:
     """Return the options that make the preset that row."""
-    options = []
-    for part, (name, value) in OFF.items():
-        if part not in ROWS[row]:
-            if part == "sampling" and digits:
-                value = "crop"  # digits have no mirror images and no colours
-            options += [name, value]
-    return options
+    off = [part for part in OFF if part not in ROWS[row]]
+    options = [option for part in off for option in OFF[part]]
+    if "network" in off and "task" not in off:
+        # There is no second head then; the other model can be a momentum copy.
+        options += ["--method.partner", "momentum"]
+    # Digits have no mirror images and no colours.
+    return ["crop" if digits and word == "supcon" else word for word in options]
 
 
 def group_sizes(folder: Path) -> dict[str, int]:

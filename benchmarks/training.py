@@ -2,14 +2,15 @@
 
 Trains ResNet-32 on batches of random 32x32 images twice over: once through ``Trainer``
 (sampling, augmentation, schedule, losses, meter, progress bar, logs) and once as a bare
-forward + backward + step on as many images that never change. With the S3H preset the
-bare loop also does the momentum copy's bare forward of the montages, so the ratio is
+forward + backward + step on as many images that never change. Where S3H has a momentum
+copy, the bare loop also does the copy's bare forward of the montages, so the ratio is
 what all of S3H costs beside its convolutions. The two take turns in one process;
 medians of their rates are compared.
 
     python -m benchmarks.training [--precision auto] [--rounds 7] [--steps 30]
     python -m benchmarks.training --preset cifar100-lt/s3h --batch_size 256 --steps 4
 
+Options that are not listed go to ``python -m s3h_ext.train``.
 Appends a row to ``training.csv`` in ``--output`` and prints it.
 """
 
@@ -107,7 +108,7 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parent / "results"
     )
-    options = parser.parse_args()
+    options, rest = parser.parse_known_args()
 
     config, record, _ = parse_options(
         [
@@ -115,6 +116,7 @@ def main() -> None:
             f"--precision={options.precision}",
             f"--device={options.device}",
             f"--batch_size={options.batch_size}",
+            *rest,
         ]
     )
     dataset = random_dataset(options.steps * options.batch_size, 100)
@@ -139,7 +141,7 @@ def main() -> None:
             "machine": device_name(trainer.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-            "preset": options.preset,
+            "preset": " ".join((options.preset, *rest)),
             "precision": trainer.precision,
             "batch_size": options.batch_size,
             "trainer_images_per_second": round(statistics.median(rates["trainer"]), 1),

@@ -25,10 +25,12 @@ def test_rows_are_all_combinations_of_the_parts():
 def test_a_row_switches_off_what_it_lacks():
     preset = ["--preset", "cifar100-lt/s3h"]
     for row, parts in ROWS.items():
-        method = parse_options([*preset, *row_options(row, False)])[0].method
+        options = parse_options([*preset, *row_options(row, False)])[0]
+        method = options.method
         assert (method.contrast_recipe == "montage-2x2") == ("sampling" in parts)
         assert (method.heads == 2) == ("network" in parts)
-        assert (method.partner == "momentum") == ("task" in parts)
+        assert (options.model.classifier == "cosine") == ("network" in parts)
+        assert (method.partner != "none") == ("task" in parts)
         if row == "bcl":
             assert method.streams() == BCL().streams()
     assert "crop" in row_options("bcl", True)
