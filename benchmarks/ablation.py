@@ -1,14 +1,16 @@
-"""Trains S3H with its parts on and off and compares the runs on held-out images.
+"""Trains S3H with its parts on and off and compares the runs on images they left out.
 
     python -m benchmarks.ablation --preset cifar100-lt/s3h --data-root DIR --epochs 60
     python -m benchmarks.ablation --preset digits-lt/s3h --rows full bcl --seeds 0 1 2
 
 Each row is a run of ``python -m s3h_ext.train`` on ``1 - holdout`` of the training
-images of each class. The score is the mean of the per-class accuracies on the images
-held out; the test split plays no part. A finished run is left alone and an interrupted
-one goes on where it stopped, so the same command can be given until the table is full.
-Writes ``ablation.csv`` and ``ablation.png`` into the output folder after every run; the
-runs themselves are in ``--runs``.
+images of each class. The score is the mean of the per-class accuracies on the training
+images that the run did not see: those held out and, where the data are cut from an
+archive, those that the long-tailed cut leaves over. The test split plays no part. A
+finished run is left alone and an interrupted one goes on where it stopped, so the same
+command can be given until the table is full. Writes ``ablation.csv`` and
+``ablation.png`` into the output folder after every run; the runs themselves are in
+``--runs``.
 Options that are not listed go to ``python -m s3h_ext.train``.
 """
 
@@ -28,6 +30,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.reproduce import train
+from s3h_ext.data.photographs import PHOTOGRAPHS
+from s3h_ext.evaluate import main as evaluate
 from s3h_ext.training.metrics import GROUPS, class_groups
 from s3h_ext.training.options import preset_names
 
@@ -50,7 +54,7 @@ ROWS: dict[str, tuple[str, ...]] = {
 }
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = (
-    *("preset", "row", *OFF, "epochs", "holdout", "seeds"),
+    *("preset", "row", *OFF, "epochs", "holdout", "seeds", "split", "images"),
     *("balanced", "balanced_std", *GROUPS, "minutes"),
 )
 
@@ -74,29 +78,44 @@ def group_sizes(folder: Path) -> dict[str, int]:
     return dict(zip(GROUPS, sizes.tolist(), strict=True))
 
 
-def scores(folder: Path) -> dict[str, float]:
-    """Return the accuracies on held-out images and the minutes of a finished run.
+def left_out(preset: str) -> str:
+    """Return the name of the split that a run of the preset is measured on."""
+    return "val" if preset.partition("/")[0] in PHOTOGRAPHS else "unused"
+
+
+def measures(folder: Path, split: str) -> Path:
+    """Return the file with a run's accuracies on a split."""
+    return folder / f"evaluation-{split}" / "metrics.json"
+
+
+def scores(folder: Path, split: str) -> dict[str, float]:
+    """Return the accuracies on a split, its size and the minutes of a finished run.
 
     ``balanced`` is the mean over the groups, weighted by their numbers of classes.
     """
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    measured = json.loads(measures(folder, split).read_text(encoding="utf-8"))
     sizes = group_sizes(folder)
     found = {
-        group: float(summary[f"val_{group}"])
-        for group in GROUPS
-        if summary[f"val_{group}"] is not None
+        group: float(measured[group]) for group in GROUPS if measured[group] is not None
     }
     classes = sum(sizes[group] for group in found)
     balanced = sum(sizes[group] * value for group, value in found.items()) / classes
-    return {"balanced": balanced, **found, "minutes": summary["seconds"] / 60}
+    return {
+        "balanced": balanced,
+        **found,
+        "images": measured["images"],
+        "minutes": summary["seconds"] / 60,
+    }
 
 
 def collect(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a line for each row that has a finished run."""
     lines = []
+    split = left_out(options.preset)
     for row in options.rows:
         folders = [run_folder(options, row, seed) for seed in options.seeds]
-        done = [scores(f) for f in folders if (f / "summary.json").exists()]
+        done = [scores(f, split) for f in folders if measures(f, split).exists()]
         if not done:
             continue
         line: dict[str, Any] = {
@@ -106,6 +125,8 @@ def collect(options: argparse.Namespace) -> list[dict[str, Any]]:
             "epochs": options.epochs,
             "holdout": options.holdout,
             "seeds": len(done),
+            "split": split,
+            "images": done[0]["images"],
             "balanced_std": "",
         }
         for name in ("balanced", *GROUPS, "minutes"):
@@ -148,9 +169,9 @@ def draw(lines: Sequence[dict[str, Any]], path: Path) -> None:
         axis.text(float(line["balanced"]) + 0.5, place - 0.3, line["balanced"], size=7)
     axis.set_yticks(range(len(lines)), [line["row"] for line in lines])
     axis.invert_yaxis()
-    axis.set_xlabel("accuracy on held-out training images, %")
+    axis.set_xlabel("accuracy on training images that were left out, %")
     axis.set_title(f"{lines[0]['preset']}, {lines[0]['epochs']} epochs", size=10)
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
@@ -182,8 +203,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     if not 0.0 < options.holdout < 1.0:
         parser.error(f"--holdout: expected a share in (0, 1), got {options.holdout}")
+    split = left_out(options.preset)
+    measure = ["--split", split]
     if options.data_root is not None:
         rest += ["--data.root", options.data_root]
+        measure += ["--data-root", options.data_root]
     rest += ["--epochs", str(options.epochs)]
     rest += ["--data.val_fraction", str(options.holdout), "--report", "false"]
     minutes = options.budget
@@ -205,6 +229,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if status:
                     failed.append(folder)
                     continue
+            if not measures(folder, split).exists() and evaluate(
+                [str(folder), *measure]
+            ):
+                failed.append(folder)
+                continue
             lines = collect(options)
             write_table(lines, options.output / "ablation.csv")
             draw(lines, options.output / "ablation.png")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from s3h_ext.data import load_dataset
+from s3h_ext.data.digits import read_digits
 from s3h_ext.evaluate import main
 from s3h_ext.training.results import read_results
 
@@ -41,6 +42,14 @@ def test_other_splits(digits_run, tmp_path, split):
         # The run's last row was measured on these images with these weights.
         history = read_results(digits_run).history
         assert found["top1"] == pytest.approx(history[-1]["val_top1"])
+
+
+def test_images_that_the_run_has_not_seen(digits_run, tmp_path):
+    options = [str(digits_run), "--split", "unused", "--output", str(tmp_path)]
+    assert main([*options, "--device", "cpu"]) == 0
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    seen = load_dataset("digits-lt", val_fraction=0.2).train
+    assert found["images"] == len(read_digits().train_labels) - len(seen)
 
 
 def test_bad_runs(tmp_path, capsys):

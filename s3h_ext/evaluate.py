@@ -21,7 +21,7 @@ from s3h_ext.training.metrics import Evaluation
 from s3h_ext.training.precision import device_name
 from s3h_ext.training.results import write_evaluation
 
-SPLITS = ("test", "val", "train")
+SPLITS = ("test", "val", "train", "unused")
 _MEASURES = ("top1", "many", "medium", "few", "macro_f1", "worst_class")
 
 
@@ -32,7 +32,8 @@ def evaluate_run(
 
     Args:
         run: from :func:`~s3h_ext.training.loading.load_run`.
-        split: ``"test"``, ``"val"`` or ``"train"``, the last without augmentation.
+        split: ``"test"``, ``"val"``, ``"train"`` without augmentation, or ``"unused"``:
+            the archive's training images that the run does not train on.
         root: folder of the data, where it is not the run's own.
         batch_size: of the evaluation, where it is not the run's own.
 
@@ -81,7 +82,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "per_class.csv, confusion.csv and calibration.csv.",
     )
     parser.add_argument("run", type=Path, help="folder of a run")
-    parser.add_argument("--split", choices=SPLITS, default="test")
+    parser.add_argument(
+        "--split",
+        choices=SPLITS,
+        default="test",
+        help="unused: all of the archive's training images that the run has not seen",
+    )
     parser.add_argument("--data-root", help="where the data are, if they were moved")
     parser.add_argument("--batch-size", type=int, help="the run's own if not set")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")

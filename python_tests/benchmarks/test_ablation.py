@@ -5,7 +5,16 @@ import json
 
 import pytest
 
-from benchmarks.ablation import OFF, ROWS, group_sizes, main, row_options, scores
+from benchmarks.ablation import (
+    OFF,
+    ROWS,
+    group_sizes,
+    left_out,
+    main,
+    row_options,
+    scores,
+)
+from s3h_ext.data import unused_images
 from s3h_ext.methods import BCL
 from s3h_ext.training.options import parse_options
 
@@ -36,11 +45,18 @@ def test_a_row_switches_off_what_it_lacks():
     assert "crop" in row_options("bcl", True)
 
 
+def test_photographs_are_measured_on_what_is_held_out():
+    assert left_out("imagenet-lt/s3h") == left_out("folder/s3h") == "val"
+    assert left_out("cifar10-lt/s3h") == "unused"
+
+
 def finished(folder, counts, **accuracies):
     folder.mkdir(parents=True)
     summary = {"top1": 99.0, "seconds": 120.0}
-    summary |= {f"val_{name}": value for name, value in accuracies.items()}
     (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "evaluation-unused").mkdir()
+    measured = folder / "evaluation-unused" / "metrics.json"
+    measured.write_text(json.dumps({"images": 7, **accuracies}))
     lines = ["class,train_images", *(f"{c},{n}" for c, n in enumerate(counts))]
     (folder / "per_class.csv").write_text("\n".join(lines))
 
@@ -48,11 +64,11 @@ def finished(folder, counts, **accuracies):
 def test_the_score_is_the_mean_over_classes(tmp_path):
     finished(tmp_path / "a", [500, 101, 100, 19], many=80.0, medium=50.0, few=10.0)
     assert group_sizes(tmp_path / "a") == {"many": 2, "medium": 1, "few": 1}
-    found = scores(tmp_path / "a")
+    found = scores(tmp_path / "a", "unused")
     assert found["balanced"] == pytest.approx((2 * 80 + 50 + 10) / 4)
     assert found["minutes"] == 2
     finished(tmp_path / "b", [500, 101], many=80.0, medium=None, few=None)
-    assert scores(tmp_path / "b")["balanced"] == 80
+    assert scores(tmp_path / "b", "unused")["balanced"] == 80
 
 
 def test_a_run_becomes_a_line_and_a_finished_one_is_left_alone(tmp_path):
@@ -68,7 +84,9 @@ def test_a_run_becomes_a_line_and_a_finished_one_is_left_alone(tmp_path):
         (line,) = csv.DictReader(file)
     assert (line["row"], line["seeds"], line["holdout"]) == ("bcl", "2", "0.2")
     assert (line["sampling"], line["network"], line["task"]) == ("off",) * 3
-    expected = (scores(run)["balanced"] + 1000) / 2
+    unseen = unused_images("digits-lt", imbalance=5, val_fraction=0.2)
+    assert (line["split"], line["images"]) == ("unused", str(len(unseen)))
+    expected = (scores(run, "unused")["balanced"] + 1000) / 2
     assert float(line["balanced"]) == pytest.approx(expected, abs=0.01)
     assert (tmp_path / "out" / "ablation.png").stat().st_size > 1000
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from s3h_ext.data import dataset
 from s3h_ext.data.archives import read_archive
-from s3h_ext.data.dataset import ImageSet, load_dataset
+from s3h_ext.data.dataset import ImageSet, load_dataset, unused_images
 from s3h_ext.data.digits import read_digits
 
 
@@ -197,3 +197,20 @@ def test_real_subset_nests(data_root):
     assert set(image_keys(smaller.train.images)) <= set(image_keys(larger.train.images))
     whole = read_archive("cifar100", data_root)
     assert set(image_keys(larger.train.images)) <= set(image_keys(whole.train_images))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.25])
+def test_unused_images_are_the_rest_of_the_archive(fraction):
+    cut = {"val_fraction": fraction, "imbalance": 50, "seed": 3}
+    train = load_dataset("digits-lt", **cut).train
+    unused = unused_images("digits-lt", **cut)
+    whole = read_digits()
+    keys = [*image_keys(train.images), *image_keys(unused.images)]
+    assert sorted(keys) == sorted(image_keys(whole.train_images))
+    counts = np.bincount(np.concatenate((train.labels, unused.labels)))
+    assert counts.tolist() == np.bincount(whole.train_labels).tolist()
+
+
+def test_photographs_have_no_unused_images(tmp_path):
+    with pytest.raises(ValueError, match="name: expected one of .*, got 'inat18'"):
+        unused_images("inat18", root=tmp_path)

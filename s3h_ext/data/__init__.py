@@ -1,7 +1,12 @@
 """Data sets, recipes and the sources that training draws its batches from."""
 
 from s3h_ext.data.batches import Batch, EvaluationBatches
-from s3h_ext.data.dataset import ImageSet, LongTailDataset, load_dataset
+from s3h_ext.data.dataset import (
+    ImageSet,
+    LongTailDataset,
+    load_dataset,
+    unused_images,
+)
 from s3h_ext.data.feed import Feed
 from s3h_ext.data.file_source import FileBatches, FileSource
 from s3h_ext.data.files import ImageFiles
@@ -22,4 +27,5 @@ __all__ = [
     "Stream",
     "load_dataset",
     "thumbnails",
+    "unused_images",
 ]

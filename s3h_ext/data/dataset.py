@@ -17,7 +17,7 @@ from s3h_ext.data.longtail import class_profile, hold_out, pick_subset, sorted_p
 from s3h_ext.data.npz import read_octmnist
 from s3h_ext.data.photographs import PHOTOGRAPHS, read_photographs
 
-__all__ = ["DATASETS", "ImageSet", "LongTailDataset", "load_dataset"]
+__all__ = ["DATASETS", "ImageSet", "LongTailDataset", "load_dataset", "unused_images"]
 
 #: Name -> default imbalance factor; ``None``: the classes are as large as they are.
 DATASETS: dict[str, float | None] = {
@@ -191,21 +191,8 @@ def load_dataset(
     if size is not None and name != "octmnist-lt":
         raise ValueError(f"size: {name} comes in one size; expected None, got {size}")
     whole = _read(name, root, size)
-    num_classes = len(whole.class_names)
-    available = np.bincount(whole.train_labels, minlength=num_classes)
-    # The digits' classes differ in size by chance, so the smallest one sets the scale;
-    # elsewhere it is the largest, so that an archive cut to a long tail serves as well.
-    largest = available.min() if name == "digits-lt" else available.max()
-    imbalance = DATASETS[name] if imbalance is None else imbalance
-    assert imbalance is not None  # only photographs have no factor of their own
-    if name == "octmnist-lt":
-        counts = sorted_profile(available, imbalance=imbalance, profile=profile)
-    else:
-        counts = class_profile(
-            num_classes, largest=int(largest), imbalance=imbalance, profile=profile
-        )
     train = ImageSet(whole.train_images, whole.train_labels).subset(
-        pick_subset(whole.train_labels, counts)
+        _long_tail(name, whole, imbalance, profile)
     )
     val = None
     if val_fraction != 0:
@@ -225,6 +212,70 @@ def load_dataset(
         mean=mean,
         std=std,
     )
+
+
+def unused_images(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    imbalance: float | None = None,
+    size: int | None = None,
+    profile: str = "exp",
+    val_fraction: float = 0.0,
+    seed: int = 0,
+) -> ImageSet:
+    """Returns what :func:`load_dataset` leaves of an archive's training images.
+
+    These are what the long-tailed cut leaves over, which is much of the rare classes,
+    and what is held out, which alone there is of the most frequent one: together a
+    measure for every class that needs no test image. The published protocols have no
+    such images to choose by, so say so where a choice rests on them.
+
+    Args:
+        name: as for :func:`load_dataset`, of a data set that is cut from an archive.
+        root: as there, and so are the others.
+        imbalance: as there.
+        size: as there.
+        profile: as there.
+        val_fraction: as there.
+        seed: as there.
+
+    Raises:
+        ValueError: an argument is out of range, or the data set is of photographs.
+        FileNotFoundError: ``root`` does not hold the data.
+
+    Example:
+        >>> len(unused_images("digits-lt", val_fraction=0.1))
+        1056
+    """
+    if name not in DATASETS or name in PHOTOGRAPHS:
+        archives = ", ".join(known for known in DATASETS if known not in PHOTOGRAPHS)
+        raise ValueError(f"name: expected one of {archives}, got {name!r}")
+    whole = _read(name, root, size)
+    used = _long_tail(name, whole, imbalance, profile)
+    used = used[hold_out(whole.train_labels[used], fraction=val_fraction, seed=seed)[0]]
+    unused = np.setdiff1d(np.arange(len(whole.train_labels)), used)
+    return ImageSet(whole.train_images, whole.train_labels).subset(unused)
+
+
+def _long_tail(
+    name: str, whole: Archive, imbalance: float | None, profile: str
+) -> NDArray[np.int64]:
+    """Returns which training images of an archive stay."""
+    num_classes = len(whole.class_names)
+    available = np.bincount(whole.train_labels, minlength=num_classes)
+    # The digits' classes differ in size by chance, so the smallest one sets the scale;
+    # elsewhere it is the largest, so that an archive cut to a long tail serves as well.
+    largest = available.min() if name == "digits-lt" else available.max()
+    imbalance = DATASETS[name] if imbalance is None else imbalance
+    assert imbalance is not None  # only photographs have no factor of their own
+    if name == "octmnist-lt":
+        counts = sorted_profile(available, imbalance=imbalance, profile=profile)
+    else:
+        counts = class_profile(
+            num_classes, largest=int(largest), imbalance=imbalance, profile=profile
+        )
+    return pick_subset(whole.train_labels, counts)
 
 
 def _hold_out(dataset: LongTailDataset, fraction: float, seed: int) -> LongTailDataset:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from s3h_ext.data import LongTailDataset, load_dataset
+from s3h_ext.data import LongTailDataset, load_dataset, unused_images
 from s3h_ext.methods import Method
 from s3h_ext.models import ImageClassifier, build_model
 from s3h_ext.training.card import DatasetCard, read_card
@@ -168,7 +168,9 @@ def split_images(run: Run, split: str, root: str | None = None) -> LongTailDatas
 
     Args:
         run: from :func:`load_run`.
-        split: ``"train"``, ``"val"`` or ``"test"``.
+        split: ``"train"``, ``"val"``, ``"test"``, or ``"unused"``: all training images
+            of the archive that the run does not train on
+            (:func:`~s3h_ext.data.unused_images`).
         root: folder of the data, where it is not the run's own.
 
     Raises:
@@ -182,6 +184,17 @@ def split_images(run: Run, split: str, root: str | None = None) -> LongTailDatas
             f"data-root: {dataset.name} is not what {run.folder} was trained on: "
             "classes, counts or pixels differ"
         )
+    if split == "unused":
+        unused = unused_images(
+            data.name,
+            root=root or data.root,
+            imbalance=data.imbalance,
+            size=data.size,
+            profile=data.profile,
+            val_fraction=data.val_fraction,
+            seed=data.split_seed,
+        )
+        return replace(dataset, test=unused)
     images = getattr(dataset, split)
     if images is None:
         raise ValueError(
