@@ -240,27 +240,38 @@ def markdown(rows: Sequence[Row], *, not_run: bool = True) -> str:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw published numbers against ours, one line per preset that has both."""
+    """Draw ours, and the published number beside it where there is one.
+
+    One line per preset that ran, of the data sets that have published numbers.
+    """
     from matplotlib.figure import Figure
 
-    both = [row for row in rows if row.difference is not None][::-1]
-    height = 1.2 + 0.34 * max(1, len(both))
+    compared = {_dataset(row) for row in rows if row.published is not None}
+    shown = [
+        row
+        for row in rows
+        if row.runs and not row.changes and _dataset(row) in compared
+    ][::-1]
+    height = 1.2 + 0.34 * max(1, len(shown))
     figure = Figure(figsize=(7.5, height), layout="constrained")
     axes = figure.subplots()
-    for place, row in enumerate(both):
-        assert row.published is not None
+    drawn = []
+    for place, row in enumerate(shown):
         ours = row.mean("top1")
         assert ours is not None
-        axes.plot([row.published.top1, ours[0]], [place, place], color="#BBBBBB", lw=2)
-        axes.plot(row.published.top1, place, "o", color="#6B6B6B", mfc="white")
-        spread = ours[1] or 0.0
-        axes.errorbar(ours[0], place, xerr=spread, fmt="s", color="#004488", capsize=3)
+        mean, spread = ours[0], ours[1] or 0.0
+        drawn.append(mean - spread)
+        if row.published is not None:
+            theirs = row.published.top1
+            drawn.append(theirs)
+            axes.plot([theirs, mean], [place, place], color="#BBBBBB", lw=2)
+            axes.plot(theirs, place, "o", color="#6B6B6B", mfc="white")
+        axes.errorbar(mean, place, xerr=spread, fmt="s", color="#004488", capsize=3)
     axes.plot([], [], "o", color="#6B6B6B", mfc="white", label="published")
     axes.plot([], [], "s", color="#004488", label="ours, last epoch (± std)")
-    axes.set_yticks(range(len(both)), [row.preset for row in both])
-    axes.set_ylim(-0.7, len(both) - 0.3 if both else 0.7)
-    low = min((math.floor(_least(row)) for row in both), default=0)
-    axes.set_xlim(left=low - 1)
+    axes.set_yticks(range(len(shown)), [row.preset for row in shown])
+    axes.set_ylim(-0.7, len(shown) - 0.3 if shown else 0.7)
+    axes.set_xlim(left=math.floor(min(drawn, default=0)) - 1)
     axes.set_xlabel("top-1 accuracy on the balanced test images, percent")
     axes.grid(axis="x", color="#E4E4E4")
     axes.set_axisbelow(True)
@@ -270,8 +281,5 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
-def _least(row: Row) -> float:
-    ours = row.mean("top1")
-    assert ours is not None
-    assert row.published is not None
-    return min(ours[0] - (ours[1] or 0.0), row.published.top1)
+def _dataset(row: Row) -> str:
+    return row.preset.partition("/")[0]
