@@ -10,6 +10,7 @@ FOREIGN = (
     "s3h_ext.training",
     "s3h_ext.models",
     "s3h_ext.methods",
+    "torch._dynamo",
     "nvidia.dali",
     "matplotlib",
     "sklearn",

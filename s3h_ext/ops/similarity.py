@@ -158,8 +158,6 @@ def similarity_logsumexp(
     )
 
 
-# Under torch.compile the setting is read once, and a change of it compiles again.
-@torch.compiler.assume_constant_result
 def _allow_tf32() -> bool:
     """Whether torch may multiply float32 matrices by TF32 on a GPU.
 
@@ -167,6 +165,12 @@ def _allow_tf32() -> bool:
     for both.
     """
     return str(torch.backends.cuda.matmul.fp32_precision) == "tf32"
+
+
+# Under torch.compile the setting is read once, and a change of it compiles again. This
+# is all that torch.compiler.assume_constant_result does, but that imports the compiler,
+# 1.4 s for those who do not compile.
+_allow_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check_matrices(
