@@ -2,8 +2,9 @@
 // that they compile side by side.
 #pragma once
 
+#include "similarity_backward.cuh"
+#include "similarity_forward.cuh"
 #include "similarity_kernels.h"
-#include "similarity_tiles.cuh"
 
 namespace s3h::cuda {
 

@@ -1,0 +1,174 @@
+// The forward of the similarity kernels.
+//
+// scores_forward: log-sum-exp of whole rows. Each thread keeps maximum and sum
+//   of its own columns, the four threads of a row meet once at the end. With
+//   few rows the columns are split among blocks, whose (maximum, sum) pairs a
+//   second kernel merges in fixed order: the same bits on every run.
+// triangle_forward: the symmetric case with |x| bounded: tiles on and above the
+//   diagonal, e^x without a shift, row sums in registers, column sums by
+//   shuffles within a warp; both end in atomic additions to one float per row,
+//   in no fixed order. The deterministic mode takes scores_forward.
+#pragma once
+
+#include "similarity_tiles.cuh"
+
+namespace s3h::cuda {
+
+__device__ inline float finite_or_zero(float x) {
+  return magnitude(x) < kInfinity ? x : 0.f;
+}
+
+// Takes a sum of e^(x - from) to one of e^(x - to), to >= from. An empty sum
+// has from = -inf; an infinite maximum stands for no shift.
+__device__ inline float rescale(float from, float to) {
+  return from == -kInfinity
+             ? 0.f
+             : exp2_fast((finite_or_zero(from) - finite_or_zero(to)) * kLog2e);
+}
+
+// Adds values of lanes a multiple of 4 apart: lane l ends with the sums of
+// index kCount / 8 * (l / 4) and following, at the front.
+template <int kCount, int kMask = 16, int kSize>
+__device__ inline void sum_over_rows(float (&values)[kSize]) {
+  constexpr int kHalf = kCount / 2;
+  const bool upper = (lane_index() & kMask) != 0;
+#pragma unroll
+  for (int i = 0; i < kHalf; ++i) {
+    const float keep = upper ? values[i + kHalf] : values[i];
+    const float send = upper ? values[i] : values[i + kHalf];
+    values[i] = keep + shuffle_xor(send, kMask);
+  }
+  if constexpr (kMask > 4) sum_over_rows<kHalf, kMask / 2>(values);
+}
+
+template <typename Type>
+__global__ void __launch_bounds__(kThreads, 2)
+    scores_forward(ScoreArguments a, ForwardOutputs out) {
+  using T = Tile<Type>;
+  const Shared<Type> shared(a.chunks, a.stages);
+  const int64_t first_row = static_cast<int64_t>(block_x()) * T::kRows;
+  float top[T::kRowFragments][2], sum[T::kRowFragments][2];
+#pragma unroll
+  for (int f = 0; f < T::kRowFragments; ++f)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      top[f][h] = a.bounded ? 0.f : -kInfinity;
+      sum[f][h] = 0.f;
+    }
+
+  int64_t begin, end;
+  share_of_tiles<Type>(a, 0, begin, end);
+  for_each_tile<Type, false>(
+      a, shared, first_row, begin, end, a.chunks - 1,
+      [&](typename T::Scores& x, const unsigned char*,
+          const typename Shared<Type>::Columns& vectors, int64_t first_column) {
+        to_exponents<Type, false>(x, a, shared, vectors, first_row,
+                                  first_column);
+#pragma unroll
+        for (int f = 0; f < T::kRowFragments; ++f)
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            float shift = 0.f;
+            if (!a.bounded) {
+              float now = top[f][h];
+#pragma unroll
+              for (int n = 0; n < T::kColumnFragments; ++n)
+                now = max_of(now, max_of(x[f][n][2 * h], x[f][n][2 * h + 1]));
+              shift = finite_or_zero(now);
+              sum[f][h] *= rescale(top[f][h], now);
+              top[f][h] = now;
+            }
+            float part = 0.f;
+#pragma unroll
+            for (int n = 0; n < T::kColumnFragments; ++n)
+              part += exp2_fast((x[f][n][2 * h] - shift) * kLog2e) +
+                      exp2_fast((x[f][n][2 * h + 1] - shift) * kLog2e);
+            sum[f][h] += part;
+          }
+      });
+
+  copies_wait<0>();
+#pragma unroll
+  for (int f = 0; f < T::kRowFragments; ++f)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float m = top[f][h], s = sum[f][h];
+#pragma unroll
+      for (int mask = 1; mask < 4; mask *= 2) {
+        const float other_m = shuffle_xor(m, mask);
+        const float other_s = shuffle_xor(s, mask);
+        const float both = max_of(m, other_m);
+        s = s * rescale(m, both) + other_s * rescale(other_m, both);
+        m = both;
+      }
+      const int64_t i = first_row + own_row<Type>(f, h);
+      if ((lane_index() & 3) != 0 || i >= a.rows.matrix.count) continue;
+      if (grid_y() == 1) {
+        out.lse[i] = s == 0.f ? -kInfinity : m + log_of(s);
+      } else {
+        const int64_t at = block_y() * a.rows.matrix.count + i;
+        out.tops[at] = m;
+        out.sums[at] = s;
+      }
+    }
+}
+
+template <typename Type>
+__global__ void __launch_bounds__(kThreads, 2)
+    triangle_forward(ScoreArguments a, ForwardOutputs out) {
+  using T = Tile<Type>;
+  const Shared<Type> shared(a.chunks, a.stages);
+  const int64_t first_row = static_cast<int64_t>(block_x()) * T::kRows;
+  float row_sums[T::kRowFragments][2] = {};
+
+  int64_t begin, end;
+  share_of_tiles<Type>(a, first_row / T::kColumns, begin, end);
+  for_each_tile<Type, false>(
+      a, shared, first_row, begin, end, a.chunks - 1,
+      [&](typename T::Scores& x, const unsigned char*,
+          const typename Shared<Type>::Columns& vectors, int64_t first_column) {
+        to_exponents<Type, true>(x, a, shared, vectors, first_row,
+                                 first_column);
+        float column_sums[2 * T::kColumnFragments] = {};
+#pragma unroll
+        for (int f = 0; f < T::kRowFragments; ++f)
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            float part = 0.f;
+#pragma unroll
+            for (int n = 0; n < T::kColumnFragments; ++n)
+#pragma unroll
+              for (int e = 0; e < 2; ++e) {
+                const float value = exp2_fast(x[f][n][2 * h + e] * kLog2e);
+                part += value;
+                column_sums[2 * n + e] += value;
+              }
+            row_sums[f][h] += part;
+          }
+        sum_over_rows<2 * T::kColumnFragments>(column_sums);
+        constexpr int kLeft = T::kColumnFragments / 4;
+#pragma unroll
+        for (int i = 0; i < kLeft; ++i) {
+          const int index = kLeft * (lane_index() >> 2) + i;
+          const int64_t j = first_column + 8 * (index >> 1) +
+                            2 * (lane_index() & 3) + (index & 1);
+          if (j < a.columns.matrix.count)
+            atomic_add(out.sums + j, column_sums[i]);
+        }
+      });
+
+  copies_wait<0>();
+#pragma unroll
+  for (int f = 0; f < T::kRowFragments; ++f)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float s = row_sums[f][h];
+      s += shuffle_xor(s, 1);
+      s += shuffle_xor(s, 2);
+      const int64_t i = first_row + own_row<Type>(f, h);
+      if ((lane_index() & 3) == 0 && i < a.rows.matrix.count)
+        atomic_add(out.sums + i, s);
+    }
+}
+
+}  // namespace s3h::cuda
