@@ -30,7 +30,7 @@ def folder(tmp_path):
     )
     make_run(tmp_path, "a", "--seed", "0", top1=37.0)
     make_run(tmp_path, "b", "--seed", "1", "--data.root", "/elsewhere", top1=39.0)
-    make_run(tmp_path, "c", "--epochs", "40", top1=30.0)
+    make_run(tmp_path, "c", "--epochs", "40", "--method.weight_beta", "0.9", top1=30.0)
     (tmp_path / "unfinished").mkdir()
     return tmp_path
 
@@ -43,7 +43,7 @@ def test_a_row_is_the_mean_over_seeds_of_unchanged_presets(folder):
     assert ours.mean("top1") == pytest.approx((38.0, 2**0.5))
     assert ours.difference == pytest.approx(-0.3)
     assert ours.mean("few") is None
-    assert changed.changes == ("epochs 40",)
+    assert changed.changes == ("epochs 40", "method.weight_beta 0.9")
     assert changed.published is None
 
 
@@ -54,7 +54,8 @@ def test_the_table_says_what_was_run_and_what_was_not(folder):
         "| `cifar100-lt/hybrid-sc` | 46.72† (not stated) | not run |  |  |  |  |  |  |",
         "| `cifar100-lt/ce` | 38.30 (best) | 38.00 ± 1.41 | 2 | -0.30 | 60.00 ± 0.00 | "
         "40.00 ± 0.00 |  | 41.00 ± 0.00 |",
-        "| `cifar100-lt/ce`, epochs 40 |  | 30.00 | 1 |  | 60.00 | 40.00 |  | 41.00 |",
+        "| `cifar100-lt/ce`, epochs 40, method.weight_beta 0.9 |  | 30.00 | 1 |  "
+        "| 60.00 | 40.00 |  | 41.00 |",
     ]
     assert "not run" not in markdown(rows, not_run=False)
 

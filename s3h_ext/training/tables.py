@@ -156,7 +156,8 @@ def _read_run(folder: Path) -> Run | None:
         return None
     ours, theirs = _flat(options), _preset_options(preset)
     changes = tuple(
-        f"{name} {ours[name]}"
+        # As on the command line.
+        f"{name.replace('.init_args', '')} {ours[name]}"
         for name in sorted(ours.keys() & theirs.keys() - _INCIDENTAL)
         if ours[name] != theirs[name]
     )
