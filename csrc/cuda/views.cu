@@ -35,7 +35,6 @@ constexpr int kRowsPerThread = kSide / kWarps;
 // Whole numbers below 2^23 in float: added to the bits of 2^23.
 constexpr uint32_t kMagicBits = 0x4b000000u;
 constexpr float kMagic = 8388608.f;
-constexpr int64_t kLargestBoxSide = 65536;
 constexpr int64_t kFar = int64_t{1} << 48;
 constexpr int kListed = 64;  // images written per launch
 

@@ -1,5 +1,5 @@
 // Views rendered from patches of byte images on a GPU: all of a step's in one
-// launch. The meaning of every field is that of s3h_ext/ops/patches.py.
+// launch.
 //
 // No torch in here: device pointers, row-major and contiguous, and a stream. As
 // in similarity.h nothing allocates, copies to or from the host, or waits. So
@@ -10,43 +10,18 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../common/view_patches.h"
 #include "status.h"
 
 namespace s3h::cuda {
 
-// Pixels [height, width, channels], in device memory.
-struct ByteImage {
-  const uint8_t* data;
-  int64_t height;
-  int64_t width;
-};
-
-enum class ViewType { kFloat, kBfloat16, kHalf };
-
-struct ViewsProblem {
+struct ViewsProblem : ViewPatches {
   // Images of one size one after the other, or `list`: of any size, a list on
-  // the host that is not needed any more when the call returns.
+  // the host that is not needed any more when the call returns. Pixels are in
+  // device memory.
   ByteImage first;
   const ByteImage* list;
   int64_t images;
-  int64_t channels;  // 1 or 3
-  int64_t patches;
-  const int64_t* image;  // [patches]
-  const int64_t* box;    // [patches, 4]
-  const bool* flip;      // [patches] or nullptr, like all up to rect
-  const float* colour;   // [patches, channels, channels + 1]
-  const float* affine;   // [patches, 2, 3]
-  const int64_t* view;   // [patches]
-  const int64_t* rect;   // [patches, 4]
-  const int64_t* erase;  // [views, 4] or nullptr
-  int64_t views;
-  int64_t height;
-  int64_t width;
-  double mean[3];
-  double std[3];
-  double fill;
-  bool nearest;
-  ViewType type;
 };
 
 size_t render_views_workspace(const ViewsProblem& problem);

@@ -17,9 +17,9 @@
 
 namespace {
 
+using s3h::AugmentProblem;
 using s3h::kLargest;
 using s3h::Operation;
-using s3h::cpu::AugmentProblem;
 
 constexpr int64_t kImages = 3, kSteps = 3;
 

@@ -17,9 +17,9 @@
 
 namespace {
 
-using s3h::cpu::ByteImage;
+using s3h::ByteImage;
+using s3h::ViewType;
 using s3h::cpu::ViewsProblem;
-using s3h::cpu::ViewType;
 
 constexpr int64_t kImages = 12, kPatches = 60, kViews = 25;
 

@@ -55,8 +55,8 @@ Tensor augment_images(const Tensor& images, const Tensor& operations,
   check_coordinates(in.corners, "corners");
   check_coordinates(in.holes, "holes");
   const Tensor out = in.output();
-  s3h::cpu::augment_images(in.problem<s3h::cpu::AugmentProblem>(),
-                           torch_threads(), mutable_data<uint8_t>(out));
+  s3h::cpu::augment_images(in.problem(), torch_threads(),
+                           mutable_data<uint8_t>(out));
   return out;
 }
 

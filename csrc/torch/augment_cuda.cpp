@@ -16,7 +16,7 @@ Tensor augment_images(const Tensor& images, const Tensor& operations,
   const AugmentInputs in(images, operations, magnitudes, source, corners, flips,
                          holes, fill);
   const CudaCall call(in.device);
-  const auto problem = in.problem<s3h::cuda::AugmentProblem>();
+  const s3h::AugmentProblem problem = in.problem();
   const Tensor out = in.output();
   const Tensor work =
       workspace(in.images, s3h::cuda::augment_images_workspace(problem));

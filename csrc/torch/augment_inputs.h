@@ -2,6 +2,7 @@
 // and shapes, and brought to the kernels' layout. Values are not looked at.
 #pragma once
 
+#include "../common/augment_problem.h"
 #include "../common/augment_steps.h"
 #include "tensors.h"
 
@@ -54,9 +55,7 @@ struct AugmentInputs {
     }
   }
 
-  // The fields of both devices' AugmentProblem.
-  template <typename Problem>
-  Problem problem() const {
+  AugmentProblem problem() const {
     return {data<uint8_t>(images),
             count,
             height,

@@ -2,8 +2,10 @@
 // and shapes, and brought to the kernels' layout. Values are not looked at.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
+#include "../common/view_patches.h"
 #include "tensors.h"
 
 namespace s3h::stable {
@@ -17,7 +19,8 @@ struct ViewInputs {
              const OptionalTensor& erase_in, int64_t views_in,
              int64_t height_in, int64_t width_in,
              const std::vector<double>& mean_in,
-             const std::vector<double>& std_in, ScalarType type_in)
+             const std::vector<double>& std_in, double fill_in, bool nearest_in,
+             ScalarType type_in)
       : device(image_in.device()),
         channels(static_cast<int64_t>(mean_in.size())),
         patches(image_in.dim() == 1 ? image_in.size(0) : 0),
@@ -26,6 +29,8 @@ struct ViewInputs {
         width(width_in),
         mean(mean_in),
         std(std_in),
+        fill(fill_in),
+        nearest(nearest_in),
         type(type_in) {
     STD_TORCH_CHECK(channels == 1 || channels == 3,
                     "mean: expected 1 or 3 values");
@@ -58,9 +63,42 @@ struct ViewInputs {
     erase = rows_of(erase_in, views, 4, ScalarType::Long, "erase");
   }
 
+  ViewPatches view_patches() const {
+    ViewPatches p{channels,
+                  patches,
+                  pointer<int64_t>(image),
+                  pointer<int64_t>(box),
+                  pointer<bool>(flip),
+                  pointer<float>(colour),
+                  pointer<float>(affine),
+                  pointer<int64_t>(view),
+                  pointer<int64_t>(rect),
+                  pointer<int64_t>(erase),
+                  views,
+                  height,
+                  width,
+                  {},
+                  {},
+                  fill,
+                  nearest,
+                  type == ScalarType::Float      ? ViewType::kFloat
+                  : type == ScalarType::BFloat16 ? ViewType::kBfloat16
+                                                 : ViewType::kHalf};
+    std::copy(mean.begin(), mean.end(), p.mean);
+    std::copy(std.begin(), std.end(), p.std);
+    return p;
+  }
+
+  Tensor output() const {
+    return torch::stable::new_empty(*image, {views, height, width, channels},
+                                    type);
+  }
+
   Device device;
   int64_t channels, patches, views, height, width;
   std::vector<double> mean, std;
+  double fill;
+  bool nearest;
   ScalarType type;  // of the views
   bool stacked = false;
   std::vector<Tensor> images;  // one [N, H, W, C] if stacked

@@ -2,7 +2,6 @@
 // s3h_ext/ops/views.py.
 #include "../cpu/views.h"
 
-#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -12,10 +11,9 @@
 namespace {
 
 using namespace s3h::stable;
-using s3h::cpu::ByteImage;
-using s3h::cpu::kLargestBoxSide;
+using s3h::ByteImage;
+using s3h::kLargestBoxSide;
 using s3h::cpu::ViewsProblem;
-using s3h::cpu::ViewType;
 
 std::vector<ByteImage> list_of(const ViewInputs& in) {
   std::vector<ByteImage> list;
@@ -75,35 +73,12 @@ Tensor render_views(std::vector<Tensor> images, const Tensor& image,
                     std::vector<double> std, double fill, bool nearest,
                     ScalarType dtype) {
   const ViewInputs in(images, image, box, flip, colour, affine, view, rect,
-                      erase, views, height, width, mean, std, dtype);
+                      erase, views, height, width, mean, std, fill, nearest,
+                      dtype);
   STD_TORCH_CHECK(image.is_cpu(), "every tensor must be on the CPU");
   const std::vector<ByteImage> list = list_of(in);
-  Tensor out = torch::stable::new_empty(
-      *in.image, {views, height, width, in.channels}, dtype);
-  ViewsProblem p{list.data(),
-                 in.channels,
-                 in.patches,
-                 pointer<int64_t>(in.image),
-                 pointer<int64_t>(in.box),
-                 pointer<bool>(in.flip),
-                 pointer<float>(in.colour),
-                 pointer<float>(in.affine),
-                 pointer<int64_t>(in.view),
-                 pointer<int64_t>(in.rect),
-                 pointer<int64_t>(in.erase),
-                 views,
-                 height,
-                 width,
-                 {},
-                 {},
-                 fill,
-                 nearest,
-                 dtype == ScalarType::Float      ? ViewType::kFloat
-                 : dtype == ScalarType::BFloat16 ? ViewType::kBfloat16
-                                                 : ViewType::kHalf,
-                 out.mutable_data_ptr()};
-  std::copy(mean.begin(), mean.end(), p.mean);
-  std::copy(std.begin(), std.end(), p.std);
+  const Tensor out = in.output();
+  const ViewsProblem p{in.view_patches(), list.data(), out.mutable_data_ptr()};
   check_values(p, static_cast<int64_t>(list.size()));
   s3h::cpu::render_views(p, torch_threads());
   return out;

@@ -1,6 +1,5 @@
 // Registers the CUDA kernels of view rendering under the LibTorch stable ABI:
 // the counterpart of views.cpp.
-#include <algorithm>
 #include <vector>
 
 #include "../cuda/views.h"
@@ -10,8 +9,7 @@
 namespace {
 
 using namespace s3h::stable;
-using s3h::cuda::ByteImage;
-using s3h::cuda::ViewType;
+using s3h::ByteImage;
 
 ByteImage image_of(const Tensor& tensor) {
   const int64_t rank = tensor.dim();
@@ -27,39 +25,18 @@ Tensor render_views(std::vector<Tensor> images, const Tensor& image,
                     std::vector<double> std, double fill, bool nearest,
                     ScalarType dtype) {
   const ViewInputs in(images, image, box, flip, colour, affine, view, rect,
-                      erase, views, height, width, mean, std, dtype);
+                      erase, views, height, width, mean, std, fill, nearest,
+                      dtype);
   const CudaCall call(in.device);
   std::vector<ByteImage> list;
   if (!in.stacked)
     for (const Tensor& each : in.images) list.push_back(image_of(each));
-  s3h::cuda::ViewsProblem p{
+  const s3h::cuda::ViewsProblem p{
+      in.view_patches(),
       in.stacked ? image_of(in.images[0]) : ByteImage{nullptr, 0, 0},
       in.stacked || list.empty() ? nullptr : list.data(),
-      in.stacked ? in.images[0].size(0) : static_cast<int64_t>(list.size()),
-      in.channels,
-      in.patches,
-      pointer<int64_t>(in.image),
-      pointer<int64_t>(in.box),
-      pointer<bool>(in.flip),
-      pointer<float>(in.colour),
-      pointer<float>(in.affine),
-      pointer<int64_t>(in.view),
-      pointer<int64_t>(in.rect),
-      pointer<int64_t>(in.erase),
-      views,
-      height,
-      width,
-      {},
-      {},
-      fill,
-      nearest,
-      dtype == ScalarType::Float      ? ViewType::kFloat
-      : dtype == ScalarType::BFloat16 ? ViewType::kBfloat16
-                                      : ViewType::kHalf};
-  std::copy(mean.begin(), mean.end(), p.mean);
-  std::copy(std.begin(), std.end(), p.std);
-  const Tensor out = torch::stable::new_empty(
-      *in.image, {views, height, width, in.channels}, dtype);
+      in.stacked ? in.images[0].size(0) : static_cast<int64_t>(list.size())};
+  const Tensor out = in.output();
   const Tensor work =
       workspace(*in.image, s3h::cuda::render_views_workspace(p));
   call.check(s3h::cuda::render_views(p, work.mutable_data_ptr(),

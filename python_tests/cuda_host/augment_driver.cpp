@@ -11,7 +11,7 @@ int main(int count, char** arguments) {
   if (count != 3) return 2;
   Problem problem(arguments[1]);
   shared_limit = static_cast<size_t>(problem.number());
-  AugmentProblem p{};
+  s3h::AugmentProblem p{};
   p.n = problem.number();
   p.height = problem.number();
   p.width = problem.number();

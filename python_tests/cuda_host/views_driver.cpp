@@ -5,6 +5,8 @@
 #include "problem_file.h"
 
 using namespace s3h::cuda;
+using s3h::ByteImage;
+using s3h::ViewType;
 using namespace s3h::host;
 
 int main(int count, char** arguments) {

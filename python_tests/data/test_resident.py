@@ -362,7 +362,7 @@ def test_wrong_followers(image_set, streams):
 
 
 def test_too_many_streams(image_set):
-    with pytest.raises(ValueError, match="at most 64, got 65"):
+    with pytest.raises(ValueError, match="expected 1 to 64, got 65"):
         make(image_set, {str(n): Stream() for n in range(65)})
 
 

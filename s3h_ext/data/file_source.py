@@ -14,10 +14,10 @@ from torch import Tensor
 from s3h_ext.data.batches import Batch, Quadrants, make_batch
 from s3h_ext.data.decode import Decoder, UnreadableImageError
 from s3h_ext.data.files import ImageFiles
-from s3h_ext.data.recipes import MAX_STREAMS, Recipe, ViewSpec, get_recipe
+from s3h_ext.data.recipes import Recipe, ViewSpec, get_recipe
 from s3h_ext.data.render import render_crops
 from s3h_ext.data.samplers import EpochOrder
-from s3h_ext.data.streams import Stream, check_follows
+from s3h_ext.data.streams import Stream, check_plan
 
 __all__ = ["FileBatches", "FileSource"]
 
@@ -70,29 +70,16 @@ class FileSource:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if not 1 <= len(streams) <= MAX_STREAMS:
-            raise ValueError(
-                f"streams: expected 1 to {MAX_STREAMS}, got {len(streams)}"
-            )
-        if epochs < 1:
-            raise ValueError(f"epochs: expected at least 1, got {epochs}")
-        if not 0 <= seed < 1 << 32:
-            raise ValueError(f"seed: expected 0 <= seed < 2**32, got {seed}")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank: expected 0 <= rank < {world_size}, got {rank}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-        self.steps_per_epoch = -(-len(files) // batch_size)
-        smallest = len(files) // max(self.steps_per_epoch, 1)
-        if smallest < world_size:
-            raise ValueError(
-                f"batch_size: expected an image for each of {world_size} processes in "
-                f"every step; {len(files)} images in batches of {batch_size} give "
-                f"{smallest}"
-            )
+        self.steps_per_epoch = check_plan(
+            streams,
+            images=len(files),
+            batch_size=batch_size,
+            epochs=epochs,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+        )
         self.streams = dict(streams)
-        for name, stream in self.streams.items():
-            check_follows(name, stream, self.streams)
         self.epochs, self.seed = epochs, seed
         self.rank, self.world_size = rank, world_size
         self._order = EpochOrder(files.labels, num_classes)

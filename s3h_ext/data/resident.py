@@ -9,10 +9,10 @@ import torch
 
 from s3h_ext.data.batches import Batch, make_batch
 from s3h_ext.data.dataset import ImageSet
-from s3h_ext.data.recipes import MAX_STREAMS, ViewSpec, get_recipe
+from s3h_ext.data.recipes import ViewSpec, get_recipe
 from s3h_ext.data.render import Renderer
 from s3h_ext.data.samplers import EpochOrder
-from s3h_ext.data.streams import Stream, check_follows
+from s3h_ext.data.streams import Stream, check_plan
 
 __all__ = ["Batch", "ResidentSource"]
 
@@ -84,31 +84,17 @@ class ResidentSource:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if not streams:
-            raise ValueError("streams: expected at least one, got none")
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-        if epochs < 1:
-            raise ValueError(f"epochs: expected at least 1, got {epochs}")
-        if not 0 <= seed < 1 << 32:
-            raise ValueError(f"seed: expected 0 <= seed < 2**32, got {seed}")
-        if len(streams) > MAX_STREAMS:
-            raise ValueError(
-                f"streams: expected at most {MAX_STREAMS}, got {len(streams)}"
-            )
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank: expected 0 <= rank < {world_size}, got {rank}")
-        smallest = len(image_set) // -(-len(image_set) // batch_size)
-        if smallest < world_size:
-            raise ValueError(
-                f"batch_size: expected an image for each of {world_size} processes in "
-                f"every step; {len(image_set)} images in batches of {batch_size} give "
-                f"{smallest}"
-            )
+        self.steps_per_epoch = check_plan(
+            streams,
+            images=len(image_set),
+            batch_size=batch_size,
+            epochs=epochs,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+        )
         self.rank, self.world_size = rank, world_size
         self.streams = dict(streams)
-        for name, stream in self.streams.items():
-            check_follows(name, stream, self.streams)
         self.epochs = epochs
         self.seed = seed
         self._order = EpochOrder(image_set.labels, num_classes, device)
@@ -125,7 +111,6 @@ class ResidentSource:
             get_recipe(stream.recipe).view_size(height, width)
         self._fallbacks = dict.fromkeys(self.streams, self._labels.new_zeros(()))
         self._drawn = dict.fromkeys(self.streams, 0)
-        self.steps_per_epoch = -(-len(image_set) // batch_size)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[dict[str, Batch]]:
         """Iterates over the steps of an epoch.

@@ -6,10 +6,10 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from s3h_ext.data.recipes import get_recipe
+from s3h_ext.data.recipes import MAX_STREAMS, get_recipe
 from s3h_ext.data.samplers import SAMPLERS
 
-__all__ = ["Stream", "check_follows"]
+__all__ = ["Stream", "check_plan"]
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,47 @@ class Stream:
             raise ValueError(f"views: expected at least 1, got {self.views}")
 
 
-def check_follows(name: str, stream: Stream, streams: Mapping[str, Stream]) -> None:
-    """Checks that a stream follows one of ``streams`` that has images of its own.
+def check_plan(
+    streams: Mapping[str, Stream],
+    *,
+    images: int,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    rank: int,
+    world_size: int,
+) -> int:
+    """Checks what a source of training batches is asked for.
+
+    Returns:
+        Steps of an epoch over ``images`` images.
 
     Raises:
-        ValueError: it does not.
+        ValueError: an argument is out of range, a step would leave a process without an
+            image, or a stream follows one that has no images of its own.
     """
-    leader = stream.follows
-    if leader is None:
-        return
-    own = [key for key, other in streams.items() if other.follows is None]
-    if leader not in own:
+    if not 1 <= len(streams) <= MAX_STREAMS:
+        raise ValueError(f"streams: expected 1 to {MAX_STREAMS}, got {len(streams)}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    if epochs < 1:
+        raise ValueError(f"epochs: expected at least 1, got {epochs}")
+    if not 0 <= seed < 1 << 32:
+        raise ValueError(f"seed: expected 0 <= seed < 2**32, got {seed}")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank: expected 0 <= rank < {world_size}, got {rank}")
+    steps = -(-images // batch_size)
+    smallest = images // max(steps, 1)
+    if smallest < world_size:
         raise ValueError(
-            f"follows: expected a stream with images of its own ({', '.join(own)}), "
-            f"got {leader!r} in stream {name!r}"
+            f"batch_size: expected an image for each of {world_size} processes in "
+            f"every step; {images} images in batches of {batch_size} give {smallest}"
         )
+    own = [name for name, stream in streams.items() if stream.follows is None]
+    for name, stream in streams.items():
+        if stream.follows is not None and stream.follows not in own:
+            raise ValueError(
+                f"follows: expected a stream with images of its own ({', '.join(own)}),"
+                f" got {stream.follows!r} in stream {name!r}"
+            )
+    return steps
