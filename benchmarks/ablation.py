@@ -24,12 +24,14 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
 
-from benchmarks.reproduce import train
+from benchmarks.reproduce import INTERRUPTED, on_terminate, train
 from s3h_ext.data.photographs import PHOTOGRAPHS
 from s3h_ext.evaluate import main as evaluate
 from s3h_ext.training.metrics import GROUPS, class_groups
@@ -203,40 +205,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     if not 0.0 < options.holdout < 1.0:
         parser.error(f"--holdout: expected a share in (0, 1), got {options.holdout}")
-    split = left_out(options.preset)
-    measure = ["--split", split]
-    if options.data_root is not None:
-        rest += ["--data.root", options.data_root]
-        measure += ["--data-root", options.data_root]
+    if options.budget is not None and not options.budget > 0:
+        parser.error(f"--budget: expected minutes above 0, got {options.budget}")
     rest += ["--epochs", str(options.epochs)]
     rest += ["--data.val_fraction", str(options.holdout), "--report", "false"]
     minutes = options.budget
     deadline = time.monotonic() + (minutes * 60 if minutes else float("inf"))
+    spent = Event()
+    with on_terminate(spent):
+        return fill(options, rest, deadline, spent)
+
+
+def fill(
+    options: argparse.Namespace, rest: Sequence[str], deadline: float, spent: Event
+) -> int:
+    """Run the rows that the table lacks, one after another; return the exit status."""
+    split = left_out(options.preset)
+    measure = ["--split", split]
+    if options.data_root is not None:
+        rest = [*rest, "--data.root", options.data_root]
+        measure += ["--data-root", options.data_root]
     failed = []
-    for seed in options.seeds:
-        for row in options.rows:
-            folder = run_folder(options, row, seed)
-            if not (folder / "summary.json").exists():
-                switches = row_options(row, options.preset.startswith("digits"))
-                status = train(
-                    options.preset, seed, folder, [*rest, *switches], deadline
-                )
-                if status is None:
-                    print(f"{folder}: stopped, the budget is spent")
-                    return 0
-                if status == 130:
-                    return 130
-                if status:
-                    failed.append(folder)
-                    continue
-            if not measures(folder, split).exists() and evaluate(
-                [str(folder), *measure]
-            ):
+    for seed, row in product(options.seeds, options.rows):
+        folder = run_folder(options, row, seed)
+        if not (folder / "summary.json").exists():
+            switches = row_options(row, options.preset.startswith("digits"))
+            arguments = [*rest, *switches]
+            status = train(
+                options.preset, seed, folder, arguments, deadline, spent=spent
+            )
+            if status is None:
+                print(f"{folder}: stopped, the budget is spent")
+                return 0
+            if status == INTERRUPTED:
+                return INTERRUPTED
+            if status:
                 failed.append(folder)
                 continue
-            lines = collect(options)
-            write_table(lines, options.output / "ablation.csv")
-            draw(lines, options.output / "ablation.png")
+        if not measures(folder, split).exists() and evaluate([str(folder), *measure]):
+            failed.append(folder)
+            continue
+        lines = collect(options)
+        write_table(lines, options.output / "ablation.csv")
+        draw(lines, options.output / "ablation.png")
     for folder in failed:
         print(f"{folder}: failed", file=sys.stderr)
     return 1 if failed else 0

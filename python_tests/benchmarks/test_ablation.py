@@ -91,6 +91,24 @@ def test_a_run_becomes_a_line_and_a_finished_one_is_left_alone(tmp_path):
     assert (tmp_path / "out" / "ablation.png").stat().st_size > 1000
 
 
+def test_sigterm_ends_the_run_too(tmp_path, played, terminate_once, capfd):
+    played('touch "$2/saved"; exit 130')
+    folders = ["--output", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
+    bcl = tmp_path / "runs" / "digits-lt-s3h-1epochs-bcl-seed0"
+    with terminate_once(bcl / "started"):
+        assert main([*QUICK, *folders, "--seeds", "0", "1"]) == 0
+    assert (bcl / "saved").exists()
+    assert "stopped, the budget is spent" in capfd.readouterr().out
+    assert not bcl.with_name("digits-lt-s3h-1epochs-bcl-seed1").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_budget_of_no_time_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["--budget", "0"])
+    assert "--budget: expected minutes above 0, got 0.0" in capsys.readouterr().err
+
+
 def test_a_share_that_holds_out_nothing_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["--holdout", "0"])

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import sys
-import threading
 import time
 
 import pytest
@@ -68,43 +66,15 @@ def test_runs_side_by_side_share_the_cpus(monkeypatch):
     assert environment(8)["OMP_NUM_THREADS"] == "3"
 
 
-@pytest.fixture
-def played(tmp_path, monkeypatch):
-    """Puts a program in the trainings' place that does on SIGTERM what it is given."""
-
-    def put(on_terminate):
-        program = tmp_path / "played"
-        program.write_text(
-            "#!/usr/bin/env bash\n"
-            'while [ "$1" != --output ]; do shift; done\n'
-            f"trap '{on_terminate}' TERM\n"
-            'mkdir -p "$2"; touch "$2/started"\n'
-            "for _ in {1..600}; do sleep 0.1; done\n"
-        )
-        program.chmod(0o755)
-        monkeypatch.setattr(sys, "executable", str(program))
-
-    return put
-
-
-def test_sigterm_ends_the_budget_and_runs_may_save(tmp_path, played, capfd):
+def test_sigterm_ends_the_budget_and_runs_may_save(
+    tmp_path, played, terminate_once, capfd
+):
     played('touch "$2/saved"; exit 130')
     folders = [tmp_path / f"digits-lt-ce-seed{seed}" for seed in range(3)]
-
-    def terminate():
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            if all((folder / "started").exists() for folder in folders[:2]):
-                break
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
-
     before = signal.getsignal(signal.SIGTERM)
-    thread = threading.Thread(target=terminate)
-    thread.start()
     many = ["--seeds", "0", "1", "2", "--jobs", "2", "--output", str(tmp_path)]
-    assert main([*QUICK, *many]) == 0
-    thread.join()
+    with terminate_once(*(folder / "started" for folder in folders[:2])):
+        assert main([*QUICK, *many]) == 0
     assert [(folder / "saved").exists() for folder in folders] == [True, True, False]
     assert capfd.readouterr().out.count("stopped, the budget is spent") == 3
     assert signal.getsignal(signal.SIGTERM) is before
