@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 
 from s3h_ext.data import Batch, Feed, LongTailDataset, ResidentSource, thumbnails
 from s3h_ext.training.card import write_card
@@ -21,7 +21,7 @@ from s3h_ext.training.checkpoint import (
     save_checkpoint,
     set_rng_state,
 )
-from s3h_ext.training.config import OptimConfig, TrainConfig
+from s3h_ext.training.config import TrainConfig
 from s3h_ext.training.distributed import AgreedStop, World
 from s3h_ext.training.evaluation import evaluate_method
 from s3h_ext.training.files import write_text
@@ -29,6 +29,7 @@ from s3h_ext.training.interrupt import StopRequest
 from s3h_ext.training.loading import build_network, load_network, open_dataset
 from s3h_ext.training.meter import EpochMeter
 from s3h_ext.training.metrics import Evaluation
+from s3h_ext.training.optimizer import build_optimizer, optimizer_state
 from s3h_ext.training.precision import autocast, resolve_device, resolve_precision
 from s3h_ext.training.recording import Replayer, choose_recorder
 from s3h_ext.training.report import try_report
@@ -39,22 +40,6 @@ from s3h_ext.training.step import RecordedStep, TrainingStep
 from s3h_ext.training.subclasses import write_subclasses
 from s3h_ext.training.summary import run_summary
 from s3h_ext.training.weights import load_weights
-
-
-def parameter_groups(module: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
-    """Return groups of what is trained: with weight decay and, if asked, without."""
-    decayed: list[nn.Parameter] = []
-    exempt: list[nn.Parameter] = []
-    for parameter in module.parameters():
-        if not parameter.requires_grad:
-            continue
-        spared = parameter.ndim < 2 and not optim.decay_norm_and_bias
-        (exempt if spared else decayed).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": optim.weight_decay},
-        {"params": exempt, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
 
 
 class Trainer:
@@ -138,16 +123,10 @@ class Trainer:
             for split, images in splits.items()
             if images is not None
         }
-        groups = parameter_groups(self.method, config.optim)
         # A method that trains nothing is evaluated and done.
-        self.epochs = config.epochs if groups else 0
-        self.optimizer = torch.optim.SGD(
-            groups or [{"params": [torch.zeros(0, device=self.device)]}],
-            lr=config.optim.lr,
-            momentum=config.optim.momentum,
-            nesterov=config.optim.nesterov,
-            fused=True,
-        )
+        trains = any(parameter.requires_grad for parameter in self.method.parameters())
+        self.epochs = config.epochs if trains else 0
+        self.optimizer = build_optimizer(self.method, config.optim, self.device)
         self.epochs_done = 0
         self.unfinished_epoch: dict[str, Any] | None = None
         self.history: list[dict[str, float | int | None]] = []
@@ -403,7 +382,7 @@ class Trainer:
                 "unfinished_epoch": unfinished,
                 "config": self.record,
                 "method": self.method.state_dict(),
-                "optimizer": self._optimizer_state(),
+                "optimizer": optimizer_state(self.optimizer),
                 "rng": rng_state(self.device),
                 "history": self.history,
                 "best_top1": self.best_top1,
@@ -412,12 +391,6 @@ class Trainer:
                 "images_trained": self.images_trained,
             },
         )
-
-    def _optimizer_state(self) -> dict[str, Any]:
-        state = self.optimizer.state_dict()
-        for group in state["param_groups"]:
-            group["lr"] = float(group["lr"])  # a tensor where steps are recorded
-        return state
 
     def _resume(self) -> None:
         found = latest_checkpoint(self.checkpoints, self.record)
