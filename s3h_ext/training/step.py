@@ -36,68 +36,57 @@ class TrainingStep:
         precision: str,
         device: torch.device,
     ) -> None:
-        self._loss, self._method, self._optimizer = loss, method, optimizer
-        self._precision, self._device = precision, device
+        self._loss, self.method, self.optimizer = loss, method, optimizer
+        self._precision, self.device = precision, device
 
     def __call__(
         self, batch: Mapping[str, Batch], progress: float, rate: float
     ) -> dict[str, Tensor]:
         """Do a step at a learning rate; return the terms of the loss, detached."""
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
-        return self._run(batch, progress)
+        return self.run(batch, progress)
 
-    def _run(self, batch: Mapping[str, Batch], progress: float) -> dict[str, Tensor]:
-        with autocast(self._precision, self._device):
+    def run(self, batch: Mapping[str, Batch], progress: float) -> dict[str, Tensor]:
+        """Do a step at the learning rate that is set."""
+        with autocast(self._precision, self.device):
             terms = self._loss(batch, progress)
-        self._optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
-        self._optimizer.step()
-        self._method.after_step()
+        self.optimizer.step()
+        self.method.after_step()
         # A term with its history would keep autograd's nodes into the next step.
         return {name: term.detach() for name, term in terms.items()}
 
 
-class RecordedStep(TrainingStep):
-    """The same step, recorded once for each size of batch and phase of the method.
+class RecordedStep:
+    """A step that is recorded once for each size of batch and phase of the method.
 
     The learning rate is a number on the device, in the optimiser's groups too.
 
     Args:
         replayer: makes and keeps the recordings.
-        loss: as for :class:`TrainingStep`.
-        method: as there.
-        optimizer: as there; its ``step`` takes the rate as a tensor.
-        precision: as there.
-        device: as there.
+        step: what is recorded; its optimiser takes the rate as a tensor.
     """
 
-    def __init__(
-        self,
-        replayer: Replayer,
-        loss: Step,
-        method: Method,
-        optimizer: torch.optim.Optimizer,
-        precision: str,
-        device: torch.device,
-    ) -> None:
-        super().__init__(loss, method, optimizer, precision, device)
-        self._replayer = replayer
-        self._rate = torch.zeros((), device=device)
-        for group in optimizer.param_groups:
+    def __init__(self, replayer: Replayer, step: TrainingStep) -> None:
+        self._replayer, self._recorded = replayer, step
+        self._rate = torch.zeros((), device=step.device)
+        for group in step.optimizer.param_groups:
             group["lr"] = self._rate
 
     def __call__(
         self, batch: Mapping[str, Batch], progress: float, rate: float
     ) -> dict[str, Tensor]:
         """Do a step; the terms returned are overwritten by the next one."""
-        self._method.prepare(progress)
+        step = self._recorded
+        step.method.prepare(progress)
         self._rate.fill_(rate)
         return self._replayer(
             "step",
-            self._method.phase(progress),
+            step.method.phase(progress),
             _tensors(batch),
-            lambda tensors: self._run(_with_tensors(batch, tensors), progress),
+            lambda tensors: step.run(_with_tensors(batch, tensors), progress),
         )
 
 

@@ -157,18 +157,16 @@ class Trainer:
             if recorder is None
             else Replayer(recorder, insist=config.graphs == "on")
         )
-        parts = (
+        step = TrainingStep(
             world.step(self.method),
             self.method,
             self.optimizer,
             self.precision,
             self.device,
         )
-        self._step = (
-            TrainingStep(*parts)
-            if self._replayer is None
-            else RecordedStep(self._replayer, *parts)
-        )
+        self._step: TrainingStep | RecordedStep = step
+        if self._replayer is not None:
+            self._step = RecordedStep(self._replayer, step)
         world.any(False)  # nothing is written before all have read
         if world.first:
             options = yaml.safe_dump(self.record, sort_keys=False)
