@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s3h_ext.data import Batch, ImageSet, LongTailDataset
+from s3h_ext.data import Batch
 from s3h_ext.methods import Baseline, ClassifierRetraining, ClasswiseSplitting, Hybrid
 from s3h_ext.methods.classwise_splitting import subclass_rows
 from s3h_ext.models import (
@@ -15,7 +15,6 @@ from s3h_ext.models import (
     build_model,
 )
 
-COUNTS = [40, 20, 5]  # with images_per_row 5: 8, 4 and 1 rows
 INNER = {
     "ce": (Baseline, {}),
     "cb-ce": (Baseline, {"weight_beta": 0.9999}),
@@ -28,17 +27,6 @@ INNER = {
     "hybrid-sc": (Hybrid, {}),
     "hybrid-psc": (Hybrid, {"contrast": "prototypical"}),
 }
-
-
-@pytest.fixture(scope="module")
-def dataset():
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(3), COUNTS)
-    images = rng.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
-    split = ImageSet(images, labels)
-    return LongTailDataset(
-        "toy", split, None, split, ("a", "b", "c"), (0.5,) * 3, (0.25,) * 3
-    )
 
 
 def make_batches(method, seed, size=12):
@@ -134,7 +122,7 @@ def test_loss_is_its_equation(dataset, mapping):
         return (weights * len(counts) / weights.sum()).float()
 
     expected = 0.7 * F.cross_entropy(
-        group, labels, weight=balanced(torch.tensor(COUNTS))
+        group, labels, weight=balanced(torch.from_numpy(dataset.class_counts))
     ) + 0.3 * F.cross_entropy(logits, torch.tensor(rows), weight=balanced(counts))
     torch.testing.assert_close(terms["loss"], expected)
     torch.testing.assert_close(method.predict(batch["train"].images[0]), group)
@@ -264,7 +252,7 @@ def test_analysis_is_of_the_training_images(dataset, bf16):
     assert found["classes"].tolist() == [0, 1]
     assert found["sizes"].shape == (len(found["moments"]), 13)
     sizes = found["sizes"][-1]
-    assert [sizes[:8].sum(), sizes[8:12].sum(), sizes[12]] == COUNTS
+    assert [sizes[:8].sum(), sizes[8:12].sum(), sizes[12]] == [40, 20, 5]
     assert found["moments"][-1] == 1
     assert found["examples"].shape == (12, 10)
     for row, examples in enumerate(found["examples"]):

@@ -1,25 +1,11 @@
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from s3h_ext.data import Batch, ImageSet, LongTailDataset
+from s3h_ext.data import Batch
 from s3h_ext.losses import PrototypicalSupConLoss, SupConLoss
 from s3h_ext.methods import Baseline, Hybrid
 from s3h_ext.models import build_model
-
-COUNTS = [40, 20, 5]
-
-
-@pytest.fixture(scope="module")
-def dataset():
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(3), COUNTS)
-    images = rng.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
-    split = ImageSet(images, labels)
-    return LongTailDataset(
-        "toy", split, None, split, ("a", "b", "c"), (0.5,) * 3, (0.25,) * 3
-    )
 
 
 def make_batch(views, size, seed):

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s3h_ext.data import Batch, ImageSet, LongTailDataset, ResidentSource
+from s3h_ext.data import Batch, ImageSet, ResidentSource
 from s3h_ext.data.batches import Quadrants
 from s3h_ext.losses import (
     BalancedContrastiveLoss,
@@ -16,19 +16,7 @@ from s3h_ext.methods import BCL, S3H, ClasswiseSplitting
 from s3h_ext.methods.s3h import region_features
 from s3h_ext.models import build_model, class_directions, pool_quadrants
 
-COUNTS = [40, 20, 5]
 SMALL = {"projection_hidden": 16, "projection_dim": 8}
-
-
-@pytest.fixture(scope="module")
-def dataset():
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(3), COUNTS)
-    images = rng.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
-    split = ImageSet(images, labels)
-    return LongTailDataset(
-        "toy", split, None, split, ("a", "b", "c"), (0.5,) * 3, (0.25,) * 3
-    )
 
 
 def make_images(views, size, generator, side=32):
@@ -98,7 +86,7 @@ def test_s3h_is_its_equation(dataset):
         + across(f2, labels, k2, labels, centres=c2, self_index=own)
     )
     logits = method.model.classifier(maps[:6].mean((2, 3)))
-    cross_entropy = LogitAdjustedLoss(COUNTS, 2.0)(logits, whole.labels)
+    cross_entropy = LogitAdjustedLoss(dataset.class_counts, 2.0)(logits, whole.labels)
     torch.testing.assert_close(terms["cross_entropy"], cross_entropy.detach())
     torch.testing.assert_close(terms["contrastive"], contrastive.detach())
     torch.testing.assert_close(terms["cross_model"], crossing.detach())
@@ -119,7 +107,7 @@ def test_bcl_is_its_equation(dataset):
     labels = batch["contrast"].labels
     contrastive = BalancedContrastiveLoss(0.3)(z, labels.repeat(2), centres)
     logits = method.model.classifier(features[:6])
-    cross_entropy = LogitAdjustedLoss(COUNTS)(logits, labels)
+    cross_entropy = LogitAdjustedLoss(dataset.class_counts)(logits, labels)
     torch.testing.assert_close(terms["loss"], 2.0 * cross_entropy + 0.6 * contrastive)
 
 
