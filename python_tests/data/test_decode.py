@@ -1,6 +1,7 @@
 """Files to pixels: every odd kind of image, and files that are none."""
 
 import io
+import struct
 import threading
 
 import numpy as np
@@ -16,7 +17,7 @@ from s3h_ext.data.decode import (
     decode_image,
 )
 
-from .photographs import grow_bad, grow_odd, jpeg, noise, rotated
+from .photographs import ORIENTATION, grow_bad, grow_odd, jpeg, noise, rotated
 
 
 def encoded(pixels, form="PNG", **options):
@@ -38,6 +39,14 @@ def test_grey_is_widened_and_sixteen_bits_are_cut_to_eight():
     for pixels in (grey, grey.astype(np.uint16) * 256 + 77):
         image = decode_image(encoded(pixels))
         assert np.array_equal(image, np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_a_grey_map_of_sixteen_bits_is_cut_to_eight():
+    grey = noise(0)[..., 0]
+    height, width = grey.shape
+    deep = (grey.astype(np.uint16) * 256 + 77).astype(">u2")
+    image = decode_image(b"P5 %d %d 65535\n" % (width, height) + deep.tobytes())
+    assert np.array_equal(image, np.repeat(grey[..., None], 3, axis=2))
 
 
 def test_alpha_is_dropped():
@@ -71,6 +80,37 @@ def test_images_are_turned_upright(orientation, turn):
     plain = decode_image(jpeg(pixels)).numpy()
     image = decode_image(rotated(pixels, orientation))
     assert np.array_equal(image, turn(plain))
+
+
+# Resolution, its unit and the date as what they may not be: no sense for a writer.
+ODD_TAGS = {
+    0x011A: (7, 4, b"abcd"),
+    0x0128: (2, 2, b"a\0\0\0"),
+    0x0132: (3, 1, b"\1\0\0\0"),
+}
+
+
+@pytest.mark.parametrize("tag", ODD_TAGS)
+def test_an_odd_tag_beside_the_orientation_does_no_harm(tag):
+    kind, count, value = ODD_TAGS[tag]
+    entries = struct.pack("<HHII", ORIENTATION, 3, 1, 6)
+    entries += struct.pack("<HHI", tag, kind, count) + value
+    table = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
+    pixels = noise(0, 20, 30)
+    image = decode_image(jpeg(pixels, exif=table))
+    assert np.array_equal(image, decode_image(jpeg(pixels)).rot90(-1, (0, 1)))
+
+
+def test_orientation_is_that_of_exif_and_of_no_other_metadata():
+    packet = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    assert decode_image(jpeg(noise(0, 20, 30), xmp=packet)).shape == (20, 30, 3)
+
+
+def test_postscript_is_no_image():
+    """Pillow would have Ghostscript run it."""
+    page = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n"
+    with pytest.raises(ValueError, match="no image of a known format"):
+        decode_image(page)
 
 
 def test_decoder_gives_images_in_order_and_none_for_what_is_no_image(tmp_path):

@@ -1,5 +1,6 @@
 """Photographs through the whole source: draws, order, ranks, resume, bad files."""
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -282,6 +283,38 @@ def test_bad_arguments_are_refused(photographs):
         Feed("pil").evaluation(digits.test, digits, batch_size=2)
     with pytest.raises(ValueError, match="source: expected one of .* got 'tf'"):
         Feed("tf")
+
+
+class CountingDecoder(PillowDecoder):
+    """Knows how many of its images are still held, and the most that were at once."""
+
+    def __init__(self, files, **options):
+        super().__init__(files, Unreadable(), **options)
+        self.held, self.most = weakref.WeakSet(), 0
+
+    def image(self, index):
+        image = super().image(index)
+        self.held.add(image)
+        self.most = max(self.most, len(self.held))
+        return image
+
+
+def test_no_photograph_is_held_longer_than_its_step(tmp_path):
+    """One batch that is rendered and two that are decoded."""
+    grow(tmp_path, (40, 40))
+    grow(tmp_path, (1, 1), split="test")
+    data = load_dataset("folder", root=tmp_path, size=16)
+    decoder = CountingDecoder(data.train, workers=1)
+    for _ in make(data, PAIR, decoder, batch_size=8).epoch(0):
+        pass
+    assert 8 <= decoder.most <= 24
+    decoder = CountingDecoder(data.train, workers=1)
+    batches = FileBatches(
+        data.train, decoder, mean=data.mean, std=data.std, batch_size=8
+    )
+    for _ in batches:
+        pass
+    assert 8 <= decoder.most <= 24
 
 
 def resident_megabytes():

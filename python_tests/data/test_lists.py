@@ -142,12 +142,24 @@ def test_the_real_test_list_under_the_name_of_val_is_known(tmp_path, data_root):
     assert len(data.test) == 50_000
 
 
-@pytest.mark.parametrize("other", ["train", "test"])
-def test_splits_that_share_images_are_refused(tmp_path, other):
-    lists = {"train": every_class("train"), "test": every_class("val")}
-    write_lists(tmp_path, **lists, val=["train/v/1.JPEG 0", lists[other][17]])
-    with pytest.raises(ValueError, match=f"no image of the {other} list, got 1, such"):
+@pytest.mark.parametrize(
+    ("first", "second"), [("train", "val"), ("val", "test"), ("train", "test")]
+)
+def test_splits_that_share_images_are_refused(tmp_path, first, second):
+    lists = {name: every_class(name) for name in ("train", "val", "test")}
+    lists[second][3] = lists[first][17]
+    write_lists(tmp_path, **lists)
+    message = f"ImageNet_LT_{second}.txt: expected no image of the {first} list, got 1"
+    with pytest.raises(ValueError, match=message):
         load_dataset("imagenet-lt", root=tmp_path)
+
+
+def test_a_train_list_in_place_of_the_only_other_list_is_refused(tmp_path):
+    lines = [f"train_val2018/{label}/1.jpg {label}\n" for label in range(8142)]
+    for split in ("train", "val"):
+        (tmp_path / f"iNaturalist18_{split}.txt").write_text("".join(lines))
+    with pytest.raises(ValueError, match="no image of the train list, got 8142, such"):
+        load_dataset("inat18", root=tmp_path)
 
 
 def test_what_is_missing_is_said_with_the_layout(tmp_path):

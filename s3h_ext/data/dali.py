@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from s3h_ext.data.decode import (
-    AHEAD,
     LONGEST_SIDE,
     PillowDecoder,
     Unreadable,
@@ -31,6 +30,9 @@ from s3h_ext.data.decode import (
 from s3h_ext.data.files import ImageFiles
 
 __all__ = ["DaliDecoder"]
+
+#: Batches that are read and decoded while one is in use.
+AHEAD = 2
 
 # A JPEG of one pixel, for a batch of which DALI decodes nothing.
 _PIXEL = np.frombuffer(

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -17,6 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from s3h_ext.data.files import ImageFiles
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from PIL.Image import Transpose
 
 __all__ = [
     "Decoder",
@@ -30,12 +34,13 @@ __all__ = [
 
 UnreadablePolicy = Literal["error", "skip"]
 
+#: What is decoded. Not Pillow's whole list: of a PostScript file it would start another
+#: program on what a stranger wrote.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+
 #: The longest side that :func:`s3h_ext.ops.render_views` takes a box of.
 LONGEST_SIDE = 65536
 _ORIENTATION = 0x0112
-
-#: Batches that are read and decoded while one is in use.
-AHEAD = 2
 
 
 class UnreadableImageError(ValueError):
@@ -101,10 +106,10 @@ def decode_image(content: bytes) -> Tensor:
     Raises:
         Exception: whatever Pillow raises on a file that is no image, or is damaged.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        opened = Image.open(io.BytesIO(content))
+        opened = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
         raise ValueError("no image of a known format") from None
     with opened:
@@ -114,11 +119,11 @@ def decode_image(content: bytes) -> Tensor:
                 f"sides of at most {LONGEST_SIDE} pixels, not {image.size}"
             )
         image.load()
-        if _orientation(image) != 1:
-            image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):
-            pixels = np.asarray(image)
-            grey = (pixels >> 8).astype(np.uint8)
+        upright = _upright(image)
+        if upright is not None:
+            image = image.transpose(upright)
+        if image.mode.startswith("I;16") or (image.mode, opened.format) == ("I", "PPM"):
+            grey = (np.asarray(image) >> 8).astype(np.uint8)
             return torch.from_numpy(np.repeat(grey[..., None], 3, axis=-1))
         if image.mode in ("I", "F"):
             raise ValueError(f"pixels of 8 or 16 bits, not of mode {image.mode}")
@@ -130,12 +135,31 @@ def decode_image(content: bytes) -> Tensor:
         return torch.from_numpy(np.array(image))
 
 
-def _orientation(image: object) -> int:
+def _upright(image: Image.Image) -> Transpose | None:
+    """Returns what turns an image upright by its EXIF, and by nothing else.
+
+    Not ``exif_transpose``: that writes all the metadata anew, which fails where any of
+    it is odd, and it asks XMP as well, which other decoders do not. A TIFF has been
+    turned while it was loaded.
+    """
+    from PIL import Image
+
+    exif = Image.Exif()
     try:
-        value: object = image.getexif().get(_ORIENTATION, 1)  # type: ignore[attr-defined]
+        exif.load(image.info.get("exif", b""))
+        value: object = exif.get(_ORIENTATION)
     except Exception:  # damaged metadata, of an image that may be sound
-        return 1
-    return value if isinstance(value, int) and 2 <= value <= 8 else 1
+        return None
+    turns = Image.Transpose
+    return {
+        2: turns.FLIP_LEFT_RIGHT,
+        3: turns.ROTATE_180,
+        4: turns.FLIP_TOP_BOTTOM,
+        5: turns.TRANSPOSE,
+        6: turns.ROTATE_270,
+        7: turns.TRANSVERSE,
+        8: turns.ROTATE_90,
+    }.get(value if isinstance(value, int) else 1)
 
 
 class Decoder(Protocol):
@@ -208,7 +232,9 @@ class PillowDecoder:
             stack.callback(pool.shutdown, wait=True, cancel_futures=True)
             for batch in batches:
                 pending.append([pool.submit(self.image, i) for i in batch.tolist()])
-                if len(pending) > AHEAD:
+                # One batch is decoded while the one before is in use; more would only
+                # take memory, as photographs are held at their own size.
+                if len(pending) > 1:
                     yield [future.result() for future in pending.popleft()]
             while pending:
                 yield [future.result() for future in pending.popleft()]

@@ -159,7 +159,8 @@ class FileSource:
 
         largest = max((s.stop - s.start for s in spans), default=0) * len(orders)
         decoded = self._decoder.images(wanted(), largest)
-        for step, (span, images) in enumerate(zip(spans, decoded, strict=True)):
+        for step, span in enumerate(spans):
+            images = next(decoded)
             shown = _Decoded(waiting.popleft(), images)
             batches = {}
             for number, name in enumerate(names):
@@ -175,6 +176,8 @@ class FileSource:
                 batches[name] = self._batch(
                     name, number, epoch, indices[there], repeats[there], shown
                 )
+            # Photographs at their own size: not to be kept while the next are decoded.
+            del images, shown
             yield batches
 
     def _batch(
@@ -266,8 +269,8 @@ class FileBatches:
         stops = [min(start + self.batch_size, len(self._labels)) for start in starts]
         wanted = [np.arange(a, b) for a, b in zip(starts, stops, strict=True)]
         decoded = self._decoder.images(wanted, self.batch_size)
-        for indices, images in zip(wanted, decoded, strict=True):
-            shown = _Decoded(indices, images)
+        for indices in wanted:
+            shown = _Decoded(indices, next(decoded))
             index = torch.from_numpy(indices)
             index = index[shown.readable(index)]
             if len(index) == 0:
@@ -285,6 +288,7 @@ class FileBatches:
                 device=self._device,
                 dtype=self._dtype,
             )
+            del shown
             batch = Batch(pixels.unsqueeze(0), self._labels[index], index)
             yield _moved(batch, self._device)
 

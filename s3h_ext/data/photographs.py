@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -132,27 +133,24 @@ def _untangle(
     hashes: dict[str, str],
     notes: list[str],
 ) -> None:
-    """Keeps test images out of what epochs are compared on.
+    """Keeps test images out of training and out of what epochs are compared on.
 
     Some repositories ship ImageNet-LT's 50,000-line test list under the name of the
     20,000-line val list: a run that selects by it selects on the test images.
     """
-    if "val" not in files:
-        return
-    val, test = spec.lists["val"], spec.lists["test"]
-    if hashes["val"] in (test.blob, hashes.get("test")):
+    val, test = spec.lists.get("val"), spec.lists["test"]
+    if val and "val" in files and hashes["val"] in (test.blob, hashes.get("test")):
         files.setdefault("test", files["val"])
         del files["val"]
         notes.append(
             f"{val.file} holds the test list: it is used for testing alone, and there "
             "is no validation split"
         )
-        return
-    for split in ("train", "test"):
-        if split in files and (shared := _shared(files["val"], files[split])):
+    for first, second in combinations(files, 2):
+        if shared := _shared(files[first], files[second]):
             raise ValueError(
-                f"{val.file}: expected no image of the {split} list, got "
-                f"{len(shared)}, such as {os.fsdecode(shared.pop())}"
+                f"{spec.lists[second].file}: expected no image of the {first} list, "
+                f"got {len(shared)}, such as {os.fsdecode(min(shared))}"
             )
 
 
