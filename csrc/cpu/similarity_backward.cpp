@@ -96,12 +96,21 @@ void Engine<Element>::backward_piece(const std::vector<Block>& blocks,
                            const float* others) {
       const int64_t copy = to.copies == 1 ? 0 : task;
       char* touched = to.touched.data() + copy * to.panels;
+      const int64_t panel_size = k_.panel * width_;
       float* out = memory_.at<float>(to.buffer) + copy * to.size +
-                   panels.first * k_.panel * width_;
+                   panels.first * panel_size;
+      // A piece of the triangle can begin inside a block: tiles of single
+      // panels then come before the tiles of the whole block.
+      const bool accumulate =
+          std::find(touched + panels.first, touched + panels.last, char{1}) !=
+          touched + panels.last;
+      for (int64_t i = panels.first; i < panels.last; ++i) {
+        if (accumulate && !touched[i])
+          std::fill_n(out + (i - panels.first) * panel_size, panel_size, 0.0f);
+        touched[i] = 1;
+      }
       k_.apply({g, row_stride, step_stride, count, ceil_div(steps, group),
-                others, width_, out, width_, width_,
-                touched[panels.first] != 0});
-      std::fill(touched + panels.first, touched + panels.last, char{1});
+                others, width_, out, width_, width_, accumulate});
     };
     const bool diagonal = block.rows.first == block.columns.first;
     if (rows != nullptr)

@@ -591,6 +591,18 @@ for depth in (7, 40, 128):
                 (right * weights).sum().backward()
                 error = (a.grad.double() - b.grad).norm() / b.grad.norm()
                 assert error < (1e-4 if dtype == torch.float32 else 6e-3), error
+
+# Where the triangle of a symmetric problem is cut among the threads depends on its size,
+# and each level has other sizes of tiles.
+for threads in (2, 3):
+    torch.set_num_threads(threads)
+    for n in range(240, 1400, 40):
+        z = torch.nn.functional.normalize(torch.randn(n, 64), dim=1)
+        a, b = z.clone().requires_grad_(), z.double().requires_grad_()
+        similarity_logsumexp(a, temperature=0.1).sum().backward()
+        dense(b, temperature=0.1).sum().backward()
+        errors = (a.grad.double() - b.grad).norm(dim=1) / b.grad.norm(dim=1)
+        assert errors.max() < 1e-4, (threads, n, errors.max())
 print(CPU.text("s3h_cpu_dispatch_level"))
 """
 
