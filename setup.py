@@ -104,6 +104,14 @@ def choose_cuda(torch_version: str, torch_cuda: str | None) -> tuple[str | None,
     return nvcc, asked
 
 
+def forget_other_checkout(build: Path) -> None:
+    """Removes CMake's cache of a checkout that was moved, which it would refuse."""
+    cache = build / "CMakeCache.txt"
+    line = f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}"
+    if cache.is_file() and line not in cache.read_text().splitlines():
+        cache.unlink()
+
+
 class CMakeBuild(build_ext):
     """One library per extension, under the file name CMake gives it."""
 
@@ -118,6 +126,7 @@ class CMakeBuild(build_ext):
         # only what changed, and compile_commands.json stays for the editor.
         build = ROOT / "build" / f"cmake-torch-{torch_version}"
         build.mkdir(parents=True, exist_ok=True)
+        forget_other_checkout(build)
         output.mkdir(parents=True, exist_ok=True)
         if nvcc is None:  # what another setting has left here would be loaded
             (output / "_s3h_cuda.so").unlink(missing_ok=True)

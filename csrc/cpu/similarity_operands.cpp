@@ -148,18 +148,24 @@ void Engine<Element>::find_range() {
     if (low <= high) middle_ = (low + high) / 2 * kLog2E;
     if (!(high < low)) range += (high - low) / 2 * kLog2E;
   }
+  bool excludes = false;
   if (labelled()) {
     double most = 0;
     const int64_t count = p_.same_label_bias != nullptr ? p_.n : 1;
     for (int64_t i = 0; i < count; ++i) {
       const double bias = p_.same_label_bias != nullptr ? p_.same_label_bias[i]
                                                         : p_.same_label_value;
-      if (bias == kNoKey) continue;
+      if (bias == kNoKey) {
+        excludes = true;
+        continue;
+      }
       if (!(std::abs(bias) <= most)) most = std::abs(bias);
     }
     range += most * kLog2E;
   }
-  exact_ = !(range <= kFastRange);
+  // A pair that is excluded by its label can lie above its row's sum, by the
+  // range of both: what the backward multiplies by zero must be finite.
+  exact_ = !(range <= (excludes ? kFastRange / 2 : kFastRange));
 }
 
 template <typename Element>

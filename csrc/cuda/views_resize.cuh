@@ -57,15 +57,13 @@ template <int kChannels>
 __device__ inline void filter_row(const Job& job, int64_t row, const Window& w,
                                   float inverse, float (&out)[kChannels]) {
   float sum[kChannels] = {};
-  if (row >= 0 && row < job.image.height) {
-    const int64_t start = job.left + w.first;
+  const int64_t start = job.left + w.first, right = job.image.width - start;
+  if (row >= 0 && row < job.image.height && right > 0 && start > -w.count) {
     const uint8_t* from =
         job.image.data + (row * job.image.width + start) * kChannels;
     // Taps inside of the image.
-    const int begin =
-        start < 0 ? static_cast<int>(min_of(-start, int64_t{w.count})) : 0;
-    const int end =
-        static_cast<int>(min_of(job.image.width - start, int64_t{w.count}));
+    const int begin = start < 0 ? static_cast<int>(-start) : 0;
+    const int end = static_cast<int>(min_of(right, int64_t{w.count}));
 #pragma unroll 4
     for (int t = begin; t < end; ++t) {
       const float weight = weight_of(w, t, inverse);

@@ -179,9 +179,9 @@ void check_class_sums() {
 
 int main() {
   int cases = 0;
-  const int64_t sizes[][3] = {
-      {1, 1, 1},       {7, 5, 3},       {101, 67, 33},  {260, 420, 64},
-      {252, 252, 64}, {320, 320, 64}, {640, 640, 64}};
+  const int64_t sizes[][3] = {{1, 1, 1},      {7, 5, 3},      {101, 67, 33},
+                              {260, 420, 64}, {252, 252, 64}, {320, 320, 64},
+                              {640, 640, 64}};
   for (const auto& size : sizes)
     for (int flags = 0; flags < 32; ++flags)
       for (double temperature : {0.3, 0.004}) {

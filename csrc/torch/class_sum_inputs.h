@@ -16,7 +16,8 @@ struct ClassSumInputs {
         device(queries_in.device()),
         classes(classes_in),
         queries(as_contiguous(queries_in, matrix, device)) {
-    STD_TORCH_CHECK(queries.dim() == 2, "queries must be [N, D]");
+    STD_TORCH_CHECK(queries.dim() == 2, "queries must be [N, D], got ",
+                    shape_of(queries));
     n = queries.size(0);
     depth = queries.size(1);
     m = n;

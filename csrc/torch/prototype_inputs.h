@@ -19,7 +19,9 @@ inline const Tensor& state(const Tensor& tensor, const Device& device,
   const bool vector = depth < 0;
   STD_TORCH_CHECK(tensor.dim() == (vector ? 1 : 2) && tensor.size(0) == rows &&
                       (vector || tensor.size(1) == depth),
-                  name, " does not have the shape of the state");
+                  name, " must have the state's shape [", rows,
+                  vector ? "" : ", " + std::to_string(depth), "], got ",
+                  shape_of(tensor));
   return tensor;
 }
 
@@ -31,7 +33,7 @@ inline void require_contiguous(std::initializer_list<Tensor> tensors,
 
 inline Tensor offsets_of(const Tensor& offsets, const Device& device) {
   STD_TORCH_CHECK(offsets.dim() == 1 && offsets.size(0) >= 1,
-                  "offsets must be [C + 1]");
+                  "offsets must be [C + 1], got ", shape_of(offsets));
   return as_contiguous(offsets, ScalarType::Long, device);
 }
 
@@ -51,7 +53,8 @@ struct SampleInputs {
         type(stored == ScalarType::Double ? ScalarType::Double
                                           : ScalarType::Float),
         features(as_contiguous(features_in, stored, device)) {
-    STD_TORCH_CHECK(features.dim() == 2, "features must be [N, D]");
+    STD_TORCH_CHECK(features.dim() == 2, "features must be [N, D], got ",
+                    shape_of(features));
     n = features.size(0);
     depth = features.size(1);
     labels = vector_of(labels_in, n, ScalarType::Long, device, "labels");
@@ -80,7 +83,8 @@ struct AccumulateInputs : SampleInputs {
         counts(counts_in),
         far_distances(far_distances_in),
         far_features(far_features_in) {
-    STD_TORCH_CHECK(prototypes.dim() == 2, "prototypes must be [S, D]");
+    STD_TORCH_CHECK(prototypes.dim() == 2, "prototypes must be [S, D], got ",
+                    shape_of(prototypes));
     rows = prototypes.size(0);
     classes = offsets.size(0) - 1;
     prototypes = as_contiguous(
@@ -109,7 +113,8 @@ struct StateInputs {
         sums(sums_in),
         masses(masses_in),
         offsets(offsets_of(offsets_in, device)) {
-    STD_TORCH_CHECK(prototypes.dim() == 2, "prototypes must be [S, D]");
+    STD_TORCH_CHECK(prototypes.dim() == 2, "prototypes must be [S, D], got ",
+                    shape_of(prototypes));
     STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double,
                     "prototypes must be float32 or float64");
     rows = prototypes.size(0);

@@ -22,7 +22,8 @@ struct SimilarityInputs {
         temperature(temperature_in),
         same_label_value(same_label_value_in),
         queries(as_contiguous(queries_in, matrix, device)) {
-    STD_TORCH_CHECK(queries.dim() == 2, "queries must be [N, D]");
+    STD_TORCH_CHECK(queries.dim() == 2, "queries must be [N, D], got ",
+                    shape_of(queries));
     n = queries.size(0);
     depth = queries.size(1);
     m = n;

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
+#include <string>
 
 namespace s3h::stable {
 
@@ -34,12 +35,21 @@ inline Tensor as_contiguous(
       tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type));
 }
 
+// The shape as [2, 3], for errors.
+inline std::string shape_of(const Tensor& tensor) {
+  std::string text = "[";
+  for (int64_t d = 0; d < tensor.dim(); ++d)
+    text += (d == 0 ? "" : ", ") + std::to_string(tensor.size(d));
+  return text + "]";
+}
+
 inline OptionalTensor vector_of(const OptionalTensor& tensor, int64_t size,
                                 ScalarType type, const Device& device,
                                 const char* name) {
   if (!tensor.has_value()) return std::nullopt;
   STD_TORCH_CHECK(tensor->dim() == 1 && tensor->size(0) == size, name,
-                  " must have ", size, " elements");
+                  " must have ", size, " elements, got shape ",
+                  shape_of(*tensor));
   return as_contiguous(*tensor, type, device);
 }
 

@@ -125,6 +125,16 @@ def test_downscaling_by_a_lot():
     check(image, far, (2, 2))
 
 
+@pytest.mark.parametrize("away", [3_000_000_000, 1 << 32, 1 << 47])
+@pytest.mark.parametrize("sides", [(2, 2), (5, 6)])
+def test_a_box_however_far_from_its_image_is_black(away, sides):
+    places = [(0, away), (0, -away), (away, 0), (-away, 0)]
+    box = torch.tensor([(*place, *sides) for place in places])
+    patches = Patches(torch.zeros(4, dtype=torch.int64), box)
+    pixels = render(draw_images(1, 40, 33), patches, (2, 2), variant="address")
+    assert in_unit(pixels).abs().max() < CLOSE
+
+
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("size", [(32, 32), (17, 9), (3, 66)])
 def test_box_of_the_views_size_is_an_exact_copy(size, dtype):

@@ -76,7 +76,13 @@ def test_opcheck_and_plain_form(symmetric):
 
 def test_bad_input():
     q, k, a, b = draw()
-    with pytest.raises(RuntimeError, match="key_classes must have 20 elements"):
+    with pytest.raises(ValueError, match=r"key_classes must have shape \(20,\)"):
         class_sum_dots(q, k, query_classes=a, key_classes=b[:3], num_classes=5)
-    with pytest.raises(RuntimeError, match="go together"):
+    with pytest.raises(ValueError, match="must be given together"):
         class_sum_dots(q, k, query_classes=a, num_classes=5)
+    with pytest.raises(TypeError, match="keys must have the queries' type"):
+        class_sum_dots(q, k.float(), query_classes=a, key_classes=b, num_classes=5)
+    with pytest.raises(TypeError, match="query_classes must be integers"):
+        class_sum_dots(q, query_classes=a.float(), num_classes=5)
+    with pytest.raises(ValueError, match="num_classes must not be negative, got -1"):
+        class_sum_dots(q, query_classes=a, num_classes=-1)

@@ -267,6 +267,27 @@ def test_update_is_accumulate_and_apply_to_the_bit(metric, dtype, rows):
         torch.set_num_threads(threads)
 
 
+def test_prototypes_of_any_strides():
+    f, y, p, _, m, o = draw()
+    across = p.T.contiguous().T
+    assert not across.is_contiguous()
+    expected = accumulate_prototypes(f, y, p, m, o)
+    assert all(map(torch.equal, accumulate_prototypes(f, y, across, m, o), expected))
+
+
+def test_autograd_sees_that_the_state_has_changed():
+    f, y, p, s, m, o = draw()
+    f.requires_grad_()
+    for change in (
+        lambda: update_prototypes_(f, y, p, s, m, o),
+        lambda: apply_prototypes_(p, s, m, o, accumulate_prototypes(f, y, p, m, o)),
+    ):
+        loss = (f @ p.T).sum()
+        change()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
 def test_memory_is_used_again_on_request():
     f, y, p, _, m, o = draw()
     expected = accumulate_prototypes(f, y, p, m, o)
@@ -274,7 +295,7 @@ def test_memory_is_used_again_on_request():
     again = accumulate_prototypes(f, y, p, m, o, out=other)
     assert all(map(torch.equal, again, expected))
     assert again.sums.data_ptr() == other.sums.data_ptr()
-    with pytest.raises(RuntimeError, match=r"out\.counts does not have the shape"):
+    with pytest.raises(RuntimeError, match=r"out\.counts must have the state's"):
         accumulate_prototypes(f, y, p, m, o, out=other._replace(counts=m[1:]))
 
 
@@ -350,7 +371,17 @@ def test_bad_input():
         accumulate_prototypes(f, y, p, m, o[:-1])
     with pytest.raises(RuntimeError, match="prototypes must be float32"):
         accumulate_prototypes(f, y, p.float(), m, o)
-    with pytest.raises(RuntimeError, match="masses does not have the shape"):
+    with pytest.raises(TypeError, match="labels must be integers, got torch.float32"):
+        accumulate_prototypes(f, y.float(), p, m, o)
+    with pytest.raises(TypeError, match="offsets must be integers, got torch.float64"):
+        update_prototypes_(f, y, p, s, m, o.double())
+    with pytest.raises(
+        ValueError, match=r"offsets must be \[C \+ 1\], got shape \(0,\)"
+    ):
+        accumulate_prototypes(f, y, p, m, o[:0])
+    with pytest.raises(
+        RuntimeError, match=r"masses must have the state's shape \[18\], got \[17\]"
+    ):
         accumulate_prototypes(f, y, p, m[1:], o)
     with pytest.raises(ValueError, match="metric: expected one of"):
         accumulate_prototypes(f, y, p, m, o, metric="manhattan")
@@ -362,7 +393,7 @@ def test_bad_input():
     before = [t.clone() for t in (p, s, m)]
     with pytest.raises(RuntimeError, match=r"labels\[11\] is 5"):
         update_prototypes_(f, high, p, s, m, o)
-    with pytest.raises(RuntimeError, match="sums does not have the shape"):
+    with pytest.raises(RuntimeError, match="sums must have the state's shape"):
         update_prototypes_(f, y, p, s[1:], m, o)
     with pytest.raises(RuntimeError, match="must be contiguous"):
         update_prototypes_(f, y, p, s.T.contiguous().T, m, o)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from s3h_ext.ops import reference, similarity_logsumexp
 from s3h_ext.ops.reference import similarity_logsumexp_dense as dense
@@ -235,6 +236,23 @@ def test_row_without_a_key_is_minus_infinity_with_zero_gradient():
     assert not gk.any()
 
 
+@pytest.mark.parametrize("bias", [-80.0, -88.0, -90.0, -95.0])
+def test_a_pair_far_above_its_row_that_is_excluded_has_no_gradient(bias):
+    queries = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    keys = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    options = {
+        "temperature": 0.1,
+        "key_bias": torch.tensor([0.0, bias]),
+        "query_labels": torch.tensor([0, 0, 0]),
+        "key_labels": torch.tensor([0, 1]),
+        "same_label_bias": -math.inf,
+    }
+    lse, (grad, _) = run(similarity_logsumexp, queries, keys, torch.ones(3), **options)
+    # One key is left for each row.
+    torch.testing.assert_close(grad, (keys[1:] / 0.1).expand(3, 2))
+    torch.testing.assert_close(lse, queries @ keys[1] / 0.1 + bias)
+
+
 def test_negative_labels_equal_nothing():
     q, k = matrices(6, 5, 8)
     lse = similarity_logsumexp(
@@ -327,6 +345,24 @@ def test_only_what_is_needed_gets_a_gradient():
     (grad,) = torch.autograd.grad(similarity_logsumexp(q, k, temperature=0.5).sum(), k)
     _, (_, right) = run(dense, q, k, torch.ones(6), temperature=0.5)
     torch.testing.assert_close(grad, right)
+
+
+def test_forward_mode_is_refused():
+    def lse(z):
+        return similarity_logsumexp(z, temperature=0.1)
+
+    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        torch.func.jvp(lse, (Q,), (Q,))
+    with forward_ad.dual_level():
+        with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+            lse(forward_ad.make_dual(Q, Q))
+        lse(Q)
+
+
+def test_shapes_without_data():
+    assert similarity_logsumexp(Q.to("meta"), K.to("meta"), temperature=0.1).shape == (
+        len(Q),
+    )
 
 
 def test_double_backward_is_refused():
@@ -592,8 +628,8 @@ for depth in (7, 40, 128):
                 error = (a.grad.double() - b.grad).norm() / b.grad.norm()
                 assert error < (1e-4 if dtype == torch.float32 else 6e-3), error
 
-# Where the triangle of a symmetric problem is cut among the threads depends on its size,
-# and each level has other sizes of tiles.
+# Where the triangle of a symmetric problem is cut among the threads depends on its
+# size, and each level has other sizes of tiles.
 for threads in (2, 3):
     torch.set_num_threads(threads)
     for n in range(240, 1400, 40):

@@ -116,3 +116,31 @@ def implement_cuda(
     for name, plain in operators.items():
         if not has_kernel(f"s3h::{name}", "CUDA"):
             LIBRARY.impl(name, plain, "CUDA")
+
+
+def count_changes(*operators: str) -> None:
+    """Counts each call's changes of the arguments that ``operators`` write into.
+
+    Autograd refuses a backward through a tensor that was changed after its use; it
+    knows a change by the tensor's version, which a library's operators must raise
+    themselves.
+    """
+    for operator in operators:
+        _count_changes(getattr(torch.ops.s3h, operator).default, operator)
+
+
+def _count_changes(overload: Any, operator: str) -> None:
+    written = [
+        place
+        for place, argument in enumerate(overload._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    functions: Any = torch._C
+
+    def kernel(keys: Any, *arguments: Any) -> Any:
+        torch.autograd.graph.increment_version([arguments[place] for place in written])
+        with functions._AutoDispatchBelowADInplaceOrView():
+            below = keys & functions._after_ADInplaceOrView_keyset
+            return overload.redispatch(below, *arguments)
+
+    LIBRARY.impl(operator, kernel, "ADInplaceOrView", with_keyset=True)

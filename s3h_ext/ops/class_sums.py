@@ -11,6 +11,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from s3h_ext.ops._arguments import (
+    check_integers,
+    check_matrices,
+    meet_under_autocast,
+    refuse_forward_mode,
+)
 from s3h_ext.ops._library import LIBRARY, implement_cuda, registry
 from s3h_ext.ops.reference import compute_dtype
 from s3h_ext.ops.similarity import CPU, CUDA
@@ -37,19 +43,24 @@ def class_sum_dots(
     r"""Returns ``q_i · Σ_{j: y_j = y_i} k_j``.
 
     With ``keys=None`` the queries are the keys, and row i is left out of its sum.
-    Inputs of 16 bits are summed and answered in float32. Gradients flow to queries and
-    keys, once. The result does not depend on the number of threads.
+    Inputs of 16 bits are summed and answered in float32. Under autocast, queries and
+    keys of different types meet in the wider one. Gradients flow to queries and keys,
+    once. The result does not depend on the number of threads.
 
     Args:
-        queries: ``[N, D]`` floating point.
+        queries: ``[N, D]`` float32, float64, bfloat16 or float16.
         keys: ``[M, D]`` of the same type, or None.
-        query_classes: ``[N]`` int64; a class outside [0, num_classes) has no sum, and
-            0 for its rows.
-        key_classes: ``[M]`` int64, with ``keys`` only.
+        query_classes: ``[N]`` integers; a class outside [0, num_classes) has no sum,
+            and 0 for its rows.
+        key_classes: ``[M]`` integers, with ``keys`` only.
         num_classes: how many sums there are.
 
     Returns:
         ``[N]``, float64 for float64 queries, else float32.
+
+    Raises:
+        TypeError: an argument's type is not one of the above.
+        ValueError: a shape, device, number or combination is not as above.
 
     Example:
         >>> rows = torch.eye(3)
@@ -58,6 +69,17 @@ def class_sum_dots(
         ...     key_classes=torch.tensor([0, 1, 1]), num_classes=2)
         tensor([1., 0., 1.])
     """
+    queries, keys = meet_under_autocast(queries, keys)
+    check_matrices(queries, keys)
+    refuse_forward_mode("class_sum_dots", queries, keys)
+    if (keys is None) != (key_classes is None):
+        raise ValueError("keys and key_classes must be given together")
+    rows, device = queries.shape[0], queries.device
+    check_integers("query_classes", query_classes, rows, device)
+    if keys is not None:
+        check_integers("key_classes", key_classes, keys.shape[0], device)
+    if num_classes < 0:
+        raise ValueError(f"num_classes must not be negative, got {num_classes}")
     operators: Any = torch.ops.s3h
     return cast(
         Tensor,

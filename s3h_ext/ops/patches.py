@@ -58,12 +58,16 @@ class Patches:
         """Returns the number of views, V.
 
         Raises:
-            ValueError: ``views`` is negative, or not P where ``view`` is None.
+            ValueError: ``views`` is negative, or not P where ``view`` is None; or all
+                of ``view`` is negative.
         """
         if self.views is None:
             if self.view is None:
                 return len(self)
-            return int(self.view.max()) + 1 if len(self) > 0 else 0
+            last = int(self.view.max()) if len(self) > 0 else -1
+            if len(self) > 0 and last < 0:
+                raise ValueError(f"patches.view: expected at least 0, got {last}")
+            return last + 1
         if self.views < 0 or (self.view is None and self.views != len(self)):
             expected = f"{len(self)}" if self.view is None else "at least 0"
             raise ValueError(f"patches.views: expected {expected}, got {self.views}")

@@ -20,7 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from s3h_ext.ops import reference_prototypes
-from s3h_ext.ops._library import LIBRARY, implement_cuda, registry
+from s3h_ext.ops._arguments import check_integers
+from s3h_ext.ops._library import LIBRARY, count_changes, implement_cuda, registry
 from s3h_ext.ops.similarity import CPU, CUDA
 
 Metric = Literal["euclidean", "cosine"]
@@ -73,6 +74,16 @@ def _check_average(momentum: float, expire_below: float) -> None:
             raise ValueError(f"{name}: expected a number in [0, 1), got {value}")
 
 
+def _check_samples(features: Tensor, labels: Tensor) -> None:
+    check_integers("labels", labels, features.shape[0], features.device)
+
+
+def _check_offsets(offsets: Tensor, device: torch.device) -> None:
+    if offsets.ndim != 1 or len(offsets) == 0:
+        raise ValueError(f"offsets must be [C + 1], got shape {tuple(offsets.shape)}")
+    check_integers("offsets", offsets, len(offsets), device)
+
+
 def accumulate_prototypes(
     features: Tensor,
     labels: Tensor,
@@ -108,9 +119,10 @@ def accumulate_prototypes(
         The batch's part of the update, in the prototypes' type.
 
     Raises:
-        ValueError: an unknown metric.
-        RuntimeError: a shape or type does not fit; on the CPU, a label is not below C
-            or offsets do not rise from 0 to S.
+        ValueError: an unknown metric; labels or offsets have another shape or device.
+        TypeError: labels or offsets are not integers.
+        RuntimeError: another shape or type does not fit; on the CPU, a label is not
+            below C or offsets do not rise from 0 to S.
 
     Example:
         >>> state = torch.tensor([[0.0], [10.0], [5.0]])
@@ -120,13 +132,15 @@ def accumulate_prototypes(
         >>> update.assignments
         tensor([0, 1, 2])
     """
+    _check_samples(features, labels)
+    _check_offsets(offsets, features.device)
     operators: Any = torch.ops.s3h
     if out is None:
         classes, depth = offsets.shape[0] - 1, prototypes.shape[-1]
         out = PrototypeUpdate(
             labels,
-            torch.empty_like(prototypes),
-            torch.empty_like(masses),
+            prototypes.new_empty(prototypes.shape),
+            masses.new_empty(masses.shape),
             prototypes.new_empty(classes),
             prototypes.new_empty(classes, depth),
         )
@@ -217,8 +231,9 @@ def apply_prototypes_(
         expire_below: in [0, 1); 0: only unborn rows are seeded.
 
     Raises:
-        ValueError: an argument is out of range.
-        RuntimeError: a shape or type does not fit.
+        ValueError: an argument is out of range; offsets have another shape or device.
+        TypeError: offsets are not integers.
+        RuntimeError: another shape or type does not fit.
 
     Example:
         >>> prototypes, sums = torch.zeros(1, 1), torch.zeros(1, 1)
@@ -232,6 +247,7 @@ def apply_prototypes_(
         (tensor([[2.]]), tensor([2.]))
     """
     _check_average(momentum, expire_below)
+    _check_offsets(offsets, prototypes.device)
     operators: Any = torch.ops.s3h
     operators.apply_prototypes_(
         prototypes,
@@ -279,9 +295,11 @@ def update_prototypes_(
         it was ignored.
 
     Raises:
-        ValueError: an unknown metric, or a number out of range.
-        RuntimeError: a label is not below C, offsets do not rise from 0 to S, or a
-            shape or type does not fit. The state is then unchanged.
+        ValueError: an unknown metric, or a number out of range; labels or offsets have
+            another shape or device.
+        TypeError: labels or offsets are not integers.
+        RuntimeError: a label is not below C, offsets do not rise from 0 to S, or
+            another shape or type does not fit. The state is then unchanged.
 
     Example:
         >>> prototypes, sums = torch.zeros(1, 1), torch.zeros(1, 1)
@@ -293,6 +311,8 @@ def update_prototypes_(
         tensor([[2.]])
     """
     _check_average(momentum, expire_below)
+    _check_samples(features, labels)
+    _check_offsets(offsets, prototypes.device)
     operators: Any = torch.ops.s3h
     assignments: Tensor = operators.update_prototypes_(
         features.detach(),
@@ -378,3 +398,4 @@ implement_cuda(
 registry.register_fake("s3h::accumulate_prototypes", _fake_accumulate, lib=LIBRARY)
 registry.register_fake("s3h::apply_prototypes_", _fake_apply, lib=LIBRARY)
 registry.register_fake("s3h::update_prototypes_", _fake_accumulate, lib=LIBRARY)
+count_changes("accumulate_prototypes", "apply_prototypes_", "update_prototypes_")

@@ -14,6 +14,14 @@ import torch
 from torch import Tensor
 
 from s3h_ext.ops import reference
+from s3h_ext.ops._arguments import (
+    check_bias,
+    check_integers,
+    check_matrices,
+    check_temperature,
+    meet_under_autocast,
+    refuse_forward_mode,
+)
 from s3h_ext.ops._library import (
     CPU_LIBRARY_PATH,
     LIBRARY,
@@ -37,9 +45,6 @@ LIBRARY.define(
     "bool need_queries, bool need_keys, bool assume_normalized, bool deterministic, "
     "bool allow_tf32) -> (Tensor, Tensor)"
 )
-
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 CPU = NativeLibrary(CPU_LIBRARY_PATH)
 if not CPU.loaded:
@@ -109,18 +114,17 @@ def similarity_logsumexp(
         >>> similarity_logsumexp(z, temperature=0.1).shape
         torch.Size([8])
     """
-    if keys is not None and torch.is_autocast_enabled(queries.device.type):
-        widest = torch.promote_types(queries.dtype, keys.dtype)
-        queries, keys = queries.to(widest), keys.to(widest)
-    _check_matrices(queries, keys)
-    temperature = _check_temperature(temperature)
+    queries, keys = meet_under_autocast(queries, keys)
+    check_matrices(queries, keys)
+    refuse_forward_mode("similarity_logsumexp", queries, keys)
+    temperature = check_temperature(temperature)
     rows = queries.shape[0]
     columns = rows if keys is None else keys.shape[0]
     device = queries.device
-    _check_bias("key_bias", key_bias, columns, device)
-    _check_integers("query_labels", query_labels, rows, device)
-    _check_integers("key_labels", key_labels, columns, device)
-    _check_integers("self_index", self_index, rows, device)
+    check_bias("key_bias", key_bias, columns, device)
+    check_integers("query_labels", query_labels, rows, device)
+    check_integers("key_labels", key_labels, columns, device)
+    check_integers("self_index", self_index, rows, device)
     if keys is None and (key_labels is not None or self_index is not None):
         raise ValueError(
             "key_labels and self_index must be None in the symmetric case "
@@ -132,7 +136,7 @@ def similarity_logsumexp(
     value = 0.0
     if isinstance(same_label_bias, Tensor):
         bias = same_label_bias
-        _check_bias("same_label_bias", bias, rows, device)
+        check_bias("same_label_bias", bias, rows, device)
     else:
         value = float(same_label_bias)
         if math.isnan(value) or value == math.inf:
@@ -171,72 +175,6 @@ def _allow_tf32() -> bool:
 # is all that torch.compiler.assume_constant_result does, but that imports the compiler,
 # 1.4 s for those who do not compile.
 _allow_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _check_matrices(
-    queries: Tensor, keys: Tensor | None, name: str = "queries"
-) -> None:
-    if queries.ndim != 2:
-        raise ValueError(f"{name} must be [N, D], got shape {tuple(queries.shape)}")
-    if queries.dtype not in _FLOATS:
-        raise TypeError(
-            f"{name} must be float32, float64, bfloat16 or float16, got {queries.dtype}"
-        )
-    if keys is None:
-        return
-    if keys.ndim != 2 or keys.shape[1] != queries.shape[1]:
-        raise ValueError(
-            f"keys must be [M, {queries.shape[1]}] like the queries, "
-            f"got shape {tuple(keys.shape)}"
-        )
-    if keys.dtype != queries.dtype:
-        raise TypeError(
-            f"keys must have the queries' type {queries.dtype}, got {keys.dtype}"
-        )
-    if keys.device != queries.device:
-        raise ValueError(f"keys must be on {queries.device}, got {keys.device}")
-
-
-def _check_temperature(temperature: Any) -> float:
-    if not isinstance(temperature, (int, float)):
-        raise TypeError(
-            f"temperature must be a number, got {type(temperature).__name__}"
-        )
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature must be finite and above 0, got {temperature}")
-    return float(temperature)
-
-
-def _check_vector(name: str, tensor: Tensor, size: int, device: torch.device) -> None:
-    if tensor.shape != (size,):
-        raise ValueError(f"{name} must have shape ({size},), got {tuple(tensor.shape)}")
-    if tensor.device != device:
-        raise ValueError(f"{name} must be on {device}, got {tensor.device}")
-
-
-def _check_bias(
-    name: str, tensor: Tensor | None, size: int, device: torch.device
-) -> None:
-    if tensor is None:
-        return
-    _check_vector(name, tensor, size, device)
-    if tensor.dtype not in _FLOATS:
-        raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
-    if tensor.requires_grad:
-        raise ValueError(
-            f"{name} must not require a gradient: none is calculated for it; "
-            f"pass {name}.detach()"
-        )
-
-
-def _check_integers(
-    name: str, tensor: Tensor | None, size: int, device: torch.device
-) -> None:
-    if tensor is None:
-        return
-    _check_vector(name, tensor, size, device)
-    if tensor.dtype not in _INTEGERS:
-        raise TypeError(f"{name} must be integers, got {tensor.dtype}")
 
 
 def _fake_forward(queries: Tensor, *args: Any) -> Tensor:

@@ -13,14 +13,15 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
+from s3h_ext.ops._arguments import (
+    check_integers,
+    check_matrices,
+    check_temperature,
+    refuse_forward_mode,
+)
 from s3h_ext.ops._library import LIBRARY, registry
 from s3h_ext.ops.reference import compute_dtype
-from s3h_ext.ops.similarity import (
-    CPU,
-    _check_integers,
-    _check_matrices,
-    _check_temperature,
-)
+from s3h_ext.ops.similarity import CPU
 
 _ARGUMENTS = (
     "Tensor features, Tensor labels, float temperature, int num_classes, "
@@ -75,21 +76,22 @@ def supervised_contrastive(
         >>> counted
         tensor(5)
     """
-    _check_matrices(features, None, "features")
+    check_matrices(features, None, "features")
     if features.device.type != "cpu":
         raise ValueError(f"features must be on the CPU, got {features.device}")
-    _check_integers("labels", labels, features.shape[0], features.device)
+    check_integers("labels", labels, features.shape[0], features.device)
     if num_classes is not None and num_classes < 0:
         raise ValueError(f"num_classes must not be negative, got {num_classes}")
     if reduction not in _REDUCTIONS:
         raise ValueError(
             f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}"
         )
+    refuse_forward_mode("supervised_contrastive", features)
     operators: Any = torch.ops.s3h
     loss, counted, _ = operators.supcon(
         features,
         labels,
-        _check_temperature(temperature),
+        check_temperature(temperature),
         -1 if num_classes is None else num_classes,
         _REDUCTIONS.index(reduction),
         torch.are_deterministic_algorithms_enabled(),

@@ -1,0 +1,107 @@
+"""Checks of the operations' arguments, by the names that a caller gave them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def meet_under_autocast(
+    queries: Tensor, keys: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Under autocast, brings matrices of different types to the wider one."""
+    if keys is None or keys.dtype == queries.dtype:
+        return queries, keys
+    if not torch.is_autocast_enabled(queries.device.type):
+        return queries, keys
+    widest = torch.promote_types(queries.dtype, keys.dtype)
+    return queries.to(widest), keys.to(widest)
+
+
+def refuse_forward_mode(operator: str, *tensors: Tensor | None) -> None:
+    """Refuses tangents, which an operator without a forward derivative would drop."""
+    # What unpack_dual asks too; torch.compile can read this, and not trace that.
+    if forward_ad._current_level < 0:
+        return
+    for tensor in tensors:
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                f"{operator} has no forward-mode derivative: use backward, or detach "
+                "its inputs"
+            )
+
+
+def check_matrices(queries: Tensor, keys: Tensor | None, name: str = "queries") -> None:
+    """Checks queries ``[N, D]``, called ``name``, and keys ``[M, D]`` of their type."""
+    if queries.ndim != 2:
+        raise ValueError(f"{name} must be [N, D], got shape {tuple(queries.shape)}")
+    if queries.dtype not in _FLOATS:
+        raise TypeError(
+            f"{name} must be float32, float64, bfloat16 or float16, got {queries.dtype}"
+        )
+    if keys is None:
+        return
+    if keys.ndim != 2 or keys.shape[1] != queries.shape[1]:
+        raise ValueError(
+            f"keys must be [M, {queries.shape[1]}] like the queries, "
+            f"got shape {tuple(keys.shape)}"
+        )
+    if keys.dtype != queries.dtype:
+        raise TypeError(
+            f"keys must have the queries' type {queries.dtype}, got {keys.dtype}"
+        )
+    if keys.device != queries.device:
+        raise ValueError(f"keys must be on {queries.device}, got {keys.device}")
+
+
+def check_temperature(temperature: Any) -> float:
+    """Returns the temperature as a float: a positive, finite number."""
+    if not isinstance(temperature, (int, float)):
+        raise TypeError(
+            f"temperature must be a number, got {type(temperature).__name__}"
+        )
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be finite and above 0, got {temperature}")
+    return float(temperature)
+
+
+def check_vector(name: str, tensor: Tensor, size: int, device: torch.device) -> None:
+    """Checks shape ``[size]`` and device."""
+    if tensor.shape != (size,):
+        raise ValueError(f"{name} must have shape ({size},), got {tuple(tensor.shape)}")
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on {device}, got {tensor.device}")
+
+
+def check_bias(
+    name: str, tensor: Tensor | None, size: int, device: torch.device
+) -> None:
+    """Checks floating-point numbers ``[size]`` that need no gradient, or None."""
+    if tensor is None:
+        return
+    check_vector(name, tensor, size, device)
+    if tensor.dtype not in _FLOATS:
+        raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
+    if tensor.requires_grad:
+        raise ValueError(
+            f"{name} must not require a gradient: none is calculated for it; "
+            f"pass {name}.detach()"
+        )
+
+
+def check_integers(
+    name: str, tensor: Tensor | None, size: int, device: torch.device
+) -> None:
+    """Checks integers ``[size]``, or None."""
+    if tensor is None:
+        return
+    check_vector(name, tensor, size, device)
+    if tensor.dtype not in _INTEGERS:
+        raise TypeError(f"{name} must be integers, got {tensor.dtype}")
