@@ -6,13 +6,15 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from s3h_ext.data import Feed
+from s3h_ext.data.files import printable
+from s3h_ext.data.photographs import PHOTOGRAPHS
 from s3h_ext.training.checkpoint import CheckpointError
 from s3h_ext.training.evaluation import evaluate_method
 from s3h_ext.training.files import write_text
@@ -26,7 +28,12 @@ _MEASURES = ("top1", "many", "medium", "few", "macro_f1", "worst_class")
 
 
 def evaluate_run(
-    run: Run, split: str, *, root: str | None = None, batch_size: int | None = None
+    run: Run,
+    split: str,
+    *,
+    root: str | None = None,
+    batch_size: int | None = None,
+    feed: Feed | None = None,
 ) -> Evaluation:
     """Return the metrics of a run's network on a split of its data set.
 
@@ -36,14 +43,15 @@ def evaluate_run(
             the archive's training images that the run does not train on.
         root: folder of the data, where it is not the run's own.
         batch_size: of the evaluation, where it is not the run's own.
+        feed: what reads the images, and takes note of those that it cannot read; the
+            run's own if not set.
 
     Raises:
         ValueError: the run has no such split, or these are not its data.
         FileNotFoundError: the data are not there.
     """
     dataset = split_images(run, split, root)
-    data = run.config.data
-    batches = Feed(data.source, data.workers, data.unreadable).evaluation(
+    batches = (feed or _feed(run)).evaluation(
         dataset.test,
         dataset,
         batch_size=batch_size or run.config.eval_batch_size,
@@ -58,13 +66,22 @@ def evaluate_run(
     )
 
 
-def _summary(run: Run, split: str, found: Evaluation) -> dict[str, Any]:
+def _feed(run: Run) -> Feed:
+    data = run.config.data
+    return Feed(data.source, data.workers, data.unreadable)
+
+
+def _summary(
+    run: Run, split: str, found: Evaluation, left_out: Mapping[str, str]
+) -> dict[str, Any]:
     error = found.calibration.error
+    files = run.config.data.name in PHOTOGRAPHS
     return {
         "run": run.name,
         "dataset": run.card.name,
         "split": split,
         "images": int(found.confusion[:, 2].sum()),
+        **({"unreadable_images": len(left_out)} if files else {}),
         "epochs_done": run.epochs_done,
         **{name: getattr(found, name) for name in _MEASURES},
         # Not a number where a confidence is none, and JSON knows no NaN.
@@ -98,10 +115,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = options.output or options.run / f"evaluation-{options.split}"
     try:
         run = load_run(options.run, device=options.device)
+        feed = _feed(run)
         found = evaluate_run(
-            run, options.split, root=options.data_root, batch_size=options.batch_size
+            run,
+            options.split,
+            root=options.data_root,
+            batch_size=options.batch_size,
+            feed=feed,
         )
-        summary = _summary(run, options.split, found)
+        summary = _summary(run, options.split, found, feed.met.found)
         folder.mkdir(parents=True, exist_ok=True)
         write_evaluation(
             folder,
@@ -114,10 +136,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CheckpointError, ValueError, TypeError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    for path, reason in sorted(feed.met.found.items()):
+        print(f"left out: {printable(path)}: {reason}", file=sys.stderr)
     for name, value in summary.items():
-        shown = f"{value:.2f}" if isinstance(value, float) else value
+        shown = f"{value:.2f}" if isinstance(value, float) else printable(value)
         print(f"{name:18}{'-' if value is None else shown}")
-    print(folder)
+    print(printable(folder))
     return 0
 
 

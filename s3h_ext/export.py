@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from s3h_ext.data import ImageSet
+from s3h_ext.data.files import printable
 from s3h_ext.data.pictures import Preprocessing, find_pictures, read_picture
 from s3h_ext.training.checkpoint import CheckpointError
 from s3h_ext.training.exporting import FORMATS, ExportError, export_run
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(
-        f"{output}: on {len(images)} images the logits differ by at most "
+        f"{printable(output)}: on {len(images)} images the logits differ by at most "
         f"{difference:.1e} from the network's, and the predicted classes agree"
     )
     return 0

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from s3h_ext.data.files import printable
 from s3h_ext.data.pictures import Preprocessing, find_pictures, read_picture
 from s3h_ext.training.checkpoint import CheckpointError
 from s3h_ext.training.files import write_bytes
@@ -153,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ):
             if answer[1] is not None:
                 failed += 1
-                print(f"{_shown(answer[0])}: {answer[1]}", file=sys.stderr)
+                print(f"{printable(answer[0])}: {answer[1]}", file=sys.stderr)
             yield answer
 
     top = min(options.top, len(run.card.classes))
@@ -173,10 +174,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if failed:
         print(f"{failed} of the images could not be read", file=sys.stderr)
     return 1 if failed else 0
-
-
-def _shown(path: str) -> str:
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 if __name__ == "__main__":

@@ -78,6 +78,8 @@ def test_what_cannot_be_cut_is_a_problem(tiny_cifar):
     assert "or none" in report.problems[0]
     with pytest.raises(ValueError, match="imbalance: expected a finite factor >= 1"):
         check("cifar10", tiny_cifar.root, imbalance=[0.5])
+    with pytest.raises(ValueError, match="profile: expected one of"):
+        check("cifar10", tiny_cifar.root, profile="linear")
 
 
 def test_what_is_possible_is_what_load_dataset_cuts(tiny_cifar):
@@ -93,6 +95,23 @@ def test_what_is_possible_is_what_load_dataset_cuts(tiny_cifar):
             with pytest.raises(ValueError, match=r"labels|imbalance"):
                 load_dataset("cifar10-lt", root=tiny_cifar.root, imbalance=factor)
     assert outcomes == {True, False}
+
+
+@pytest.mark.parametrize("profile", ["exp", "step"])
+def test_what_octmnist_is_cut_to_is_what_load_dataset_cuts(tmp_path, profile):
+    np.savez(tmp_path / "octmnist.npz", **oct_arrays())
+    factors = [1, 1.5, 3, 10, 20]
+    report = check("octmnist", tmp_path, imbalance=factors, profile=profile)
+    assert report.problems == []
+    for factor in factors:
+        data = load_dataset(
+            "octmnist-lt", root=tmp_path, imbalance=factor, profile=profile
+        )
+        whole = sum(data.class_counts == COUNTS["train"])
+        assert f" {whole} at factor {factor:g}" in report.text()
+    assert check("octmnist", tmp_path, imbalance=[21], profile=profile).problems
+    with pytest.raises(ValueError, match="imbalance: 21 leaves no image"):
+        load_dataset("octmnist-lt", root=tmp_path, imbalance=21, profile=profile)
 
 
 def test_an_empty_class_is_a_problem(tiny_cifar):
@@ -143,6 +162,15 @@ def test_octmnist_of_another_size_is_named(tmp_path):
     np.savez(tmp_path / "octmnist_64.npz", **oct_arrays(64))
     report = check("octmnist", tmp_path)
     assert "there is --size 64" in report.problems[0]
+    assert report.problems[0].endswith(f"download octmnist --root {tmp_path}")
+
+
+@pytest.mark.parametrize("content", [None, b"broken"])
+def test_the_remedy_has_the_size_that_was_asked_for(tmp_path, content):
+    if content is not None:
+        (tmp_path / "octmnist_128.npz").write_bytes(content)
+    (problem,) = check("octmnist", tmp_path, size=128).problems
+    assert problem.endswith(f"download octmnist --root {tmp_path} --size 128")
 
 
 def without(arrays, key):

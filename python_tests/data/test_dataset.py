@@ -140,6 +140,27 @@ def test_wrong_arguments(tiny_cifar, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("folder", {"profile": "linear"}, "profile: expected one of"),
+        ("inat18", {"profile": "linear"}, "profile: expected one of"),
+        ("digits-lt", {"seed": -1}, r"seed: expected 0 <= seed < 2\*\*32, got -1"),
+        ("folder", {"seed": 2**32}, "seed: expected .*, got 4294967296"),
+        ("digits-lt", {"test_fraction": 0.2}, "test_fraction: digits-lt has a test"),
+        ("inat18", {"test_fraction": 0.2}, "test_fraction: inat18 has a test"),
+        ("folder", {"test_fraction": 0.0}, "test_fraction: expected 0 < .*, got 0.0"),
+        ("folder", {"test_fraction": 1.0}, "test_fraction: expected 0 < .*, got 1.0"),
+        ("folder", {"test_fraction": float("nan")}, "test_fraction: .*, got nan"),
+        ("folder", {"lists": "a"}, "lists: folder has no lists; .*, got a"),
+        ("cifar10-lt", {"lists": "a"}, "lists: cifar10-lt has no lists"),
+    ],
+)
+def test_what_a_data_set_has_no_use_for_is_refused(tmp_path, name, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_dataset(name, root=tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
     ("images", "labels", "name"),
     [
         (np.zeros((2, 4, 4, 3)), np.zeros(2, np.int64), "images"),

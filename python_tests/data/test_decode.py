@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from s3h_ext.data import ImageFiles
+from s3h_ext.data.dali import _for_dali
 from s3h_ext.data.decode import (
     PillowDecoder,
     Unreadable,
@@ -47,6 +48,16 @@ def test_a_grey_map_of_sixteen_bits_is_cut_to_eight():
     deep = (grey.astype(np.uint16) * 256 + 77).astype(">u2")
     image = decode_image(b"P5 %d %d 65535\n" % (width, height) + deep.tobytes())
     assert np.array_equal(image, np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_what_pillow_refuses_for_its_size_does_not_go_to_dali(monkeypatch):
+    content = jpeg(noise(0, 60, 40))
+    for limit, taken in ((1200, True), (1199, False), (None, True)):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        assert _for_dali(content) == taken
+        if not taken:
+            with pytest.raises(Image.DecompressionBombError):
+                decode_image(content)
 
 
 def test_alpha_is_dropped():

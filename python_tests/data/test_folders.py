@@ -114,12 +114,52 @@ def test_folders_that_cannot_be_used_are_refused(tmp_path):
         load_dataset("folder", root=tmp_path)
 
 
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    grow(tmp_path / "elsewhere", {"c": 3})
+    root = grow(tmp_path / "set", {"a": 3, "b": 3})
+    (root / "c").symlink_to(tmp_path / "elsewhere" / "c")
+    (root / "a" / "loop").symlink_to(".")
+    (root / "a" / "across").symlink_to("../b")
+    (root / "b" / "across").symlink_to("../a")
+    (root / "b" / "itself").symlink_to("itself")
+    data = load_dataset("folder", root=root, test_fraction=0.1)
+    found = sorted(names(data.train) + names(data.test))
+    places = ["a/ a", "b/ b", "c/ c", "a/across/ b", "b/across/ a"]
+    expected = []
+    for folder, name in map(str.split, places):
+        expected += [f"{folder}{name} 0.jpg", f"{folder}{name} 1.jpg"]
+        expected.append(f"{folder}deeper/{name} 2.jpg")
+    assert found == sorted(expected)
+    # All that is in it is in the other classes.
+    (root / "round").symlink_to(".")
+    with pytest.raises(ValueError, match="every class, found none of 'round'"):
+        load_dataset("folder", root=root)
+
+
+@pytest.mark.parametrize("splits", [("Train", "Val"), ("TRAIN",), ("val", "test")])
+def test_splits_that_are_not_called_train_are_no_classes(tmp_path, splits):
+    for split in splits:
+        grow(tmp_path, prefix=split)
+    said = f"or 'train' and, .*, got {', '.join(map(repr, sorted(splits)))}$"
+    with pytest.raises(ValueError, match=said):
+        load_dataset("folder", root=tmp_path)
+    grow(tmp_path, prefix="bus", sizes={"a": 3})
+    assert load_dataset("folder", root=tmp_path).num_classes == len(splits) + 1
+
+
 def test_check_counts_and_says_which_factors_can_be_cut(tmp_path, capsys):
     grow(tmp_path, {"a": 40, "b": 100, "c": 30})
     assert main(["check", "folder", "--root", str(tmp_path), "--imbalance", "10"]) == 0
     text = capsys.readouterr().out
     assert "train: 136 images, 80 to 24 a class, 3 classes" in text
     assert "has no test split: 34 images" in text
-    assert "can be cut: 10, 20, 50" in text
+    assert "can be cut: 1, 10, 20, 50\n" in text
+    # 80 * 10 ** (-k / 2) over 80, 32 and 24
+    assert "keep all their images: 3 at factor 1, 1 at factor 10, 1 at" in text
+    assert main(["check", "folder", "--root", str(tmp_path), "--imbalance", "99"]) == 1
+    assert "imbalance 99 cannot be cut" in (said := capsys.readouterr().out)
+    assert "a class would have none" in said
+    with pytest.raises(ValueError, match="99 leaves no image"):
+        load_dataset("folder", root=tmp_path, imbalance=99)
     assert main(["check", "folder", "--root", str(tmp_path / "a")]) == 1
     assert "Lay the images out as ROOT/CLASS/IMAGE" in capsys.readouterr().out

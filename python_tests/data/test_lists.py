@@ -1,5 +1,6 @@
 """Standard lists: parsing, hashes, and the lists that are not what they are called."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -191,7 +192,13 @@ def test_check_says_what_is_there(tmp_path, capsys):
     touch(tmp_path, *(line.rpartition(" ")[0] for line in train))
     touch(tmp_path, *(line.rpartition(" ")[0] for line in every_class("val")))
     assert main(arguments) == 0
-    assert "all is well" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "own imbalance 2\n" in text
+    assert "can be cut" not in text
+    assert "all is well" in text
+    assert main([*arguments, "--imbalance", "10", "1.5"]) == 1
+    message = "imbalance: imagenet-lt is long-tailed by its list; .*, got 10, 1.5"
+    assert re.search(message, capsys.readouterr().err)
 
 
 BIG = """

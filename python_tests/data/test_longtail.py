@@ -65,6 +65,41 @@ def test_cifar100_counts_are_the_published_ones(imbalance, total, many, medium, 
 
 
 @pytest.mark.parametrize("num_classes", [10, 100])
+@pytest.mark.parametrize("imbalance", [10, 20, 50, 100, 200, 256])
+def test_counts_of_cifar_are_those_of_the_published_formula(num_classes, imbalance):
+    largest, factor = 50_000 // num_classes, 1 / imbalance
+    expected = {
+        "exp": [
+            int(largest * factor ** (label / (num_classes - 1.0)))
+            for label in range(num_classes)
+        ],
+        "step": [largest] * (num_classes // 2)
+        + [int(largest * factor)] * (num_classes // 2),
+    }
+    for profile, counts in expected.items():
+        found = class_profile(
+            num_classes, largest=largest, imbalance=imbalance, profile=profile
+        )
+        assert found.tolist() == counts
+
+
+@pytest.mark.parametrize("profile", ["exp", "step"])
+def test_a_whole_quotient_is_kept_whole(profile):
+    for imbalance in range(1, 1000):
+        for smallest in (1, 2, 7):
+            counts = class_profile(
+                4, largest=smallest * imbalance, imbalance=imbalance, profile=profile
+            )
+            assert counts[-1] == smallest
+            less = smallest * imbalance - 1
+            if imbalance > 1 and less >= imbalance:
+                counts = class_profile(
+                    4, largest=less, imbalance=imbalance, profile=profile
+                )
+                assert counts[-1] == smallest - 1
+
+
+@pytest.mark.parametrize("num_classes", [10, 100])
 @pytest.mark.parametrize("imbalance", [1, 10, 50, 100])
 def test_picks_are_those_of_the_published_generator(num_classes, imbalance):
     labels = official_size_labels(num_classes)
@@ -175,6 +210,12 @@ def test_hold_out_is_seeded():
     first = hold_out(labels, fraction=0.2, seed=1)[1]
     assert np.array_equal(first, hold_out(labels, fraction=0.2, seed=1)[1])
     assert not np.array_equal(first, hold_out(labels, fraction=0.2, seed=2)[1])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_wrong_seed(seed):
+    with pytest.raises(ValueError, match=f"seed: expected .*, got {seed}"):
+        hold_out(np.arange(10) % 2, fraction=0.2, seed=seed)
 
 
 def test_hold_out_of_nothing():

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from s3h_ext.data import EvaluationBatches, ImageSet, pictures
+from s3h_ext.data.folders import EXTENSIONS, read_folder
 from s3h_ext.data.pictures import Preprocessing, find_pictures, read_picture
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -106,6 +107,25 @@ def test_folders_are_searched_and_files_taken_as_they_are(tmp_path):
     found = list(find_pictures([tmp_path / "odd.txt", tmp_path / "a"]))
     names = [path.relative_to(tmp_path).as_posix() for path in found]
     assert names == ["odd.txt", "a/deep/ü .jpeg", "a/z.PNG"]
+
+
+def test_what_is_found_in_a_folder_is_what_training_finds(tmp_path):
+    for place in ("set/a", "set/b/.cache", "elsewhere"):
+        (tmp_path / place).mkdir(parents=True)
+    for extension in sorted(EXTENSIONS):
+        (tmp_path / "set" / "a" / f"0{extension.upper()}").touch()
+    for name in ("set/a/._0.jpg", "set/b/.cache/1.jpg", "elsewhere/2.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "set" / "b" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "b" / "loop").symlink_to(".")
+    (tmp_path / "set" / "b" / "itself").symlink_to("itself")
+    found = list(find_pictures([tmp_path / "set"]))
+    files = read_folder(tmp_path / "set", ["a", "b"])
+    assert found == sorted(files.path(i) for i in range(len(files)))
+    assert len(found) == len(EXTENSIONS) + 1
+    assert found[-1] == tmp_path / "set" / "b" / "linked" / "2.png"
+    hidden = tmp_path / "set" / "a" / "._0.jpg"
+    assert list(find_pictures([hidden])) == [hidden]
 
 
 def test_examples():

@@ -338,6 +338,14 @@ def test_crops_of_a_step(image_set):
         source.crops(4, 0)
 
 
+def test_there_are_no_crops_at_the_end_of_an_epoch(image_set):
+    streams = {"a": Stream(recipe="montage-2x2", views=2), "b": Stream(follows="a")}
+    source = make(image_set, streams)
+    crops = source.crops(1, source.steps_per_epoch)
+    assert crops["a"].box.shape == (8, 0, 4)
+    assert crops["b"].flip.shape == (1, 0)
+
+
 def test_fallbacks_are_counted(image_set, monkeypatch):
     # No box of the whole area and a ratio other than 1 fits into a square.
     never = Recipe(crop=RandomResizedCrop((1.0, 1.0), (1.2, 1.3)))

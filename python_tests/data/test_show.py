@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from s3h_ext.data.dataset import ImageSet, LongTailDataset
 from s3h_ext.data.resident import ResidentSource
 from s3h_ext.data.show import draw_views, view_figure
 from s3h_ext.data.streams import Stream
+
+from .test_octmnist import write_octmnist
 
 STREAMS = {
     "one": Stream(recipe="crop-flip", views=2),
@@ -99,11 +102,55 @@ def test_picture_is_a_png_of_the_views(dataset):
 
 @pytest.mark.parametrize(
     ("changes", "name"),
-    [({"images": 0}, "images"), ({"step": 14}, "step"), ({"step": -1}, "step")],
+    [
+        ({"images": 0}, "images"),
+        ({"step": 14}, "step"),
+        ({"step": -1}, "step"),
+        ({"epoch": -1}, "epoch"),
+        ({"epochs": 1}, "epoch"),
+    ],
 )
 def test_wrong_arguments(dataset, changes, name):
     with pytest.raises(ValueError, match=f"{name}: expected"):
         view_figure(dataset, STREAMS, **(WHERE | changes))
+
+
+def test_progressive_streams_follow_the_whole_training(dataset):
+    few = dataset.train.subset(np.argsort(dataset.train.labels)[:15])
+    data = replace(dataset, train=few)  # ten and five of two classes
+    streams = {"one": Stream(sampler="progressive", recipe="none")}
+    shown = []
+    for epochs in (3, 100):
+        where = {"images": 15, "seed": 0, "epoch": 2, "epochs": epochs, "step": 0}
+        figure = view_figure(data, streams, **where)
+        titles = [axes.get_title(loc="left") for axes in figure.axes[::2]]
+        source = ResidentSource(
+            data.train,
+            streams,
+            num_classes=4,
+            mean=data.mean,
+            std=data.std,
+            batch_size=15,
+            epochs=epochs,
+            seed=0,
+        )
+        labels = next(source.epoch(2))["one"].labels.tolist()
+        names = [data.class_names[label] for label in labels]
+        assert [title.partition("  ")[2] for title in titles] == names
+        shown.append(names)
+    assert shown[0] != shown[1]
+
+
+def test_command_takes_all_options_of_the_data(tmp_path, capsys):
+    write_octmnist(tmp_path, 64, [9, 8, 7, 6], [1] * 4, 1)
+    out = tmp_path / "views.png"
+    arguments = ["show", "--preset", "octmnist-lt/ce", "--data.root", str(tmp_path)]
+    arguments += ["--data.size", "64", "--data.imbalance", "2", "--images", "2"]
+    arguments += ["--out", str(out), "--epochs", "3", "--epoch"]
+    assert main([*arguments, "2"]) == 0
+    assert out.is_file()
+    assert main([*arguments, "3"]) == 1
+    assert "epoch: expected 0 <= epoch < 3, got 3" in capsys.readouterr().err
 
 
 def test_command(tmp_path, capsys):

@@ -8,7 +8,8 @@ import torch
 from s3h_ext.data import load_dataset
 from s3h_ext.training.card import DatasetCard, read_card, write_card
 from s3h_ext.training.checkpoint import CheckpointError, checkpoint_paths
-from s3h_ext.training.loading import load_run, split_images
+from s3h_ext.training.config import DataConfig
+from s3h_ext.training.loading import load_run, open_dataset, split_images
 from s3h_ext.training.options import parse_options
 from s3h_ext.training.trainer import Trainer
 
@@ -94,6 +95,12 @@ def test_options_that_do_not_fit_the_weights_are_refused(copy):
     (copy / "config.yaml").write_text(text.replace("resnet20", "resnet32"))
     with pytest.raises(CheckpointError, match="backbone was 'resnet20'"):
         load_run(copy)
+
+
+@pytest.mark.parametrize("option", [{"test_fraction": 0.5}, {"lists": "a"}])
+def test_options_of_other_data_sets_are_refused(option):
+    with pytest.raises(ValueError, match=f"{next(iter(option))}: digits-lt has"):
+        open_dataset(DataConfig(**option))
 
 
 def test_splits_and_other_data(copy):

@@ -1,6 +1,9 @@
 """Whole trainings on image folders, by the public command."""
 
+import csv
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from s3h_ext import evaluate
 from s3h_ext.train import main
+from s3h_ext.training.card import read_card
 from s3h_ext.training.checkpoint import checkpoint_paths, load_checkpoint
+from s3h_ext.training.options import parse_options
 from s3h_ext.training.subclasses import read_subclasses
+from s3h_ext.training.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from photographs import grow, grow_bad, grow_odd
@@ -63,6 +70,110 @@ def test_a_run_says_what_it_was_fed_and_what_it_left_out(tmp_path, capsys, monke
     assert found.images.max() > 100
     # The examples of class 0 are of class 0: their pictures are nowhere among others.
     assert np.ptp(found.images[0, 0].reshape(-1, 3), axis=0).min() > 50
+
+
+ODD_NAMES = """
+import os, sys
+from s3h_ext import evaluate, predict, train
+
+run, root = sys.argv[1:3]
+assert train.main([*sys.argv[3:], "--data.root", root, "--output", "run"]) == 0
+os.rename("run", run)  # TensorBoard would not write there
+assert evaluate.main([run, "--device", "cpu"]) == 0
+assert predict.main([run, root, "--top", "1", "--device", "cpu"]) == 1
+"""
+
+
+def test_names_that_are_no_text_end_nothing(tmp_path):
+    root = grow(tmp_path / "set", (6, 5))
+    odd = os.fsencode(root / "train") + b"/caf\xe9"
+    os.rename(root / "train" / "class 1", odd)
+    with open(odd + b"/caf\xe9.jpg", "wb"):
+        pass
+    run = Path(os.fsdecode(os.fsencode(tmp_path) + b"/run \xe9"))
+    arguments = [*TINY, "--epochs", "1", "--data.unreadable", "skip"]
+    done = subprocess.run(
+        [sys.executable, "-c", ODD_NAMES, str(run), str(root), *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        # A stream as strict as most are.
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+    )
+    assert done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]
+    assert json.loads((run / "summary.json").read_text())["unreadable_images"] == 1
+    assert read_card(run).classes == ("caf\udce9", "class 0")
+    log = (run / "train.log").read_text(encoding="utf-8")
+    assert "/caf\\udce9/caf\\udce9.jpg: no image" in log
+    with (run / "per_class.csv").open(encoding="utf-8") as file:
+        names = [row["name"] for row in csv.DictReader(file)]
+    assert names == ["caf\\udce9", "class 0"]
+    assert "caf\\udce9" in (run / "report.html").read_text(encoding="utf-8")
+    assert b"run               run \\udce9\n" in done.stdout
+    assert odd + b"/caf\xe9.jpg,cannot be read" in done.stdout
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_what_was_left_out_is_known_after_a_stop(tmp_path, steps):
+    root = grow(tmp_path / "set", (12, 4))
+    grow(root, (2, 2), split="test")
+    bad = root / "train" / "class 0" / "000.jpg"
+    whole = bad.read_bytes()
+    bad.write_bytes(b"")
+    arguments = [*TINY, "--epochs", "3", "--data.root", str(root), "--report", "false"]
+    arguments += ["--data.unreadable", "skip"]
+    config, record, _ = parse_options(arguments)
+    run = tmp_path / "run"
+    stopped, left = Trainer(config, record, run), steps
+
+    def stop(method):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            signal.raise_signal(signal.SIGTERM)
+
+    stopped.method.after_step = stop.__get__(stopped.method)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit()
+    line = f"left out: {bad}: no image"
+    assert (run / "train.log").read_text().count(line) == 1
+    bad.write_bytes(whole)
+    summary = Trainer(config, record, run, resume=True).fit()
+    assert summary["unreadable_images"] == 1
+    lines = (run / "train.log").read_text().splitlines()
+    assert sum(line in each for each in lines) == 1
+    first = next(i for i, each in enumerate(lines) if line in each)
+    assert not any("epoch 2," in each for each in lines[:first])
+
+
+def test_an_older_checkpoint_knows_of_none_left_out(tmp_path):
+    root = grow(tmp_path / "set", (6, 4))
+    arguments = [*TINY, "--epochs", "1", "--data.root", str(root), "--report", "false"]
+    arguments += ["--output", str(tmp_path / "run"), "--resume"]
+    assert main(arguments) == 0
+    (path,) = checkpoint_paths(tmp_path / "run" / "checkpoints")
+    state = load_checkpoint(path)
+    del state["left_out"]
+    torch.save(state, path)
+    assert main(arguments) == 0
+
+
+def test_an_evaluation_says_what_it_left_out(tmp_path, capsys):
+    root = grow(tmp_path / "set", (6, 4))
+    grow(root, (3, 2), split="test")
+    bad = root / "test" / "class 1" / "004.jpg"
+    bad.write_text("not an image")
+    run = tmp_path / "run"
+    arguments = [*TINY, "--epochs", "1", "--data.root", str(root), "--report", "false"]
+    arguments += ["--data.unreadable", "skip"]
+    assert main([*arguments, "--output", str(run)]) == 0
+    for split, images, left_out in (("test", 4, 1), ("train", 10, 0)):
+        assert evaluate.main([str(run), "--split", split, "--device", "cpu"]) == 0
+        metrics = run / f"evaluation-{split}" / "metrics.json"
+        found = json.loads(metrics.read_text())
+        assert (found["images"], found["unreadable_images"]) == (images, left_out)
+        said = capsys.readouterr()
+        assert f"unreadable_images {left_out}\n" in said.out
+        assert (f"left out: {bad}: no image" in said.err) == bool(left_out)
 
 
 KILLED = """

@@ -7,16 +7,23 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from s3h_ext.data import load_dataset
 from s3h_ext.data.recipes import RECIPES, Recipe
 from s3h_ext.methods import Hybrid
 from s3h_ext.ops.view_constraints import RandomResizedCrop
 from s3h_ext.train import main
-from s3h_ext.training.checkpoint import checkpoint_paths, load_checkpoint
+from s3h_ext.training.checkpoint import (
+    CheckpointError,
+    checkpoint_paths,
+    load_checkpoint,
+)
 from s3h_ext.training.meter import DivergedError
 from s3h_ext.training.options import parse_options
 from s3h_ext.training.trainer import Trainer
@@ -278,6 +285,53 @@ def test_stopping_inside_an_epoch_keeps_its_numbers(tmp_path, monkeypatch):
     assert lines[5].startswith("finished: top1 ")
 
 
+class StopAt:
+    """A wish to stop that comes between two questions for it."""
+
+    def __init__(self, question):
+        self._left = question
+
+    @property
+    def requested(self):
+        self._left -= 1
+        return self._left <= 0
+
+
+# One question after each of six steps, one after the epoch.
+@pytest.mark.parametrize(("question", "steps"), [(6, 6), (7, 6), (8, 7)])
+def test_a_stop_at_the_end_of_an_epoch_saves_it(tmp_path, monkeypatch, question, steps):
+    monkeypatch.setattr(
+        "s3h_ext.training.trainer.AgreedStop", lambda stop, world: StopAt(question)
+    )
+    config, record, _ = parse_options([*QUICK, "--checkpoint_every", "5"])
+    trainer = Trainer(config, record, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    (path,) = checkpoint_paths(trainer.checkpoints)
+    state = load_checkpoint(path)
+    unfinished = state["unfinished_epoch"] or {"steps": 0}
+    assert 6 * state["epochs_done"] + unfinished["steps"] == steps
+
+
+def test_a_resumed_run_keeps_the_curves_of_all_epochs(tmp_path):
+    config, record, _ = parse_options([*QUICK, "--epochs", "3"])
+    stopped = Trainer(config, record, tmp_path)
+    evaluate = stopped._evaluate_epoch
+
+    def stop_in_the_third_epoch():
+        if stopped.epochs_done == 2:
+            raise KeyboardInterrupt
+        return evaluate()
+
+    stopped._evaluate_epoch = stop_in_the_third_epoch
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit()
+    train(tmp_path, "--epochs", "3", resume=True)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name in events.Tags()["scalars"]:
+        assert [event.step for event in events.Scalars(name)] == [1, 2, 3], name
+
+
 def test_crops_that_met_no_constraint_are_reported_at_the_end(tmp_path, monkeypatch):
     never = RandomResizedCrop(scale=(0.9, 1.0), ratio=(5.0, 10.0), tries=1)
     monkeypatch.setitem(RECIPES, "never", Recipe(crop=never))
@@ -322,6 +376,31 @@ def test_resume_with_other_options_is_refused(tmp_path, capsys):
     )
     assert status == 2
     assert "seed was 0, is 5" in capsys.readouterr().err
+
+
+def test_resume_with_other_data_is_refused_and_leaves_the_run_as_it_was(tmp_path):
+    config, record, _ = parse_options([*QUICK, "--epochs", "1"])
+    dataset = load_dataset("digits-lt", imbalance=100)
+    Trainer(config, record, tmp_path, dataset=dataset).fit()
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
+    other = replace(dataset, mean=(0.5, 0.5, 0.5))
+    message = r"data\.root: expected the data of .*dataset\.json, got .*: mean differ"
+    with pytest.raises(CheckpointError, match=message):
+        Trainer(config, record, tmp_path, dataset=other, resume=True)
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before
+    # Older runs left no card.
+    (tmp_path / "dataset.json").unlink()
+    Trainer(config, record, tmp_path, dataset=other, resume=True)
+
+
+@pytest.mark.parametrize("name", ["own", "digits-lt"])
+def test_a_data_set_of_ones_own_has_the_factor_of_its_counts(tmp_path, name):
+    config, record, _ = parse_options([*QUICK, "--epochs", "1"])
+    dataset = replace(load_dataset("digits-lt", imbalance=50), name=name)
+    summary = Trainer(config, record, tmp_path, dataset=dataset).fit()
+    counts = dataset.class_counts
+    assert summary["dataset"] == name
+    assert summary["imbalance"] == counts.max() / counts.min() != 100
 
 
 def test_held_out_images_are_what_epochs_are_compared_on(tmp_path):
@@ -395,6 +474,10 @@ def test_an_output_that_cannot_be_written_is_refused(tmp_path, capsys):
         (["--method.recipe", "crop-flop"], "did you mean 'crop-flip'"),
         (["--preset", "cifar10-lt/ce", "--data.root", "/nonexistent"], "/nonexistent"),
         (["--data.imbalance", "1000"], "imbalance"),
+        (
+            ["--method", "S3H", "--model.backbone", "resnet50"],
+            "model.backbone: expected maps of at least 2 x 2",
+        ),
     ],
 )
 def test_bad_runs_end_with_a_message_and_leave_nothing(

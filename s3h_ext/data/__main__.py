@@ -9,8 +9,8 @@ from pathlib import Path
 
 from s3h_ext.data.archives import LAYOUTS, ArchiveError
 from s3h_ext.data.check import check
-from s3h_ext.data.dataset import load_dataset
 from s3h_ext.data.download import DownloadError, download
+from s3h_ext.data.files import printable
 from s3h_ext.data.longtail import PROFILES
 from s3h_ext.data.pack import pack
 from s3h_ext.data.photographs import PHOTOGRAPHS
@@ -89,18 +89,11 @@ def _parser() -> argparse.ArgumentParser:
 def _show(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     # Presets are a matter of training, which imports this package.
     from s3h_ext.data.show import draw_views
+    from s3h_ext.training.loading import open_dataset
     from s3h_ext.training.options import parse_options
 
     config, _, _ = parse_options(arguments)
-    data = config.data
-    dataset = load_dataset(
-        data.name,
-        root=data.root,
-        imbalance=data.imbalance,
-        profile=data.profile,
-        val_fraction=data.val_fraction,
-        seed=data.split_seed,
-    )
+    dataset = open_dataset(config.data)
     streams = config.method.streams()
     if options.recipe:
         leader = options.recipe[0]
@@ -118,10 +111,11 @@ def _show(options: argparse.Namespace, arguments: Sequence[str]) -> None:
         images=options.images,
         seed=config.seed,
         epoch=options.epoch,
+        epochs=config.epochs,
         step=options.step,
     )
     Path(options.out).write_bytes(picture)
-    print(f"{', '.join(streams)} of {data.name} are in {options.out}")
+    print(printable(f"{', '.join(streams)} of {dataset.name} are in {options.out}"))
 
 
 def _unpack(options: argparse.Namespace) -> Path:
@@ -151,10 +145,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 imbalance=options.imbalance,
                 profile=options.profile,
             )
-            print(f"{file}: {file.stat().st_size / 2**20:.1f} MiB")
+            print(f"{printable(file)}: {file.stat().st_size / 2**20:.1f} MiB")
             return 0
         if options.command == "unpack":
-            print(f"{options.name} is in {_unpack(options)}")
+            print(f"{options.name} is in {printable(_unpack(options))}")
             return 0
         if options.command == "check":
             report = check(
@@ -165,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 size=options.size,
                 lists=options.lists,
             )
-            print(report.text())
+            print(printable(report.text()))
             return 1 if report.problems else 0
         place = download(
             options.name,
@@ -181,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (DownloadError, ArchiveError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{options.name} is in {place}")
+    print(f"{options.name} is in {printable(place)}")
     return 0
 
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from s3h_ext.data.archives import ArchiveError, read_archive
 from s3h_ext.data.check_photographs import Findings, look_at_photographs
-from s3h_ext.data.longtail import class_profile
+from s3h_ext.data.lists import LISTED
+from s3h_ext.data.longtail import class_profile, sorted_profile
 from s3h_ext.data.npz import OCT_CLASSES, SPLITS, read_octmnist_split
 from s3h_ext.data.photographs import PHOTOGRAPHS
 from s3h_ext.data.sources import OCTMNIST_SIZES, Source, find_source, md5_of
@@ -66,7 +67,8 @@ def check(
         name: ``"cifar10"``, ``"cifar100"``, ``"octmnist"``, or a data set of
             photographs: ``"imagenet-lt"``, ``"inat18"``, ``"places-lt"``, ``"folder"``.
         root: As for :func:`~s3h_ext.data.load_dataset`.
-        imbalance: Factors that must be possible with these data.
+        imbalance: Factors that must be possible with these data; none for data sets
+            that are long-tailed by their lists.
         profile: ``"exp"`` or ``"step"``.
         size: Image side in pixels, for OCTMNIST: 28, 64, 128 or 224.
         lists: Folder of the list files of photographs; ``None`` for ``root``.
@@ -75,43 +77,51 @@ def check(
         The report; it does not raise for what it finds on the disk.
 
     Raises:
-        ValueError: there is no such data set, size, or profile, or a factor below 1.
+        ValueError: there is no such data set, size, or profile, a factor is below 1, or
+            the data set is not cut to any.
     """
-    for factor in imbalance:
+    for factor in (1, *imbalance):
         class_profile(2, largest=1 << 62, imbalance=factor, profile=profile)
+    if name in LISTED and imbalance:
+        raise ValueError(
+            f"imbalance: {name} is long-tailed by its list; expected no factor, got "
+            f"{', '.join(f'{factor:g}' for factor in imbalance)}"
+        )
     report = CheckReport()
     if name in PHOTOGRAPHS:
         found = look_at_photographs(
             name, Path(root), None if lists is None else Path(lists)
         )
-        return _of_photographs(report, found, imbalance, profile)
+        return _of_photographs(name, report, found, imbalance, profile)
     source = find_source(name, size)
+    get = f"python -m s3h_ext.data download {name} --root {root}"
+    if size is not None:
+        get += f" --size {size}"
     try:
         if name == "octmnist":
             counts = _check_octmnist(source, Path(root), report, size)
         else:
             counts = _check_cifar(source, Path(root), report)
     except FileNotFoundError as error:
-        report.problems.append(
-            f"{error}. To get it: python -m s3h_ext.data download {name} --root {root}"
-        )
+        report.problems.append(f"{error}. To get it: {get}")
         return report
     except ArchiveError as error:
-        report.problems.append(
-            f"{error}. Move it away and fetch it again: python -m s3h_ext.data "
-            f"download {name} --root {root}"
-        )
+        report.problems.append(f"{error}. Move it away and fetch it again: {get}")
         return report
     except OSError as error:
         report.problems.append(f"{error}. See whether the files may be read")
         return report
     report.class_counts = counts.tolist()
-    _report_factors(report, counts, imbalance, profile)
+    _report_factors(report, counts, imbalance, profile, by_size=name == "octmnist")
     return report
 
 
 def feasible(
-    counts: NDArray[np.int64], imbalance: float, *, profile: str = "exp"
+    counts: NDArray[np.int64],
+    imbalance: float,
+    *,
+    profile: str = "exp",
+    by_size: bool = False,
 ) -> bool:
     """Tells whether a long tail of this factor can be cut without repeating images.
 
@@ -119,6 +129,9 @@ def feasible(
         counts: Images per class, int64 ``[C]``; the first class is to be the largest.
         imbalance: Largest over smallest class.
         profile: ``"exp"`` or ``"step"``.
+        by_size: The classes differ in size by nature, so the tail is cut along their
+            order of size, and a class with fewer images than its place asks for keeps
+            all of them.
 
     Example:
         >>> counts = np.array([500, 160, 50])
@@ -126,6 +139,9 @@ def feasible(
         (True, False)
     """
     try:
+        if by_size:
+            sorted_profile(counts, imbalance=imbalance, profile=profile)
+            return True
         wanted = class_profile(
             len(counts),
             largest=int(counts.max()),
@@ -138,14 +154,21 @@ def feasible(
 
 
 def _of_photographs(
-    report: CheckReport, found: Findings, imbalance: Sequence[float], profile: str
+    name: str,
+    report: CheckReport,
+    found: Findings,
+    imbalance: Sequence[float],
+    profile: str,
 ) -> CheckReport:
     report.lines, report.problems = found.lines, found.problems
     report.official, report.class_counts = found.official, found.class_counts
-    if found.class_counts and not found.problems:
-        # By nature long-tailed, so the tail is cut along the classes' order of size.
-        counts = np.sort(np.array(found.class_counts, np.int64))[::-1]
-        _report_factors(report, counts, imbalance, profile)
+    if not found.class_counts or found.problems:
+        return report
+    counts = np.array(found.class_counts, np.int64)
+    if name in LISTED:
+        report.lines.append(f"own imbalance {counts.max() / counts.min():.3g}")
+    else:
+        _report_factors(report, counts, imbalance, profile, by_size=True)
     return report
 
 
@@ -206,7 +229,6 @@ def _check_octmnist(
     train = splits["train"]
     _report_statistics(report, [train.mean], [train.std])
     counts = np.bincount(train.labels, minlength=len(OCT_CLASSES)).astype(np.int64)
-    # By nature long-tailed, so the tail is cut along the classes' own order of size.
     return np.sort(counts)[::-1].copy()
 
 
@@ -257,20 +279,38 @@ def _report_factors(
     counts: NDArray[np.int64],
     imbalance: Sequence[float],
     profile: str,
+    *,
+    by_size: bool,
 ) -> None:
     if counts.min() == 0:
         return
     asked = dict.fromkeys([*(float(f) for f in FACTORS), *map(float, imbalance)])
-    possible = [f for f in asked if feasible(counts, f, profile=profile)]
+    possible = [
+        f for f in asked if feasible(counts, f, profile=profile, by_size=by_size)
+    ]
     report.lines.append(
         f"own imbalance {counts.max() / counts.min():.3g}; of the factors "
         f"{', '.join(f'{f:g}' for f in sorted(asked))}, profile {profile}, can be cut: "
         f"{', '.join(f'{f:g}' for f in sorted(possible)) or 'none'}"
     )
+    if by_size and possible:
+        whole = [
+            f"{_whole_classes(counts, f, profile)} at factor {f:g}"
+            for f in sorted(possible)
+        ]
+        report.lines.append(
+            f"of {len(counts)} classes, so many keep all their images: "
+            f"{', '.join(whole)}"
+        )
+    more = "" if by_size else "more images than are there, or "
     for factor in imbalance:
         if float(factor) not in possible:
             report.problems.append(
                 f"imbalance {factor:g} cannot be cut with profile {profile}: a class "
-                "would have more images than are there, or none. Use another factor, "
-                "or a more complete archive"
+                f"would have {more}none. Use another factor, or a more complete archive"
             )
+
+
+def _whole_classes(counts: NDArray[np.int64], imbalance: float, profile: str) -> int:
+    kept = sorted_profile(counts, imbalance=imbalance, profile=profile)
+    return int((kept == counts).sum())

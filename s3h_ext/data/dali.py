@@ -185,8 +185,11 @@ def _for_dali(content: bytes) -> bool:
     """Tells whether this is a JPEG from its first to its last mark, not CMYK.
 
     A truncated file would be refused, and the pipeline begun anew for it; of CMYK there
-    is no one conversion, so Pillow's is taken everywhere.
+    is no one conversion, so Pillow's is taken everywhere. What has more pixels than
+    Pillow decodes is left to it to refuse.
     """
+    from PIL import Image
+
     if not (content.startswith(b"\xff\xd8\xff") and content.endswith(b"\xff\xd9")):
         return False
     place = 2
@@ -194,7 +197,12 @@ def _for_dali(content: bytes) -> bool:
         mark = content[place + 1]
         if 0xC0 <= mark <= 0xCF and mark not in (0xC4, 0xC8, 0xCC):
             sides = content[place + 5 : place + 9]
-            longest = max(sides[0] << 8 | sides[1], sides[2] << 8 | sides[3])
-            return content[place + 9] in (1, 3) and longest <= LONGEST_SIDE
+            height, width = sides[0] << 8 | sides[1], sides[2] << 8 | sides[3]
+            most = Image.MAX_IMAGE_PIXELS
+            return (
+                content[place + 9] in (1, 3)
+                and max(height, width) <= LONGEST_SIDE
+                and (most is None or height * width <= 2 * most)
+            )
         place += 2 + (content[place + 2] << 8 | content[place + 3])
     return False

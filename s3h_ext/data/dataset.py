@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from s3h_ext.data.archives import Archive, read_archive
 from s3h_ext.data.digits import read_digits
 from s3h_ext.data.files import ImageFiles
-from s3h_ext.data.longtail import class_profile, hold_out, pick_subset, sorted_profile
+from s3h_ext.data.lists import LISTED
+from s3h_ext.data.longtail import (
+    PROFILES,
+    class_profile,
+    hold_out,
+    pick_subset,
+    sorted_profile,
+)
 from s3h_ext.data.npz import read_octmnist
 from s3h_ext.data.photographs import PHOTOGRAPHS, read_photographs
 
@@ -136,7 +143,8 @@ def load_dataset(
         root: Where the unpacked CIFAR folder, ``octmnist.npz`` or the photographs are;
             if ``None``, the environment variable ``S3H_DATA_ROOT``. Not used for the
             digits.
-        lists: Folder of the list files; ``None`` for ``root``.
+        lists: Folder of the list files; ``None`` for ``root``, and for data sets that
+            have none.
         imbalance: Largest over smallest class; ``None`` for the data set's default (20
             for the digits, 100 for the others; photographs are left as they are).
         size: Side of OCTMNIST's images: 28 (``None``), 64, 128 or 224; for photographs
@@ -145,8 +153,9 @@ def load_dataset(
         profile: ``"exp"`` or ``"step"``.
         val_fraction: Share of each training class to hold out, in [0, 1).
         test_fraction: Share of each class that becomes the test split of a folder that
-            has none, in (0, 1); always the same images. ``None`` for 0.2.
-        seed: Of the hold-out.
+            has none, in (0, 1); always the same images. ``None`` for 0.2, and for data
+            sets other than ``"folder"``.
+        seed: Of the hold-out, in [0, 2**32).
 
     Returns:
         The data set.
@@ -167,6 +176,22 @@ def load_dataset(
             f"name: expected one of {', '.join(DATASETS)}, got {name!r}; "
             f"did you mean {near!r}?"
         )
+    if profile not in PROFILES:
+        raise ValueError(f"profile: expected one of {PROFILES}, got {profile!r}")
+    if not 0 <= seed < 1 << 32:
+        raise ValueError(f"seed: expected 0 <= seed < 2**32, got {seed}")
+    if lists is not None and name not in LISTED:
+        raise ValueError(f"lists: {name} has no lists; expected None, got {lists}")
+    if test_fraction is not None:
+        if name != "folder":
+            raise ValueError(
+                f"test_fraction: {name} has a test split of its own; expected None, "
+                f"got {test_fraction}"
+            )
+        if not 0 < test_fraction < 1:
+            raise ValueError(
+                f"test_fraction: expected 0 < test_fraction < 1, got {test_fraction}"
+            )
     if name in PHOTOGRAPHS:
         found = read_photographs(
             name,

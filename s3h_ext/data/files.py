@@ -11,7 +11,19 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ImageFiles"]
+__all__ = ["ImageFiles", "printable"]
+
+
+def printable(text: object) -> str:
+    r"""Returns text that every UTF-8 stream takes.
+
+    What is no UTF-8 in the name of a file is written out; elsewhere nothing changes.
+
+    Example:
+        >>> printable(os.fsdecode(b"caf\xe9.jpg"))
+        'caf\\udce9.jpg'
+    """
+    return str(text).encode(errors="backslashreplace").decode()
 
 
 @dataclass(frozen=True, eq=False)

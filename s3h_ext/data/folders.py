@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,13 @@ from numpy.typing import NDArray
 
 from s3h_ext.data.files import ImageFiles
 
-__all__ = ["EXTENSIONS", "class_folders", "read_folder", "split_folders"]
+__all__ = [
+    "EXTENSIONS",
+    "class_folders",
+    "image_names",
+    "read_folder",
+    "split_folders",
+]
 
 #: Files with other extensions are not taken for images.
 EXTENSIONS = frozenset(
@@ -30,10 +37,17 @@ def split_folders(root: Path) -> dict[str, Path]:
 
     Raises:
         FileNotFoundError: ``root`` is no folder.
+        ValueError: ``root`` holds nothing but splits, and none is called ``train``.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"root: expected a folder of images, got {root}")
     if not (root / "train").is_dir():
+        names = sorted(_folders(root))
+        if names and all(name.lower() in SPLITS for name in names):
+            raise ValueError(
+                f"root: expected a folder for each class in {root}, or 'train' and, "
+                f"beside it, 'val' and 'test', got {', '.join(map(repr, names))}"
+            )
         return {"train": root}
     found = {split: root / split for split in SPLITS if (root / split).is_dir()}
     if "test" not in found and "val" in found:
@@ -57,7 +71,16 @@ def class_folders(root: Path) -> tuple[str, ...]:
 
 def _folders(root: Path) -> list[str]:
     with os.scandir(root) as entries:
-        return [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
+        return [e.name for e in entries if _is_folder(e) and not e.name.startswith(".")]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:  # a link to itself is no folder
+            raise
+        return False
 
 
 def read_folder(
@@ -83,21 +106,37 @@ def read_folder(
     prefix = "" if base == root else f"{root.relative_to(base)}/"
     names, labels = [], []
     for label, name in enumerate(classes):
-        found = sorted(_images(root / name, f"{prefix}{name}/"))
+        found = sorted(image_names(root / name, f"{prefix}{name}/", within=(root,)))
         names += found
         labels += [label] * len(found)
     return ImageFiles.of(base, names, labels)
 
 
-def _images(folder: Path, prefix: str) -> Iterator[str]:
-    if not folder.is_dir():
+def image_names(
+    folder: Path, prefix: str = "", *, within: Sequence[Path] = ()
+) -> Iterator[str]:
+    """Yields the images in a folder and in those below it, in no order, none hidden.
+
+    Links are followed, but not back to a folder that they lie in.
+
+    Args:
+        folder: Where to look; nothing is found where there is no such folder.
+        prefix: What every name is to begin with.
+        within: The folders that it lies in.
+
+    Yields:
+        The prefix and the path relative to ``folder``.
+    """
+    if not folder.is_dir() or any(folder.samefile(outer) for outer in within):
         return
+    within = (*within, folder)
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                yield from _images(folder / entry.name, f"{prefix}{entry.name}/")
+            if _is_folder(entry):
+                below = f"{prefix}{entry.name}/"
+                yield from image_names(folder / entry.name, below, within=within)
             elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
                 yield prefix + entry.name
 

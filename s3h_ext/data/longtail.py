@@ -24,7 +24,7 @@ def class_profile(
 
     ``exp``: ``n_c = int(largest * f ** (c / (C - 1)))`` with ``f = 1 / imbalance``.
     ``step``: the first ``C // 2`` classes keep ``largest``, the others
-    ``int(largest * f)``.
+    ``int(largest * f)``. What is whole but for rounding counts as whole.
 
     Args:
         num_classes: C, at least 2.
@@ -50,14 +50,13 @@ def class_profile(
         raise ValueError(f"imbalance: expected a finite factor >= 1, got {imbalance}")
     factor = 1 / imbalance
     if profile == "exp":
-        # int() and not round(): the published counts are truncated.
         counts = [
-            int(largest * factor ** (label / (num_classes - 1)))
+            _truncated(largest * factor ** (label / (num_classes - 1)))
             for label in range(num_classes)
         ]
     elif profile == "step":
-        head = num_classes // 2
-        counts = [largest] * head + [int(largest * factor)] * (num_classes - head)
+        head, tail = num_classes // 2, _truncated(largest * factor)
+        counts = [largest] * head + [tail] * (num_classes - head)
     else:
         raise ValueError(f"profile: expected one of {PROFILES}, got {profile!r}")
     if counts[-1] < 1:
@@ -66,6 +65,15 @@ def class_profile(
             f"when the largest class has {largest}"
         )
     return np.asarray(counts, np.int64)
+
+
+def _truncated(count: float) -> int:
+    """Truncates, as the published counts are, but for what rounding took away.
+
+    A 49th of 49 images is one image, and 49 * (1 / 49) is a little less.
+    """
+    nearest = round(count)
+    return nearest if math.isclose(count, nearest, rel_tol=1e-12) else int(count)
 
 
 def sorted_profile(
@@ -156,17 +164,20 @@ def hold_out(
     Args:
         labels: int64 ``[N]``.
         fraction: Share to hold out, in [0, 1).
-        seed: Of the choice.
+        seed: Of the choice, in [0, 2**32).
         argument: What errors call ``fraction``.
 
     Returns:
         Indices of the training part and of the validation part, each ascending.
 
     Raises:
-        ValueError: ``fraction`` is out of range, or too small to hold out any image.
+        ValueError: an argument is out of range, or ``fraction`` too small to hold out
+            any image.
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"{argument}: expected 0 <= fraction < 1, got {fraction}")
+    if not 0 <= seed < 1 << 32:
+        raise ValueError(f"seed: expected 0 <= seed < 2**32, got {seed}")
     random = np.random.RandomState(seed)
     held = np.zeros(len(labels), np.bool_)
     for label in np.unique(labels):

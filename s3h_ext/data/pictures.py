@@ -14,16 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from s3h_ext.data.decode import decode_image
+from s3h_ext.data.folders import image_names
 from s3h_ext.data.recipes import Recipe, get_recipe
 from s3h_ext.data.render import Renderer
 from s3h_ext.ops.view_constraints import Centre, Whole
 
-__all__ = ["SUFFIXES", "Preprocessing", "find_pictures", "read_picture"]
-
-#: What is taken for an image in a folder.
-SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-)
+__all__ = ["Preprocessing", "find_pictures", "read_picture"]
 
 
 def read_picture(path: Path, channels: int) -> NDArray[np.uint8]:
@@ -54,14 +50,14 @@ def read_picture(path: Path, channels: int) -> NDArray[np.uint8]:
 
 
 def find_pictures(places: Iterable[Path]) -> Iterator[Path]:
-    """Yield files as they are given, and of folders the images below them, sorted."""
+    """Yield files as they are given, and of folders the images below them, sorted.
+
+    An image of a folder is what training takes for one.
+    """
     for place in places:
         if place.is_dir():
-            yield from sorted(
-                path
-                for path in place.rglob("*")
-                if path.suffix.lower() in SUFFIXES and path.is_file()
-            )
+            paths = (place / name for name in image_names(place))
+            yield from sorted(path for path in paths if path.is_file())
         else:
             yield place
 

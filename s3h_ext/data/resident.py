@@ -172,7 +172,7 @@ class ResidentSource:
 
     def _span(self, step: int) -> tuple[int, int]:
         total, steps = len(self._labels), self.steps_per_epoch
-        return step * total // steps, (step + 1) * total // steps
+        return step * total // steps, min(step + 1, steps) * total // steps
 
     def _steps(self, epoch: int, start_step: int) -> Iterator[dict[str, Batch]]:
         drawn = {name: _DrawnStream(self, name, epoch) for name in self.streams}

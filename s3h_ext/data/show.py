@@ -44,6 +44,7 @@ def draw_views(
     images: int = 4,
     seed: int = 0,
     epoch: int = 0,
+    epochs: int | None = None,
     step: int = 0,
     dpi: int = 110,
 ) -> bytes:
@@ -60,6 +61,8 @@ def draw_views(
         images: Images of the batch, at least 1.
         seed: As of the training.
         epoch: Which epoch.
+        epochs: Length of the training, which ``"progressive"`` streams follow; ``None``
+            for one that ends with ``epoch``.
         step: Which step of that epoch, with batches of ``images``; some batches are
             smaller by one, so the next one that is full is taken.
         dpi: Pixels to the inch; an image is 1.25 inches wide.
@@ -74,7 +77,13 @@ def draw_views(
 
     with style.context("default", after_reset=True):
         figure = view_figure(
-            dataset, streams, images=images, seed=seed, epoch=epoch, step=step
+            dataset,
+            streams,
+            images=images,
+            seed=seed,
+            epoch=epoch,
+            epochs=epochs,
+            step=step,
         )
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
@@ -88,6 +97,7 @@ def view_figure(
     images: int,
     seed: int,
     epoch: int,
+    epochs: int | None = None,
     step: int,
 ) -> Figure:
     """Returns what :func:`draw_views` draws; the arguments are the same."""
@@ -108,7 +118,7 @@ def view_figure(
         mean=dataset.mean,
         std=dataset.std,
         batch_size=images,
-        epochs=epoch + 1,
+        epochs=max(epoch, 0) + 1 if epochs is None else epochs,
         seed=seed,
     )
     if not 0 <= step < source.steps_per_epoch:

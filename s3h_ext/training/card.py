@@ -79,7 +79,8 @@ class DatasetCard:
 
 def write_card(folder: Path, dataset: LongTailDataset) -> None:
     """Write ``dataset.json``."""
-    text = json.dumps(asdict(DatasetCard.of(dataset)), indent=1, ensure_ascii=False)
+    # ASCII, for what is no UTF-8 in a class's name has to come back as it was.
+    text = json.dumps(asdict(DatasetCard.of(dataset)), indent=1)
     write_text(folder / FILE, text + "\n")
 
 

@@ -14,5 +14,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text in UTF-8, as :func:`write_bytes` does."""
-    write_bytes(path, text.encode())
+    r"""Write text in UTF-8, as :func:`write_bytes` does.
+
+    What is no UTF-8 in the name of a file or class is written out, as ``\udce9``.
+    """
+    write_bytes(path, text.encode(errors="backslashreplace"))

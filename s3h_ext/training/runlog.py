@@ -35,7 +35,7 @@ class RunLog:
     ) -> None:
         self._folder = folder
         self._rows: list[Row] = []
-        start = len(history)
+        start = len(history) + 1  # epochs are numbered from 1
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
         self._bar = tqdm(
             total=total_steps,
@@ -49,7 +49,10 @@ class RunLog:
         )
         self._rows.extend(history)
         self._write_csv()
-        self._log = (folder / "train.log").open("a", encoding="utf-8")
+        # The names of files need not be UTF-8.
+        self._log = (folder / "train.log").open(
+            "a", encoding="utf-8", errors="backslashreplace"
+        )
 
     def step(
         self, epoch: int, loss: float | None, images_per_second: float | None

@@ -31,7 +31,9 @@ def run_summary(trainer: Trainer, test: Evaluation) -> dict[str, Any]:
     counts = dataset.class_counts
     error = test.calibration.error
     # What the data set was cut by, or is by nature.
-    imbalance = config.data.imbalance or DATASETS[dataset.name]
+    imbalance = None
+    if not trainer.dataset_given:
+        imbalance = config.data.imbalance or DATASETS[dataset.name]
     summary: dict[str, Any] = {
         "preset": config.preset,
         "dataset": dataset.name,

@@ -12,7 +12,7 @@ import yaml
 from torch import Tensor
 
 from s3h_ext.data import Batch, Feed, LongTailDataset, ResidentSource, thumbnails
-from s3h_ext.training.card import write_card
+from s3h_ext.training.card import FILE, DatasetCard, read_card, write_card
 from s3h_ext.training.checkpoint import (
     CheckpointError,
     checkpoint_paths,
@@ -56,7 +56,8 @@ class Trainer:
 
     Raises:
         FileExistsError: ``output`` holds a run and ``resume`` is false.
-        CheckpointError: ``resume`` finds no checkpoint that this run can go on from.
+        CheckpointError: ``resume`` finds no checkpoint that this run can go on from, or
+            one of other data.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Trainer:
         self.device = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
         self.dataset = dataset or open_dataset(config.data)
+        self.dataset_given = dataset is not None
         data = config.data
         self.feed = Feed(data.source, data.workers, data.unreadable)
         self.left_out: dict[str, str] = {}  # images that could not be read, and why
@@ -214,10 +216,7 @@ class Trainer:
                 log.epoch(self.history[0])
             # Without held-out images the last epoch was just evaluated on this split.
             test = self._evaluated.get("test") or self.evaluate("test")
-            for found in self.world.gather(dict(self.feed.met.found)):
-                self.left_out.update(found)
-            for path, reason in self.left_out.items():
-                log.note(f"left out: {path}: {reason}")
+            self._note_left_out(log)
             for name, (fallen, drawn) in self.source.fallbacks().items():
                 if fallen:
                     log.note(
@@ -265,10 +264,14 @@ class Trainer:
             row.update(self._evaluate_epoch())
         self.history.append(row)
         self.epochs_done = epoch + 1
-        if last or stop.requested or (epoch + 1) % config.checkpoint_every == 0:
+        self._note_left_out(log)
+        # Once, for a stop in between would go without its checkpoint; and in the last
+        # epoch too, for all processes ask together.
+        stopping = stop.requested
+        if last or stopping or (epoch + 1) % config.checkpoint_every == 0:
             self._save()
         log.epoch(row)
-        if stop.requested:
+        if stopping:
             raise KeyboardInterrupt
 
     def evaluate(self, split: str) -> Evaluation:
@@ -314,6 +317,7 @@ class Trainer:
             meter.update(terms, views)
             log.step(epoch, meter.last_loss, meter.images / meter.seconds)
             if stop is not None and stop.requested:
+                self._note_left_out(log)
                 self._save(meter)
                 raise KeyboardInterrupt
         means = meter.means()  # waits for the device, so the clock below is true
@@ -366,6 +370,16 @@ class Trainer:
                 lambda which: thumbnails(self.dataset.train, where[which]),
             )
 
+    def _note_left_out(self, log: RunLog) -> None:
+        """Take note of images that some process could not read, and log new ones."""
+        met: dict[str, str] = {}
+        # A copy, for threads may be adding to it.
+        for found in self.world.gather(dict(self.feed.met.found)):
+            met.update(found)
+        for path in sorted(met.keys() - self.left_out.keys()):
+            self.left_out[path] = met[path]
+            log.note(f"left out: {path}: {met[path]}")
+
     def _save(self, meter: EpochMeter | None = None) -> None:
         """Write a checkpoint; inside an epoch ``meter`` says how far that has come."""
         self.run_seconds = time.perf_counter() - self._clock
@@ -387,14 +401,28 @@ class Trainer:
                 "train_seconds": self.train_seconds,
                 "run_seconds": self.run_seconds,
                 "images_trained": self.images_trained,
+                "left_out": self.left_out,
             },
         )
+
+    def _check_card(self) -> None:
+        """Refuse to go on with other data than the run began with."""
+        old, new = read_card(self.output), DatasetCard.of(self.dataset)
+        if old is not None and old != new:
+            differing = [
+                name for name, value in vars(old).items() if value != getattr(new, name)
+            ]
+            raise CheckpointError(
+                f"data.root: expected the data of {self.output / FILE}, got others: "
+                f"{', '.join(differing)} differ"
+            )
 
     def _resume(self) -> None:
         found = latest_checkpoint(self.checkpoints, self.record)
         if found is None:
             return
         path, state = found
+        self._check_card()
         try:
             self.method.load_state_dict(state["method"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -408,3 +436,5 @@ class Trainer:
         self.train_seconds = state["train_seconds"]
         self.run_seconds = state["run_seconds"]
         self.images_trained = state["images_trained"]
+        # Older checkpoints have none.
+        self.left_out = state.get("left_out", {})
