@@ -271,6 +271,19 @@ def test_labels_follow_what_the_regions_show(planted, recipe):
     assert (labels.bincount() == len(labels) // 3).all()
 
 
+def test_maps_too_small_for_quadrants_are_refused(dataset):
+    message = (
+        r"model\.backbone: expected maps of at least 2 x 2, .* got 1 x 1 from 32 x 32"
+    )
+    model = build_model("resnet50", 3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        S3H(**SMALL).build(model, dataset)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    BCL(**SMALL).build(model, dataset)  # has whole views
+
+
 @pytest.mark.parametrize("split", [False, True])
 def test_cws_goes_around_s3h(dataset, split):
     options = {"images_per_row": 5, "split_from": 0.0 if split else 0.9}

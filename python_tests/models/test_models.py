@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from s3h_ext.models import CosineClassifier, MLPHead, build_model
+from s3h_ext.models import (
+    CosineClassifier,
+    GroupedClassifier,
+    MLPHead,
+    build_model,
+)
 
 
 @pytest.mark.parametrize(("classes", "parameters"), [(10, 464_154), (100, 470_004)])
@@ -73,6 +78,32 @@ def test_cosine_classifier_ignores_the_length_of_features_and_weights():
     with torch.no_grad():
         classifier.weight.mul_(3.0)
     torch.testing.assert_close(classifier(7.0 * features), logits)
+
+
+def cosine_classifier(split):
+    classifier = CosineClassifier(64, 5)
+    if not split:
+        return classifier
+    grouped = GroupedClassifier(classifier, torch.tensor([0, 3, 4, 5, 6, 8]))
+    grouped.split_(0.1)
+    return grouped
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_cosine_classifiers_work_in_float32_under_autocast(split):
+    classifier, features = cosine_classifier(split), torch.randn(100, 64).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = classifier(features)
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.equal(logits, classifier(features.float()))
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_an_exported_cosine_classifier_is_plain_operations(split):
+    classifier, features = cosine_classifier(split), torch.randn(4, 64)
+    program = torch.export.export(classifier, (features,))
+    assert not any("autocast" in str(node.target) for node in program.graph.nodes)
+    assert torch.equal(program.module()(features), classifier(features))
 
 
 def test_mlp_head_has_one_hidden_layer():

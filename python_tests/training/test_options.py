@@ -1,8 +1,32 @@
+import inspect
+import shlex
+from pathlib import Path
+
 import pytest
 import yaml
 
+from s3h_ext import methods
 from s3h_ext.methods import Baseline, Hybrid
-from s3h_ext.training.options import OptionError, parse_options, preset_names
+from s3h_ext.training.options import (
+    OptionError,
+    parse_options,
+    preset_arguments,
+    preset_names,
+)
+
+
+def whole(method):
+    """A method's options as a file names them, over the defaults of its class."""
+    name = method["class_path"]
+    parameters = inspect.signature(getattr(methods, name)).parameters.values()
+    options = {p.name: p.default for p in parameters if p.default is not p.empty}
+    for key, value in method.get("init_args", {}).items():
+        options[key] = whole(value) if isinstance(value, dict) else value
+    return {"class_path": f"s3h_ext.methods.{name}", "init_args": options}
+
+
+def method_of(*arguments):
+    return parse_options(arguments)[1]["method"]
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -11,6 +35,75 @@ def test_every_preset_parses_and_names_its_data_set(name):
     assert config.preset == name
     assert config.data.name == name.partition("/")[0]
     assert record["preset"] == name
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_presets_method_has_the_defaults_of_its_class(name):
+    content = yaml.safe_load(Path(preset_arguments(name)[1]).read_text())
+    assert method_of("--preset", name) == whole(content["method"])
+
+
+@pytest.mark.parametrize("name", ["imagenet-lt", "inat18", "folder"])
+def test_cws_on_photographs_has_the_constants_of_cifar100(name):
+    measured = method_of("--preset", "cifar100-lt/cws")
+    ours = method_of("--preset", f"{name}/cws")
+    for method in (measured, ours):
+        del method["init_args"]["inner"]["init_args"]["recipe"]
+    assert ours == measured
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--preset cifar100-lt/ce --method TauNormalization",
+        "--preset cifar100-lt/ce --method=s3h_ext.methods.TauNormalization",
+        "--preset cifar100-lt/ce --method.class_path TauNormalization",
+        "--preset cifar100-lt/ce --method '{class_path: TauNormalization}'",
+        "--preset digits-lt/hybrid-psc --method.views 3 --method TauNormalization",
+        "--preset cifar100-lt/ce --config '{method: TauNormalization}'",
+        "--method BCL --method.tau 0.1 --method TauNormalization",
+    ],
+)
+def test_another_class_of_method_starts_from_its_own_defaults(arguments):
+    found = method_of(*shlex.split(arguments))
+    assert found == whole({"class_path": "TauNormalization"})
+
+
+def test_a_file_with_another_class_starts_from_the_defaults_of_that(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("method: {class_path: S3H, init_args: {views: 1}}\n")
+    expected = whole({"class_path": "S3H", "init_args": {"views": 1, "heads": 3}})
+    for start in (["--preset", "digits-lt/hybrid-psc"], ["--method", "BCL"]):
+        arguments = [*start, "--config", str(path), "--method.heads", "3"]
+        assert method_of(*arguments) == expected
+
+
+def test_another_class_inside_a_method_starts_from_its_own_defaults(tmp_path):
+    inner = {"class_path": "S3H", "init_args": {"heads": 1}}
+    changed = method_of(
+        *"--preset digits-lt/cws --method.inner S3H --method.inner.heads 1".split()
+    )
+    assert changed["init_args"]["inner"] == whole(inner)
+    assert changed["init_args"]["momentum"] == 0.9  # of the preset
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump({"method": {"init_args": {"inner": inner}}}))
+    assert method_of("--preset", "digits-lt/cws", "--config", str(path)) == changed
+    around = method_of(
+        *"--preset digits-lt/s3h --method ClasswiseSplitting --method.inner S3H".split()
+    )
+    inner = {"class_path": "S3H"}
+    assert around == whole(
+        {"class_path": "ClasswiseSplitting", "init_args": {"inner": inner}}
+    )
+
+
+def test_the_same_class_keeps_its_options(tmp_path):
+    preset = method_of("--preset", "digits-lt/cws")
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump({"method": preset}))
+    for again in (["--method", "ClasswiseSplitting"], ["--method.inner", "Baseline"]):
+        assert method_of("--preset", "digits-lt/cws", *again) == preset
+        assert method_of("--config", str(path), *again) == preset
 
 
 @pytest.mark.parametrize(
@@ -97,6 +190,10 @@ def test_a_method_can_be_named_by_its_class():
         ("--data.val_fraction 1", "data.val_fraction: expected a share"),
         ("--optim.lr .nan", "optim.lr: expected a finite number > 0"),
         ("--optim.milestones [0.9,0.8]", "optim.milestones: expected rising shares"),
+        (
+            "--optim.nesterov true --optim.momentum 0",
+            "optim.nesterov: expected false where optim.momentum is 0, got True",
+        ),
         ("--method.temperature -1", "temperature"),
         ("--method.views 0", "views: expected a whole number >= 1, got 0"),
     ],

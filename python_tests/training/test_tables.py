@@ -18,8 +18,9 @@ def make_run(folder, name, *arguments, preset="cifar100-lt/ce", **summary):
     record = parse_options(["--preset", preset, *arguments])[1]
     (run / "config.yaml").write_text(yaml.safe_dump(record))
     summary = {"preset": preset, "seed": record["seed"], **summary}
-    groups = {"many": 60.0, "medium": 40.0, "few": None, "best_top1": 41.0}
-    (run / "summary.json").write_text(json.dumps({**groups, **summary}))
+    groups = {"many": 60.0, "medium": 40.0, "few": None}
+    best = {"best_top1": 41.0, "best_split": "test"}
+    (run / "summary.json").write_text(json.dumps({**groups, **best, **summary}))
 
 
 @pytest.fixture
@@ -58,6 +59,47 @@ def test_the_table_says_what_was_run_and_what_was_not(folder):
         "| 60.00 | 40.00 |  | 41.00 |",
     ]
     assert "not run" not in markdown(rows, not_run=False)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["model.weights a.pth", "init_from runs/a", "data.size 64", "data.imbalance null"],
+)
+def test_options_that_the_preset_leaves_out_make_a_row_of_their_own(tmp_path, option):
+    make_run(tmp_path, "a", top1=37.0)
+    name, value = option.split()
+    make_run(tmp_path, "b", f"--{name}", value, top1=90.0)
+    ours, changed = collect(tmp_path, [])
+    assert [run.folder.name for run in ours.runs] == ["a"]
+    assert changed.changes == (option,)
+
+
+def test_the_first_stage_of_a_second_one_makes_no_row(tmp_path):
+    for seed in ("0", "1"):
+        first = ("--init_from", f"runs/{seed}", "--seed", seed)
+        make_run(tmp_path, seed, *first, preset="cifar100-lt/crt", top1=40.0)
+    (row,) = collect(tmp_path, [])
+    assert (row.changes, len(row.runs)) == ((), 2)
+
+
+def test_another_method_makes_a_row_with_all_its_options(tmp_path):
+    make_run(tmp_path, "a", top1=37.0)
+    for views in ("1", "2"):
+        arguments = ("--method", "Hybrid", "--method.views", views)
+        make_run(tmp_path, f"hybrid-{views}", *arguments, top1=45.0)
+    ours, one, two = collect(tmp_path, [])
+    assert ours.changes == ()
+    assert one.changes[0] == "method.class_path s3h_ext.methods.Hybrid"
+    assert "method.temperature 0.1" in one.changes
+    assert set(one.changes) ^ set(two.changes) == {"method.views 1", "method.views 2"}
+
+
+def test_the_best_epoch_is_shown_where_it_is_that_of_test_images(tmp_path):
+    make_run(tmp_path, "a", "--seed", "0", top1=37.0)
+    assert "41.00" in markdown(collect(tmp_path, []))
+    make_run(tmp_path, "b", "--seed", "1", top1=37.0, best_split="val")
+    (line,) = markdown(collect(tmp_path, [])).splitlines()[2:]
+    assert line.endswith("| 40.00 ± 0.00 |  |  |")
 
 
 def test_two_runs_of_one_seed_are_refused(folder):

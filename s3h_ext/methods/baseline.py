@@ -75,8 +75,11 @@ class Baseline(ClassifierMethod):
     Args:
         loss: ``"cross-entropy"``, ``"logit-adjusted"`` (balanced softmax when ``tau``
             is 1), ``"focal"`` or ``"ldam"`` (wants the cosine classifier).
-        sampler: how training images are drawn.
-        recipe: augmentation of the training images.
+        sampler: how training images are drawn: ``"instance-balanced"``,
+            ``"class-balanced"``, ``"square-root"``, or ``"progressive"``, from the
+            first to the second.
+        recipe: augmentation of the training images, a name of
+            ``s3h_ext.data.recipes.RECIPES``.
         tau: strength of the logit adjustment.
         gamma: focusing strength of the focal loss.
         max_margin: LDAM's margin for the rarest class.
@@ -106,6 +109,10 @@ class Baseline(ClassifierMethod):
         if not 0.0 <= reweight_from <= 1.0:
             raise ValueError(
                 f"reweight_from: expected a share in [0, 1], got {reweight_from}"
+            )
+        if not 0.0 <= weight_beta < 1.0:
+            raise ValueError(
+                f"weight_beta: expected a number in [0, 1), got {weight_beta}"
             )
         if loss == "logit-adjusted" and weight_beta:
             raise ValueError(

@@ -16,7 +16,8 @@ class BCL(S3H):
     montage, one head, no other model.
 
     Args:
-        contrast_recipe: augmentation of the contrastive views.
+        contrast_recipe: augmentation of the contrastive views, of the same names as
+            ``recipe``.
         views: contrastive views of each image.
         ce_weight: lambda. The paper: 2 on CIFAR, 1 on the large data sets.
         contrast_weight: mu. The paper: 0.6 on CIFAR, 0.35 on the large data sets.
@@ -24,8 +25,11 @@ class BCL(S3H):
         tau: strength of the logit adjustment.
         projection_hidden: hidden units of the MLP heads.
         projection_dim: dimension of the embeddings.
-        sampler: how training images are drawn.
-        recipe: augmentation of the classification view.
+        sampler: how training images are drawn: ``"instance-balanced"``,
+            ``"class-balanced"``, ``"square-root"``, or ``"progressive"``, from the
+            first to the second.
+        recipe: augmentation of the classification view, a name of
+            ``s3h_ext.data.recipes.RECIPES``.
     """
 
     def __init__(

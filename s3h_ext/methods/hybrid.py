@@ -53,9 +53,12 @@ class Hybrid(ClassifierMethod):
         projection_dim: dimension of the embedding and of the prototypes.
         prototypes_per_class: prototypes of one class, with ``"prototypical"``.
         decay: course of alpha, ``"parabolic"`` or ``"linear"``.
-        recipe: augmentation of both branches.
-        contrast_sampler: how the contrastive batch is drawn.
-        classifier_sampler: how the classifier's batch is drawn.
+        recipe: augmentation of both branches, a name of
+            ``s3h_ext.data.recipes.RECIPES``.
+        contrast_sampler: how the contrastive batch is drawn: ``"instance-balanced"``,
+            ``"class-balanced"``, ``"square-root"``, or ``"progressive"``, from the
+            first to the second.
+        classifier_sampler: how the classifier's batch is drawn, likewise.
     """
 
     term_weights: Tensor  # [2]: of the contrast and of the cross-entropy, in this epoch

@@ -5,6 +5,7 @@ What the paper says and what is our choice: docs/s3h.md.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Hashable, Mapping
 from contextlib import nullcontext
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from s3h_ext.data import Batch, LongTailDataset, Stream
+from s3h_ext.data.recipes import get_recipe
 from s3h_ext.losses import BalancedContrastiveLoss, CrossModelContrastiveLoss
 from s3h_ext.losses.classification import Counts, LogitAdjustedLoss
 from s3h_ext.methods.base import ClassificationLoss, ClassifierMethod, Classify
@@ -66,8 +68,8 @@ class S3H(ClassifierMethod):
     ``partner="none"``. Without all three this is BCL.
 
     Args:
-        contrast_recipe: the contrastive views; a montage is pooled to its quadrants,
-            any other view as a whole.
+        contrast_recipe: augmentation of the contrastive views, of the same names as
+            ``recipe``; a montage is pooled to its quadrants, any other view as a whole.
         views: M, montages (or whole views) for each image of a batch.
         heads: H.
         partner: what the embeddings are contrasted with beside themselves and their own
@@ -86,8 +88,11 @@ class S3H(ClassifierMethod):
         momentum_schedule: ``"constant"``, or ``"cosine"`` from ``momentum`` to 1.
         separate_norm: normalise montages by statistics of their own and keep them out
             of the running statistics, at the price of a second pass of the encoder.
-        sampler: how training images are drawn.
-        recipe: of the classification view.
+        sampler: how training images are drawn: ``"instance-balanced"``,
+            ``"class-balanced"``, ``"square-root"``, or ``"progressive"``, from the
+            first to the second.
+        recipe: augmentation of the classification view, a name of
+            ``s3h_ext.data.recipes.RECIPES``.
     """
 
     def __init__(
@@ -171,6 +176,7 @@ class S3H(ClassifierMethod):
 
     def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:
         super().build(model, dataset)
+        self._check_maps(dataset.image_shape)
         sizes = (
             model.backbone.feature_dim,
             self.projection_hidden,
@@ -197,7 +203,7 @@ class S3H(ClassifierMethod):
         views = contrast.images.flatten(0, 1)
         features, maps = self._encode(whole.images.flatten(0, 1), views)
         regions, labels = region_features(maps, contrast)
-        # In float32: sixteen bits have no digits left at a scale of 30.
+        # In float32 with the linear classifier too; the cosine one sees to it itself.
         with torch.autocast(features.device.type, enabled=False):
             cross_entropy = classify(features.float(), whole.labels)
         embeddings = self.projection(regions)
@@ -226,6 +232,24 @@ class S3H(ClassifierMethod):
             momentum = 1 - (1 - momentum) * (1 + math.cos(math.pi * self._progress)) / 2
         update_momentum_copy_(self.copied_backbone, self.model.backbone, momentum)
         update_momentum_copy_(self.copied_projection, self.projection, momentum)
+
+    def _check_maps(self, image_shape: tuple[int, int, int]) -> None:
+        """Refuse montages whose maps are too small for four quadrants."""
+        recipe = get_recipe(self.contrast_recipe)
+        if not recipe.montage:
+            return
+        *sides, channels = image_shape
+        height, width = recipe.view_size(*sides)
+        # On the meta device, which knows shapes and computes nothing.
+        backbone = copy.deepcopy(self.model.backbone).to("meta")
+        views = torch.empty(2, channels, height, width, device="meta")
+        rows, columns = backbone.feature_map(views).shape[2:]
+        if min(rows, columns) < 2:
+            raise ValueError(
+                "model.backbone: expected maps of at least 2 x 2, for the quadrants of "
+                f"{self.contrast_recipe!r}, got {rows} x {columns} from {height} x "
+                f"{width} pixels; take another backbone, or a larger data.size"
+            )
 
     def _encode(self, images: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
         """Return features ``[B, D]`` of whole images and maps ``[V B, D, h, w]``.

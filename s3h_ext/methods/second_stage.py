@@ -50,8 +50,11 @@ class ClassifierRetraining(SecondStage):
     """cRT: a new classifier on the frozen backbone, trained class-balanced (sec. 4.1).
 
     Args:
-        sampler: how training images are drawn.
-        recipe: augmentation of the training images.
+        sampler: how training images are drawn: ``"instance-balanced"``,
+            ``"class-balanced"``, ``"square-root"``, or ``"progressive"``, from the
+            first to the second.
+        recipe: augmentation of the training images, a name of
+            ``s3h_ext.data.recipes.RECIPES``.
     """
 
     def __init__(

@@ -55,10 +55,23 @@ class CosineClassifier(nn.Module):
             self.weight.copy_(F.normalize(self.weight.uniform_(-1, 1), dim=1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return logits ``[B, C]`` of ``features [B, D]``."""
-        return self.scale * F.linear(
-            F.normalize(features, dim=1), F.normalize(self.weight, dim=1)
-        )
+        """Return logits ``[B, C]`` of ``features [B, D]``, float32 of 16-bit ones."""
+        return _cosine_logits(features, self.weight, self.scale)
+
+
+def _cosine_logits(features: Tensor, weight: Tensor, scale: float) -> Tensor:
+    """Return ``scale * cos``, not in 16 bits: at a scale of 30 they have no digits left.
+
+    Without autocast there is no context either, which an export would keep.
+    """
+    device = features.device.type
+    if torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return _cosine_logits(features, weight, scale)
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    return scale * F.linear(
+        F.normalize(features.to(dtype), dim=1), F.normalize(weight.to(dtype), dim=1)
+    )
 
 
 MappingName = Literal["logsumexp", "max"]
@@ -163,9 +176,7 @@ class GroupedClassifier(nn.Module):
         """Return logits ``[B, S]`` of ``features [B, D]``."""
         if self.bias is not None:
             return F.linear(features, self.weight, self.bias)
-        return self.scale * F.linear(
-            F.normalize(features, dim=1), F.normalize(self.weight, dim=1)
-        )
+        return _cosine_logits(features, self.weight, self.scale)
 
     def group(self, logits: Tensor) -> Tensor:
         """Return class logits ``[B, C]`` of sub-class logits ``[B, S]``, in float32."""

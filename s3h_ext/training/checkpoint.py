@@ -69,13 +69,18 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
 
     An option that is younger than ``saved`` had its default then.
     """
-    old = {**_defaults(), **flatten(saved)}
-    new = {**_defaults(), **flatten(current)}
+    old = with_defaults(saved)
+    new = with_defaults(current)
     return [
         f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
         for name in sorted(old.keys() | new.keys())
         if name not in FREE_KEYS and old.get(name) != new.get(name)
     ]
+
+
+def with_defaults(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return flat options; what is left out outside the method has its default."""
+    return {**_defaults(), **flatten(record)}
 
 
 @cache

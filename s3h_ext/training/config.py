@@ -172,6 +172,12 @@ class OptimConfig:
             0.0 <= self.momentum < 1.0, "optim.momentum", "in [0, 1)", self.momentum
         )
         _require(
+            self.momentum > 0 or not self.nesterov,
+            "optim.nesterov",
+            "false where optim.momentum is 0",
+            self.nesterov,
+        )
+        _require(
             all(0.0 < m < 1.0 for m in self.milestones)
             and self.milestones == sorted(self.milestones),
             "optim.milestones",

@@ -6,7 +6,7 @@ import argparse
 import difflib
 import inspect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import jsonargparse
 import yaml
 
 from s3h_ext import methods
+from s3h_ext.methods.base import ClassifierMethod
 from s3h_ext.training import plain_yaml
 from s3h_ext.training.config import TrainConfig
 
@@ -22,6 +23,15 @@ DEFAULT_PRESET = "digits-lt/hybrid-psc"
 OTHER_FACTORS = (50, 10)
 # The data sets that are cut to a factor; others come as they are.
 CUT = ("cifar", "octmnist")
+METHOD = "s3h_ext.methods.Baseline"
+
+# When a class changes, the parser keeps the options that the new one has too, such as
+# the temperature of Hybrid for S3H. With this one between them it keeps none.
+_NoOptions = type(
+    "_NoOptions",
+    (ClassifierMethod,),
+    dict.fromkeys(ClassifierMethod.__abstractmethods__),
+)
 
 
 class OptionError(ValueError):
@@ -88,7 +98,7 @@ def make_parser() -> jsonargparse.ArgumentParser:
     )
     parser.add_class_arguments(TrainConfig, None, as_group=False)
     # The parser keeps the method as a class name and its options, so they can be saved.
-    parser.set_defaults(method={"class_path": "s3h_ext.methods.Baseline"})
+    parser.set_defaults(method={"class_path": METHOD})
     return parser
 
 
@@ -98,8 +108,8 @@ def parse_options(
     """Turn command-line arguments into a checked configuration.
 
     A preset comes first, then ``--config`` files and dotted options in the order given.
-    Without ``--preset`` and ``--config`` it is the built-in job,
-    ``digits-lt/hybrid-psc``.
+    Another class of method starts from its own defaults. Without ``--preset`` and
+    ``--config`` it is the built-in job, ``digits-lt/hybrid-psc``.
 
     Args:
         arguments: as on the command line, without the program's name.
@@ -135,7 +145,7 @@ def parse_options(
 
     parser = make_parser()
     try:
-        namespace = parser.parse_args(arguments)
+        namespace = parser.parse_args(_with_fresh_methods(arguments))
         record = yaml.safe_load(parser.dump(namespace))
         parts = vars(parser.instantiate(namespace))
         parts = {k: v for k, v in parts.items() if k not in ("config", "resume")}
@@ -147,6 +157,58 @@ def parse_options(
     for name in ("config", "resume"):
         record.pop(name, None)
     return config, record, bool(namespace.resume)
+
+
+def _with_fresh_methods(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with a method's old options dropped where its class changes.
+
+    The same goes for a method inside of another.
+    """
+    result: list[str] = []
+    classes = {"method": METHOD}
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        for option, class_path in _named_classes(name, value if equals else following):
+            if classes.get(option, class_path) != class_path:
+                result += [f"--{option}", f"{__name__}.{_NoOptions.__name__}"]
+                inside = [key for key in classes if key.startswith(f"{option}.")]
+                for key in inside:
+                    del classes[key]
+            classes[option] = class_path
+        result.append(argument)
+    return result
+
+
+def _named_classes(name: str, value: str) -> Iterator[tuple[str, str]]:
+    """Yield the options of methods that an argument sets, and their classes."""
+    try:
+        if name == "--config":
+            path = Path(value)
+            text = path.read_text(encoding="utf-8") if path.is_file() else value
+            content = plain_yaml.load_yaml(text)
+            if isinstance(content, Mapping):
+                yield from _classes_in("method", content.get("method"))
+        elif name.split(".")[0] == "--method":
+            option = name[2:].replace(".init_args", "").removesuffix(".class_path")
+            yield from _classes_in(option, plain_yaml.load_yaml(value))
+    except (OSError, ValueError, yaml.YAMLError):
+        return  # the parser says why
+
+
+def _classes_in(option: str, value: object) -> Iterator[tuple[str, str]]:
+    """Yield the classes of a method and of those inside, the outer one first."""
+    if isinstance(value, str):
+        value = {"class_path": value}
+    if not isinstance(value, Mapping):
+        return
+    name = str(value.get("class_path"))
+    if name in methods.__all__:
+        yield option, f"{methods.__name__}.{name}"
+    elif re.fullmatch(r"\w+(\.\w+)+", name):
+        yield option, name
+    inside = value.get("init_args")
+    for key, each in inside.items() if isinstance(inside, Mapping) else ():
+        yield from _classes_in(f"{option}.{key}", each)
 
 
 def _cut(message: str, limit: int = 2000) -> str:

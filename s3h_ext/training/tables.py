@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from s3h_ext import methods
+from s3h_ext.training.checkpoint import with_defaults
 from s3h_ext.training.options import parse_options, preset_names
 
 __all__ = ["Published", "Row", "Run", "collect", "draw", "markdown", "read_published"]
@@ -129,19 +131,23 @@ def read_published(path: Path) -> list[Published]:
         return found
 
 
-def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            result.update(_flat(value, f"{prefix}{name}."))
-        else:
-            result[prefix + name] = value
-    return result
-
-
 @cache
 def _preset_options(name: str) -> dict[str, Any]:
-    return _flat(parse_options(["--preset", name])[1])
+    return with_defaults(parse_options(["--preset", name])[1])
+
+
+def _changes(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[str, ...]:
+    """What differs from a preset's options, of all that a run has."""
+    incidental = set(_INCIDENTAL)
+    name = str(ours.get("method.class_path")).rpartition(".")[2]
+    if getattr(getattr(methods, name, None), "needs_first_stage", False):
+        incidental.add("init_from")
+    return tuple(
+        # As on the command line.
+        f"{name.replace('.init_args', '')} {'null' if value is None else value}"
+        for name, value in sorted(ours.items())
+        if name not in incidental and (name not in theirs or value != theirs[name])
+    )
 
 
 def _read_run(folder: Path) -> Run | None:
@@ -154,13 +160,7 @@ def _read_run(folder: Path) -> Run | None:
         raise ValueError(f"{folder}: not a finished run: {error}") from error
     if preset not in preset_names():
         return None
-    ours, theirs = _flat(options), _preset_options(preset)
-    changes = tuple(
-        # As on the command line.
-        f"{name.replace('.init_args', '')} {ours[name]}"
-        for name in sorted(ours.keys() & theirs.keys() - _INCIDENTAL)
-        if ours[name] != theirs[name]
-    )
+    changes = _changes(with_defaults(options), _preset_options(preset))
     return Run(folder, summary, changes)
 
 
@@ -235,7 +235,9 @@ def markdown(rows: Sequence[Row], *, not_run: bool = True) -> str:
         ours = _number(row.mean("top1")) or "not run"
         gap = "" if row.difference is None else f"{row.difference:+.2f}"
         cells = [name, published, ours, str(len(row.runs) or ""), gap]
-        cells += [_number(row.mean(n)) for n in ("many", "medium", "few", "best_top1")]
+        cells += [_number(row.mean(n)) for n in ("many", "medium", "few")]
+        on_test = all(run.summary.get("best_split") == "test" for run in row.runs)
+        cells.append(_number(row.mean("best_top1")) if on_test else "")
         print("| " + " | ".join(cells) + " |", file=text)
     return text.getvalue()
 
