@@ -12,8 +12,9 @@
 #   make wheel          a wheel in dist/, and a try of it in an environment of its own
 #   make fuzz  [FUZZ_SECONDS=600] [ARGS="archive options"]
 #
-# Variables: PYTHON (>= 3.10), VENV, S3H_CUDA (auto, on, off), S3H_DATA_ROOT (folder
-# with the CIFAR archives, for the tests that read them), ARGS.
+# Variables: PYTHON (>= 3.10), VENV, S3H_CUDA (auto, on, off; auto where nvidia-smi finds
+# a GPU, else off), S3H_DATA_ROOT (folder with the CIFAR archives, for the tests that read
+# them; ../shared/data where that is there), ARGS.
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -12,12 +12,13 @@ Data come from ``--data.root`` or ``S3H_DATA_ROOT``, else they are generated.
 On a GPU the time is that of kernels and copies on the device, told apart by their
 names; *idle* is the part of the unprofiled wall time in which nothing ran there. On a
 CPU it is the self time of operators in the main thread; *idle* is the rest of the wall
-time: Python, and what no operator stands for. Four steps on a CPU do not include the
-drawing of crops, which is done ahead for many steps at once.
+time: Python, and what no operator stands for. Crops are drawn ahead for many steps at
+once, so few steps on a CPU hold one such drawing or none.
 
 Appends to ``profile_step.csv``: a row for each kind of work, for each kernel or
-operator of ours, and for each other one that is a thousandth of all work. ``--tiny``
-takes a hundredth of the images: a test of this file.
+operator of ours, and for each other one that is a thousandth of all work. Options that
+have no column of their own stand behind the preset's name. ``--tiny`` takes a hundredth
+of the images: a test of this file.
 """
 
 from __future__ import annotations
@@ -75,6 +76,10 @@ OPERATORS = (
 )
 
 
+#: Options that have a column, or only say where the data are.
+ELSEWHERE = ("--graphs", "--batch_size", "--precision", "--data.root")
+
+
 @dataclass
 class Work:
     """One kernel or operator: how often, and milliseconds in all."""
@@ -95,7 +100,7 @@ class Found:
 @dataclass(frozen=True)
 class Row:
     date: str
-    preset: str
+    preset: str  # and the options that change it
     graphs: str
     data: str
     precision: str
@@ -127,6 +132,22 @@ def kind_of(name: str, kinds: Iterable[tuple[str, str]]) -> str:
     """
     lower = name.lower()
     return next((kind for kind, words in kinds if re.search(words, lower)), "other")
+
+
+def changed(preset: str, options: Iterable[str]) -> str:
+    """Returns the preset's name and the options that change what is measured.
+
+    Example:
+        >>> changed("cifar100-lt/s3h", ["--graphs=off", "--method.views", "2"])
+        'cifar100-lt/s3h --method.views 2'
+    """
+    words, kept = [preset], True
+    for word in options:
+        if word.startswith("--"):
+            kept = word.partition("=")[0] not in ELSEWHERE
+        if kept:
+            words.append(word)
+    return " ".join(words)
 
 
 def short(name: str) -> str:
@@ -289,7 +310,7 @@ def measure(preset: str, options: argparse.Namespace, rest: Sequence[str]) -> li
     return [
         Row(
             date=datetime.date.today().isoformat(),
-            preset=preset,
+            preset=changed(preset, rest),
             graphs=str(getattr(config, "graphs", "")),
             data=kind,
             precision=trainer.precision,

@@ -120,9 +120,13 @@ def test_a_profile_says_whose_time_a_step_is(tmp_path, capsys, monkeypatch):
     )
     arguments = ["--device", "cpu", "--preset", "cifar100-lt/hybrid-psc", "--tiny"]
     arguments += ["--steps", "1", "--batch_size", "64", "--output", str(tmp_path)]
+    arguments += ["--method.views", "2", "--precision=fp32"]
     assert profile_step.main(arguments) == 0
     assert seen == [0, 1]  # two steps an epoch, and two before the two
     found = rows(tmp_path / "profile_step.csv")
+    assert {row["preset"] for row in found} == {
+        "cifar100-lt/hybrid-psc --method.views 2"
+    }
     kinds = {row["kind"]: row for row in found if not row["name"]}
     assert list(kinds) == list(profile_step.KINDS)
     names = {row["name"] for row in found if row["kind"] == "s3h"}

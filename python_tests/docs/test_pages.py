@@ -10,12 +10,20 @@ import pytest
 import torch
 from torch import nn
 
+from s3h_ext import losses
+from s3h_ext.data import recipes, samplers
 from s3h_ext.training.options import preset_names
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 #: Pages whose Python blocks are one program, from top to bottom.
-PROGRAMS = ["README.md", "docs/extending.md", "docs/your-trainer.md"]
+PROGRAMS = [
+    "README.md",
+    "docs/extending.md",
+    "docs/recipes.md",
+    "docs/views.md",
+    "docs/your-trainer.md",
+]
 FENCE = re.compile(
     r"(?P<mark><!-- not run:[^\n]*-->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```",
     re.MULTILINE | re.DOTALL,
@@ -90,6 +98,8 @@ def test_python_blocks_run(name, tmp_path, monkeypatch):
     if name.endswith("your-trainer.md"):
         pytest.importorskip("pytorch_lightning")
     monkeypatch.chdir(tmp_path)
+    # What a page adds is of this test alone.
+    monkeypatch.setattr(recipes, "RECIPES", dict(recipes.RECIPES))
     # Classes of the page name their module.
     page = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", page)
@@ -97,6 +107,31 @@ def test_python_blocks_run(name, tmp_path, monkeypatch):
     assert code
     for number, block in enumerate(code):
         exec(compile(block, f"{name}, block {number + 1}", "exec"), vars(page))
+
+
+def first_column(name, above):
+    """The names in the first column of the next table of a page."""
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    table = re.search(r"(^\|.*\n)+", text[text.index(above) :], re.MULTILINE)[0]
+    cells = [row.split("|")[1] for row in table.splitlines()[2:]]
+    return [found for cell in cells for found in re.findall(r"`([\w+-]+)", cell)]
+
+
+def test_every_loss_is_listed_and_can_be_imported():
+    public = set(losses.__all__)
+    assert all(hasattr(losses, name) for name in public)
+    functions = {name for name in public if name.endswith("_loss")}
+    page = (ROOT / "docs" / "your-trainer.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in page for name in functions)
+    listed = first_column("your-trainer.md", "## The losses")
+    assert set(listed) == public - functions - {"ContrastiveStats"}
+
+
+def test_every_sampler_and_recipe_is_listed():
+    listed = first_column("training.md", "## What a step sees")
+    assert listed == list(samplers.SAMPLERS)
+    listed = first_column("recipes.md", "any recipes on the same images")
+    assert set(listed) == set(recipes.RECIPES)
 
 
 def test_supcontrast_is_a_factor_away():

@@ -20,10 +20,20 @@ returns R times its share, R being their number: the mean over the processes is 
 of the joint batch, and the gradients that ``DistributedDataParallel`` averages are its
 gradients. All processes have to call it. Without ``gather`` a process contrasts its own
 rows alone.
+
+The losses of classifiers (:mod:`s3h_ext.losses.classification`) take logits and, where
+the classes' sizes matter, their training counts; ``effective_number_weights`` makes
+class weights of counts.
 """
 
 from s3h_ext.losses._common import ContrastiveStats
 from s3h_ext.losses.balanced import BalancedContrastiveLoss, balanced_contrastive_loss
+from s3h_ext.losses.classification import (
+    FocalLoss,
+    LDAMLoss,
+    LogitAdjustedLoss,
+    effective_number_weights,
+)
 from s3h_ext.losses.cross_model import (
     CrossModelContrastiveLoss,
     cross_model_contrastive_loss,
@@ -38,10 +48,14 @@ __all__ = [
     "BalancedContrastiveLoss",
     "ContrastiveStats",
     "CrossModelContrastiveLoss",
+    "FocalLoss",
+    "LDAMLoss",
+    "LogitAdjustedLoss",
     "PrototypicalSupConLoss",
     "SupConLoss",
     "balanced_contrastive_loss",
     "cross_model_contrastive_loss",
+    "effective_number_weights",
     "prototypical_supcon_loss",
     "supcon_loss",
 ]

@@ -74,6 +74,7 @@ def supcon_loss(  # type: ignore[misc]
         TypeError: a type is not as above.
 
     Example:
+        >>> import torch
         >>> z = torch.nn.functional.normalize(torch.randn(4, 2, 16), dim=-1)
         >>> supcon_loss(z, torch.tensor([0, 1, 0, 2])).shape
         torch.Size([])
