@@ -60,7 +60,7 @@ class CosineClassifier(nn.Module):
 
 
 def _cosine_logits(features: Tensor, weight: Tensor, scale: float) -> Tensor:
-    """Return ``scale * cos``, not in 16 bits: at a scale of 30 they have no digits left.
+    """Return ``scale * cos``, never in 16 bits: at a scale of 30 these are too coarse.
 
     Without autocast there is no context either, which an export would keep.
     """
