@@ -57,6 +57,13 @@ def test_bad_runs(tmp_path, capsys):
     assert "error: run: expected the folder of a run" in capsys.readouterr().err
 
 
+def test_no_image_in_a_batch(digits_run, tmp_path, capsys):
+    arguments = [str(digits_run), "--batch-size", "0", "--output", str(tmp_path / "x")]
+    assert main(arguments) == 2
+    assert "batch_size: expected at least 1, got 0" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_split_that_was_not_held_out(tmp_path, capsys):
     from s3h_ext.train import main as train
 

@@ -75,6 +75,14 @@ def test_images_of_ones_own(digits_run, tmp_path, capsys):
     assert "images: none in" in capsys.readouterr().err
 
 
+def test_an_image_that_cannot_be_read_is_named(digits_run, tmp_path, capsys):
+    broken, missing = tmp_path / "broken.png", tmp_path / "missing.png"
+    broken.write_bytes(b"no image")
+    for path in (broken, missing):
+        assert main([str(digits_run), "--images", str(path)]) == 2
+        assert f"error: images: {path}: " in capsys.readouterr().err
+
+
 def test_a_network_that_is_not_the_network_is_not_written(
     digits_run, tmp_path, monkeypatch
 ):

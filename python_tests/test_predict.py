@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 from PIL import Image
 
 from s3h_ext.data import EvaluationBatches, load_dataset
-from s3h_ext.predict import main
+from s3h_ext.predict import main, predict
 from s3h_ext.training.loading import load_run
 
 COMMAND = [sys.executable, "-m", "s3h_ext.predict"]
@@ -74,6 +76,21 @@ def test_bad_images_are_reported_and_the_rest_is_done(
     assert f"{broken}: cannot be read as an image" in messages
     assert f"{missing}: there is no such file" in messages
     assert "2 of the images could not be read" in messages
+
+
+def test_one_picture_at_a_time_is_held_at_its_own_size(digits_run, monkeypatch):
+    pictures, held = [], []
+
+    def read(path, channels):
+        picture = np.zeros((90, 80, channels), np.uint8)
+        pictures.append(weakref.ref(picture))
+        held.append(sum(each() is not None for each in pictures))
+        return picture
+
+    monkeypatch.setattr("s3h_ext.predict.read_picture", read)
+    answers = list(predict(load_run(digits_run, device="cpu"), [Path("a.png")] * 9))
+    assert [error for _, error, _ in answers] == [None] * 9
+    assert max(held) <= 2
 
 
 def test_a_list_on_stdin_with_a_name_that_is_no_text(digits_run, folder, tmp_path):

@@ -54,7 +54,7 @@ def evaluate_run(
     batches = (feed or _feed(run)).evaluation(
         dataset.test,
         dataset,
-        batch_size=batch_size or run.config.eval_batch_size,
+        batch_size=run.config.eval_batch_size if batch_size is None else batch_size,
         device=run.device,
     )
     return evaluate_method(

@@ -41,7 +41,7 @@ def check_images(
         paths = list(find_pictures(places))[:limit]
         if not paths:
             raise ValueError(f"images: none in {' '.join(map(str, places))}")
-        return prepare([read_picture(path, card.image_shape[2]) for path in paths])
+        return torch.cat([_prepared(prepare, path) for path in paths])
     test = split_images(run, "test", root).test
     chosen = np.linspace(0, len(test) - 1, min(limit, len(test))).astype(np.int64)
     if isinstance(test, ImageSet):
@@ -49,9 +49,21 @@ def check_images(
     images = []
     for i in chosen.tolist():
         # What the evaluation leaves out or complains of is no matter here.
-        with suppress(ValueError, OSError):
-            images.append(read_picture(test.path(i), card.image_shape[2]))
-    return prepare(images)
+        with suppress(ValueError):
+            images.append(_prepared(prepare, test.path(i)))
+    if not images:
+        raise ValueError(
+            f"images: none of {len(chosen)} test images can be read; give others"
+        )
+    return torch.cat(images)
+
+
+def _prepared(prepare: Preprocessing, path: Path) -> Tensor:
+    """Return an image file as the network's input ``[1, C, H, W]``."""
+    try:
+        return prepare([read_picture(path, prepare.image_shape[2])])
+    except (ValueError, OSError) as error:
+        raise ValueError(f"images: {path}: {error}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

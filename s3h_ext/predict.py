@@ -45,12 +45,13 @@ def predict(
         images, errors = [], {}
         for place, path in enumerate(part):
             try:
-                images.append(read_picture(path, card.image_shape[2]))
+                # One at a time, for a photograph is much larger than the input.
+                images.append(prepare([read_picture(path, card.image_shape[2])]))
             except (ValueError, OSError) as error:
                 errors[place] = str(error)
         found: list[list[tuple[int, str, float]]] = []
         if images:
-            batch = prepare(images).to(run.device)
+            batch = torch.cat(images).to(run.device)
             with torch.inference_mode(), autocast(run.precision, run.device):
                 probabilities = run.method.predict(batch).float().softmax(1)  # [B, C]
             values, classes = (part.tolist() for part in probabilities.topk(top))
