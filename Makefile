@@ -93,7 +93,8 @@ check-all:
 	.ci/run
 	CUDA_ARCHS="100 120" PYTHON=$(BIN)/python tools/cuda_compile.sh
 
-# STEPS, STEP_SECONDS, OUT, TEST_ARGS, RESULTS_ARGS: see docs/gpu-status.md.
+# STEPS, STEP_SECONDS, OUT, TEST_ARGS, BENCHMARK_ARGS, RESULTS_ARGS: see
+# docs/gpu-status.md.
 # GPU_PYTHON: an interpreter that already holds the requirements, its own PyTorch
 # among them, to be used in place of the virtual environment.
 ifdef GPU_PYTHON
@@ -133,7 +134,7 @@ $(STAMPS)/build: $(STAMPS)/base $(STAMPS)/config $(NATIVE) \
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@
 
-SETTING = $(S3H_CUDA) $(TORCH_CUDA_ARCH_LIST) $(CURDIR)
+SETTING = $(S3H_CUDA) $(S3H_WERROR) $(TORCH_CUDA_ARCH_LIST) $(CURDIR)
 # Changes when the build would come out otherwise with the same sources: another
 # setting, or a checkout that was moved together with its environment.
 $(STAMPS)/config: $(STAMPS)/base FORCE

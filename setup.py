@@ -4,7 +4,7 @@ Environment:
     S3H_CUDA: auto (default: where nvcc is found and torch has CUDA), on or off.
     TORCH_CUDA_ARCH_LIST: GPU architectures, "8.0;9.0+PTX" where unset.
     CUDA_HOME: the CUDA toolkit.
-    S3H_WERROR: 0 builds with warnings that do not stop the build.
+    S3H_WERROR: 1 lets a compiler's warning stop the build.
     MAX_JOBS: compile jobs, Ninja's own choice where unset.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 INSTALL_LINE = "pip install --no-build-isolation ."
@@ -130,7 +131,8 @@ class CMakeBuild(build_ext):
         output.mkdir(parents=True, exist_ok=True)
         if nvcc is None:  # what another setting has left here would be loaded
             (output / "_s3h_cuda.so").unlink(missing_ok=True)
-        werror = "OFF" if os.environ.get("S3H_WERROR") == "0" else "ON"
+        # Not by default: a compiler of tomorrow warns of what today's do not.
+        werror = "ON" if os.environ.get("S3H_WERROR") == "1" else "OFF"
         cmake = find_tool("cmake")
         configure = [
             cmake,
@@ -157,10 +159,22 @@ class CMakeBuild(build_ext):
         subprocess.run(compile_, check=True)
 
 
+class FreshPython(build_py):
+    """Without what an earlier build left, such as modules that are deleted since."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib) / "s3h_ext", ignore_errors=True)
+        super().run()
+
+
 def extensions() -> list[Extension]:
     nvcc, _ = choose_cuda(*find_torch()[1:])
     names = ["_s3h_cpu", "_s3h_host", *(["_s3h_cuda"] if nvcc else [])]
     return [Extension(f"s3h_ext.{name}", sources=[]) for name in names]
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": CMakeBuild})
+setup(
+    ext_modules=extensions(),
+    cmdclass={"build_ext": CMakeBuild, "build_py": FreshPython},
+)

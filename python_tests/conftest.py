@@ -24,7 +24,17 @@ def pytest_collection_modifyitems(items):
 def pytest_runtest_makereport(item, call):
     """Makes a skip a failure where S3H_FAIL_ON_SKIP says so by its reason."""
     outcome = yield
-    report = outcome.get_result()
+    _fail_on_skip(outcome.get_result())
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector):
+    """Does the same for a module that is skipped as a whole."""
+    outcome = yield
+    _fail_on_skip(outcome.get_result())
+
+
+def _fail_on_skip(report):
     wanted = os.environ.get("S3H_FAIL_ON_SKIP", "")
     if report.skipped and not hasattr(report, "wasxfail") and wanted:
         reason = str(report.longrepr)

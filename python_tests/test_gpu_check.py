@@ -14,7 +14,10 @@ DEFAULT = (
 ).split()
 # Says what it is asked to run; fails, or hangs, if that is in it.
 PYTHON = """#!/usr/bin/env bash
-[ "$1" = -c ] && exit "${NO_CUDA:-0}"
+if [ "$1" = -c ]; then
+  [[ "$2" != *find_spec* ]] || echo "${MISSING:-}"
+  exit "${NO_CUDA:-0}"
+fi
 echo "$*" >>"$CALLS"
 echo "said by $2"
 [ -n "${FAIL:-}" ] && [[ "$*" == *"$FAIL"* ]] && exit 3
@@ -92,6 +95,14 @@ def test_steps_are_chosen_and_results_are_one_of_them(played):
     assert logs(played) == {"profile", "results"}
 
 
+def test_options_of_a_benchmark(played):
+    steps = "benchmark-similarity benchmark-training"
+    assert played(STEPS=steps, BENCHMARK_ARGS="--rows 256 512")[0] == 0
+    similarity, training = (played.folder / "calls").read_text().splitlines()
+    assert similarity.endswith("--rows 256 512")
+    assert "--rows" not in training
+
+
 def test_a_step_that_fails_is_named_and_the_rest_goes_on(played):
     status, out, err = played(FAIL="-m pytest ")
     assert status == 1
@@ -132,9 +143,13 @@ def test_sigterm_reaches_the_step_and_nothing_follows(played):
 
 @pytest.mark.parametrize(
     ("missing", "said"),
-    [("NO_GPU", "nvidia-smi finds no NVIDIA GPU"), ("NO_CUDA", "cannot use the GPU")],
+    [
+        ("NO_GPU", "nvidia-smi finds no NVIDIA GPU"),
+        ("NO_CUDA", "cannot use the GPU"),
+        ("MISSING", "lacks 1; nothing was checked"),
+    ],
 )
-def test_without_a_gpu_it_fails_at_once(played, missing, said):
+def test_without_what_it_needs_it_fails_at_once(played, missing, said):
     status, _, err = played(**{missing: "1"})
     assert status == 1
     assert said in err

@@ -10,6 +10,7 @@
 # STEP_SECONDS  what a step may take (default: 3600); one that hangs is ended then, and
 #               counts as failed.
 # TEST_ARGS     what pytest is given (default: python_tests).
+# BENCHMARK_ARGS further options of the benchmarks of kernels, such as --quick.
 # RESULTS_ARGS  further options of benchmarks.reproduce, for the step "results".
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -53,7 +54,8 @@ run() {
     tests) step "$1" env S3H_FAIL_ON_SKIP="are not built" \
       "${m[@]}" pytest -m cuda --durations=10 ${TEST_ARGS:-python_tests} ;;
     benchmark-similarity | benchmark-views | benchmark-prototypes)
-      step "$1" "${m[@]}" "benchmarks.${1#benchmark-}_cuda" --output "$out" ;;
+      step "$1" "${m[@]}" "benchmarks.${1#benchmark-}_cuda" --output "$out" \
+        ${BENCHMARK_ARGS:-} ;;
     benchmark-training)
       step "$1" "${m[@]}" benchmarks.training --device cuda --output "$out" ;;
     training-cuda) step "$1" "${m[@]}" benchmarks.training_cuda --output "$out" ;;
@@ -79,6 +81,15 @@ if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
   echo "gpu-check: $python cannot use the GPU with its PyTorch:" \
     "$("$python" -c 'import torch; print(torch.__version__)' 2>&1 | tail -n 1);" \
     "install a CUDA build of PyTorch" >&2
+  exit 1
+fi
+
+missing=$("$python" -c '
+from importlib.util import find_spec
+names = "numpy jsonargparse yaml tensorboard tqdm sklearn matplotlib PIL pytest hypothesis"
+print(*(name for name in names.split() if find_spec(name) is None))')
+if [ -n "$missing" ]; then
+  echo "gpu-check: $python lacks $missing; nothing was checked" >&2
   exit 1
 fi
 

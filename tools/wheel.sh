@@ -19,11 +19,15 @@ cd "$root"
 
 "$bin/python" -m pip wheel --quiet --no-build-isolation --no-deps \
   --wheel-dir "$scratch" .
-PATH="$bin:$PATH" "$bin/auditwheel" repair --plat auto --wheel-dir dist \
-  --exclude 'libtorch*.so' --exclude 'libc10*.so' "$scratch"/*.whl 2>&1 |
-  grep -v '^INFO' || true
-wheel=$(ls -t dist/*.whl | head -n 1)
-mkdir "$scratch/open"
+if ! PATH="$bin:$PATH" "$bin/auditwheel" repair --plat auto --wheel-dir "$scratch/out" \
+  --exclude 'libtorch*.so' --exclude 'libc10*.so' "$scratch"/*.whl \
+  >"$scratch/auditwheel.log" 2>&1; then
+  cat "$scratch/auditwheel.log" >&2
+  exit 1
+fi
+mkdir -p dist "$scratch/open"
+wheel=dist/$(cd "$scratch/out" && echo *.whl)
+mv "$scratch/out/${wheel#dist/}" "$wheel"
 "$bin/python" -m zipfile -e "$wheel" "$scratch/open"
 for symbols in GLIBC GLIBCXX; do
   newest=$(objdump -T "$scratch"/open/s3h_ext/*.so | grep -oE "\b${symbols}_[0-9.]+" |

@@ -13,8 +13,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopRequest:
     """While entered, the first SIGINT or SIGTERM only sets :attr:`requested`.
 
-    The second one interrupts at once. Outside the main thread, which alone may handle
-    signals, entering changes nothing.
+    A SIGINT after it interrupts at once: a person's second Ctrl-C. A further SIGTERM does
+    not: who ends a whole group of processes may end a run's parent with it, which passes
+    the signal on. Outside the main thread, which alone may handle signals, entering
+    changes nothing.
     """
 
     def __init__(self) -> None:
@@ -22,7 +24,7 @@ class StopRequest:
         self._previous: dict[int, Any] = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
 

@@ -185,7 +185,7 @@ class Trainer:
 
         Raises:
             KeyboardInterrupt: on SIGINT or SIGTERM, after the step that was under way
-                and a checkpoint; at once on a second signal.
+                and a checkpoint; at once on a SIGINT after that.
             DivergedError: a loss term is not finite.
             LostProcessError: another process of the run has ended or hangs.
         """

@@ -1,0 +1,31 @@
+"""A skip that CI does not allow is a failure, of a test and of a whole module."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TEST = "import pytest\n\ndef test():\n    pytest.importorskip('no_such_module')\n"
+MODULE = "import pytest\npytest.importorskip('no_such_module')\n"
+
+
+@pytest.mark.parametrize("text", [TEST, MODULE], ids=["test", "module"])
+@pytest.mark.parametrize(
+    ("reason", "status"), [("could not import", 1), ("another reason", 0)]
+)
+def test_a_skip_fails_by_its_reason(tmp_path, text, reason, status):
+    (tmp_path / "test_it.py").write_text(text)
+    # Of a module all of whose tests are skipped nothing is left to run.
+    (tmp_path / "test_more.py").write_text("def test():\n    pass\n")
+    options = ["-q", "-p", "python_tests.conftest", "-c", os.devnull]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "--rootdir", ".", "."],
+        cwd=tmp_path,
+        env=os.environ | {"S3H_FAIL_ON_SKIP": reason, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode != 0) == bool(status), done.stdout
