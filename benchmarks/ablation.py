@@ -8,9 +8,10 @@ images of each class. The score is the mean of the per-class accuracies on the t
 images that the run did not see: those held out and, where the data are cut from an
 archive, those that the long-tailed cut leaves over. The test split plays no part. A
 finished run is left alone and an interrupted one goes on where it stopped, so the same
-command can be given until the table is full. Writes ``ablation.csv`` and
-``ablation.png`` into the output folder after every run; the runs themselves are in
-``--runs``.
+command can be given until the table is full; a finished run of other options is an
+error. Writes ``ablation.csv`` and ``ablation.png`` into the output folder after every
+run; a line takes the place of the one of its preset, row, epochs and holdout. The runs
+themselves are in ``--runs``.
 Options that are not listed go to ``python -m s3h_ext.train``.
 """
 
@@ -30,12 +31,14 @@ from threading import Event
 from typing import Any
 
 import numpy as np
+import yaml
 
 from benchmarks.reproduce import INTERRUPTED, on_terminate, train
 from s3h_ext.data.photographs import PHOTOGRAPHS
 from s3h_ext.evaluate import main as evaluate
+from s3h_ext.training.checkpoint import differences
 from s3h_ext.training.metrics import GROUPS, class_groups
-from s3h_ext.training.options import preset_names
+from s3h_ext.training.options import parse_options, preset_names
 
 #: Which options switch a part off. Two whole views in place of a montage, as in BCL.
 OFF = {
@@ -141,6 +144,18 @@ def collect(options: argparse.Namespace) -> list[dict[str, Any]]:
     return lines
 
 
+def merged(path: Path, lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a table's lines with ``lines`` in the places of those they supersede."""
+    kept: list[dict[str, Any]] = []
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            kept += csv.DictReader(file)
+    names = ("preset", "row", "epochs", "holdout")
+    return list(
+        {tuple(str(line[n]) for n in names): line for line in (*kept, *lines)}.values()
+    )
+
+
 def write_table(lines: Sequence[dict[str, Any]], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -179,9 +194,21 @@ def draw(lines: Sequence[dict[str, Any]], path: Path) -> None:
     pyplot.close(figure)
 
 
+def alike(line: dict[str, Any], options: argparse.Namespace) -> bool:
+    """Say whether a line may stand beside this call's in a picture."""
+    names = ("preset", "epochs", "holdout")
+    return all(str(line[name]) == str(getattr(options, name)) for name in names)
+
+
 def run_folder(options: argparse.Namespace, row: str, seed: int) -> Path:
     name = options.preset.replace("/", "-")
     return Path(options.runs / f"{name}-{options.epochs}epochs-{row}-seed{seed}")
+
+
+def other_options(folder: Path, arguments: Sequence[str]) -> list[str]:
+    """Return in what a run's options differ from those of a command line."""
+    saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    return differences(saved, parse_options(arguments)[1])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -225,31 +252,51 @@ def fill(
     if options.data_root is not None:
         rest = [*rest, "--data.root", options.data_root]
         measure += ["--data-root", options.data_root]
+    digits = options.preset.startswith("digits")
+    refused = False
+    for seed, row in product(options.seeds, options.rows):
+        folder = run_folder(options, row, seed)
+        if not (folder / "summary.json").exists():
+            continue
+        arguments = ["--preset", options.preset, "--seed", str(seed), *rest]
+        if other := other_options(folder, [*arguments, *row_options(row, digits)]):
+            refused = True
+            print(
+                f"{folder}: finished with other options: {'; '.join(other)}",
+                file=sys.stderr,
+            )
+    if refused:
+        return 1
+    status: int | None = 0
     failed = []
     for seed, row in product(options.seeds, options.rows):
         folder = run_folder(options, row, seed)
         if not (folder / "summary.json").exists():
-            switches = row_options(row, options.preset.startswith("digits"))
-            arguments = [*rest, *switches]
+            arguments = [*rest, *row_options(row, digits)]
             status = train(
                 options.preset, seed, folder, arguments, deadline, spent=spent
             )
             if status is None:
                 print(f"{folder}: stopped, the budget is spent")
-                return 0
+                break
             if status == INTERRUPTED:
-                return INTERRUPTED
+                break
             if status:
                 failed.append(folder)
                 continue
         if not measures(folder, split).exists() and evaluate([str(folder), *measure]):
             failed.append(folder)
             continue
-        lines = collect(options)
-        write_table(lines, options.output / "ablation.csv")
-        draw(lines, options.output / "ablation.png")
+        table = options.output / "ablation.csv"
+        lines = merged(table, collect(options))
+        write_table(lines, table)
+        draw(
+            [line for line in lines if alike(line, options)], table.with_suffix(".png")
+        )
     for folder in failed:
         print(f"{folder}: failed", file=sys.stderr)
+    if status == INTERRUPTED:
+        return INTERRUPTED
     return 1 if failed else 0
 
 

@@ -178,6 +178,8 @@ def measure(case: Case, found: list[Peer], budget: float) -> Iterator[Row]:
     peak = measure_peak()
     rounds: dict[str, int] = {}
     times: dict[str, list[tuple[float, float]]] = {}
+    # Once: what a peer has compiled must last until its turns are over.
+    torch.compiler.reset()
     for peer in found:
         if peer.holds_matrix and case.rows * case.columns > MOST_ELEMENTS:
             note = f"not run: holds {case.rows} x {case.columns} elements"
@@ -185,7 +187,6 @@ def measure(case: Case, found: list[Peer], budget: float) -> Iterator[Row]:
             continue
         try:
             if peer.name.startswith(("compiled", "flex")):
-                torch.compiler.reset()
                 step(peer, tensors)
             first = step(peer, tensors)
             long = sum(first) > LONG_CALL

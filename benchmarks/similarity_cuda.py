@@ -5,7 +5,9 @@
 SupCon (N x N, D = 128) and prototypes (N x C), float32 and bfloat16: forward, full
 (forward + backward) and, for small N, full as the replay of a CUDA graph. Times are
 CUDA events after a warm-up; the table at the end says how many times longer each peer
-takes than ours. Appends to ``similarity_cuda.csv``.
+takes than ours. Loss and gradients of ours are first compared with the eager algebraic
+form in float32; where they differ, ours has no row and the status is not 0. Appends to
+``similarity_cuda.csv``.
 
 ``--device cpu`` runs the same code at tiny sizes: a test of this file, not a benchmark.
 """
@@ -40,6 +42,8 @@ OURS = "s3h_ext"
 # Up to here a launch is short enough for its overhead to matter.
 GRAPH_ROWS = 4096
 WARM_UP = 5
+# Largest error, relative to the norm of what is right: of mistakes, not of rounding.
+TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 3e-2}
 
 Loss = Callable[..., Tensor]
 
@@ -243,6 +247,22 @@ def captured(call: Callable[[], object]) -> Callable[[], None]:
     return graph.replay
 
 
+def agrees(
+    name: str, found: Sequence[Tensor], right: Sequence[Tensor], dtype: torch.dtype
+) -> bool:
+    """Says whether a contender's values are those of a plain form; prints it if not."""
+    errors = [
+        torch.linalg.vector_norm(a.float() - b.float())
+        / torch.linalg.vector_norm(b.float())
+        for a, b in zip(found, right, strict=True)
+    ]
+    error = float(torch.stack(errors).max())  # NaN where there is one
+    if error <= TOLERANCE[dtype]:
+        return True
+    print(f"  {name}: not timed, its values are off by {error:.2g} of their norm")
+    return False
+
+
 def draw(case: Case, device: torch.device) -> list[Tensor]:
     """Returns a peer's inputs: unit rows, labels and, for prototypes, unit centres."""
 
@@ -277,14 +297,54 @@ def modes(
     return found
 
 
+def ours_agrees(case: Case, inputs: Sequence[Tensor]) -> bool:
+    """Compares our loss and gradients with the eager algebraic form in float32."""
+    functions = {name: function for name, function, _ in peers(case)}
+    features, labels, *centres = inputs
+    # Pairs: every anchor has a positive, as the forms differ where one has none.
+    classes = CLASSES if case.kind == "supcon" else case.columns
+    labels = torch.arange(case.rows, device=labels.device) // 2 % classes
+
+    def values(name: str, dtype: torch.dtype) -> list[Tensor]:
+        # Of the case's type first: what rounding its inputs changes is no mistake.
+        leaves = [
+            t.detach().to(case.dtype).to(dtype).requires_grad_()
+            for t in (features, *centres)
+        ]
+        loss = functions[name](leaves[0], labels, *leaves[1:])
+        return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+    found = values(OURS, case.dtype)
+    return agrees(OURS, found, values("eager algebraic", torch.float32), case.dtype)
+
+
 def measure(
-    case: Case, device: torch.device, budget: float, most_elements: int
+    case: Case,
+    device: torch.device,
+    budget: float,
+    most_elements: int,
+    wrong: list[str],
 ) -> Iterator[Row]:
+    """Times every peer; a case where our values are wrong is added to ``wrong``."""
     inputs = draw(case, device)
     about = machine(device)
     work = 2e-9 * case.rows * case.columns * case.depth
     graph = device.type == "cuda" and case.rows <= GRAPH_ROWS
+    right = True
+    if case.rows * case.columns > most_elements:
+        print(
+            f"  {OURS}: not checked, that holds {case.rows} x {case.columns} elements"
+        )
+    else:
+        try:
+            right = ours_agrees(case, inputs)
+        except Exception as error:  # ours fails below, or there is no room for both
+            print(f"  {OURS}: not checked: {type(error).__name__}")
+    if not right:
+        wrong.append(str(case))
     for name, function, holds in peers(case):
+        if name.startswith(OURS) and not right:
+            continue
         if holds and case.rows * case.columns > most_elements:
             print(f"  {name}: not run, it holds {case.rows} x {case.columns} elements")
             continue
@@ -394,15 +454,18 @@ def main() -> None:
     device = torch.device(arguments.device)
     target = arguments.output / "similarity_cuda.csv"
     taken: list[Row] = []
+    wrong: list[str] = []
     for case in cases(arguments.device, arguments.quick):
         if arguments.rows and case.rows not in arguments.rows:
             continue
         print(case)
         budget, most = arguments.seconds, arguments.most_elements
-        for row in measure(case, device, budget, most):
+        for row in measure(case, device, budget, most, wrong):
             taken.append(row)
             append(target, [asdict(row)])
     print("\nTimes longer than ours:", *ratios(taken), sep="\n")
+    if wrong:
+        raise SystemExit(f"wrong values: {'; '.join(wrong)}")
 
 
 if __name__ == "__main__":

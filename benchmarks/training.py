@@ -10,6 +10,8 @@ medians of their rates are compared.
     python -m benchmarks.training [--precision auto] [--rounds 7] [--steps 30]
     python -m benchmarks.training --preset cifar100-lt/s3h --batch_size 256 --steps 4
 
+The bare loop is launched kernel by kernel, and so is the trainer's step unless
+``--graphs`` says otherwise; the row's ``preset`` says which.
 Options that are not listed go to ``python -m s3h_ext.train``.
 Appends a row to ``training.csv`` in ``--output`` and prints it.
 """
@@ -109,6 +111,8 @@ def main() -> None:
         "--output", type=Path, default=Path(__file__).parent / "results"
     )
     options, rest = parser.parse_known_args()
+    if not any(word.partition("=")[0] == "--graphs" for word in rest):
+        rest.append("--graphs=off")
 
     config, record, _ = parse_options(
         [

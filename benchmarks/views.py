@@ -5,14 +5,18 @@
 Every peer gets the same decoded images and must end at normalised float32 views; all
 run in one process and take turns, so that a change of the machine's clock meets all of
 them. We, PIL and F.interpolate get the same boxes, flips and colour matrices; DALI and
-kornia draw their own of about the same distribution, their usual way. Appends to
-``views.csv``, prints a table, draws ``views.png``. Photographs are the JPEG files under
-``$S3H_DATA_ROOT/imagenet-sample``, or noise of their mean size where there are none.
+kornia draw their own of about the same distribution, their usual way, inside the clock.
+On one thread of a busy machine our drawing takes 0.07 ms per 256 views of 32 x 32 as
+the trainer does it, ahead for many steps, and 0.69 ms for one call; rendering them
+takes 0.41 ms there. Appends to ``views.csv``, prints a table, draws ``views.png``.
+Photographs are the JPEG files under ``$S3H_DATA_ROOT/imagenet-sample``, or noise of
+their mean size where there are none.
 
-What the peers do differently: Pillow rounds to bytes after each pass; DALI repeats the
-border pixel where the others renormalise, and does not prefetch here; ``F.interpolate``
-takes one size per call, so that crops are resized one by one; kornia samples bilinearly
-without antialiasing, and its jitter turns hue in HSV.
+What the peers do differently: Pillow is a serial loop on one thread and rounds to bytes
+after each pass; DALI repeats the border pixel where the others renormalise, and does
+not prefetch here; ``F.interpolate`` takes one size per call, so that crops are resized
+one by one; kornia samples bilinearly without antialiasing, and its jitter turns hue in
+HSV.
 """
 
 from __future__ import annotations

@@ -83,6 +83,15 @@ def test_an_image_that_cannot_be_read_is_named(digits_run, tmp_path, capsys):
         assert f"error: images: {path}: " in capsys.readouterr().err
 
 
+def test_logits_that_are_not_numbers_are_not_written(digits_run, tmp_path):
+    run = load_run(digits_run, device="cpu")
+    images = check_images(run, limit=5)
+    run.method.model.classifier.weight.data[0] = float("nan")
+    with pytest.raises(ExportError, match="logits are not finite"):
+        export_run(run, images, tmp_path / "net.pt2", "pt2")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_network_that_is_not_the_network_is_not_written(
     digits_run, tmp_path, monkeypatch
 ):

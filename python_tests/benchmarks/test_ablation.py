@@ -2,10 +2,13 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 
+from benchmarks import ablation
 from benchmarks.ablation import (
+    COLUMNS,
     OFF,
     ROWS,
     group_sizes,
@@ -71,13 +74,15 @@ def test_the_score_is_the_mean_over_classes(tmp_path):
     assert scores(tmp_path / "b", "unused")["balanced"] == 80
 
 
-def test_a_run_becomes_a_line_and_a_finished_one_is_left_alone(tmp_path):
+def test_a_run_becomes_a_line_and_a_finished_one_is_left_alone(tmp_path, capfd):
     folders = ["--output", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
     assert main([*QUICK, *folders]) == 0
     run = tmp_path / "runs" / "digits-lt-s3h-1epochs-bcl-seed0"
     summary = (run / "summary.json").read_bytes()
     second = run.with_name("digits-lt-s3h-1epochs-bcl-seed1")
     finished(second, [300] * 10, many=1e3, medium=None, few=None)
+    config = (run / "config.yaml").read_text()
+    (second / "config.yaml").write_text(config.replace("\nseed: 0", "\nseed: 1"))
     assert main([*QUICK, *folders, "--seeds", "0", "1"]) == 0
     assert (run / "summary.json").read_bytes() == summary
     with (tmp_path / "out" / "ablation.csv").open() as file:
@@ -89,6 +94,47 @@ def test_a_run_becomes_a_line_and_a_finished_one_is_left_alone(tmp_path):
     expected = (scores(run, "unused")["balanced"] + 1000) / 2
     assert float(line["balanced"]) == pytest.approx(expected, abs=0.01)
     assert (tmp_path / "out" / "ablation.png").stat().st_size > 1000
+    table = (tmp_path / "out" / "ablation.csv").read_bytes()
+    asked = ["--holdout", "0.5", "--batch_size", "32"]
+    assert main([*QUICK, *folders, *asked]) == 1
+    error = capfd.readouterr().err
+    assert f"{run}: finished with other options: batch_size was 64, is 32; " in error
+    assert "data.val_fraction was 0.2, is 0.5" in error
+    assert (tmp_path / "out" / "ablation.csv").read_bytes() == table
+
+
+def test_a_table_keeps_the_lines_of_other_calls(tmp_path):
+    def line(row, epochs, balanced):
+        known = {"preset": "digits-lt/s3h", "row": row, "epochs": epochs}
+        values = {**known, "holdout": 0.1, "seeds": 1, "balanced": balanced}
+        return {**dict.fromkeys(COLUMNS, ""), **values}
+
+    table = tmp_path / "ablation.csv"
+    ablation.write_table([line("full", 1, "1"), line("bcl", 1, "2")], table)
+    ablation.write_table(
+        ablation.merged(table, [line("full", 2, "4"), line("full", 1, "3")]), table
+    )
+    with table.open(newline="") as file:
+        found = [(r["row"], r["epochs"], r["balanced"]) for r in csv.DictReader(file)]
+    assert found == [("full", "1", "3"), ("bcl", "1", "2"), ("full", "2", "4")]
+
+
+def test_the_committed_table_stays_as_it_is(tmp_path):
+    committed, copy = ablation.RESULTS / "ablation.csv", tmp_path / "ablation.csv"
+    shutil.copy(committed, copy)
+    ablation.write_table(ablation.merged(copy, []), copy)
+    assert copy.read_text().split() == committed.read_text().split()
+
+
+@pytest.mark.parametrize(("last", "status"), [(None, 1), (ablation.INTERRUPTED, 130)])
+def test_a_failure_is_named_where_the_rest_is_not_run(
+    tmp_path, monkeypatch, capfd, last, status
+):
+    statuses = iter([2, last])
+    monkeypatch.setattr(ablation, "train", lambda *args, **named: next(statuses))
+    folders = ["--output", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
+    assert main([*QUICK, *folders, "--seeds", "0", "1"]) == status
+    assert "digits-lt-s3h-1epochs-bcl-seed0: failed" in capfd.readouterr().err
 
 
 def test_sigterm_ends_the_run_too(tmp_path, played, terminate_once, capfd):

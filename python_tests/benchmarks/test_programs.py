@@ -6,8 +6,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch.overrides import _get_current_function_mode
 
 import benchmarks.prototypes
+from benchmarks import (
+    prototypes_cuda,
+    similarity,
+    similarity_cuda,
+    tables,
+    training,
+    views_cuda,
+)
+from benchmarks.similarity_peers import Peer
 
 PROGRAMS = sorted(
     path.stem for path in Path(benchmarks.prototypes.__file__).parent.glob("*.py")
@@ -31,3 +42,128 @@ def test_prototypes_are_timed_in_turns(tmp_path, monkeypatch):
     assert {"s3h_ext", "s3h_ext, two ops", "eager", "compiled"} <= set(rows)
     assert all(float(row["median_ms"]) > 0 for row in rows.values())
     assert (tmp_path / "prototypes.png").stat().st_size > 0
+
+
+def run(program, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["it", *map(str, arguments)])
+    program.main()
+
+
+def test_a_table_of_other_columns_is_left_alone(tmp_path):
+    path = tmp_path / "table.csv"
+    tables.append(path, [{"a": 1, "b": 2}])
+    tables.append(path, [{"a": 3, "b": 4}])
+    with pytest.raises(
+        ValueError, match=r"table\.csv: expected the columns a,c, got a,b"
+    ):
+        tables.append(path, [{"a": 5, "c": 6}])
+    assert path.read_text() == "a,b\n1,2\n3,4\n"
+
+
+def test_what_is_compiled_lasts_until_it_is_timed(monkeypatch):
+    done = []
+    monkeypatch.setattr(similarity, "measure_peak", lambda: similarity.Peak(1, 1, 1))
+    monkeypatch.setattr(torch.compiler, "reset", lambda: done.append("reset"))
+
+    def peer(name):
+        def function(features, labels):
+            done.append(name)
+            return features.sum()
+
+        return Peer(name, function, False)
+
+    found = [peer("compiled a"), peer("compiled b")]
+    assert list(similarity.measure(similarity.square(8, 4), found, 0.0))
+    assert done[0] == "reset"
+    assert done.count("reset") == 1
+
+
+@pytest.mark.parametrize("asked", [[], ["--graphs=on"]])
+def test_the_trainer_is_launched_as_the_bare_loop_is(monkeypatch, asked):
+    class Parsed(Exception):
+        pass
+
+    def parse(arguments):
+        raise Parsed(*[word for word in arguments if "graphs" in word])
+
+    monkeypatch.setattr(training, "parse_options", parse)
+    with pytest.raises(Parsed) as error:
+        run(training, monkeypatch, *asked)
+    assert error.value.args == (*(asked or ["--graphs=off"]),)
+
+
+def test_steps_are_timed_outside_of_the_device_mode(tmp_path, monkeypatch):
+    modes = []
+
+    def timings(call, device, budget):
+        modes.append(_get_current_function_mode())
+        call()
+        return [1.0]
+
+    monkeypatch.setattr(prototypes_cuda, "timings", timings)
+    monkeypatch.setattr(benchmarks.prototypes.torch, "compile", lambda step: step)
+    run(prototypes_cuda, monkeypatch, "--device=cpu", "--output", tmp_path)
+    assert len(modes) >= 4
+    assert set(modes) == {None}
+
+
+def test_kornia_is_called_outside_of_the_device_mode():
+    call = views_cuda.kornia_on(
+        None, torch.device("meta"), lambda work: _get_current_function_mode
+    )
+    assert call() is None
+
+
+def peers_of(path):
+    with path.open(newline="") as stream:
+        return {row["peer"] for row in csv.DictReader(stream)}
+
+
+def test_a_wrong_step_is_not_timed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(prototypes_cuda, "our_step", lambda *arguments: None)
+    monkeypatch.setattr(benchmarks.prototypes.torch, "compile", lambda step: step)
+    with pytest.raises(SystemExit, match=r"wrong values: \(64, 10, 2, 16\), s3h_ext$"):
+        run(prototypes_cuda, monkeypatch, "--device=cpu", "--output", tmp_path)
+    found = peers_of(tmp_path / "prototypes_cuda.csv")
+    assert "s3h_ext" not in found
+    assert {"s3h_ext, two ops", "eager"} <= found
+    assert "not timed, its values are off by 1 of their norm" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_wrong_losses_are_not_timed(tmp_path, monkeypatch, wrong):
+    ours = similarity_cuda.supcon_loss
+    if wrong:
+        monkeypatch.setattr(
+            similarity_cuda, "supcon_loss", lambda *a, **named: 1.1 * ours(*a, **named)
+        )
+    monkeypatch.setattr(similarity_cuda.torch, "compile", lambda function: function)
+    arguments = ["--device=cpu", "--output", tmp_path]
+    if wrong:
+        with pytest.raises(SystemExit, match="wrong values: supcon 64 x 64 x 16 float"):
+            run(similarity_cuda, monkeypatch, *arguments)
+    else:
+        run(similarity_cuda, monkeypatch, *arguments)
+    with (tmp_path / "similarity_cuda.csv").open(newline="") as stream:
+        found = {(row["case"], row["peer"]) for row in csv.DictReader(stream)}
+    assert (("supcon", "s3h_ext") in found) != wrong
+    assert {("supcon", "eager mask"), ("prototypes", "s3h_ext")} <= found
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_wrong_views_are_not_timed(tmp_path, monkeypatch, wrong):
+    ours = views_cuda.ours
+    if wrong:
+        monkeypatch.setattr(
+            views_cuda, "ours", lambda work, dtype: lambda: 1.1 * ours(work, dtype)()
+        )
+    arguments = ["--device=cpu", "--output", tmp_path, "--case", "cifar"]
+    if wrong:
+        with pytest.raises(SystemExit, match="cifar, s3h_ext; cifar, s3h_ext bf16"):
+            run(views_cuda, monkeypatch, *arguments)
+    else:
+        run(views_cuda, monkeypatch, *arguments, views_cuda.views_autoaugment.CASE)
+    found = peers_of(tmp_path / "views_cuda.csv")
+    assert ("s3h_ext" in found) != wrong
+    assert ("s3h_ext bf16" in found) != wrong
+    assert "plain PyTorch" in found

@@ -4,6 +4,7 @@ import torch
 from s3h_ext.models import (
     CosineClassifier,
     GroupedClassifier,
+    LinearClassifier,
     MLPHead,
     build_model,
 )
@@ -96,6 +97,24 @@ def test_cosine_classifiers_work_in_float32_under_autocast(split):
         logits = classifier(features)
         assert torch.is_autocast_enabled("cpu")
     assert torch.equal(logits, classifier(features.float()))
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_linear_classifiers_evaluate_in_float32_under_autocast(split):
+    """In bfloat16 the highest logit of an image may come twice."""
+    classifier, features = LinearClassifier(64, 5), torch.randn(100, 64).bfloat16()
+    if split:
+        classifier = GroupedClassifier(classifier, torch.tensor([0, 3, 4, 5, 6, 8]))
+        classifier.split_(0.1)
+    classifier.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = classifier(features)
+        assert torch.is_autocast_enabled("cpu")
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, classifier(features.float()))
+    classifier.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(logits, classifier(features))
 
 
 @pytest.mark.parametrize("split", [False, True])

@@ -156,6 +156,9 @@ def test_worlds_without_others(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(ValueError, match="expected cuda, got cuda:1"):
         join_world("cuda:1", DistributedConfig())
+    monkeypatch.setenv("LOCAL_RANK", "64")
+    with pytest.raises(ValueError, match="device: 'cuda:64' is not on this machine"):
+        join_world("cuda", DistributedConfig())
 
 
 def test_other_errors_pass_as_they_are():

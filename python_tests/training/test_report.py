@@ -12,9 +12,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from s3h_ext.report import main
+from s3h_ext.training import figures
 from s3h_ext.training.figures import FIGURES, group_outcomes
 from s3h_ext.training.metrics import evaluate_predictions
 from s3h_ext.training.options import parse_options
@@ -272,6 +274,28 @@ def test_awkward_class_names_and_gaps_in_the_history(tmp_path):
     assert "<script>" not in page
     assert read_results(tmp_path).class_names == tuple(names)
     assert read_results(tmp_path).history[0] == {"epoch": 1, "lr": 0.1, "loss": 3}
+
+
+def test_an_analysis_that_fails_costs_its_part_of_the_report_alone(
+    tmp_path, monkeypatch, capsys
+):
+    config, record, _ = parse_options(QUICK)
+    trainer = Trainer(config, record, tmp_path)
+
+    def fail(batches):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(trainer.method, "analysis", fail)
+    trainer.fit()
+    said = capsys.readouterr().err
+    assert "the report has no part on ce: OutOfMemoryError: no room" in said
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_a_small_share_is_not_written_as_none():
+    axes = Figure().subplots()
+    figures._annotate(axes, np.array([[0.1, 99.9], [0.0, 100.0]]), 6)
+    assert [text.get_text() for text in axes.texts] == ["<1", "100", "100"]
 
 
 def test_a_run_that_trained_nothing_has_a_report(tmp_path):

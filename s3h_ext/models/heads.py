@@ -10,8 +10,42 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _linear_logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return logits that are never of 16 bits, under autocast neither.
+
+    There two images in a hundred have their highest logit twice, and the first class
+    wins, which in a long tail is the more frequent one.
+    """
+    device = features.device.type
+    # Without autocast there is no context either, which an export would keep.
+    if torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return _linear_logits(features, weight, bias)
+    bias = None if bias is None else _wide(bias)
+    return F.linear(_wide(features), _wide(weight), bias)
+
+
+def _cosine_logits(features: Tensor, weight: Tensor, scale: float) -> Tensor:
+    """Return ``scale * cos``; at a scale of 30 sixteen bits are too coarse to train."""
+    features, weight = (F.normalize(_wide(x), dim=1) for x in (features, weight))
+    return scale * _linear_logits(features, weight, None)
+
+
 class LinearClassifier(nn.Linear):
-    """A linear layer with the Kaiming-normal weight of the CIFAR-LT codebases."""
+    """A linear layer with the Kaiming-normal weight of the CIFAR-LT codebases.
+
+    In evaluation its logits are float32 under autocast too.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits ``[B, C]`` of ``features [B, D]``."""
+        if self.training:
+            return super().forward(features)
+        return _linear_logits(features, self.weight, self.bias)
 
     def reset_parameters(self) -> None:
         """Draw weight and bias anew."""
@@ -57,21 +91,6 @@ class CosineClassifier(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return logits ``[B, C]`` of ``features [B, D]``, float32 of 16-bit ones."""
         return _cosine_logits(features, self.weight, self.scale)
-
-
-def _cosine_logits(features: Tensor, weight: Tensor, scale: float) -> Tensor:
-    """Return ``scale * cos``, never in 16 bits: at a scale of 30 these are too coarse.
-
-    Without autocast there is no context either, which an export would keep.
-    """
-    device = features.device.type
-    if torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            return _cosine_logits(features, weight, scale)
-    dtype = torch.promote_types(features.dtype, torch.float32)
-    return scale * F.linear(
-        F.normalize(features.to(dtype), dim=1), F.normalize(weight.to(dtype), dim=1)
-    )
 
 
 MappingName = Literal["logsumexp", "max"]
@@ -175,7 +194,8 @@ class GroupedClassifier(nn.Module):
     def subclass_logits(self, features: Tensor) -> Tensor:
         """Return logits ``[B, S]`` of ``features [B, D]``."""
         if self.bias is not None:
-            return F.linear(features, self.weight, self.bias)
+            linear = F.linear if self.training else _linear_logits
+            return linear(features, self.weight, self.bias)
         return _cosine_logits(features, self.weight, self.scale)
 
     def group(self, logits: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from s3h_ext.methods import Method
 from s3h_ext.training.batch_norm import average_statistics, synchronise_batch_norm
 from s3h_ext.training.config import DistributedConfig
 from s3h_ext.training.interrupt import StopRequest
+from s3h_ext.training.precision import resolve_device
 
 __all__ = ["AgreedStop", "LostProcessError", "World", "join_world", "leave"]
 
@@ -233,7 +234,7 @@ def join_world(device: str, config: DistributedConfig) -> tuple[World, str]:
         )
     if cuda:
         device = f"cuda:{local_rank}"
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(resolve_device(device))
     timeout = timedelta(seconds=config.timeout)
     world = World(rank, size, local_rank)
     with world.watched():

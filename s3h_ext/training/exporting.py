@@ -98,6 +98,8 @@ def export_run(run: Run, images: Tensor, path: Path, form: str) -> float:
         found, wanted = call(images[part]), expected[part]
         limit = TOLERANCE * max(1.0, float(wanted.abs().max()))
         difference = max(difference, float((found - wanted).abs().max()))
+        if not bool(wanted.isfinite().all()):
+            raise ExportError(f"{form}: the network's logits are not finite")
         agree = torch.equal(found.argmax(1), wanted.argmax(1))
         if not (difference <= limit and agree):
             raise ExportError(

@@ -278,9 +278,8 @@ def _draw_confusion(figure: Figure, results: RunResults) -> None:
     bar.set_ticks([0, 1, 5, 10, 25, 50, 75, 100])
     bar.set_label("share of the test images of the true class (%)")
     axes.grid(visible=False)
-    axes.set_title(
-        "Confusion matrix, classes from most to fewest training images", pad=22
-    )
+    # With few classes the picture is narrow; the order is in its caption.
+    axes.set_title("Confusion matrix", pad=22)
     groups = class_groups(results.class_counts[order])
     for edge in np.flatnonzero(np.diff(groups)):
         for line in (axes.axhline, axes.axvline):
@@ -433,7 +432,7 @@ def _annotate(axes: Axes, share: np.ndarray, size: float, form: str = "{:.0f}") 
             axes.text(
                 column,
                 row,
-                form.format(value) if value >= 0.5 or "." in form else "<1",
+                form.format(value) if value >= 0.5 or form != "{:.0f}" else "<1",
                 ha="center",
                 va="center",
                 size=size,

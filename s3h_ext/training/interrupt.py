@@ -13,8 +13,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopRequest:
     """While entered, the first SIGINT or SIGTERM only sets :attr:`requested`.
 
-    A SIGINT after it interrupts at once: a person's second Ctrl-C. A further SIGTERM does
-    not: who ends a whole group of processes may end a run's parent with it, which passes
+    A SIGINT after it interrupts at once: a person's second Ctrl-C. A further SIGTERM
+    does not: who ends a whole group of processes ends a run's parent too, which passes
     the signal on. Outside the main thread, which alone may handle signals, entering
     changes nothing.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -240,7 +241,7 @@ class Trainer:
             self.output, test, self.dataset.class_names, self.dataset.class_counts
         )
         if self.config.report:
-            self._write_analysis()
+            self._try_analysis()
             try_report(self.output)
         return summary
 
@@ -347,6 +348,17 @@ class Trainer:
             batch_size=self.config.eval_batch_size,
             device=self.device,
         )
+
+    def _try_analysis(self) -> None:
+        """Write the analysis, or say why there is none; the report is drawn anyway."""
+        try:
+            self._write_analysis()
+        except Exception as error:
+            print(
+                f"warning: the report has no part on {self.method.label}: "
+                f"{type(error).__name__}: {error}",
+                file=sys.stderr,
+            )
 
     def _write_analysis(self) -> None:
         """Write what the method has for its own part of the report."""
