@@ -1,13 +1,16 @@
 """Whole trainings, small: the built-in digits and a small network."""
 
+import copy
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -560,3 +563,35 @@ def test_a_second_stage_without_a_first_is_refused(tmp_path, capsys):
     )
     assert main([*arguments, "TauNormalization", "--init_from", str(tmp_path)]) == 2
     assert "holds no sound checkpoint" in capsys.readouterr().err
+
+
+def test_a_first_stage_that_has_seen_what_is_held_out_is_refused(
+    tmp_path, finished_run
+):
+    arguments = ["--method", "TauNormalization", "--data.val_fraction", "0.3"]
+    with pytest.raises(CheckpointError, match="expected the same data.val_fraction"):
+        second(tmp_path / "all", finished_run, *arguments)
+    assert not (tmp_path / "all").exists()
+    train(tmp_path / "first", "--epochs", "1", "--data.val_fraction", "0.3")
+    first = tmp_path / "first", None
+    second(tmp_path / "same", first, *arguments)
+    with pytest.raises(CheckpointError, match="and data.split_seed in both"):
+        second(tmp_path / "other", first, *arguments, "--data.split_seed", "1")
+
+
+def test_a_first_run_on_other_classes_is_refused(tmp_path, finished_run):
+    card = json.loads((finished_run[0] / "dataset.json").read_text())
+    shutil.copytree(finished_run[0], tmp_path / "first")
+    card["classes"].reverse()
+    (tmp_path / "first" / "dataset.json").write_text(json.dumps(card))
+    with pytest.raises(CheckpointError, match="init_from: expected a run on the class"):
+        train(tmp_path / "second", "--init_from", str(tmp_path / "first"))
+
+
+def test_processes_that_go_on_from_different_places_are_refused(finished_run):
+    trainer = copy.copy(finished_run[1])
+    trainer.world = SimpleNamespace(gather=lambda place: [place, (0, 0)])
+    with pytest.raises(
+        CheckpointError, match="got epoch 1, step 0; epoch 0, step 0 as the newest"
+    ):
+        trainer._check_together()

@@ -10,6 +10,7 @@ import torch
 from s3h_ext.data import LongTailDataset, load_dataset, unused_images
 from s3h_ext.methods import Method
 from s3h_ext.models import ImageClassifier, build_model
+from s3h_ext.training import plain_yaml
 from s3h_ext.training.card import DatasetCard, read_card
 from s3h_ext.training.checkpoint import (
     CheckpointError,
@@ -23,6 +24,7 @@ from s3h_ext.training.precision import resolve_device, resolve_precision
 __all__ = [
     "Run",
     "build_network",
+    "check_first_run",
     "load_network",
     "load_run",
     "open_dataset",
@@ -81,6 +83,40 @@ def load_network(model: ImageClassifier, run: Path) -> None:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"init_from: {path} does not fit: {error}") from error
+
+
+def check_first_run(run: Path, dataset: LongTailDataset, data: DataConfig) -> None:
+    """Refuse to go on from a run that has seen other classes, or what is held out here.
+
+    Args:
+        run: folder of the run whose network is taken.
+        dataset: of the run that takes it.
+        data: its options.
+
+    Raises:
+        CheckpointError: the runs do not go together.
+        ValueError: a file of ``run`` does not hold what it should.
+    """
+    card = read_card(run)
+    if card is None:  # an older run
+        return
+    if card.classes != tuple(dataset.class_names):
+        raise CheckpointError(
+            f"init_from: expected a run on the classes of {dataset.name}, got {run}, "
+            f"on others of {card.name}"
+        )
+    if dataset.val is None:
+        return
+    same = card.train_images == tuple(dataset.class_counts.tolist())
+    if data.val_fraction:
+        path = run / "config.yaml"
+        saved = plain_yaml.load_yaml(path.read_text(encoding="utf-8"))
+        same = same and saved["data"].get("split_seed", 0) == data.split_seed
+    if not same:
+        raise CheckpointError(
+            f"init_from: {run} was trained on other images, those held out here among "
+            "them; expected the same data.val_fraction and data.split_seed in both"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,12 @@ from s3h_ext.training.distributed import AgreedStop, World
 from s3h_ext.training.evaluation import evaluate_method
 from s3h_ext.training.files import write_text
 from s3h_ext.training.interrupt import StopRequest
-from s3h_ext.training.loading import build_network, load_network, open_dataset
+from s3h_ext.training.loading import (
+    build_network,
+    check_first_run,
+    load_network,
+    open_dataset,
+)
 from s3h_ext.training.meter import EpochMeter
 from s3h_ext.training.metrics import Evaluation
 from s3h_ext.training.optimizer import build_optimizer, optimizer_state
@@ -95,6 +100,7 @@ class Trainer:
         if config.model.weights is not None:
             load_weights(model.backbone, Path(config.model.weights))
         if config.init_from is not None:
+            check_first_run(Path(config.init_from), self.dataset, data)
             load_network(model, Path(config.init_from))
         elif self.method.needs_first_stage:
             raise ValueError(
@@ -149,6 +155,7 @@ class Trainer:
             ) from error
         if resume:
             self._resume()
+            self._check_together()
         recorder = choose_recorder(
             config.graphs,
             self.device,
@@ -427,6 +434,17 @@ class Trainer:
             raise CheckpointError(
                 f"data.root: expected the data of {self.output / FILE}, got others: "
                 f"{', '.join(differing)} differ"
+            )
+
+    def _check_together(self) -> None:
+        """Refuse processes that go on from different places."""
+        unfinished = self.unfinished_epoch["steps"] if self.unfinished_epoch else 0
+        places = self.world.gather((self.epochs_done, unfinished))
+        if len(set(places)) > 1:
+            found = "; ".join(f"epoch {done}, step {step}" for done, step in places)
+            raise CheckpointError(
+                f"output: expected a folder that all processes can read, got {found} "
+                f"as the newest checkpoint in {self.checkpoints}, by rank"
             )
 
     def _resume(self) -> None:
