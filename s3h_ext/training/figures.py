@@ -221,14 +221,21 @@ def _draw_curves(figure: Figure, results: RunResults) -> None:
 
     figure.set_size_inches(9, 8.5)
     loss, rate, accuracy = figure.subplots(3, sharex=True, height_ratios=(3, 2, 3))
-    styles = (("-", _INK), ("--", _COLOURS[0]), ("-.", _COLOURS[1]), (":", _COLOURS[2]))
+    # Five colours and four lines: no two terms of a method look the same.
+    colours = (_INK, *_COLOURS, _GREY)
     for number, name in enumerate(terms):
-        line, colour = styles[number % len(styles)]
-        plot(loss, name, label=name, linestyle=line, color=colour, marker=marker)
+        plot(
+            loss,
+            name,
+            label=name,
+            linestyle=("-", "--", "-.", ":")[number % 4],
+            color=colours[number % len(colours)],
+            marker=marker,
+        )
     what = "Loss and its terms" if len(terms) > 1 else "Loss"
     loss.set_title(f"{what}, mean over the epoch")
     if len(terms) > 1:
-        loss.legend()
+        loss.legend(frameon=True, framealpha=0.85, edgecolor="none")
     _log_if_wide(loss, [row[name] for row in history for name in terms if name in row])
 
     plot(rate, "lr", color=_INK, marker=marker)
@@ -411,7 +418,11 @@ def _log_if_wide(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _short(name: str, length: int = 18) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
+    """Cut a name in the middle: names of one data set often begin alike."""
+    if len(name) <= length:
+        return name
+    kept = length - 1
+    return f"{name[: kept // 2]}…{name[len(name) - (kept + 1) // 2 :]}"
 
 
 def _name_ticks(axis: Any, names: Sequence[str], places: np.ndarray) -> None:

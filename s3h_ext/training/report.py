@@ -14,6 +14,7 @@ import numpy as np
 
 from s3h_ext.training.figures import (
     MATRIX_CLASSES,
+    NAMED_CLASSES,
     by_frequency,
     draw,
     group_outcomes,
@@ -26,7 +27,7 @@ from s3h_ext.training.subclasses import read_subclasses
 __all__ = ["try_report", "write_report"]
 
 #: Longest table of classes; of more, those with the lowest accuracy are listed.
-LISTED_CLASSES = 100
+LISTED_CLASSES = MATRIX_CLASSES
 
 _GROUP_RULES = (
     f"over {MANY_ABOVE} training images",
@@ -321,6 +322,10 @@ def _class_table(results: RunResults) -> str:
     wrong = wrong[np.lexsort((-wrong[:, 1], wrong[:, 2]))]
     mistaken = {int(t): (int(p), int(n)) for t, p, n in wrong}
     rows = []
+    # Where the pictures have no room for names, they have ranks.
+    ranked = classes > NAMED_CLASSES
+    rank = np.empty(classes, np.int64)
+    rank[by_frequency(results)] = np.arange(1, classes + 1)
     for c in order.tolist():
         tested = int(results.test_counts[c])
         other = ""
@@ -331,14 +336,15 @@ def _class_table(results: RunResults) -> str:
             [
                 results.class_names[c],
                 other,
+                *([str(rank[c])] if ranked else []),
                 str(int(results.class_counts[c])),
                 str(tested),
                 _percent(per_class[c]),
                 _percent(100 * hits[c] / totals[c] if totals[c] else None),
             ]
         )
-    header = ["class", "most often mistaken for", "training images", "test images"]
-    header += ["accuracy", "precision"]
+    header = ["class", "most often mistaken for", *(["rank"] if ranked else [])]
+    header += ["training images", "test images", "accuracy", "precision"]
     return f'<p class="note">{note}</p>\n' + _table(header, rows, text_columns=2)
 
 

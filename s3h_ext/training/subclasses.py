@@ -147,15 +147,20 @@ def draw_examples(figure: Figure, found: Subclasses, names: Sequence[str]) -> No
                     vmin=0,
                     vmax=255,
                 )
+            place = {
+                "transform": grid[number, 0].transAxes,
+                "ha": "right",
+                "va": "center",
+            }
+            colour = _COLOURS[(row - own.start) % len(_COLOURS)]
+            # The colour beside the words, which would be hard to read in it.
+            grid[number, 0].text(-0.08, 0.5, "\N{BLACK SQUARE}", color=colour, **place)
             grid[number, 0].text(
-                -0.15,
+                -0.38,
                 0.5,
                 f"{names[label][:14]}, no. {row - own.start + 1}\n"
                 f"{found.sizes[-1, row]:.0f} images",
-                transform=grid[number, 0].transAxes,
-                ha="right",
-                va="center",
-                color=_COLOURS[(row - own.start) % len(_COLOURS)],
+                **place,
             )
             number += 1
 
