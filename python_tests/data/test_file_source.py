@@ -21,6 +21,7 @@ STREAMS = {
     "classifier": Stream("class-balanced", "resized-crop-flip-gray"),
     "again": Stream(recipe="montage-2x2", follows="contrast"),
     "policy": Stream("square-root", "autoaugment+cutout"),
+    "moving": Stream("progressive", "crop-flip"),
 }
 PAIR = {"pair": Stream(recipe="resized-crop-flip-jitter", views=2)}
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from s3h_ext.data import Batch
+from s3h_ext.losses import LogitAdjustedLoss
 from s3h_ext.methods import Baseline, ClassifierRetraining, ClasswiseSplitting, Hybrid
 from s3h_ext.methods.classwise_splitting import subclass_rows
 from s3h_ext.models import (
@@ -14,6 +15,7 @@ from s3h_ext.models import (
     LinearClassifier,
     build_model,
 )
+from s3h_ext.ops import accumulate_prototypes, apply_prototypes_
 
 INNER = {
     "ce": (Baseline, {}),
@@ -261,3 +263,49 @@ def test_analysis_is_of_the_training_images(dataset, bf16):
         assert (dataset.train.labels[there] == (0 if row < 8 else 1)).all()
     assert found["points"].shape == (60, 2)
     assert found["centres"].shape == (12, 2)
+
+
+def after_steps(method, steps=4):
+    for step in range(steps):
+        method.loss(make_batches(method, step), step / 6)
+        method.after_step()
+    return method
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_clusters_move_as_the_options_say(dataset, metric):
+    options = {"split_from": 0, "metric": metric, "momentum": 0.5, "expire_below": 0.4}
+    method = after_steps(make("ce", dataset, **options))
+    method.model.backbone.eval()  # the features below are those of the step
+    batch = make_batches(method, 9)
+    features = method.model.backbone(batch["train"].images[0]).detach()
+    state = [t.clone() for t in (method.prototypes, method.sums, method.masses)]
+    update = accumulate_prototypes(
+        features,
+        batch["train"].labels,
+        state[0],
+        state[2],
+        method.offsets,
+        metric=metric,
+    )
+    apply_prototypes_(
+        *state, method.offsets, update, metric=metric, momentum=0.5, expire_below=0.4
+    )
+    method.loss(batch, 5 / 6)
+    method.after_step()
+    for expected, found in zip(
+        state, (method.prototypes, method.sums, method.masses), strict=True
+    ):
+        torch.testing.assert_close(found, expected)
+
+
+def test_the_prior_of_subclasses_is_that_of_their_counts(dataset):
+    method = after_steps(make("balanced-softmax", dataset, split_from=0)).eval()
+    batch = make_batches(method, 9)
+    found = method.loss(batch, 5 / 6)["subclass"]
+    features = method.model.backbone(batch["train"].images[0])
+    logits = method.model.classifier.subclass_logits(features)
+    assigned = method._assign(features, batch["train"].labels)
+    assert len(set(method.subclass_counts.tolist())) > 3
+    expected = LogitAdjustedLoss(method.subclass_counts)(logits, assigned)
+    torch.testing.assert_close(found, expected)

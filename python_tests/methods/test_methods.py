@@ -3,8 +3,22 @@ import torch
 import torch.nn.functional as F
 
 from s3h_ext.data import Batch
-from s3h_ext.losses import PrototypicalSupConLoss, SupConLoss
-from s3h_ext.methods import Baseline, Hybrid
+from s3h_ext.losses import (
+    FocalLoss,
+    LDAMLoss,
+    LogitAdjustedLoss,
+    PrototypicalSupConLoss,
+    SupConLoss,
+    effective_number_weights,
+)
+from s3h_ext.methods import (
+    BCL,
+    S3H,
+    Baseline,
+    ClassifierRetraining,
+    Hybrid,
+    TauNormalization,
+)
 from s3h_ext.models import build_model
 
 
@@ -153,3 +167,88 @@ def test_bad_hybrid_options_are_refused(options, message):
 def test_bad_baseline_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Baseline(**options)
+
+
+COUNTS = torch.tensor([40, 20, 5])
+WEIGHTS = effective_number_weights(COUNTS, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("options", "classifier", "criterion"),
+    [
+        (
+            {"loss": "logit-adjusted", "tau": 1.5},
+            "linear",
+            LogitAdjustedLoss(COUNTS, 1.5),
+        ),
+        (
+            {"loss": "focal", "gamma": 2.0, "weight_beta": 0.9},
+            "linear",
+            lambda logits, labels: FocalLoss(2.0)(logits, labels, WEIGHTS),
+        ),
+        (
+            {"loss": "ldam", "max_margin": 0.3, "weight_beta": 0.9},
+            "cosine",
+            lambda logits, labels: LDAMLoss(COUNTS, 0.3, 30.0)(logits, labels, WEIGHTS),
+        ),
+    ],
+)
+def test_other_losses_are_those_of_their_options(
+    dataset, options, classifier, criterion
+):
+    method = build(Baseline(**options), dataset, classifier).eval()
+    batch = make_batch(1, 12, 0)
+    expected = criterion(method.model(batch.images[0]), batch.labels)
+    plain = F.cross_entropy(method.model(batch.images[0]), batch.labels)
+    found = method.loss({"train": batch}, 0.0)["loss"]
+    torch.testing.assert_close(found, expected)
+    assert not torch.isclose(found, plain)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Baseline(sampler="square-root", recipe="crop"),
+        ClassifierRetraining(sampler="square-root", recipe="crop"),
+        Hybrid(
+            contrast_sampler="square-root",
+            classifier_sampler="progressive",
+            recipe="crop",
+        ),
+        S3H(sampler="square-root", recipe="crop"),
+        BCL(sampler="square-root", recipe="crop"),
+    ],
+    ids=lambda method: type(method).__name__,
+)
+def test_streams_are_those_of_the_options(method):
+    first, *rest = method.streams().values()
+    assert (first.sampler, first.recipe) == ("square-root", "crop")
+    if isinstance(method, Hybrid):
+        assert (rest[0].sampler, rest[0].recipe) == ("progressive", "crop")
+
+
+def test_crt_trains_anew_and_class_balanced(dataset):
+    method = ClassifierRetraining()
+    assert method.streams()["train"].sampler == "class-balanced"
+    model = build_model("resnet20", 3)
+    before = model.classifier.weight.clone()
+    method.build(model, dataset)
+    assert not torch.isclose(model.classifier.weight, before).any()
+
+
+def test_tau_normalisation_divides_by_a_power_of_the_length(dataset):
+    model = build_model("resnet20", 3)
+    weight = model.classifier.weight.clone()
+    TauNormalization(0.5).build(model, dataset)
+    expected = weight / weight.norm(dim=1, keepdim=True) ** 0.5
+    torch.testing.assert_close(model.classifier.weight, expected)
+    assert not model.classifier.bias.any()
+
+
+def test_the_length_of_a_prototype_means_nothing(dataset):
+    method = build(Hybrid(contrast="prototypical"), dataset).eval()
+    batch = {"contrast": make_batch(2, 5, 0), "classifier": make_batch(1, 5, 1)}
+    before = method.loss(batch, 0.5)["loss"]
+    with torch.no_grad():
+        method.prototypes.mul_(3.0)
+    torch.testing.assert_close(method.loss(batch, 0.5)["loss"], before)

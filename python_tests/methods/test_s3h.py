@@ -1,5 +1,7 @@
 """S3H and BCL: what they compute, where gradients go, every switch."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -64,6 +66,8 @@ def test_s3h_is_its_equation(dataset):
     with torch.no_grad():
         for parameter in method.copied_backbone.parameters():
             parameter.mul_(1.1)
+        for parameter in method.copied_projection.parameters():
+            parameter.mul_(0.8)
     batch = make_step()
     terms = method.loss(batch, 0.0)
 
@@ -312,3 +316,38 @@ def test_cws_goes_around_s3h(dataset, split):
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         S3H(**options)
+
+
+def test_without_a_partner_a_head_meets_its_own_centres(dataset):
+    method = build(S3H(partner="none", contrast_recipe="supcon", **SMALL), dataset)
+    batch = make_step(montages=False)
+    found = method.loss(batch, 0.0)["contrastive"]
+
+    views = batch["contrast"].images.flatten(0, 1)
+    images = torch.cat((batch["classification"].images[0], views))
+    maps = method.model.backbone.feature_map(images)[6:]
+    embeddings = method.projection(maps.mean((2, 3)))
+    centres = method.centre_projection(class_directions(method.model.classifier))
+    labels, within = batch["contrast"].labels.repeat(2), BalancedContrastiveLoss(0.1)
+    own = [within(z, labels, c) for z, c in zip(embeddings, centres, strict=True)]
+    torch.testing.assert_close(found, sum(own) / 2)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.25, 0.5])
+def test_the_momentum_of_the_copy_rises_along_half_a_cosine(dataset, progress):
+    options = {"momentum": 0.6, "momentum_schedule": "cosine", **SMALL}
+    method = build(S3H(**options), dataset)
+    method.loss(make_step(), progress)
+    with torch.no_grad():
+        for parameter in method.model.backbone.parameters():
+            parameter.add_(1.0)
+    before = [p.clone() for p in method.copied_backbone.parameters()]
+    method.after_step()
+    share = 0.4 * (1 + math.cos(math.pi * progress)) / 2
+    for old, new, own in zip(
+        before,
+        method.copied_backbone.parameters(),
+        method.model.backbone.parameters(),
+        strict=True,
+    ):
+        torch.testing.assert_close(new, old + share * (own - old))

@@ -1,11 +1,13 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from s3h_ext.models import (
     CosineClassifier,
     GroupedClassifier,
     LinearClassifier,
     MLPHead,
+    ResNet,
     build_model,
 )
 
@@ -149,3 +151,50 @@ def test_unknown_names_are_refused(arguments, message):
 def test_bad_scale_is_refused():
     with pytest.raises(ValueError, match="scale: expected a finite number > 0, got -1"):
         CosineClassifier(8, 5, scale=-1)
+
+
+def test_the_scale_of_the_cosine():
+    classifier, features = CosineClassifier(8, 5, scale=16.0), torch.randn(4, 8)
+    cosines = F.cosine_similarity(features[:, None], classifier.weight[None], dim=2)
+    torch.testing.assert_close(classifier(features), 16.0 * cosines)
+
+
+def normalised(layer, x):
+    """A batch norm in evaluation."""
+    return F.batch_norm(
+        x,
+        layer.running_mean,
+        layer.running_var,
+        layer.weight,
+        layer.bias,
+        eps=layer.eps,
+    )
+
+
+def bottleneck(block, x):
+    """He et al., CVPR 2016, with the stride in the 3 x 3 convolution."""
+    y = F.relu(normalised(block.bn1, F.conv2d(x, block.conv1.weight)))
+    second = {"stride": block.conv2.stride, "padding": 1, "groups": block.conv2.groups}
+    y = F.relu(normalised(block.bn2, F.conv2d(y, block.conv2.weight, **second)))
+    y = normalised(block.bn3, F.conv2d(y, block.conv3.weight))
+    if block.downsample is not None:
+        convolution, norm = block.downsample
+        stride = convolution.stride
+        x = normalised(norm, F.conv2d(x, convolution.weight, stride=stride))
+    return F.relu(y + x)
+
+
+def test_the_networks_of_photographs_are_their_equation():
+    network = ResNet(blocks=(1, 2, 1, 1)).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+            torch.nn.init.normal_(module.bias)
+    images = torch.randn(2, 3, 64, 64)
+    y = F.conv2d(images, network.conv1.weight, stride=2, padding=3)
+    y = F.max_pool2d(F.relu(normalised(network.bn1, y)), 3, 2, 1)
+    for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
+        for block in stage:
+            y = bottleneck(block, y)
+    torch.testing.assert_close(network.feature_map(images), y, rtol=1e-4, atol=1e-4)

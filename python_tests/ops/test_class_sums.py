@@ -86,3 +86,32 @@ def test_bad_input():
         class_sum_dots(q, query_classes=a.float(), num_classes=5)
     with pytest.raises(ValueError, match="num_classes must not be negative, got -1"):
         class_sum_dots(q, query_classes=a, num_classes=-1)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_many_rows_over_threads(symmetric, threads):
+    n, m, depth = 900, 900 if symmetric else 1100, 129
+    q = torch.randn(n, depth, dtype=torch.float64)
+    k = q if symmetric else torch.randn(m, depth, dtype=torch.float64)
+    a = torch.randint(-1, 9, (n,))
+    b = a if symmetric else torch.randint(-1, 9, (m,))
+    same = (a[:, None] == b) & (a[:, None] >= 0) & (a[:, None] < 8)
+    if symmetric:
+        same &= ~torch.eye(n, dtype=torch.bool)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        rows = q.float().requires_grad_()
+        others = {} if symmetric else {"keys": k.float(), "key_classes": b}
+        dots = class_sum_dots(rows, query_classes=a, num_classes=8, **others)
+        (grad,) = torch.autograd.grad(dots.sum(), rows)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(
+        dots.double(), ((q @ k.T) * same).sum(1), rtol=1e-4, atol=1e-2
+    )
+    expected = same.double() @ k
+    if symmetric:
+        expected *= 2
+    torch.testing.assert_close(grad.double(), expected, rtol=1e-4, atol=1e-3)

@@ -257,3 +257,24 @@ def test_other_instruction_sets(level):
 
 def test_examples():
     assert doctest.testmod(supcon).failed == 0
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize(("n", "depth"), [(600, 129), (1024, 128), (700, 65)])
+def test_many_rows_over_threads(n, depth, threads):
+    z, labels = draw(n, depth)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for reduction in ("mean", "none"):
+            options = {"temperature": 0.1, "reduction": reduction}
+            loss, counted, grad = run(
+                supervised_contrastive, z.float(), labels, **options
+            )
+            right, number, expected = run(dense, z, labels, **options)
+            assert counted == number
+            torch.testing.assert_close(loss.double(), right, rtol=1e-5, atol=1e-4)
+            error = (grad.double() - expected).norm(dim=1)
+            assert (error <= 1e-4 * expected.norm(dim=1).max()).all()
+    finally:
+        torch.set_num_threads(before)
