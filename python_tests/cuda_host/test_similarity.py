@@ -176,6 +176,15 @@ def test_columns_split_among_blocks(dtype):
     check_law(q, k, **options("bias own self", n, m), multiprocessors=9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_columns_split_among_blocks_where_rows_are_the_keys(dtype):
+    n = 449  # up to 256 columns are not split
+    q, _ = matrices(n, None, 24, dtype)
+    arguments = options("bias own", n, n, symmetric=True)
+    check_law(q, None, **arguments, multiprocessors=40)
+    check_law(q, None, assume_normalized=True, deterministic=True, multiprocessors=40)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shared_limit", [kernels.H200_SHARED, SMALL_SHARED])
 def test_depth_in_chunks(dtype, shared_limit):

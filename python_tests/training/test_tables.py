@@ -63,9 +63,13 @@ def test_the_table_says_what_was_run_and_what_was_not(folder):
 
 @pytest.mark.parametrize(
     "option",
-    ["model.weights a.pth", "init_from runs/a", "data.size 64", "data.imbalance null"],
+    [
+        *("model.weights a.pth", "init_from runs/a", "data.size 64"),
+        *("data.imbalance null", "data.val_fraction 0.1", "batch_size 64"),
+        *("optim.lr 0.3", "optim.weight_decay 0.1", "epochs 3"),
+    ],
 )
-def test_options_that_the_preset_leaves_out_make_a_row_of_their_own(tmp_path, option):
+def test_options_that_change_a_run_make_a_row_of_their_own(tmp_path, option):
     make_run(tmp_path, "a", top1=37.0)
     name, value = option.split()
     make_run(tmp_path, "b", f"--{name}", value, top1=90.0)

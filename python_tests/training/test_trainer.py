@@ -29,6 +29,8 @@ from s3h_ext.training.checkpoint import (
 )
 from s3h_ext.training.meter import DivergedError
 from s3h_ext.training.options import parse_options
+from s3h_ext.training.runlog import SilentLog
+from s3h_ext.training.schedule import learning_rate
 from s3h_ext.training.trainer import Trainer
 
 QUICK = (
@@ -510,6 +512,32 @@ def test_training_on_a_gpu(tmp_path):
         ["--epochs", "2", "--device", "cuda", "--output", str(tmp_path / "run")]
     )
     assert status == 0
+
+
+def test_the_optimiser_is_that_of_the_options(tmp_path):
+    chosen = {"weight_decay": 0.003, "momentum": 0.7, "nesterov": True}
+    options = [f"--optim.{name}={str(value).lower()}" for name, value in chosen.items()]
+    config, record, _ = parse_options([*QUICK, *options])
+    (group,) = Trainer(config, record, tmp_path).optimizer.param_groups
+    assert {name: group[name] for name in chosen} == chosen
+
+
+def test_every_step_has_its_rate(tmp_path):
+    config, record, _ = parse_options([*QUICK, "--optim.warmup_epochs", "1.5"])
+    trainer = Trainer(config, record, tmp_path)
+    seen = []
+    trainer.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: seen.append(float(optimizer.param_groups[0]["lr"]))
+    )
+    for epoch in range(2):
+        trainer.train_epoch(epoch, SilentLog())
+    steps = trainer.source.steps_per_epoch
+    expected = [
+        learning_rate(config.optim, (k + 1) / steps, config.epochs)
+        for k in range(2 * steps)
+    ]
+    assert seen == pytest.approx(expected)
+    assert len(set(seen)) > steps  # a ramp
 
 
 @pytest.fixture(scope="module")
