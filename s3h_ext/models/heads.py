@@ -17,8 +17,8 @@ def _wide(tensor: Tensor) -> Tensor:
 def _linear_logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return logits that are never of 16 bits, under autocast neither.
 
-    There two images in a hundred have their highest logit twice, and the first class
-    wins, which in a long tail is the more frequent one.
+    There an image may have its highest logit twice, and the first class wins, which in
+    a long tail is the more frequent one.
     """
     device = features.device.type
     # Without autocast there is no context either, which an export would keep.

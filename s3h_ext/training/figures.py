@@ -440,10 +440,11 @@ def _name_ticks(axis: Any, names: Sequence[str], places: np.ndarray) -> None:
 def _annotate(axes: Axes, share: np.ndarray, size: float, form: str = "{:.0f}") -> None:
     for (row, column), value in np.ndenumerate(share):
         if value > 0:
+            text = form.format(value)
             axes.text(
                 column,
                 row,
-                form.format(value) if value >= 0.5 or form != "{:.0f}" else "<1",
+                "<1" if text == "0" else text,  # which is not none
                 ha="center",
                 va="center",
                 size=size,
