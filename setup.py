@@ -11,6 +11,7 @@ Environment:
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 INSTALL_LINE = "pip install --no-build-isolation ."
 MIN_TORCH = (2, 11)
+MIN_NVCC = (12, 0)  # the first with C++20
 
 
 def find_torch() -> tuple[Path, str, str | None]:
@@ -46,9 +48,9 @@ def find_torch() -> tuple[Path, str, str | None]:
 
 
 def find_tool(name: str) -> str:
-    """Returns the path of a build tool on PATH or beside this interpreter."""
-    beside = Path(sys.executable).parent / name
-    found = shutil.which(name) or (str(beside) if beside.is_file() else None)
+    """Returns the path of a build tool beside this interpreter or on PATH."""
+    beside = Path(sys.executable).parent / name  # at the version that was asked for
+    found = str(beside) if beside.is_file() else shutil.which(name)
     if found is None:
         raise SystemExit(
             f"s3h_ext needs {name} to build. Run:\n\n"
@@ -77,6 +79,13 @@ def find_nvcc() -> str | None:
     return next(filter(None, map(shutil.which, places)), None)
 
 
+def nvcc_version(nvcc: str) -> tuple[int, int] | None:
+    """Returns nvcc's version, None where it does not say."""
+    run = subprocess.run([nvcc, "--version"], capture_output=True, text=True)
+    found = re.search(r"release (\d+)\.(\d+)", run.stdout)
+    return (int(found[1]), int(found[2])) if found else None
+
+
 def choose_cuda(torch_version: str, torch_cuda: str | None) -> tuple[str | None, str]:
     """Returns nvcc to build the CUDA kernels with, or None, and why.
 
@@ -102,6 +111,15 @@ def choose_cuda(torch_version: str, torch_cuda: str | None) -> tuple[str | None,
         return None, f"{asked}, nvcc not found"
     if wish == "auto" and torch_cuda is None:
         return None, f"{asked}, torch {torch_version} has no CUDA"
+    version = nvcc_version(nvcc)
+    if version is not None and version < MIN_NVCC:
+        old = f"{nvcc} is of CUDA {version[0]}.{version[1]}, older than 12.0"
+        if wish == "on":
+            raise SystemExit(
+                f"S3H_CUDA=on, but {old}. Say where a newer toolkit is, then run:\n\n"
+                f"    CUDA_HOME=/path/to/cuda S3H_CUDA=on {INSTALL_LINE}\n"
+            )
+        return None, f"{asked}, {old}"
     return nvcc, asked
 
 

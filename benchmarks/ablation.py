@@ -31,14 +31,12 @@ from threading import Event
 from typing import Any
 
 import numpy as np
-import yaml
 
-from benchmarks.reproduce import INTERRUPTED, on_terminate, train
+from benchmarks.reproduce import INTERRUPTED, on_terminate, other_options, train
 from s3h_ext.data.photographs import PHOTOGRAPHS
 from s3h_ext.evaluate import main as evaluate
-from s3h_ext.training.checkpoint import differences
 from s3h_ext.training.metrics import GROUPS, class_groups
-from s3h_ext.training.options import parse_options, preset_names
+from s3h_ext.training.options import preset_names
 
 #: Which options switch a part off. Two whole views in place of a montage, as in BCL.
 OFF = {
@@ -203,12 +201,6 @@ def alike(line: dict[str, Any], options: argparse.Namespace) -> bool:
 def run_folder(options: argparse.Namespace, row: str, seed: int) -> Path:
     name = options.preset.replace("/", "-")
     return Path(options.runs / f"{name}-{options.epochs}epochs-{row}-seed{seed}")
-
-
-def other_options(folder: Path, arguments: Sequence[str]) -> list[str]:
-    """Return in what a run's options differ from those of a command line."""
-    saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return differences(saved, parse_options(arguments)[1])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

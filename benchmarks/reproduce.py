@@ -6,8 +6,10 @@
 
 A finished run is left alone and an interrupted one goes on where it stopped, so the
 same command can be given until the table is full; ``python -m s3h_ext.results`` then
-writes it. When the budget is spent, or SIGTERM comes, the runs under way save a
-checkpoint and stop, which takes seconds.
+writes it. A finished run of other options is an error. The default folder is that of
+the runs that come with the project: to train those again, give another ``--output``.
+When the budget is spent, or SIGTERM comes, the runs under way save a checkpoint and
+stop, which takes seconds.
 
 ``--jobs`` is for a GPU that one small network does not fill. What the runs print then
 goes to ``console.log`` in their folders, and each gets its share of the CPUs as threads
@@ -32,7 +34,10 @@ from pathlib import Path
 from threading import Event
 from typing import IO
 
-from s3h_ext.training.options import OTHER_FACTORS, preset_names
+import yaml
+
+from s3h_ext.training.checkpoint import differences
+from s3h_ext.training.options import OTHER_FACTORS, parse_options, preset_names
 
 #: In the order in which a table is most worth having.
 METHODS = (
@@ -62,6 +67,12 @@ def suite_presets(suite: str) -> list[str]:
 
 def run_folder(root: Path, preset: str, seed: int) -> Path:
     return root / f"{preset.replace('/', '-')}-seed{seed}"
+
+
+def other_options(folder: Path, arguments: Sequence[str]) -> list[str]:
+    """Return in what a run's options differ from those of a command line."""
+    saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    return differences(saved, parse_options(arguments)[1])
 
 
 @contextmanager
@@ -197,15 +208,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # All presets with the first seed before any with the second: a table with one run
     # each says more than a row with three.
     waiting: dict[Path, tuple[str, int]] = {}
+    refused = False
     for seed in options.seeds:
         for preset in presets:
             folder = run_folder(options.output, preset, seed)
             if (folder / "summary.json").exists():
-                print(f"{folder}: done")
+                given = ["--preset", preset, "--seed", str(seed), *rest]
+                if other := other_options(folder, given):
+                    refused = True
+                    print(
+                        f"{folder}: finished with other options: {'; '.join(other)}; "
+                        "give another --output",
+                        file=sys.stderr,
+                    )
+                else:
+                    print(f"{folder}: done")
             elif options.dry_run:
                 print(f"{folder}: to do")
             else:
                 waiting[folder] = preset, seed
+    if refused:
+        return 1
     stop, spent = Event(), Event()
     with on_terminate(spent), ThreadPoolExecutor(options.jobs) as pool:
         running = {

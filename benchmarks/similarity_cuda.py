@@ -23,6 +23,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -241,9 +242,13 @@ def captured(call: Callable[[], object]) -> Callable[[], None]:
         for _ in range(WARM_UP):
             call()
     torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
+    graph, outside = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    except RuntimeError:
+        torch.cuda.set_stream(outside)  # torch leaves its own
+        raise
     return graph.replay
 
 
@@ -389,7 +394,9 @@ def measure(
             yield row
             if device.type == "cuda":
                 gc.collect()
-                torch.cuda.empty_cache()
+                # Before PyTorch 2.13 a failed capture leaves a cache that cannot be.
+                with suppress(RuntimeError):
+                    torch.cuda.empty_cache()
     torch.compiler.reset()
 
 

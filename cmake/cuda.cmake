@@ -1,6 +1,6 @@
 # The second op library: CUDA kernels and their registrations. It needs nvcc, and
-# no torch built for CUDA: the registrations name torch's CUDA functions, which
-# are found when the library is loaded.
+# no torch built for CUDA: the registrations name a function of libtorch_cuda.so,
+# which is found when the library is loaded.
 enable_language(CUDA)
 # CMake before 3.26 does not know that nvcc has it.
 if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
@@ -22,7 +22,7 @@ set_target_properties(s3h_cuda PROPERTIES
   PREFIX "" OUTPUT_NAME "_s3h_cuda" SUFFIX ".so"
   LIBRARY_OUTPUT_DIRECTORY "${S3H_OUTPUT_DIR}"
   CUDA_ARCHITECTURES "${S3H_CUDA_ARCHITECTURES}"
-  # The driver is all that a machine needs, whatever toolkit torch came with.
+  # No toolkit has to be there; the driver must know this one's major version.
   CUDA_RUNTIME_LIBRARY Static
   LINKER_LANGUAGE CUDA
   SKIP_BUILD_RPATH ON)
@@ -42,4 +42,14 @@ if(S3H_WARNINGS_AS_ERRORS)
 endif()
 # torch carries a CUDA runtime of its own, under the same names.
 target_link_options(s3h_cuda PRIVATE -Wl,--exclude-libs,ALL)
-target_link_libraries(s3h_cuda PRIVATE "${S3H_TORCH_DIR}/lib/libtorch_cpu.so")
+# Python loads torch's libraries and ours each for itself, so a name is only found in
+# what ours says it needs. libtorch.so has no function of its own: it stands for
+# libtorch_cpu.so and, in a torch with CUDA, libtorch_cuda.so, which a torch without
+# CUDA does not have. A linker that drops what seems unused must not drop it.
+set(libraries "${S3H_TORCH_DIR}/lib/libtorch.so")
+if(EXISTS "${S3H_TORCH_DIR}/lib/libtorch_cuda.so")
+  list(APPEND libraries "${S3H_TORCH_DIR}/lib/libtorch_cuda.so")
+endif()
+target_link_libraries(s3h_cuda PRIVATE
+  -Wl,--push-state,--no-as-needed ${libraries} -Wl,--pop-state
+  "${S3H_TORCH_DIR}/lib/libtorch_cpu.so")

@@ -7,6 +7,7 @@ import pytest
 from s3h_ext.data import load_dataset
 from s3h_ext.data.digits import read_digits
 from s3h_ext.evaluate import main
+from s3h_ext.training.loading import load_run, split_images
 from s3h_ext.training.results import read_results
 
 
@@ -74,3 +75,24 @@ def test_a_split_that_was_not_held_out(tmp_path, capsys):
     assert train([*options, "--output", str(tmp_path / "run")]) == 0
     assert main([str(tmp_path / "run"), "--split", "val"]) == 2
     assert "holds out no validation images" in capsys.readouterr().err
+
+
+def test_photographs_have_no_unused_images(digits_run, monkeypatch):
+    run = load_run(digits_run, device="cpu")
+    monkeypatch.setattr(run.config.data, "name", "folder")
+    with pytest.raises(ValueError, match=r"split: folder is cut from no archive"):
+        split_images(run, "unused")
+
+
+def test_lists_may_have_moved(digits_run, monkeypatch):
+    run = load_run(digits_run, device="cpu")
+    opened = []
+
+    def note(data):
+        opened.append((data.root, data.lists))
+        raise FileNotFoundError
+
+    monkeypatch.setattr("s3h_ext.training.loading.open_dataset", note)
+    with pytest.raises(FileNotFoundError):
+        split_images(run, "test", "images", "lists")
+    assert opened == [("images", "lists")]

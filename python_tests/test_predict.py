@@ -111,6 +111,25 @@ def test_a_list_on_stdin_with_a_name_that_is_no_text(digits_run, folder, tmp_pat
     assert lines[1].split(b",")[-3:] == lines[2].split(b",")[-3:]
 
 
+def test_what_is_done_before_an_error_is_kept(
+    digits_run, folder, tmp_path, monkeypatch
+):
+    paths = sorted(folder.iterdir())
+
+    def interrupted(places):
+        yield from paths[:4]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("s3h_ext.predict.find_pictures", interrupted)
+    output = tmp_path / "found.csv"
+    options = [str(digits_run), str(folder), "--device", "cpu", "--output", str(output)]
+    with pytest.raises(KeyboardInterrupt):
+        main([*options, "--batch-size", "2"])
+    assert not output.exists()
+    lines = (tmp_path / "found.csv.partial").read_text().splitlines()
+    assert len(lines) == 5
+
+
 def test_nothing_to_do(digits_run, tmp_path, capsys):
     assert main([str(digits_run), str(tmp_path)]) == 2
     assert f"images: none in {tmp_path}" in capsys.readouterr().err

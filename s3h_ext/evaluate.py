@@ -32,6 +32,7 @@ def evaluate_run(
     split: str,
     *,
     root: str | None = None,
+    lists: str | None = None,
     batch_size: int | None = None,
     feed: Feed | None = None,
 ) -> Evaluation:
@@ -42,6 +43,7 @@ def evaluate_run(
         split: ``"test"``, ``"val"``, ``"train"`` without augmentation, or ``"unused"``:
             the archive's training images that the run does not train on.
         root: folder of the data, where it is not the run's own.
+        lists: folder of the list files, likewise.
         batch_size: of the evaluation, where it is not the run's own.
         feed: what reads the images, and takes note of those that it cannot read; the
             run's own if not set.
@@ -50,7 +52,7 @@ def evaluate_run(
         ValueError: the run has no such split, or these are not its data.
         FileNotFoundError: the data are not there.
     """
-    dataset = split_images(run, split, root)
+    dataset = split_images(run, split, root, lists)
     batches = (feed or _feed(run)).evaluation(
         dataset.test,
         dataset,
@@ -106,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="unused: all of the archive's training images that the run has not seen",
     )
     parser.add_argument("--data-root", help="where the data are, if they were moved")
+    parser.add_argument("--lists", help="where the list files are, likewise")
     parser.add_argument("--batch-size", type=int, help="the run's own if not set")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
     parser.add_argument(
@@ -120,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run,
             options.split,
             root=options.data_root,
+            lists=options.lists,
             batch_size=options.batch_size,
             feed=feed,
         )

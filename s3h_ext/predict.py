@@ -18,7 +18,7 @@ import torch
 from s3h_ext.data.files import printable
 from s3h_ext.data.pictures import Preprocessing, find_pictures, read_picture
 from s3h_ext.training.checkpoint import CheckpointError
-from s3h_ext.training.files import write_bytes
+from s3h_ext.training.files import write_pieces
 from s3h_ext.training.loading import Run, load_run
 from s3h_ext.training.precision import autocast
 
@@ -124,7 +124,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "images", nargs="+", help="files, folders, or - for a list of paths on stdin"
     )
     parser.add_argument("--top", type=int, default=5, help="classes to name")
-    parser.add_argument("--output", type=Path, help="file; standard output if not set")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="file, which appears when it is complete, before that as FILE.partial; "
+        "standard output if not set",
+    )
     parser.add_argument(
         "--format", choices=("csv", "json"), help="by the output's suffix, else csv"
     )
@@ -164,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     coded = (piece.encode("utf-8", "surrogateescape") for piece in pieces)
     try:
         if options.output is not None:
-            write_bytes(options.output, b"".join(coded))
+            write_pieces(options.output, coded)
         else:
             for piece in coded:
                 sys.stdout.buffer.write(piece)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s3h_ext.data.decode import UnreadableImageError
-from s3h_ext.training.checkpoint import CheckpointError
+from s3h_ext.training.checkpoint import CheckpointError, checkpoint_paths
 from s3h_ext.training.config import TrainConfig
 from s3h_ext.training.distributed import (
     LostProcessError,
@@ -71,7 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         return 130
     except (DivergedError, LostProcessError, UnreadableImageError, OSError) as error:
-        print(f"error: {error}; the last checkpoint is in {output}", file=sys.stderr)
+        saved = any(checkpoint_paths(trainer.checkpoints))
+        last = "the last checkpoint is in" if saved else "there is no checkpoint yet in"
+        print(f"error: {error}; {last} {output}", file=sys.stderr)
         return 1
     world.close()
     return 0

@@ -7,6 +7,9 @@ The stable ABI is C: every torch function the library may use has an unmangled n
 that starts with ``aoti_torch_`` or ``torch_``. A mangled ``at::``, ``c10::`` or
 ``torch::`` name among the imports would tie the binary to one torch version. A name
 of ours among them is a function that was left out of the build.
+
+A function of torch's CUDA library is found through libtorch.so alone, so the library
+has to name that among those it needs.
 """
 
 import re
@@ -18,19 +21,26 @@ from pathlib import Path
 ALLOWED_C = re.compile(r"^(aoti_torch_|torch_)")
 MANGLED_TORCH = re.compile(r"^_ZN?K?\w*?(2at|3c10|5torch|6caffe2)\w")
 OURS = re.compile(r"^_ZN?K?3s3h")
+IN_TORCH_CUDA = re.compile(r"^aoti_torch_\w*cuda")
+
+
+def binutils(tool: str, *arguments: str) -> list[str]:
+    """Return the lines that a tool prints."""
+    path = shutil.which(tool)
+    if path is None:
+        raise SystemExit(f"check_symbols.py: {tool} not found; install binutils")
+    run = subprocess.run([path, *arguments], check=True, capture_output=True, text=True)
+    return run.stdout.splitlines()
 
 
 def imported_symbols(library: Path) -> list[str]:
-    nm = shutil.which("nm")
-    if nm is None:
-        raise SystemExit("check_symbols.py: nm not found; install binutils")
-    listing = subprocess.run(
-        [nm, "-D", "--undefined-only", str(library)],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    return [line.split()[-1].split("@")[0] for line in listing.splitlines()]
+    lines = binutils("nm", "-D", "--undefined-only", str(library))
+    return [line.split()[-1].split("@")[0] for line in lines]
+
+
+def needed_libraries(library: Path) -> list[str]:
+    lines = binutils("objdump", "-p", str(library))
+    return [line.split()[1] for line in lines if line.split()[:1] == ["NEEDED"]]
 
 
 def main(arguments: list[str]) -> None:
@@ -56,6 +66,12 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(
             f"check_symbols.py: {library.name} imports no stable-ABI symbol at all; "
             "this is not the op library"
+        )
+    cuda = [name for name in stable if IN_TORCH_CUDA.match(name)]
+    if cuda and "libtorch.so" not in needed_libraries(library):
+        raise SystemExit(
+            f"check_symbols.py: {library.name} does not need libtorch.so, without "
+            "which a torch with CUDA will not find:\n  " + "\n  ".join(cuda)
         )
     print(f"{library.name}: {len(stable)} stable-ABI symbols, no other torch symbol")
 

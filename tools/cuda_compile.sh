@@ -64,7 +64,8 @@ else
   printf '%s\n' csrc/torch/*_cuda.cpp |
     xargs -P "$jobs" -I{} bash -c 'register "$@"' - {}
   "$nvcc" -shared -cudart static -o "$out/_s3h_cuda.so" "$out"/*.o \
-    "$torch/lib/libtorch_cpu.so" -Xlinker --exclude-libs,ALL
+    -Xlinker --no-as-needed "$torch/lib/libtorch.so" "$torch/lib/libtorch_cpu.so" \
+    -Xlinker --exclude-libs,ALL
   "$python" tools/check_symbols.py "$out/_s3h_cuda.so"
 fi
 echo "cuda-compile: ${#sources[@]} sources compiled; none was run"

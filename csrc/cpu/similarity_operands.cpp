@@ -15,8 +15,7 @@ constexpr double kNoKey = -std::numeric_limits<double>::infinity();
 
 double largest(const float* from, int64_t count) {
   float found = 0;
-  for (int64_t i = 0; i < count; ++i)
-    if (!(from[i] <= found)) found = from[i];
+  for (int64_t i = 0; i < count; ++i) keep_larger(found, from[i]);
   return found;
 }
 
@@ -143,7 +142,7 @@ void Engine<Element>::find_range() {
       const double bias = p_.key_bias[j];
       if (bias == kNoKey) continue;
       low = std::min(low, bias);
-      if (!(bias <= high)) high = bias;
+      keep_larger(high, bias);
     }
     if (low <= high) middle_ = (low + high) / 2 * kLog2E;
     if (!(high < low)) range += (high - low) / 2 * kLog2E;
@@ -159,7 +158,7 @@ void Engine<Element>::find_range() {
         excludes = true;
         continue;
       }
-      if (!(std::abs(bias) <= most)) most = std::abs(bias);
+      keep_larger(most, std::abs(bias));
     }
     range += most * kLog2E;
   }

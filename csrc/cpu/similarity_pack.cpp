@@ -77,8 +77,7 @@ float pack_panel(const Rows<Element>& from, int64_t panel, int64_t steps,
   float top = 0;
   const auto keep_longest = [&](Four squares) {
     const float square = (squares[0] + squares[1]) + (squares[2] + squares[3]);
-    // A NaN must win, so that nobody trusts the range.
-    if (!(square <= top)) top = square;
+    keep_larger(top, square);
   };
   int64_t r = 0;
   for (; r + 4 <= count; r += 4) {

@@ -1,6 +1,7 @@
 // Copies of the rows in the layouts that the inner loops read.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 namespace s3h::cpu {
@@ -12,6 +13,13 @@ struct Rows {
   int64_t count;
   int64_t depth;
 };
+
+// Makes `largest` the larger of the two; a NaN stays, so that nobody trusts a
+// range that it hides.
+template <typename Number>
+void keep_larger(Number& largest, Number value) {
+  if (!(value <= largest) && !std::isnan(largest)) largest = value;
+}
 
 // Packs up to `panel` rows into to[steps][panel], times `scale` (1 for pairs of
 // bfloat16), zeros in the padding. Returns the largest squared length of a row,

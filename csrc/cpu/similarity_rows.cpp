@@ -1,4 +1,4 @@
-// The row-owned path: float64, and every dtype in determinism mode.
+// The row-owned path: float64.
 //
 // A task owns a range of output rows and walks the other side in tiles of
 // kTile rows, always in the same order, so an output row has the same bits

@@ -232,28 +232,6 @@ inline Status status_of(cudaError_t error) {
   }
 }
 
-template <typename... Parameters>
-Status launch(void (*kernel)(Parameters...), Grid grid, int threads,
-              size_t shared_bytes, Stream stream, Parameters... arguments) {
-  const auto entry = reinterpret_cast<const void*>(kernel);
-  if (shared_bytes > 48 * 1024) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared_bytes));
-    if (error != cudaSuccess) return status_of(error);
-  }
-  void* pointers[] = {&arguments...};
-  return status_of(cudaLaunchKernel(
-      entry,
-      dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
-           static_cast<unsigned>(grid.z)),
-      dim3(static_cast<unsigned>(threads)), pointers, shared_bytes, stream));
-}
-
-inline Status fill_zero(void* to, size_t bytes, Stream stream) {
-  return status_of(cudaMemsetAsync(to, 0, bytes, stream));
-}
-
 inline int device_attribute(cudaDeviceAttr attribute) {
   int device = 0, value = 0;
   if (cudaGetDevice(&device) != cudaSuccess ||
@@ -268,6 +246,33 @@ inline int multiprocessors() {
 inline size_t shared_memory_limit() {
   return static_cast<size_t>(
       device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+}
+
+template <typename... Parameters>
+Status launch(void (*kernel)(Parameters...), Grid grid, int threads,
+              size_t shared_bytes, Stream stream, Parameters... arguments) {
+  const auto entry = reinterpret_cast<const void*>(kernel);
+  if (shared_bytes > 48 * 1024) {
+    // All that there is, not what this launch takes: another thread may be
+    // about to launch the same kernel with more.
+    cudaFuncAttributes own;
+    cudaError_t error = cudaFuncGetAttributes(&own, entry);
+    if (error == cudaSuccess)
+      error = cudaFuncSetAttribute(
+          entry, cudaFuncAttributeMaxDynamicSharedMemorySize,
+          static_cast<int>(shared_memory_limit() - own.sharedSizeBytes));
+    if (error != cudaSuccess) return status_of(error);
+  }
+  void* pointers[] = {&arguments...};
+  return status_of(cudaLaunchKernel(
+      entry,
+      dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
+           static_cast<unsigned>(grid.z)),
+      dim3(static_cast<unsigned>(threads)), pointers, shared_bytes, stream));
+}
+
+inline Status fill_zero(void* to, size_t bytes, Stream stream) {
+  return status_of(cudaMemsetAsync(to, 0, bytes, stream));
 }
 
 }  // namespace s3h::cuda

@@ -82,12 +82,12 @@ __global__ void __launch_bounds__(kBlock, 4) render(Arguments a) {
           x < job.rect.left || x >= job.rect.left + job.rect.width)
         continue;
       if constexpr (kAffine)
-        map<kChannels>(job, p.affine + 6 * patch, x - job.rect.left,
+        map<kChannels>(job, p.affine + int64_t{6} * patch, x - job.rect.left,
                        y - job.rect.top, static_cast<float>(255 * p.fill),
                        p.nearest, pixels[k]);
       if (p.colour != nullptr)
-        colour<kChannels>(p.colour + patch * kChannels * (kChannels + 1),
-                          pixels[k]);
+        colour<kChannels>(
+            p.colour + int64_t{patch} * kChannels * (kChannels + 1), pixels[k]);
       for (int c = 0; c < kChannels; ++c) seen[k][c] = pixels[k][c];
     }
   }

@@ -42,6 +42,10 @@ def test_what_is_done_is_left_alone_and_what_is_not_goes_on(tmp_path, capfd):
     assert main(arguments) == 0
     assert summary.read_bytes() == first
     assert f"{summary.parent}: done" in capfd.readouterr().out
+    assert main([*arguments, "--optim.lr", "0.3"]) == 1
+    assert "finished with other options: optim.lr was 0.1, is 0.3" in (
+        capfd.readouterr().err
+    )
 
 
 def test_runs_go_side_by_side_and_each_prints_into_its_folder(tmp_path, capfd):

@@ -5,6 +5,7 @@ import pytest
 
 from s3h_ext.data import load_dataset
 from s3h_ext.data.__main__ import main
+from s3h_ext.data.folders import split_folders
 
 SIZES = {"Zwiebel": 20, "äpfel": 9, "red onion": 4, "1": 2}
 
@@ -94,6 +95,33 @@ def test_splits_of_a_folder(tmp_path):
     assert names(data.test)[0].startswith("test/1/")
     assert names(data.val)[0].startswith("val/1/")
     assert data.notes == ()
+
+
+@pytest.mark.parametrize(
+    "folders",
+    ["training validation testing", "seg_train seg_test", "Train Val", "test-1 dev"],
+)
+def test_splits_are_not_taken_for_classes(tmp_path, folders):
+    for split in folders.split():
+        grow(tmp_path, prefix=split)
+    with pytest.raises(ValueError, match="root: expected a folder for each class"):
+        load_dataset("folder", root=tmp_path)
+
+
+@pytest.mark.parametrize("stray", ["valid", "validation", "test2017"])
+def test_a_split_of_another_name_is_not_left_out_in_silence(tmp_path, stray):
+    for split in ("train", "test", "annotations"):
+        grow(tmp_path, prefix=split)
+    assert load_dataset("folder", root=tmp_path).val is None
+    grow(tmp_path, prefix=stray)
+    with pytest.raises(ValueError, match=f"'train' in .*, got '{stray}'; rename it"):
+        load_dataset("folder", root=tmp_path)
+
+
+def test_classes_may_sound_like_splits(tmp_path):
+    (tmp_path / "trains" / "devices").mkdir(parents=True)
+    (tmp_path / "trains" / "valley").mkdir()
+    assert split_folders(tmp_path / "trains") == {"train": tmp_path / "trains"}
 
 
 def test_folders_that_cannot_be_used_are_refused(tmp_path):

@@ -543,3 +543,18 @@ def test_more_processes_than_images_in_a_step_are_refused(image_set):
         make(image_set, batch_size=4, world_size=5)
     with pytest.raises(ValueError, match="0 <= rank < 2"):
         make(image_set, rank=2, world_size=2)
+
+
+def test_colours_need_an_image_that_has_them(image_set):
+    grey = replace(image_set, images=image_set.images[..., :1])
+    with pytest.raises(ValueError, match="recipe: 'crop-flip-gray' changes colours"):
+        ResidentSource(
+            grey,
+            {"train": Stream(recipe="crop-flip-gray")},
+            num_classes=len(COUNTS),
+            mean=(0.5,),
+            std=(0.5,),
+            batch_size=8,
+            epochs=1,
+            seed=0,
+        )

@@ -325,6 +325,51 @@ def test_bad_values_stay_visible(value, symmetric):
         assert lse.isnan().all()
 
 
+def test_a_nan_hides_no_large_value_from_the_range():
+    # Scores of some 300, which only the exact form can take, on both sides of a NaN
+    # within a panel and of panels with one: at temperature 0.1, 5.5^2 / 0.1.
+    q, k = matrices(300, 40, 8, torch.float64)
+    scale = torch.ones(300, 1, dtype=torch.float64)
+    scale[:4] = scale[-4:] = 30
+    q *= scale
+    upstream = torch.randn(300, dtype=torch.float64)
+    exact = run(dense, q, k, upstream, temperature=0.1)
+    for spoiled in ([1], [1, 100, 200]):
+        q32 = q.float()
+        q32[spoiled] = NAN
+        lse, grads = run(
+            similarity_logsumexp, q32, k.float(), upstream, temperature=0.1
+        )
+        sound = torch.ones(300, dtype=torch.bool)
+        sound[spoiled] = False
+        assert lse[spoiled].isnan().all()
+        torch.testing.assert_close(
+            lse[sound].double(), exact[0][sound], rtol=1e-5, atol=1e-4
+        )
+        torch.testing.assert_close(
+            grads[0][sound].double(), exact[1][0][sound], rtol=1e-4, atol=1e-4
+        )
+
+
+def test_a_nan_among_biases_hides_no_large_one():
+    q, k = matrices(3, 4, 8)
+    labels = torch.zeros(3, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)
+    found, plain = (
+        function(
+            q,
+            k,
+            temperature=1.0,
+            query_labels=labels[0],
+            key_labels=labels[1],
+            same_label_bias=torch.tensor([200.0, NAN, 0.0]),
+        )
+        for function in (similarity_logsumexp, dense)
+    )
+    torch.testing.assert_close(found, plain, equal_nan=True)
+    bias = torch.tensor([200.0, NAN, 0.0, -200.0])
+    assert similarity_logsumexp(q, k, temperature=1.0, key_bias=bias).isnan().all()
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_gradcheck(symmetric):
     q, k = (t.requires_grad_() for t in matrices(6, 5, 4, torch.float64))
@@ -639,6 +684,16 @@ for threads in (2, 3):
         dense(b, temperature=0.1).sum().backward()
         errors = (a.grad.double() - b.grad).norm(dim=1) / b.grad.norm(dim=1)
         assert errors.max() < 1e-4, (threads, n, errors.max())
+
+# A NaN does not hide from the range of scores what stands before it in its panel.
+q, k = torch.randn(200, 16), torch.randn(40, 16)
+q[:3] *= 30
+right = dense(q.double(), k.double(), temperature=0.1)
+q[3] = float("nan")
+lse = similarity_logsumexp(q, k, temperature=0.1)
+sound = torch.arange(200) != 3
+assert lse[3].isnan()
+torch.testing.assert_close(lse[sound].double(), right[sound], rtol=1e-5, atol=1e-4)
 print(CPU.text("s3h_cpu_dispatch_level"))
 """
 

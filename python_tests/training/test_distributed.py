@@ -54,6 +54,7 @@ def together(tmp_path_factory):
     for process in processes:
         _, errors = process.communicate(timeout=250)
         assert process.returncode == 0, errors[-3000:]
+        assert "FutureWarning" not in errors
     return folder
 
 

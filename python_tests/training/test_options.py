@@ -177,6 +177,7 @@ def test_a_method_can_be_named_by_its_class():
         ("--preset cifar100-lt/hybrid-pcs", "did you mean 'cifar100-lt/hybrid-psc'"),
         ("--optim.weight_decoy 1", "did you mean 'optim.weight_decay'"),
         ("--epoch 3", "did you mean 'epochs'"),
+        ("--data-root somewhere", "did you mean 'data.root'"),
         ("--method.temprature 1", "did you mean 'temperature'"),
         ("--data.name cifar100", "did you mean 'cifar100-lt'"),
         ("--method Hibrid", "did you mean 'Hybrid'"),

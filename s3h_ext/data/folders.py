@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -26,6 +27,14 @@ EXTENSIONS = frozenset(
 )
 SPLITS = ("train", "val", "test")
 
+_LIKE_A_SPLIT = re.compile(r"(?:.*[^a-z])?(?:train|val|test|dev)(?:[^a-z].*)?")
+_SPELLINGS = {"training", "validation", "valid", "testing", "eval", "evaluation"}
+
+
+def _names_a_split(folder: str) -> bool:
+    name = folder.lower()
+    return name in _SPELLINGS or bool(_LIKE_A_SPLIT.fullmatch(name))
+
 
 def split_folders(root: Path) -> dict[str, Path]:
     """Returns where the splits of a folder are.
@@ -37,18 +46,25 @@ def split_folders(root: Path) -> dict[str, Path]:
 
     Raises:
         FileNotFoundError: ``root`` is no folder.
-        ValueError: ``root`` holds nothing but splits, and none is called ``train``.
+        ValueError: ``root`` holds nothing but splits, and none is called ``train``; or
+            one beside ``train`` that has another name than these.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"root: expected a folder of images, got {root}")
+    names = sorted(_folders(root))
     if not (root / "train").is_dir():
-        names = sorted(_folders(root))
-        if names and all(name.lower() in SPLITS for name in names):
+        if names and all(map(_names_a_split, names)):
             raise ValueError(
                 f"root: expected a folder for each class in {root}, or 'train' and, "
                 f"beside it, 'val' and 'test', got {', '.join(map(repr, names))}"
             )
         return {"train": root}
+    if stray := [n for n in names if n not in SPLITS and _names_a_split(n)]:
+        raise ValueError(
+            f"root: expected 'val' and 'test' beside 'train' in {root}, got "
+            f"{', '.join(map(repr, stray))}; rename it, or move it elsewhere if it is "
+            "to be left out"
+        )
     found = {split: root / split for split in SPLITS if (root / split).is_dir()}
     if "test" not in found and "val" in found:
         found["test"] = found.pop("val")

@@ -148,6 +148,20 @@ class Recipe:
         """How many crops a view is made of."""
         return 4 if self.montage else 1
 
+    def check_channels(self, channels: int) -> None:
+        """Refuses colours for images that have none.
+
+        Raises:
+            ValueError: jitter or greyscale for images of one channel.
+        """
+        if channels != 3 and (self.jitter is not None or self.grey > 0):
+            names = [repr(name) for name, recipe in RECIPES.items() if recipe == self]
+            raise ValueError(
+                f"recipe: {' or '.join(names) or 'this one'} changes colours and needs "
+                f"images of 3 channels, got {channels}; take one without jitter and "
+                "grey, such as 'crop-flip'"
+            )
+
     def view_size(self, height: int, width: int) -> tuple[int, int]:
         """Returns height and width of the views of images of a size.
 
@@ -311,6 +325,8 @@ RECIPES = {
     "supcon": Recipe(
         crop=RandomResizedCrop(), flip=0.5, jitter=ColorJitter(), grey=0.2
     ),
+    # The other reading of Hybrid's "random cropping with size 32 x 32".
+    "supcon-no-jitter": Recipe(crop=RandomResizedCrop(), flip=0.5, grey=0.2),
     # What ImageNet-LT and iNaturalist 2018 are trained with (Kang et al., ICLR 2020,
     # released code); with greyscale in place of the jitter, Hybrid's on photographs.
     "resized-crop-flip": Recipe(crop=RandomResizedCrop((0.08, 1.0)), flip=0.5),
@@ -327,9 +343,9 @@ RECIPES = {
         crop=PadCrop(), flip=0.5, policy=AutoAugment(), cutout=16
     ),
     "randaugment": Recipe(crop=PadCrop(), flip=0.5, policy=RandAugment()),
-    # Our reading of S3H's spatial constraint sampling: regions of JigClu (Chen et al.,
-    # CVPR 2021), small crops of CBTS (Zhao et al., IEEE TMM 2025, released code)
-    # without their RandAugment.
+    # Our reading of S3H's spatial constraint sampling: regions and crops of JigClu
+    # (Chen et al., CVPR 2021), colours of CBTS's small crops (Zhao et al., IEEE TMM
+    # 2025, released code) without their RandAugment.
     "montage-2x2": Recipe(
         crop=Constraint(RandomResizedCrop(), FOUR_CORNERS),
         flip=0.5,

@@ -108,7 +108,9 @@ class ResidentSource:
         self._labels = torch.tensor(image_set.labels, device=device)
         height, width = self._renderer.height, self._renderer.width
         for stream in self.streams.values():
-            get_recipe(stream.recipe).view_size(height, width)
+            recipe = get_recipe(stream.recipe)
+            recipe.view_size(height, width)
+            recipe.check_channels(self._renderer.channels)
         self._fallbacks = dict.fromkeys(self.streams, self._labels.new_zeros(()))
         self._drawn = dict.fromkeys(self.streams, 0)
 

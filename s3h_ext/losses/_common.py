@@ -169,7 +169,8 @@ def class_counts(classes: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     """Returns ``[size + 1]`` of ``dtype``; the last is 1, whoever has no class."""
     ones = torch.ones_like(classes, dtype=dtype)
     counts = ones.new_zeros(size + 1).index_add_(0, classes, ones)
-    counts[size] = 1
+    # As a fill: a number for one element would be copied to a GPU, which waits.
+    counts[size:].fill_(1)
     return counts
 
 

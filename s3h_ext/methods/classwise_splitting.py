@@ -17,7 +17,7 @@ from torch import Tensor
 from s3h_ext.data import Batch, LongTailDataset, Stream
 from s3h_ext.losses.classification import Counts
 from s3h_ext.methods.base import ClassifierMethod, Method
-from s3h_ext.methods.subclass_analysis import analyse_subclasses
+from s3h_ext.methods.subclass_analysis import analyse_subclasses, shown_classes
 from s3h_ext.models import GroupedClassifier, ImageClassifier, MappingName
 from s3h_ext.ops import (
     PrototypeUpdate,
@@ -242,21 +242,31 @@ class ClasswiseSplitting(Method):
         head = self.model.classifier
         if not (isinstance(head, GroupedClassifier) and head.active):
             return {}
-        pairs = [(self.model.backbone(b.images[0]).float(), b.labels) for b in train]
-        features, labels = map(torch.cat, zip(*pairs, strict=True))
-        update = accumulate_prototypes(
-            features,
-            labels,
-            self.prototypes,
-            self.masses,
-            self.offsets,
-            metric=self.metric,
-        )
+        # Of all images their sub-classes, of the few that are shown their features:
+        # half a million images' would fill a GPU.
+        classes = shown_classes(self.offsets.cpu()).to(self.offsets.device)
+        assignments, features, positions, seen = [], [], [], 0
+        for batch in train:
+            found = self.model.backbone(batch.images[0]).float()
+            update = accumulate_prototypes(
+                found,
+                batch.labels,
+                self.prototypes,
+                self.masses,
+                self.offsets,
+                metric=self.metric,
+            )
+            assignments.append(update.assignments.cpu())
+            shown = torch.isin(batch.labels, classes).nonzero()[:, 0]
+            features.append(found[shown].cpu())
+            positions.append(seen + shown.cpu())
+            seen += len(batch.labels)
         # Its pictures are of float32 features; NumPy has no bfloat16 either.
         with torch.autocast("cpu", enabled=False):
             return analyse_subclasses(
-                features.cpu(),
-                update.assignments.cpu(),
+                torch.cat(features),
+                torch.cat(positions),
+                torch.cat(assignments),
                 self.prototypes.cpu(),
                 self.offsets.cpu(),
                 self.size_history.cpu(),

@@ -17,8 +17,20 @@ EXAMPLES = 10
 POINTS = 1000
 
 
+def shown_classes(offsets: Tensor) -> Tensor:
+    """Return the classes with a map and examples, int64, the most divided first.
+
+    Args:
+        offsets: int64 ``[C + 1]``.
+    """
+    # Stable, so that of classes with equally many rows the first ones are shown.
+    order = offsets.diff().argsort(descending=True, stable=True)[:SHOWN_CLASSES]
+    return order[offsets.diff()[order] > 1]
+
+
 def analyse_subclasses(
     features: Tensor,
+    positions: Tensor,
     assignments: Tensor,
     prototypes: Tensor,
     offsets: Tensor,
@@ -29,8 +41,9 @@ def analyse_subclasses(
     """Return the arrays behind the pictures.
 
     Args:
-        features: ``[N, D]`` of the training images.
-        assignments: int64 ``[N]``, their sub-classes; -1: none.
+        features: ``[M, D]`` of the training images of the classes that are shown.
+        positions: int64 ``[M]``, which of the N training images these are.
+        assignments: int64 ``[N]``, sub-classes of all training images; -1: none.
         prototypes: ``[S, D]``.
         offsets: int64 ``[C + 1]``.
         size_history: ``[M, S]``, images of each sub-class at M moments of the training,
@@ -53,15 +66,14 @@ def analyse_subclasses(
     final = torch.bincount(assignments[kept], minlength=total).float()
     recorded = ~size_history.isnan().any(dim=1)
     moments = recorded.nonzero()[:, 0] / len(size_history)
-    # Stable, so that of classes with equally many rows the first ones are shown.
-    order = offsets.diff().argsort(descending=True, stable=True)
-    classes = order[:SHOWN_CLASSES][offsets.diff()[order[:SHOWN_CLASSES]] > 1]
+    classes, own = shown_classes(offsets), assignments[positions]
     examples, points, point_rows, centres, explained = [], [], [], [], []
     for c in classes.tolist():
         first, last = int(offsets[c]), int(offsets[c + 1])
         for row in range(first, last):
-            examples.append(_spread(features, assignments, row, prototypes[row]))
-        members = ((assignments >= first) & (assignments < last)).nonzero()[:, 0]
+            nearest = _spread(features, own, row, prototypes[row])
+            examples.append(torch.where(nearest < 0, -1, positions[nearest]))
+        members = ((own >= first) & (own < last)).nonzero()[:, 0]
         mean = features[members].mean(dim=0)
         _, spread, axes = torch.linalg.svd(
             features[members] - mean, full_matrices=False
@@ -71,7 +83,7 @@ def analyse_subclasses(
         axes = axes * torch.where(axes.sum(dim=1, keepdim=True) < 0, -1, 1)
         shown = members[:: max(1, -(-len(members) // POINTS))]
         points.append((features[shown] - mean) @ axes.T)
-        point_rows.append(assignments[shown])
+        point_rows.append(own[shown])
         centres.append((prototypes[first:last] - mean) @ axes.T)
         part = spread.square() / spread.square().sum().clamp(min=1e-30)
         explained.append(F.pad(part, (0, 2))[:2])

@@ -350,7 +350,7 @@ def _accumulate_plain(
 
 
 def _fake_accumulate(features: Tensor, labels: Tensor, *rest: Any) -> Tensor:
-    return labels.new_empty(features.shape[0])
+    return labels.new_empty(features.shape[0], dtype=torch.int64)
 
 
 def _fake_apply(*arguments: Any) -> None:

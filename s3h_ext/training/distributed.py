@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import socket
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from s3h_ext.data import Batch, ImageFiles, ImageSet
 from s3h_ext.losses._common import ContrastiveModule
@@ -25,6 +27,14 @@ from s3h_ext.training.interrupt import StopRequest
 from s3h_ext.training.precision import resolve_device
 
 __all__ = ["AgreedStop", "LostProcessError", "World", "join_world", "leave"]
+
+# PyTorch 2.13 renamed the option and warns of the older name.
+_DDP_OPTIONS = inspect.signature(DistributedDataParallel).parameters
+_LOCAL_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in _DDP_OPTIONS
+    else "broadcast_buffers": False
+}
 
 T = TypeVar("T")
 #: Named terms of a batch at a progress of the training.
@@ -122,9 +132,7 @@ class World:
         if self.size == 1 or not trained:
             return lambda batch, progress: method.loss(batch, progress)
         # Statistics are local, or equal already; prototypes and copies are equal.
-        step: Step = nn.parallel.DistributedDataParallel(
-            _Loss(method), broadcast_buffers=False
-        )
+        step: Step = DistributedDataParallel(_Loss(method), **_LOCAL_BUFFERS)
         return step
 
     def settle(self, method: Method) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from s3h_ext.data import Batch
+from s3h_ext.data.decode import UnreadableImageError
 from s3h_ext.methods import Method
 from s3h_ext.training.distributed import World
 from s3h_ext.training.metrics import Evaluation, evaluate_predictions
@@ -43,7 +44,7 @@ def predict_batches(
     found: list[tuple[Tensor, Tensor, Tensor]] = [(empty, empty, empty.float())]
     training = method.training
     method.eval()
-    with torch.inference_mode(), autocast(precision, device):
+    with torch.inference_mode(), autocast(precision, device, cache=False):
         for batch in batches:
             logits = predict(batch.images[0]).float()  # [B, C]
             confidence = (logits.amax(1) - logits.logsumexp(1)).exp()
@@ -77,10 +78,15 @@ def evaluate_method(
         device: where the batches are.
         world: the processes that have a part of the split each; all get the result.
         predict: in place of the method's own.
+
+    Raises:
+        UnreadableImageError: no image could be read.
     """
     found = predict_batches(
         method, batches, precision=precision, device=device, predict=predict
     )
     parts = (world or World()).gather(found)
     truth, predicted, confidence = map(np.concatenate, zip(*parts, strict=True))
+    if not len(truth):
+        raise UnreadableImageError("evaluation: no image of the split could be read")
     return evaluate_predictions(truth, predicted, confidence, class_counts)

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a whole file or nothing: the name appears when the content is complete."""
+    write_pieces(path, [content])
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+    """Do the same with what comes piece by piece and need not fit in memory.
+
+    What there is when ``pieces`` raise is left in a file whose name ends in
+    ``.partial``.
+    """
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
+    with partial.open("wb") as file:
+        file.writelines(pieces)
     os.replace(partial, path)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from s3h_ext.data import LongTailDataset, load_dataset, unused_images
+from s3h_ext.data.photographs import PHOTOGRAPHS
 from s3h_ext.methods import Method
 from s3h_ext.models import ImageClassifier, build_model
 from s3h_ext.training import plain_yaml
@@ -67,12 +68,20 @@ def load_network(model: ImageClassifier, run: Path) -> None:
     """Load the network of a finished run into ``model``.
 
     Raises:
-        CheckpointError: ``run`` holds no sound checkpoint, or one of another network.
+        CheckpointError: ``run`` holds no sound checkpoint, one of another network, or
+            is not finished.
     """
     found = next(sound_checkpoints(run / "checkpoints"), None)
     if found is None:
         raise CheckpointError(f"init_from: {run} holds no sound checkpoint")
     path, state = found
+    done, epochs = state["epochs_done"], state["config"].get("epochs", 0)
+    # A method that trains nothing is finished without an epoch.
+    if state.get("unfinished_epoch") or 0 < done < epochs:
+        raise CheckpointError(
+            f"init_from: expected a finished run, got {run}, which has done {done} of "
+            f"{epochs} epochs"
+        )
     prefix = "model."
     weights = {
         name.removeprefix(prefix): value
@@ -199,7 +208,9 @@ def load_run(folder: Path, *, device: str = "auto") -> Run:
     )
 
 
-def split_images(run: Run, split: str, root: str | None = None) -> LongTailDataset:
+def split_images(
+    run: Run, split: str, root: str | None = None, lists: str | None = None
+) -> LongTailDataset:
     """Return the run's data set with the split ``split`` as its test images.
 
     Args:
@@ -208,13 +219,20 @@ def split_images(run: Run, split: str, root: str | None = None) -> LongTailDatas
             of the archive that the run does not train on
             (:func:`~s3h_ext.data.unused_images`).
         root: folder of the data, where it is not the run's own.
+        lists: folder of the list files, likewise.
 
     Raises:
         ValueError: the run has no such split, or these are not its data.
         FileNotFoundError: the data are not there.
     """
     data = run.config.data
-    dataset = open_dataset(replace(data, root=root or data.root))
+    data = replace(data, root=root or data.root, lists=lists or data.lists)
+    if split == "unused" and data.name in PHOTOGRAPHS:
+        raise ValueError(
+            f"split: {data.name} is cut from no archive, so it has no unused images; "
+            "expected train, val or test"
+        )
+    dataset = open_dataset(data)
     if DatasetCard.of(dataset) != run.card:
         raise ValueError(
             f"data-root: {dataset.name} is not what {run.folder} was trained on: "
@@ -223,7 +241,7 @@ def split_images(run: Run, split: str, root: str | None = None) -> LongTailDatas
     if split == "unused":
         unused = unused_images(
             data.name,
-            root=root or data.root,
+            root=data.root,
             imbalance=data.imbalance,
             size=data.size,
             profile=data.profile,
@@ -235,6 +253,6 @@ def split_images(run: Run, split: str, root: str | None = None) -> LongTailDatas
     if images is None:
         raise ValueError(
             f"split: {run.folder} holds out no validation images "
-            "(data.val_fraction 0); expected train or test"
+            "(data.val_fraction 0); expected train, test or, of an archive, unused"
         )
     return replace(dataset, test=images)

@@ -91,7 +91,7 @@ class EpochMeter:
             host = torch.empty(values.shape, pin_memory=True)
             host.copy_(values, non_blocking=True)
             event = torch.cuda.Event()
-            event.record()
+            event.record(torch.cuda.current_stream(self._device))
             self._arriving = (self.steps, host, event)
         elif self._arriving[2].query():
             step, host, _ = self._arriving

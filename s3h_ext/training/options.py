@@ -237,7 +237,7 @@ def _explain(message: str, parser: jsonargparse.ArgumentParser) -> str:
     ]
     leaves = [*options, *(f"method.{name}" for name in _method_options())]
     if found := re.search(
-        r"unrecognized arguments: --([\w.]+)", message, re.IGNORECASE
+        r"unrecognized arguments: --([\w.-]+)", message, re.IGNORECASE
     ):
         return message + _nearest(found[1], leaves)
     if found := re.search(r"Group '([\w.]+)' does not accept option '(\w+)'", message):

@@ -63,10 +63,19 @@ def _cpuinfo(field: str) -> set[str]:
     return set()
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Return the autocast context of a resolved precision."""
+def autocast(
+    precision: str, device: torch.device, *, cache: bool = True
+) -> AbstractContextManager[object]:
+    """Return the autocast context of a resolved precision.
+
+    Args:
+        precision: ``"fp32"`` or ``"bf16"``.
+        device: where the work is done.
+        cache: keep the weights' casts to the end of the context. A recording that is
+            made inside of it and lives longer would read them when they are gone.
+    """
     if precision == "bf16":
-        return torch.autocast(device.type, torch.bfloat16)
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=cache)
     return nullcontext()
 
 

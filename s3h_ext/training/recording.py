@@ -35,6 +35,9 @@ class Recorder(Protocol):
         Recording alone need not do the work: the results are those of the last replay.
         """
 
+    def forget(self) -> None:
+        """Be done with the recordings made so far, which nobody keeps any more."""
+
 
 class CudaGraphs:
     """Records CUDA graphs that share their memory, and so replay one at a time.
@@ -45,6 +48,13 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
+        self.forget()
+
+    def forget(self) -> None:
+        """Give later recordings memory of their own.
+
+        A pool without graphs is not taken again while a tensor in it lives.
+        """
         self._pool = torch.cuda.graph_pool_handle()
 
     def run(self, function: Callable[[], T]) -> T:
@@ -117,6 +127,7 @@ class Replayer:
             # Dropped before anything new is made, for the sake of memory.
             self._met.clear()
             self._made.clear()
+            self._recorder.forget()
             self._phase = phase
         key = (name, *((t.shape, t.stride(), t.dtype) for t in inputs))
         if key not in self._met:
@@ -142,7 +153,9 @@ class Replayer:
     def _give_up(self, name: str, error: RuntimeError) -> None:
         self._given_up = True
         self._made.clear()
-        reason = str(error).strip().partition("\n")[0]
+        # The end of a capture that went wrong says no more than that.
+        cause = error.__context__ or error
+        reason = str(cause).strip().partition("\n")[0]
         warnings.warn(
             f"{name} cannot be recorded as a CUDA graph and runs as it is ({reason}); "
             "--graphs off does so from the start",

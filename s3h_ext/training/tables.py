@@ -101,11 +101,13 @@ class Row:
 
 
 def read_published(path: Path) -> list[Published]:
-    """Read the published numbers.
+    """Read the published numbers; none where the file is not there.
 
     Raises:
         ValueError: the table is not as expected; the message names file and line.
     """
+    if not path.exists():
+        return []
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != _COLUMNS:

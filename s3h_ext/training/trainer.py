@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,8 +11,10 @@ import torch
 import yaml
 from torch import Tensor
 
-from s3h_ext.data import Batch, Feed, LongTailDataset, ResidentSource, thumbnails
-from s3h_ext.training.card import FILE, DatasetCard, read_card, write_card
+from s3h_ext.data import Batch, Feed, LongTailDataset, ResidentSource
+from s3h_ext.models import ImageClassifier
+from s3h_ext.training.analysis import try_analysis
+from s3h_ext.training.card import write_card
 from s3h_ext.training.checkpoint import (
     CheckpointError,
     checkpoint_paths,
@@ -33,17 +34,18 @@ from s3h_ext.training.loading import (
     load_network,
     open_dataset,
 )
+from s3h_ext.training.lock import lock_folder
 from s3h_ext.training.meter import EpochMeter
 from s3h_ext.training.metrics import Evaluation
 from s3h_ext.training.optimizer import build_optimizer, optimizer_state
-from s3h_ext.training.precision import autocast, resolve_device, resolve_precision
+from s3h_ext.training.precision import resolve_device, resolve_precision
 from s3h_ext.training.recording import Replayer, choose_recorder
 from s3h_ext.training.report import try_report
 from s3h_ext.training.results import write_evaluation
+from s3h_ext.training.resume import check_card, check_together
 from s3h_ext.training.runlog import RunLog, SilentLog, results_table, write_summary
 from s3h_ext.training.schedule import learning_rate
 from s3h_ext.training.step import RecordedStep, TrainingStep
-from s3h_ext.training.subclasses import write_subclasses
 from s3h_ext.training.summary import run_summary
 from s3h_ext.training.weights import load_weights
 
@@ -56,14 +58,16 @@ class Trainer:
         record: the same options as plain values, as they go into ``config.yaml`` and
             the checkpoints; :func:`s3h_ext.training.options.parse_options` gives both.
         output: the run's folder; made where it does not exist.
-        resume: go on from the newest sound checkpoint in ``output``.
+        resume: go on from the newest sound checkpoint in ``output``; where there is
+            none, from the start.
         dataset: to be used in place of the one that ``config.data`` names.
         world: the processes of the run; the first one writes.
 
     Raises:
-        FileExistsError: ``output`` holds a run and ``resume`` is false.
-        CheckpointError: ``resume`` finds no checkpoint that this run can go on from, or
-            one of other data.
+        FileExistsError: ``output`` holds a run and ``resume`` is false, or another
+            process is training there.
+        CheckpointError: ``resume`` finds checkpoints and none that this run can go on
+            from, or one of other data.
     """
 
     def __init__(
@@ -81,12 +85,9 @@ class Trainer:
         self.record = dict(record)
         self.output = output
         self.checkpoints = output / "checkpoints"
-        holds_run = output / "config.yaml", *checkpoint_paths(self.checkpoints)
-        if world.first and not resume and any(path.exists() for path in holds_run):
-            raise FileExistsError(
-                f"output: {output} already holds a run; add --resume to go on with it, "
-                "or give another --output"
-            )
+        if world.first and not resume:
+            self._check_free()
+        found = latest_checkpoint(self.checkpoints, self.record) if resume else None
         self.device = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
         self.dataset = dataset or open_dataset(config.data)
@@ -97,16 +98,8 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.method = config.method
         model = build_network(config, self.dataset)
-        if config.model.weights is not None:
-            load_weights(model.backbone, Path(config.model.weights))
-        if config.init_from is not None:
-            check_first_run(Path(config.init_from), self.dataset, data)
-            load_network(model, Path(config.init_from))
-        elif self.method.needs_first_stage:
-            raise ValueError(
-                f"init_from: {type(self.method).__name__} is a second stage and needs "
-                "the folder of a finished run, got None"
-            )
+        if found is None:  # a checkpoint has it all, and the files may have moved
+            self._take_weights(model)
         self.method.build(model, self.dataset)
         # The stubs of torch lack this overload.
         self.method.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -153,9 +146,15 @@ class Trainer:
                 f"output: expected a folder that can be made, got {output}: "
                 f"{error.strerror}"
             ) from error
+        self._lock = lock_folder(output) if world.first else None
+        if world.first and not resume:
+            self._check_free()  # again: nobody else can begin a run here now
+        if found is not None:
+            self._resume(*found)
         if resume:
-            self._resume()
-            self._check_together()
+            check_together(
+                world, self.epochs_done, self.unfinished_epoch, self.checkpoints
+            )
         recorder = choose_recorder(
             config.graphs,
             self.device,
@@ -182,6 +181,29 @@ class Trainer:
             options = yaml.safe_dump(self.record, sort_keys=False)
             write_text(output / "config.yaml", options)
             write_card(output, self.dataset)
+
+    def _check_free(self) -> None:
+        """Refuse a folder that holds a run."""
+        holds = self.output / "config.yaml", *checkpoint_paths(self.checkpoints)
+        if any(path.exists() for path in holds):
+            raise FileExistsError(
+                f"output: {self.output} already holds a run; add --resume to go on "
+                "with it, or give another --output"
+            )
+
+    def _take_weights(self, model: ImageClassifier) -> None:
+        """Load what the options name: a backbone's weights, or a first stage."""
+        config = self.config
+        if config.model.weights is not None:
+            load_weights(model.backbone, Path(config.model.weights))
+        if config.init_from is not None:
+            check_first_run(Path(config.init_from), self.dataset, config.data)
+            load_network(model, Path(config.init_from))
+        elif self.method.needs_first_stage:
+            raise ValueError(
+                f"init_from: {type(self.method).__name__} is a second stage and needs "
+                "the folder of a finished run, got None"
+            )
 
     @property
     def selection_split(self) -> str:
@@ -241,14 +263,22 @@ class Trainer:
         summary = run_summary(self, test)
         if not self.world.first:
             return summary
-        # First of all: whatever fails after this, the numbers are safe.
-        write_summary(self.output, summary)
-        print(results_table(summary))
+        # First of all: whatever fails after this, the numbers are safe. The summary is
+        # the last of them, for it says that the run is complete.
         write_evaluation(
             self.output, test, self.dataset.class_names, self.dataset.class_counts
         )
+        write_summary(self.output, summary)
+        print(results_table(summary))
         if self.config.report:
-            self._try_analysis()
+            try_analysis(
+                self.output,
+                self.method,
+                self._train_batches(),
+                self.dataset,
+                precision=self.precision,
+                device=self.device,
+            )
             try_report(self.output)
         return summary
 
@@ -266,9 +296,12 @@ class Trainer:
     def _epoch(self, epoch: int, log: RunLog, stop: AgreedStop) -> None:
         config = self.config
         last = epoch + 1 == self.epochs
+        due = last or (epoch + 1) % config.checkpoint_every == 0
         row: dict[str, float | int | None] = {"epoch": epoch + 1}
-        row.update(self.train_epoch(epoch, log, stop))
-        if last or (epoch + 1) % config.eval_every == 0:
+        evaluated = last or (epoch + 1) % config.eval_every == 0
+        # An evaluation that fails, or is killed, costs no training.
+        row.update(self.train_epoch(epoch, log, stop, save=due and evaluated))
+        if evaluated:
             row.update(self._evaluate_epoch())
         self.history.append(row)
         self.epochs_done = epoch + 1
@@ -276,10 +309,10 @@ class Trainer:
         # Once, for a stop in between would go without its checkpoint; and in the last
         # epoch too, for all processes ask together.
         stopping = stop.requested
-        if last or stopping or (epoch + 1) % config.checkpoint_every == 0:
+        if due or stopping:
             self._save()
         log.epoch(row)
-        if stopping:
+        if stopping and not last:  # at the end what is left takes no longer
             raise KeyboardInterrupt
 
     def evaluate(self, split: str) -> Evaluation:
@@ -304,9 +337,20 @@ class Trainer:
         )
 
     def train_epoch(
-        self, epoch: int, log: RunLog, stop: AgreedStop | None = None
+        self,
+        epoch: int,
+        log: RunLog,
+        stop: AgreedStop | None = None,
+        *,
+        save: bool = False,
     ) -> dict[str, float]:
         """Train one epoch; return mean terms, last learning rate and images/s.
+
+        Args:
+            epoch: from 0.
+            log: is told of every step.
+            stop: asked after every step.
+            save: write a checkpoint behind the last step.
 
         Raises:
             KeyboardInterrupt: ``stop`` was requested; a checkpoint was written.
@@ -330,6 +374,9 @@ class Trainer:
                 raise KeyboardInterrupt
         means = meter.means()  # waits for the device, so the clock below is true
         seconds = meter.seconds
+        if save:
+            self._note_left_out(log)
+            self._save(meter)
         images = self.world.sum(meter.images)
         self.train_seconds += seconds
         self.images_trained += images
@@ -355,39 +402,6 @@ class Trainer:
             batch_size=self.config.eval_batch_size,
             device=self.device,
         )
-
-    def _try_analysis(self) -> None:
-        """Write the analysis, or say why there is none; the report is drawn anyway."""
-        try:
-            self._write_analysis()
-        except Exception as error:
-            print(
-                f"warning: the report has no part on {self.method.label}: "
-                f"{type(error).__name__}: {error}",
-                file=sys.stderr,
-            )
-
-    def _write_analysis(self) -> None:
-        """Write what the method has for its own part of the report."""
-        places: list[Tensor] = []
-
-        def noted() -> Iterator[Batch]:
-            # Images that cannot be read may be left out.
-            for batch in self._train_batches():
-                places.append(batch.indices)
-                yield batch
-
-        self.method.eval()
-        with torch.inference_mode(), autocast(self.precision, self.device):
-            arrays = self.method.analysis(noted())
-        self.method.train()
-        if arrays:
-            where = torch.cat(places).cpu().numpy()
-            write_subclasses(
-                self.output,
-                arrays,
-                lambda which: thumbnails(self.dataset.train, where[which]),
-            )
 
     def _note_left_out(self, log: RunLog) -> None:
         """Take note of images that some process could not read, and log new ones."""
@@ -424,35 +438,8 @@ class Trainer:
             },
         )
 
-    def _check_card(self) -> None:
-        """Refuse to go on with other data than the run began with."""
-        old, new = read_card(self.output), DatasetCard.of(self.dataset)
-        if old is not None and old != new:
-            differing = [
-                name for name, value in vars(old).items() if value != getattr(new, name)
-            ]
-            raise CheckpointError(
-                f"data.root: expected the data of {self.output / FILE}, got others: "
-                f"{', '.join(differing)} differ"
-            )
-
-    def _check_together(self) -> None:
-        """Refuse processes that go on from different places."""
-        unfinished = self.unfinished_epoch["steps"] if self.unfinished_epoch else 0
-        places = self.world.gather((self.epochs_done, unfinished))
-        if len(set(places)) > 1:
-            found = "; ".join(f"epoch {done}, step {step}" for done, step in places)
-            raise CheckpointError(
-                f"output: expected a folder that all processes can read, got {found} "
-                f"as the newest checkpoint in {self.checkpoints}, by rank"
-            )
-
-    def _resume(self) -> None:
-        found = latest_checkpoint(self.checkpoints, self.record)
-        if found is None:
-            return
-        path, state = found
-        self._check_card()
+    def _resume(self, path: Path, state: Mapping[str, Any]) -> None:
+        check_card(self.output, self.dataset)
         try:
             self.method.load_state_dict(state["method"])
             self.optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,84 @@
+"""What the build takes: tools, nvcc, and what the op libraries may need."""
+
+import importlib.util
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import setuptools
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "tools" / "check_symbols.py"
+
+
+@pytest.fixture
+def build(monkeypatch):
+    """The names of setup.py, which builds nothing here."""
+    monkeypatch.setattr(setuptools, "setup", lambda **options: None)
+    monkeypatch.setenv("S3H_CUDA", "off")
+    return runpy.run_path(str(ROOT / "setup.py"))
+
+
+def fake_tool(folder, name, says):
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!/bin/sh\necho '{says}'\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_the_tool_of_the_environment_comes_before_that_of_the_system(
+    build, tmp_path, monkeypatch
+):
+    old = fake_tool(tmp_path / "system", "cmake", "cmake version 3.16")
+    monkeypatch.setenv("PATH", str(old.parent))
+    own = fake_tool(tmp_path / "venv", "cmake", "cmake version 4.0")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "python"))
+    assert build["find_tool"]("cmake") == str(own)
+    own.unlink()
+    assert build["find_tool"]("cmake") == str(old)
+
+
+@pytest.mark.parametrize(
+    ("release", "taken"), [("11.8", False), ("12.0", True), ("13.0", True)]
+)
+def test_an_old_nvcc_is_not_taken(build, tmp_path, monkeypatch, release, taken):
+    says = f"Cuda compilation tools, release {release}, V{release}.1"
+    nvcc = fake_tool(tmp_path / "bin", "nvcc", says)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("S3H_CUDA", "auto")
+    found, note = build["choose_cuda"]("2.13.0", "13.0")
+    assert found == (str(nvcc) if taken else None)
+    assert taken or "is of CUDA 11.8, older than 12.0" in note
+    monkeypatch.setenv("S3H_CUDA", "on")
+    if taken:
+        assert build["choose_cuda"]("2.13.0", "13.0")[0] == str(nvcc)
+    else:
+        with pytest.raises(SystemExit, match="older than 12.0"):
+            build["choose_cuda"]("2.13.0", "13.0")
+
+
+CUDA_STREAM = """
+int aoti_torch_get_current_cuda_stream(int device, void** stream);
+int use(void** stream) { return aoti_torch_get_current_cuda_stream(0, stream); }
+"""
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="binutils are not here")
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_name_of_torchs_cuda_library_needs_libtorch(tmp_path, linked):
+    folder = Path(importlib.util.find_spec("torch").origin).parent / "lib"
+    (tmp_path / "use.c").write_text(CUDA_STREAM)
+    library = tmp_path / "use.so"
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    command = [compiler, "-shared", "-fPIC", "-o", library, tmp_path / "use.c"]
+    command += ["-Wl,--no-as-needed", folder / "libtorch_cpu.so"]
+    subprocess.run([*command, *([folder / "libtorch.so"] * linked)], check=True)
+    done = subprocess.run(
+        [sys.executable, SCRIPT, library], capture_output=True, text=True
+    )
+    assert (done.returncode == 0) == linked, done.stderr
+    assert linked or "does not need libtorch.so" in done.stderr

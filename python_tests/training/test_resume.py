@@ -1,0 +1,139 @@
+"""When a run goes on, when it is refused, and what it needs for that."""
+
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from s3h_ext.train import main
+from s3h_ext.training.checkpoint import CheckpointError, load_checkpoint
+from s3h_ext.training.lock import lock_folder
+from s3h_ext.training.options import parse_options
+from s3h_ext.training.resume import check_together
+from s3h_ext.training.trainer import Trainer
+
+QUICK = (
+    "--preset digits-lt/ce --model.backbone resnet20 --data.imbalance 100 "
+    "--batch_size 64 --epochs 2 --device cpu --precision fp32 --report false"
+).split()
+HOLDER = """
+import sys
+from pathlib import Path
+from s3h_ext.training.lock import lock_folder
+lock = lock_folder(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def trainer_of(folder, *arguments, resume=False):
+    config, record, _ = parse_options([*QUICK, *arguments])
+    return Trainer(config, record, folder, resume=resume)
+
+
+@pytest.fixture(scope="module")
+def first_stage(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("first") / "run"
+    assert main([*QUICK, "--epochs", "1", "--output", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """Another process that trains in a folder, until it is told to end."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.communicate()
+
+
+def test_a_folder_where_another_process_trains_is_refused(tmp_path, elsewhere, capsys):
+    for more in ([], ["--resume"]):
+        assert main([*QUICK, "--output", str(tmp_path), *more]) == 2
+        assert "another process is training in" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    elsewhere.communicate()
+    assert main([*QUICK, "--epochs", "1", "--output", str(tmp_path)]) == 0
+
+
+def test_a_process_may_train_again_where_it_did(tmp_path):
+    first = lock_folder(tmp_path)
+    lock_folder(tmp_path).close()
+    first.close()
+
+
+def test_an_evaluation_that_fails_costs_no_training(tmp_path, monkeypatch):
+    whole = trainer_of(tmp_path / "whole")
+    whole.fit()
+    broken = trainer_of(tmp_path / "parts")
+
+    def fail(split):
+        raise OSError("no image")
+
+    monkeypatch.setattr(broken, "evaluate", fail)
+    with pytest.raises(OSError, match="no image"):
+        broken.fit()
+    steps = broken.source.steps_per_epoch
+    (path,) = (tmp_path / "parts" / "checkpoints").glob("*.pt")
+    assert load_checkpoint(path)["unfinished_epoch"]["steps"] == steps
+    rest = trainer_of(tmp_path / "parts", resume=True)
+    trained = []
+    step = rest._step
+    monkeypatch.setattr(rest, "_step", lambda *given: trained.append(1) or step(*given))
+    rest.fit()
+    assert len(trained) == steps  # those of the second epoch
+    for name, value in whole.method.state_dict().items():
+        assert torch.equal(value, rest.method.state_dict()[name]), name
+    assert rest.images_trained == whole.images_trained
+    assert [row["loss"] for row in rest.history] == [
+        row["loss"] for row in whole.history
+    ]
+
+
+def test_a_stop_in_the_last_evaluation_comes_to_its_end(tmp_path, monkeypatch):
+    trainer = trainer_of(tmp_path, "--epochs", "1")
+    monkeypatch.setattr(
+        "s3h_ext.training.distributed.AgreedStop.requested",
+        property(lambda stop: bool(trainer._evaluated)),
+    )
+    assert trainer.fit()["epochs"] == 1
+    assert (tmp_path / "summary.json").exists()
+
+
+def test_a_second_stage_goes_on_without_its_first(tmp_path, first_stage):
+    first = tmp_path / "first"
+    shutil.copytree(first_stage, first)
+    arguments = ["--method", "ClassifierRetraining", "--init_from", str(first)]
+    run = trainer_of(tmp_path / "second", *arguments)
+    run.epochs = 1
+    run.fit()
+    first.rename(tmp_path / "moved")
+    rest = trainer_of(tmp_path / "second", *arguments, resume=True)
+    rest.fit()
+    assert rest.epochs_done == 2
+    with pytest.raises(CheckpointError, match="init_from: .* holds no sound"):
+        trainer_of(tmp_path / "other", *arguments)
+
+
+def test_an_unfinished_first_stage_is_refused(tmp_path):
+    first = trainer_of(tmp_path / "first")
+    first.epochs = 1
+    first.fit()
+    message = "init_from: expected a finished run, got .*, which has done 1 of 2 epochs"
+    with pytest.raises(CheckpointError, match=message):
+        trainer_of(tmp_path / "second", "--init_from", str(tmp_path / "first"))
+
+
+def test_processes_that_go_on_from_different_places_are_refused(tmp_path):
+    world = SimpleNamespace(gather=lambda place: [place, (0, 0)])
+    message = "got epoch 1, step 3; epoch 0, step 0 as the newest"
+    with pytest.raises(CheckpointError, match=message):
+        check_together(world, 1, {"steps": 3}, tmp_path)

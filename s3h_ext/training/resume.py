@@ -1,0 +1,54 @@
+"""What has to hold before a run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from s3h_ext.data import LongTailDataset
+from s3h_ext.training.card import FILE, DatasetCard, read_card
+from s3h_ext.training.checkpoint import CheckpointError
+from s3h_ext.training.distributed import World
+
+__all__ = ["check_card", "check_together"]
+
+
+def check_card(folder: Path, dataset: LongTailDataset) -> None:
+    """Refuse to go on with other data than the run began with.
+
+    Raises:
+        CheckpointError: ``dataset`` is not what the run in ``folder`` was begun on.
+    """
+    old, new = read_card(folder), DatasetCard.of(dataset)
+    if old is not None and old != new:
+        differing = [
+            name for name, value in vars(old).items() if value != getattr(new, name)
+        ]
+        raise CheckpointError(
+            f"data.root: expected the data of {folder / FILE}, got others: "
+            f"{', '.join(differing)} differ"
+        )
+
+
+def check_together(
+    world: World, epochs_done: int, unfinished: Mapping[str, Any] | None, folder: Path
+) -> None:
+    """Refuse processes that go on from different places.
+
+    Args:
+        world: the processes of the run.
+        epochs_done: whole epochs in this process's checkpoint.
+        unfinished: what that keeps of an epoch it is inside of.
+        folder: of the checkpoints.
+
+    Raises:
+        CheckpointError: some process is elsewhere.
+    """
+    places = world.gather((epochs_done, unfinished["steps"] if unfinished else 0))
+    if len(set(places)) > 1:
+        found = "; ".join(f"epoch {done}, step {step}" for done, step in places)
+        raise CheckpointError(
+            f"output: expected a folder that all processes can read, got {found} "
+            f"as the newest checkpoint in {folder}, by rank"
+        )
