@@ -90,6 +90,7 @@ class Engine {
   bool leave_out(const Block& block, int32_t* self) const;
   void forward_piece(const std::vector<Block>& blocks, bool both, float* sum,
                      float* maximum, float* lane_sum, float* lane_maximum,
+                     float* column_sum, float* column_maximum,
                      int32_t* self) const;
   void backward_piece(const std::vector<Block>& blocks, int64_t task,
                       const Scratch& scratch, Gradient* rows,

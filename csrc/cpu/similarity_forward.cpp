@@ -28,6 +28,8 @@ void Engine<Element>::forward(float* lse) {
   const size_t maxima = memory_.reserve<float>(tasks_ * padded);
   const size_t lane_sums = memory_.reserve<float>(tasks_ * lanes_size);
   const size_t lane_maxima = memory_.reserve<float>(tasks_ * lanes_size);
+  const size_t column_sums = memory_.reserve<float>(tasks_ * block_rows);
+  const size_t column_maxima = memory_.reserve<float>(tasks_ * block_rows);
   const size_t selves = memory_.reserve<int32_t>(tasks_ * block_rows);
   memory_.allocate();
   prepare(nullptr, nullptr);
@@ -43,6 +45,8 @@ void Engine<Element>::forward(float* lse) {
                     memory_.at<float>(maxima) + task * padded,
                     memory_.at<float>(lane_sums) + task * lanes_size,
                     memory_.at<float>(lane_maxima) + task * lanes_size,
+                    memory_.at<float>(column_sums) + task * block_rows,
+                    memory_.at<float>(column_maxima) + task * block_rows,
                     memory_.at<int32_t>(selves) + task * block_rows);
   });
 
@@ -67,13 +71,23 @@ void Engine<Element>::forward(float* lse) {
 }
 
 // `sum` and `maximum` are per row of the whole; a block's rows are summed in
-// lanes first and reduced when the next block has other rows.
+// lanes first and reduced when the next block has other rows, its columns by
+// themselves.
 template <typename Element>
 void Engine<Element>::forward_piece(const std::vector<Block>& blocks, bool both,
                                     float* sum, float* maximum, float* lane_sum,
-                                    float* lane_maximum, int32_t* self) const {
+                                    float* lane_maximum, float* column_sum,
+                                    float* column_maximum,
+                                    int32_t* self) const {
   const int64_t padded = row_.panels * k_.panel;
-  const int64_t lanes_size = block_ * k_.panel * k_.lanes;
+  const int64_t block_rows = block_ * k_.panel;
+  const int64_t lanes_size = block_rows * k_.lanes;
+  const auto add = [&](int64_t at, float added, float top) {
+    if (exact_)
+      merge(maximum[at], sum[at], top, added);
+    else
+      sum[at] += added;
+  };
   std::fill(sum, sum + padded, 0.0f);
   if (exact_) std::fill(maximum, maximum + padded, kLowest);
   for (size_t b = 0; b < blocks.size(); ++b) {
@@ -88,22 +102,23 @@ void Engine<Element>::forward_piece(const std::vector<Block>& blocks, bool both,
     Tile tile = tile_of(block, self);
     tile.row_sum = lane_sum;
     tile.row_max = lane_maximum;
-    tile.column_sum = sum + block.columns.first * k_.panel;
-    tile.column_max = maximum + block.columns.first * k_.panel;
-    const bool diagonal = block.rows.first == block.columns.first;
-    k_.forward(tile, {exact_, labelled(), tile.row.self != nullptr,
-                      both && !diagonal});
+    tile.column_sum = column_sum;
+    tile.column_max = column_maximum;
+    const bool columns = both && block.rows.first != block.columns.first;
+    if (columns) {
+      std::fill(column_sum, column_sum + block_rows, 0.0f);
+      std::fill(column_maximum, column_maximum + block_rows, kLowest);
+    }
+    k_.forward(tile, {exact_, labelled(), tile.row.self != nullptr, columns});
+    if (columns)
+      for (int64_t j = 0; j < tile.column.count; ++j)
+        add(block.columns.first * k_.panel + j, column_sum[j],
+            column_maximum[j]);
     if (b + 1 < blocks.size() && same_rows(b + 1)) continue;
-    const int64_t first = block.rows.first * k_.panel;
     for (int64_t r = 0; r < tile.row.count; ++r)
-      for (int64_t lane = 0; lane < k_.lanes; ++lane) {
-        const float added = lane_sum[r * k_.lanes + lane];
-        if (exact_)
-          merge(maximum[first + r], sum[first + r],
-                lane_maximum[r * k_.lanes + lane], added);
-        else
-          sum[first + r] += added;
-      }
+      for (int64_t lane = 0; lane < k_.lanes; ++lane)
+        add(block.rows.first * k_.panel + r, lane_sum[r * k_.lanes + lane],
+            lane_maximum[r * k_.lanes + lane]);
   }
 }
 

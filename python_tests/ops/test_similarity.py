@@ -325,6 +325,21 @@ def test_bad_values_stay_visible(value, symmetric):
         assert lse.isnan().all()
 
 
+@pytest.mark.parametrize("temperature", [0.1, 0.01])
+def test_sums_of_many_equal_terms_keep_their_digits(temperature):
+    # Every score is 1 / temperature: the fast form, and the exact one.
+    z = F.normalize(torch.ones(4096, 8), dim=1)
+    exact = dense(z[:1].double(), z.double(), temperature=temperature)
+    exact = exact + math.log(4095 / 4096)  # a row does not see itself
+    plain = (z[:1] @ z[1:].T / temperature).logsumexp(1)
+    floor = 4e-6 + 2 * (plain - exact).abs().item()
+    for lse in (
+        similarity_logsumexp(z, temperature=temperature),
+        similarity_logsumexp(z, z[1:], temperature=temperature),
+    ):
+        assert (lse.double() - exact).abs().max() < floor
+
+
 def test_a_nan_hides_no_large_value_from_the_range():
     # Scores of some 300, which only the exact form can take, on both sides of a NaN
     # within a panel and of panels with one: at temperature 0.1, 5.5^2 / 0.1.
