@@ -64,7 +64,7 @@ else
   printf '%s\n' csrc/torch/*_cuda.cpp |
     xargs -P "$jobs" -I{} bash -c 'register "$@"' - {}
   "$nvcc" -shared -cudart static -o "$out/_s3h_cuda.so" "$out"/*.o \
-    -Xlinker --no-as-needed "$torch/lib/libtorch.so" "$torch/lib/libtorch_cpu.so" \
+    -Xlinker --no-as-needed,"$torch/lib/libtorch.so","$torch/lib/libtorch_cpu.so" \
     -Xlinker --exclude-libs,ALL
   "$python" tools/check_symbols.py "$out/_s3h_cuda.so"
 fi
