@@ -49,8 +49,12 @@ def find_torch() -> tuple[Path, str, str | None]:
 
 def find_tool(name: str) -> str:
     """Returns the path of a build tool beside this interpreter or on PATH."""
-    beside = Path(sys.executable).parent / name  # at the version that was asked for
-    found = str(beside) if beside.is_file() else shutil.which(name)
+    beside = Path(sys.executable).parent / name
+    # A virtual environment has the version that was asked for.
+    own = sys.prefix != sys.base_prefix and beside.is_file()
+    found = str(beside) if own else shutil.which(name)
+    if found is None and beside.is_file():
+        found = str(beside)
     if found is None:
         raise SystemExit(
             f"s3h_ext needs {name} to build. Run:\n\n"

@@ -37,7 +37,12 @@ from typing import IO
 import yaml
 
 from s3h_ext.training.checkpoint import differences
-from s3h_ext.training.options import OTHER_FACTORS, parse_options, preset_names
+from s3h_ext.training.options import (
+    OTHER_FACTORS,
+    OptionError,
+    parse_options,
+    preset_names,
+)
 
 #: In the order in which a table is most worth having.
 METHODS = (
@@ -50,6 +55,8 @@ SUITES = [
     for data_set in ("cifar100-lt", "cifar10-lt")
 ]
 SUITES.append("digits-lt")
+#: Options that make no other row of a table.
+PLACE = ("device", "precision")
 #: How long a run gets to write its checkpoint after the budget is spent.
 STOP_SECONDS = 120
 #: Status of a run that Ctrl-C or SIGTERM ended.
@@ -69,10 +76,23 @@ def run_folder(root: Path, preset: str, seed: int) -> Path:
     return root / f"{preset.replace('/', '-')}-seed{seed}"
 
 
-def other_options(folder: Path, arguments: Sequence[str]) -> list[str]:
-    """Return in what a run's options differ from those of a command line."""
+def other_options(
+    folder: Path, arguments: Sequence[str], aside: Sequence[str] = ()
+) -> list[str]:
+    """Return in what a run's options differ from those of a command line.
+
+    Args:
+        folder: of the run.
+        arguments: the command line.
+        aside: options that do not matter.
+
+    Raises:
+        OptionError: there are no such options.
+        OSError: the folder holds no options.
+    """
     saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return differences(saved, parse_options(arguments)[1])
+    same = {name: saved[name] for name in aside if name in saved}
+    return differences(saved, {**parse_options(arguments)[1], **same})
 
 
 @contextmanager
@@ -214,7 +234,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             folder = run_folder(options.output, preset, seed)
             if (folder / "summary.json").exists():
                 given = ["--preset", preset, "--seed", str(seed), *rest]
-                if other := other_options(folder, given):
+                try:
+                    other = other_options(folder, given, PLACE)
+                except (OptionError, OSError) as error:
+                    print(f"error: {error}", file=sys.stderr)
+                    return 2
+                if other:
                     refused = True
                     print(
                         f"{folder}: finished with other options: {'; '.join(other)}; "

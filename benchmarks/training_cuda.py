@@ -175,6 +175,13 @@ def start(
     return run
 
 
+def checkpoints_of(config: TrainConfig) -> int:
+    """Returns how many a run writes: one before an evaluation and one after it."""
+    last, every = config.epochs, config.checkpoint_every
+    due = [e for e in range(1, last + 1) if e == last or e % every == 0]
+    return sum(2 if e == last or e % config.eval_every == 0 else 1 for e in due)
+
+
 def row_of(
     config: TrainConfig,
     graphs: str,
@@ -197,7 +204,7 @@ def row_of(
             failure = type(error).__name__
     train = first + (config.epochs - 1) * median
     evaluated = train + -(-config.epochs // config.eval_every) * evaluation
-    saved = evaluated + -(-config.epochs // config.checkpoint_every) * checkpoint
+    saved = evaluated + checkpoints_of(config) * checkpoint
     return Row(
         date=datetime.date.today().isoformat(),
         preset=str(config.preset),

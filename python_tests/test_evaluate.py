@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from s3h_ext.data import load_dataset
+from s3h_ext.data.decode import UnreadableImageError
 from s3h_ext.data.digits import read_digits
 from s3h_ext.evaluate import main
+from s3h_ext.training.evaluation import evaluate_method
 from s3h_ext.training.loading import load_run, split_images
 from s3h_ext.training.results import read_results
 
@@ -82,6 +84,13 @@ def test_photographs_have_no_unused_images(digits_run, monkeypatch):
     monkeypatch.setattr(run.config.data, "name", "folder")
     with pytest.raises(ValueError, match=r"split: folder is cut from no archive"):
         split_images(run, "unused")
+
+
+def test_no_image_that_can_be_read(digits_run):
+    run = load_run(digits_run, device="cpu")
+    counts = np.array(run.card.train_images)
+    with pytest.raises(UnreadableImageError, match="no image of the split"):
+        evaluate_method(run.method, [], counts, precision="fp32", device=run.device)
 
 
 def test_lists_may_have_moved(digits_run, monkeypatch):

@@ -37,9 +37,12 @@ def test_the_tool_of_the_environment_comes_before_that_of_the_system(
     monkeypatch.setenv("PATH", str(old.parent))
     own = fake_tool(tmp_path / "venv", "cmake", "cmake version 4.0")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "python"))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
     assert build["find_tool"]("cmake") == str(own)
-    own.unlink()
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
     assert build["find_tool"]("cmake") == str(old)
+    old.unlink()
+    assert build["find_tool"]("cmake") == str(own)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,12 @@ from s3h_ext.training.loading import Run, load_run, split_images
 
 
 def check_images(
-    run: Run, places: Sequence[Path] = (), *, root: str | None = None, limit: int = 64
+    run: Run,
+    places: Sequence[Path] = (),
+    *,
+    root: str | None = None,
+    lists: str | None = None,
+    limit: int = 64,
 ) -> Tensor:
     """Return real inputs ``[B, C, H, W]`` of a run's network, up to ``limit``.
 
@@ -29,6 +34,7 @@ def check_images(
         run: from :func:`~s3h_ext.training.loading.load_run`.
         places: image files and folders; test images of the data set if empty.
         root: folder of the data, where it is not the run's own.
+        lists: folder of the list files, likewise.
         limit: images at most, spread over the data set.
 
     Raises:
@@ -42,7 +48,7 @@ def check_images(
         if not paths:
             raise ValueError(f"images: none in {' '.join(map(str, places))}")
         return torch.cat([_prepared(prepare, path) for path in paths])
-    test = split_images(run, "test", root).test
+    test = split_images(run, "test", root, lists).test
     chosen = np.linspace(0, len(test) - 1, min(limit, len(test))).astype(np.int64)
     if isinstance(test, ImageSet):
         return prepare([test.images[i] for i in chosen])
@@ -85,12 +91,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="files or folders to check with; test images of the data set if not set",
     )
     parser.add_argument("--data-root", help="where the data are, if they were moved")
+    parser.add_argument("--lists", help="where the list files are, likewise")
     options = parser.parse_args(arguments)
     output = options.output or options.run / f"model.{options.format}"
     try:
         torch.manual_seed(0)
         run = load_run(options.run, device="cpu")
-        images = check_images(run, options.images, root=options.data_root)
+        images = check_images(
+            run, options.images, root=options.data_root, lists=options.lists
+        )
         difference = export_run(run, images, output, options.format)
     except (
         CheckpointError,

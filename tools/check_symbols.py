@@ -21,7 +21,7 @@ from pathlib import Path
 ALLOWED_C = re.compile(r"^(aoti_torch_|torch_)")
 MANGLED_TORCH = re.compile(r"^_ZN?K?\w*?(2at|3c10|5torch|6caffe2)\w")
 OURS = re.compile(r"^_ZN?K?3s3h")
-IN_TORCH_CUDA = re.compile(r"^aoti_torch_\w*_cuda_")
+IN_TORCH_CUDA = re.compile(r"^aoti_torch_(\w*_)?cuda_")
 
 
 def binutils(tool: str, *arguments: str) -> list[str]:

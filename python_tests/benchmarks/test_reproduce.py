@@ -42,6 +42,8 @@ def test_what_is_done_is_left_alone_and_what_is_not_goes_on(tmp_path, capfd):
     assert main(arguments) == 0
     assert summary.read_bytes() == first
     assert f"{summary.parent}: done" in capfd.readouterr().out
+    assert main([*arguments, "--precision", "auto"]) == 0
+    assert main([*arguments, "--optim.lrr", "0.3"]) == 2
     assert main([*arguments, "--optim.lr", "0.3"]) == 1
     assert "finished with other options: optim.lr was 0.1, is 0.3" in (
         capfd.readouterr().err

@@ -83,10 +83,10 @@ def test_epochs_are_timed_in_turns_and_a_mode_may_fail(tmp_path, monkeypatch, ca
     assert value["fastest_epoch_seconds"] > 0
     epochs = value["first_seconds"] + 199 * value["epoch_seconds"]
     assert value["train_seconds"] == pytest.approx(epochs, rel=1e-2)
-    # Evaluated every fifth epoch, saved after each one.
+    # Evaluated every fifth epoch, saved before that and after each one.
     with_evaluation = value["train_seconds"] + 40 * value["evaluation_seconds"]
     assert value["with_evaluation_seconds"] == pytest.approx(with_evaluation, rel=1e-2)
-    saved = value["with_evaluation_seconds"] + 200 * value["checkpoint_seconds"]
+    saved = value["with_evaluation_seconds"] + 240 * value["checkpoint_seconds"]
     assert value["with_checkpoints_seconds"] == pytest.approx(saved, rel=1e-2)
     out, err = capfd.readouterr()
     assert "cifar100-lt/ce, graphs on: RuntimeError" in out

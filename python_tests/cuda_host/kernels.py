@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import math
 import os
@@ -89,12 +90,15 @@ def build(variant: str, program: str) -> Path:
     # Not a part of the make that may have started the tests.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
     variables = [f"VARIANT={variant}", f"BUILD={folder}", "CXX=g++"]
-    done = subprocess.run(
-        ["make", "-j2", "-s", "-C", str(HERE), *variables, str(folder / program)],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
+    command = ["make", "-j2", "-s", "-C", str(HERE), *variables]
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests may run in several processes
+        done = subprocess.run(
+            [*command, str(folder / program)],
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
     if done.returncode != 0:
         raise RuntimeError(f"building {program}, {variant}:\n{done.stderr}")
     return folder / program

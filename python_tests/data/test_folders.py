@@ -99,7 +99,7 @@ def test_splits_of_a_folder(tmp_path):
 
 @pytest.mark.parametrize(
     "folders",
-    ["training validation testing", "seg_train seg_test", "Train Val", "test-1 dev"],
+    ["training validation testing", "seg_train seg_test", "Train Val", "test val"],
 )
 def test_splits_are_not_taken_for_classes(tmp_path, folders):
     for split in folders.split():
@@ -110,7 +110,7 @@ def test_splits_are_not_taken_for_classes(tmp_path, folders):
 
 @pytest.mark.parametrize("stray", ["valid", "validation", "test2017"])
 def test_a_split_of_another_name_is_not_left_out_in_silence(tmp_path, stray):
-    for split in ("train", "test", "annotations"):
+    for split in ("train", "test", "annotations", "test_labels"):
         grow(tmp_path, prefix=split)
     assert load_dataset("folder", root=tmp_path).val is None
     grow(tmp_path, prefix=stray)
@@ -119,9 +119,13 @@ def test_a_split_of_another_name_is_not_left_out_in_silence(tmp_path, stray):
 
 
 def test_classes_may_sound_like_splits(tmp_path):
-    (tmp_path / "trains" / "devices").mkdir(parents=True)
-    (tmp_path / "trains" / "valley").mkdir()
-    assert split_folders(tmp_path / "trains") == {"train": tmp_path / "trains"}
+    for number, names in enumerate(
+        ["devices valley", "test-positive test-negative", "training-shoe boot"]
+    ):
+        root = tmp_path / str(number)
+        for name in names.split():
+            (root / name).mkdir(parents=True)
+        assert split_folders(root) == {"train": root}
 
 
 def test_folders_that_cannot_be_used_are_refused(tmp_path):

@@ -13,14 +13,14 @@ class Tape:
     """A recorder of :mod:`s3h_ext.training.recording`."""
 
     def __init__(self):
-        self.runs = self.recordings = self.replays = 0
+        self.runs = self.recordings = self.replays = self.forgotten = 0
 
     def run(self, function):
         self.runs += 1
         return function()
 
     def forget(self):
-        pass
+        self.forgotten += 1
 
     def record(self, function):
         self.recordings += 1

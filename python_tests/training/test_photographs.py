@@ -150,7 +150,7 @@ def test_an_older_checkpoint_knows_of_none_left_out(tmp_path):
     arguments = [*TINY, "--epochs", "1", "--data.root", str(root), "--report", "false"]
     arguments += ["--output", str(tmp_path / "run"), "--resume"]
     assert main(arguments) == 0
-    (path,) = checkpoint_paths(tmp_path / "run" / "checkpoints")
+    path = checkpoint_paths(tmp_path / "run" / "checkpoints")[0]
     state = load_checkpoint(path)
     del state["left_out"]
     torch.save(state, path)

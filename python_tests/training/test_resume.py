@@ -10,7 +10,7 @@ import torch
 
 from s3h_ext.train import main
 from s3h_ext.training.checkpoint import CheckpointError, load_checkpoint
-from s3h_ext.training.lock import lock_folder
+from s3h_ext.training.lock import lock_folder, unlock_folder
 from s3h_ext.training.options import parse_options
 from s3h_ext.training.resume import check_together
 from s3h_ext.training.trainer import Trainer
@@ -22,7 +22,7 @@ QUICK = (
 HOLDER = """
 import sys
 from pathlib import Path
-from s3h_ext.training.lock import lock_folder
+from s3h_ext.training.lock import lock_folder, unlock_folder
 lock = lock_folder(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
@@ -64,10 +64,17 @@ def test_a_folder_where_another_process_trains_is_refused(tmp_path, elsewhere, c
     assert main([*QUICK, "--epochs", "1", "--output", str(tmp_path)]) == 0
 
 
-def test_a_process_may_train_again_where_it_did(tmp_path):
-    first = lock_folder(tmp_path)
-    lock_folder(tmp_path).close()
-    first.close()
+def test_a_process_may_train_again_where_it_does(tmp_path):
+    def refused():
+        command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+        return subprocess.run(command, input=b"", capture_output=True).returncode
+
+    lock_folder(tmp_path)
+    lock_folder(tmp_path)
+    assert refused()
+    unlock_folder(tmp_path)
+    assert not refused()
+    unlock_folder(tmp_path)
 
 
 def test_an_evaluation_that_fails_costs_no_training(tmp_path, monkeypatch):
@@ -96,16 +103,6 @@ def test_an_evaluation_that_fails_costs_no_training(tmp_path, monkeypatch):
     assert [row["loss"] for row in rest.history] == [
         row["loss"] for row in whole.history
     ]
-
-
-def test_a_stop_in_the_last_evaluation_comes_to_its_end(tmp_path, monkeypatch):
-    trainer = trainer_of(tmp_path, "--epochs", "1")
-    monkeypatch.setattr(
-        "s3h_ext.training.distributed.AgreedStop.requested",
-        property(lambda stop: bool(trainer._evaluated)),
-    )
-    assert trainer.fit()["epochs"] == 1
-    assert (tmp_path / "summary.json").exists()
 
 
 def test_a_second_stage_goes_on_without_its_first(tmp_path, first_stage):

@@ -428,7 +428,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     trainer.method.loss = spoiled
     with pytest.raises(DivergedError, match="loss is nan at step 3 of epoch 2"):
         trainer.fit()
-    (kept,) = checkpoint_paths(trainer.checkpoints)
+    kept = checkpoint_paths(trainer.checkpoints)[0]
     state = load_checkpoint(kept)
     assert state["epochs_done"] == 1
     assert all(v.isfinite().all() for v in state["method"].values())
@@ -454,7 +454,7 @@ def test_features_that_are_not_finite_stop_the_run_and_name_the_term(
     error = capsys.readouterr().err
     assert "contrastive is nan at step 3 of epoch 2" in error
     assert f"the last checkpoint is in {folder}" in error
-    (kept,) = checkpoint_paths(folder / "checkpoints")
+    kept = checkpoint_paths(folder / "checkpoints")[0]
     assert load_checkpoint(kept)["epochs_done"] == 1
 
 

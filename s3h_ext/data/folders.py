@@ -27,13 +27,22 @@ EXTENSIONS = frozenset(
 )
 SPLITS = ("train", "val", "test")
 
-_LIKE_A_SPLIT = re.compile(r"(?:.*[^a-z])?(?:train|val|test|dev)(?:[^a-z].*)?")
-_SPELLINGS = {"training", "validation", "valid", "testing", "eval", "evaluation"}
+# As whole words: seg_train, Test, val2017.
+_TRAIN = re.compile(r"(?:.*[\W\d_])?train(?:ing)?(?:[\W\d_].*)?")
+_OTHER = re.compile(
+    r"(?:.*[\W\d_])?(?:val|valid|validation|test|testing|dev|eval)(?:[\W\d_].*)?"
+)
+_BESIDE_TRAIN = re.compile(r"(?:val|valid|validation|test|testing|dev|eval)[\W\d_]*")
 
 
-def _names_a_split(folder: str) -> bool:
-    name = folder.lower()
-    return name in _SPELLINGS or bool(_LIKE_A_SPLIT.fullmatch(name))
+def _only_splits(folders: Sequence[str]) -> bool:
+    """Says whether all folders are named like splits, one of them for training."""
+    names = [name.lower() for name in folders]
+    if all(name in SPLITS for name in names):
+        return True
+    train = [bool(_TRAIN.fullmatch(name)) for name in names]
+    rest = [n for n, is_train in zip(names, train, strict=True) if not is_train]
+    return any(train) and all(map(_OTHER.fullmatch, rest))
 
 
 def split_folders(root: Path) -> dict[str, Path]:
@@ -53,13 +62,14 @@ def split_folders(root: Path) -> dict[str, Path]:
         raise FileNotFoundError(f"root: expected a folder of images, got {root}")
     names = sorted(_folders(root))
     if not (root / "train").is_dir():
-        if names and all(map(_names_a_split, names)):
+        if names and _only_splits(names):
             raise ValueError(
                 f"root: expected a folder for each class in {root}, or 'train' and, "
                 f"beside it, 'val' and 'test', got {', '.join(map(repr, names))}"
             )
         return {"train": root}
-    if stray := [n for n in names if n not in SPLITS and _names_a_split(n)]:
+    beside = [name for name in names if name not in SPLITS]
+    if stray := [n for n in beside if _BESIDE_TRAIN.fullmatch(n.lower())]:
         raise ValueError(
             f"root: expected 'val' and 'test' beside 'train' in {root}, got "
             f"{', '.join(map(repr, stray))}; rename it, or move it elsewhere if it is "

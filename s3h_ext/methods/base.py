@@ -61,7 +61,8 @@ class Method(nn.Module, ABC):
     def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:
         """Take the network over and add the modules and buffers the method needs.
 
-        The network has fresh weights, or those of the run named by ``--init_from``.
+        The network has fresh weights, or those of the run named by ``--init_from``; on
+        ``--resume`` fresh ones, and those of the checkpoint follow.
         """
         self.model = model
 

@@ -34,7 +34,7 @@ from s3h_ext.training.loading import (
     load_network,
     open_dataset,
 )
-from s3h_ext.training.lock import lock_folder
+from s3h_ext.training.lock import lock_folder, unlock_folder
 from s3h_ext.training.meter import EpochMeter
 from s3h_ext.training.metrics import Evaluation
 from s3h_ext.training.optimizer import build_optimizer, optimizer_state
@@ -87,6 +87,8 @@ class Trainer:
         self.checkpoints = output / "checkpoints"
         if world.first and not resume:
             self._check_free()
+        elif world.first and output.is_dir():
+            lock_folder(output)  # before its checkpoints are read
         found = latest_checkpoint(self.checkpoints, self.record) if resume else None
         self.device = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
@@ -146,9 +148,10 @@ class Trainer:
                 f"output: expected a folder that can be made, got {output}: "
                 f"{error.strerror}"
             ) from error
-        self._lock = lock_folder(output) if world.first else None
-        if world.first and not resume:
-            self._check_free()  # again: nobody else can begin a run here now
+        if world.first:
+            lock_folder(output)
+            if not resume:
+                self._check_free()  # again: nobody else can begin a run here now
         if found is not None:
             self._resume(*found)
         if resume:
@@ -219,8 +222,12 @@ class Trainer:
             DivergedError: a loss term is not finite.
             LostProcessError: another process of the run has ended or hangs.
         """
-        with self.world.watched():
-            return self._fit()
+        try:
+            with self.world.watched():
+                return self._fit()
+        finally:
+            if self.world.first:
+                unlock_folder(self.output)
 
     def _fit(self) -> dict[str, Any]:
         self._clock = time.perf_counter() - self.run_seconds
@@ -312,7 +319,7 @@ class Trainer:
         if due or stopping:
             self._save()
         log.epoch(row)
-        if stopping and not last:  # at the end what is left takes no longer
+        if stopping:
             raise KeyboardInterrupt
 
     def evaluate(self, split: str) -> Evaluation:
