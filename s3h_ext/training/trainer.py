@@ -270,13 +270,12 @@ class Trainer:
         summary = run_summary(self, test)
         if not self.world.first:
             return summary
-        # First of all: whatever fails after this, the numbers are safe. The summary is
-        # the last of them, for it says that the run is complete.
+        # First of all: whatever fails after this, the numbers are safe.
+        write_summary(self.output, summary)
+        print(results_table(summary))
         write_evaluation(
             self.output, test, self.dataset.class_names, self.dataset.class_counts
         )
-        write_summary(self.output, summary)
-        print(results_table(summary))
         if self.config.report:
             try_analysis(
                 self.output,
