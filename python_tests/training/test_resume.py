@@ -22,8 +22,8 @@ QUICK = (
 HOLDER = """
 import sys
 from pathlib import Path
-from s3h_ext.training.lock import lock_folder, unlock_folder
-lock = lock_folder(Path(sys.argv[1]))
+from s3h_ext.training.lock import lock_folder
+lock_folder(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
 """
