@@ -36,24 +36,6 @@ def try_analysis(
         precision: ``"fp32"`` or ``"bf16"``.
         device: where the batches are.
     """
-    try:
-        _write(folder, method, batches, dataset, precision, device)
-    except Exception as error:
-        print(
-            f"warning: the report has no part on {method.label}: "
-            f"{type(error).__name__}: {error}",
-            file=sys.stderr,
-        )
-
-
-def _write(
-    folder: Path,
-    method: Method,
-    batches: Iterable[Batch],
-    dataset: LongTailDataset,
-    precision: str,
-    device: torch.device,
-) -> None:
     places: list[Tensor] = []
 
     def noted() -> Iterator[Batch]:
@@ -62,12 +44,19 @@ def _write(
             places.append(batch.indices)
             yield batch
 
-    method.eval()
-    with torch.inference_mode(), autocast(precision, device):
-        arrays = method.analysis(noted())
-    method.train()
-    if arrays:
-        where = torch.cat(places).cpu().numpy()
-        write_subclasses(
-            folder, arrays, lambda which: thumbnails(dataset.train, where[which])
+    try:
+        method.eval()
+        with torch.inference_mode(), autocast(precision, device):
+            arrays = method.analysis(noted())
+        method.train()
+        if arrays:
+            where = torch.cat(places).cpu().numpy()
+            write_subclasses(
+                folder, arrays, lambda which: thumbnails(dataset.train, where[which])
+            )
+    except Exception as error:
+        print(
+            f"warning: the report has no part on {method.label}: "
+            f"{type(error).__name__}: {error}",
+            file=sys.stderr,
         )
