@@ -208,6 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.ablation",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # what is left over is the trainer's: --method, --seed
     )
     presets = [name for name in preset_names() if name.partition("/")[2] == "s3h"]
     parser.add_argument("--preset", choices=presets, default="cifar100-lt/s3h")

@@ -386,8 +386,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return apart("benchmarks.profile_step", cases, [*own, *rest])
     options.output.mkdir(parents=True, exist_ok=True)
     rows = measure(options.preset[0], options, rest)
-    append(options.output / "profile_step.csv", [asdict(row) for row in rows])
     say(rows)
+    append(options.output / "profile_step.csv", [asdict(row) for row in rows])
     return 0
 
 

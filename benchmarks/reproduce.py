@@ -194,6 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.reproduce",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # what is left over is the trainer's: --method, --seed
     )
     parser.add_argument("--suite", nargs="+", choices=SUITES, default=SUITES[:1])
     parser.add_argument("--methods", nargs="+", help="only these, as ce or hybrid-sc")

@@ -105,18 +105,22 @@ def peers(case: str) -> list[Peer]:
             function = prototype_linear_cross_entropy
             found.append(Peer("linear_cross_entropy", function, True))
         return found
-    from pytorch_metric_learning.losses import SupConLoss
-
-    return [
+    found = [
         Peer(OURS, supcon_ours, False),
         Peer(OP, supcon_op, False),
         Peer("eager mask", supcon_mask, True),
         Peer("eager algebraic", supcon_algebraic, True),
         Peer("compiled mask", torch.compile(supcon_mask), True),
         Peer("compiled algebraic", torch.compile(supcon_algebraic), True),
-        Peer("pytorch-metric-learning", SupConLoss(TEMPERATURE), True),
         Peer("flex_attention", torch.compile(supcon_flex), False, backward=False),
     ]
+    try:
+        from pytorch_metric_learning.losses import SupConLoss
+    except ImportError:
+        print("  pytorch-metric-learning is not installed")
+    else:
+        found.append(Peer("pytorch-metric-learning", SupConLoss(TEMPERATURE), True))
+    return found
 
 
 def inputs(

@@ -100,7 +100,9 @@ def bare_rate(trainer: Trainer, steps: int, batch_size: int) -> float:
 
 def main() -> None:
     """Run the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0], allow_abbrev=False
+    )
     parser.add_argument("--preset", default="cifar100-lt/ce")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
     parser.add_argument("--device", default="auto")
@@ -157,10 +159,10 @@ def main() -> None:
                 4,
             ),
         }
-    options.output.mkdir(parents=True, exist_ok=True)
-    append(options.output / "training.csv", [row])
     for name, value in row.items():
         print(f"{name:28} {value}")
+    options.output.mkdir(parents=True, exist_ok=True)
+    append(options.output / "training.csv", [row])
 
 
 if __name__ == "__main__":

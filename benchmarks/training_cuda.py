@@ -324,10 +324,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return apart("benchmarks.training_cuda", cases, rest)
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(options.preset[0], options, Path(folder))
-    target = options.output / "training_cuda.csv"
-    append(target, [dataclasses.asdict(row) for row in rows])
     for row in rows:
         say(row)
+    target = options.output / "training_cuda.csv"
+    append(target, [dataclasses.asdict(row) for row in rows])
     return 1 if any(row.failure for row in rows) else 0
 
 

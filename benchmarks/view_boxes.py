@@ -99,29 +99,31 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=1.0, help="for each timing")
     arguments = parser.parse_args()
-    arguments.output.mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
+    rows = []
+    print("| constraint | form | boxes per ms |\n|---|---|---:|")
+    for name, constraint in CONSTRAINTS.items():
+        for form, run in forms(constraint).items():
+            times = []
+            run()
+            end = time.perf_counter() + arguments.seconds
+            while time.perf_counter() < end or len(times) < 5:
+                start = time.perf_counter()
+                run()
+                times.append(1e6 * (time.perf_counter() - start))
+            torch.set_num_threads(threads)
+            low, high = np.percentile(times, [20, 80])
+            median = statistics.median(times)
+            figures = [f"{value:.1f}" for value in (low, median, high)]
+            rows.append([name, form, COUNT, *figures])
+            print(f"| {name} | {form} | {1000 * COUNT / median:,.0f} |")
+    arguments.output.mkdir(parents=True, exist_ok=True)
     with (arguments.output / "view_boxes.csv").open("w", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(
             ["constraint", "form", "boxes", "p20_us", "median_us", "p80_us"]
         )
-        print("| constraint | form | boxes per ms |\n|---|---|---:|")
-        for name, constraint in CONSTRAINTS.items():
-            for form, run in forms(constraint).items():
-                times = []
-                run()
-                end = time.perf_counter() + arguments.seconds
-                while time.perf_counter() < end or len(times) < 5:
-                    start = time.perf_counter()
-                    run()
-                    times.append(1e6 * (time.perf_counter() - start))
-                torch.set_num_threads(threads)
-                low, high = np.percentile(times, [20, 80])
-                median = statistics.median(times)
-                figures = [f"{value:.1f}" for value in (low, median, high)]
-                writer.writerow([name, form, COUNT, *figures])
-                print(f"| {name} | {form} | {1000 * COUNT / median:,.0f} |")
+        writer.writerows(rows)
 
 
 if __name__ == "__main__":

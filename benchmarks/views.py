@@ -345,6 +345,7 @@ def peers(work: Work) -> Iterator[tuple[str, str, Callable[[], Tensor]]]:
     yield "s3h_ext bf16", version("s3h-ext"), ours(work, torch.bfloat16)
     for name, package, make in (
         ("DALI CPU", "nvidia-dali-cuda130", dali),
+        ("DALI CPU", "nvidia-dali-cuda120", dali),
         ("PIL + numpy", "pillow", pillow),
         ("F.interpolate", "torch", interpolate),
         ("kornia", "kornia", kornia),

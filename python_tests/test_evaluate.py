@@ -60,6 +60,16 @@ def test_bad_runs(tmp_path, capsys):
     assert "error: run: expected the folder of a run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", [".", "summary.json"])
+def test_results_of_the_training_are_not_overwritten(digits_run, name, capsys):
+    before = (digits_run / "per_class.csv").read_bytes()
+    with pytest.raises(SystemExit) as status:
+        main([str(digits_run), "--split", "val", "--output", str(digits_run / name)])
+    assert status.value.code == 2
+    assert "error: --output: expected " in capsys.readouterr().err
+    assert (digits_run / "per_class.csv").read_bytes() == before
+
+
 def test_no_image_in_a_batch(digits_run, tmp_path, capsys):
     arguments = [str(digits_run), "--batch-size", "0", "--output", str(tmp_path / "x")]
     assert main(arguments) == 2

@@ -70,6 +70,13 @@ def test_images_of_ones_own(digits_run, tmp_path, capsys):
     options = [str(digits_run), "--format", "pt2", "--output", str(path)]
     assert main([*options, "--images", str(tmp_path)]) == 0
     assert "on 1 images" in capsys.readouterr().out
+    for shade in range(9):
+        grey = Image.fromarray(np.full((32, 32, 3), 20 * shade, np.uint8))
+        grey.save(tmp_path / f"b{shade}.png")
+    run = load_run(digits_run, device="cpu")
+    first_and_last = [tmp_path / "a.png", tmp_path / "b8.png"]
+    chosen = check_images(run, [tmp_path], limit=2)
+    assert torch.equal(chosen, check_images(run, first_and_last))
     (tmp_path / "empty").mkdir()
     assert main([*options, "--images", str(tmp_path / "empty")]) == 2
     assert "images: none in" in capsys.readouterr().err

@@ -116,6 +116,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     folder = options.output or options.run / f"evaluation-{options.split}"
+    if folder.exists() and not folder.is_dir():
+        parser.error(f"--output: expected a folder, got the file {printable(folder)}")
+    if folder.resolve() == options.run.resolve():
+        parser.error(
+            "--output: expected another folder than the run's own, which holds the "
+            f"results of its training, got {printable(folder)}"
+        )
     try:
         run = load_run(options.run, device=options.device)
         feed = _feed(run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def check_images(
         places: image files and folders; test images of the data set if empty.
         root: folder of the data, where it is not the run's own.
         lists: folder of the list files, likewise.
-        limit: images at most, spread over the data set.
+        limit: images at most, spread over the data set, or over those given.
 
     Raises:
         ValueError: a file is no image, or there is none.
@@ -44,16 +44,16 @@ def check_images(
     card = run.card
     prepare = Preprocessing(card.image_shape, card.mean, card.std, card.recipe)
     if places:
-        paths = list(find_pictures(places))[:limit]
+        paths = list(find_pictures(places))
         if not paths:
             raise ValueError(f"images: none in {' '.join(map(str, places))}")
-        return torch.cat([_prepared(prepare, path) for path in paths])
+        return torch.cat([_prepared(prepare, paths[i]) for i in _spread(paths, limit)])
     test = split_images(run, "test", root, lists).test
-    chosen = np.linspace(0, len(test) - 1, min(limit, len(test))).astype(np.int64)
+    chosen = _spread(test, limit)
     if isinstance(test, ImageSet):
         return prepare([test.images[i] for i in chosen])
     images = []
-    for i in chosen.tolist():
+    for i in chosen:
         # What the evaluation leaves out or complains of is no matter here.
         with suppress(ValueError):
             images.append(_prepared(prepare, test.path(i)))
@@ -62,6 +62,12 @@ def check_images(
             f"images: none of {len(chosen)} test images can be read; give others"
         )
     return torch.cat(images)
+
+
+def _spread(images: Sized, limit: int) -> list[int]:
+    """Return at most ``limit`` positions; images are often sorted by class."""
+    count = min(limit, len(images))
+    return [int(i) for i in np.linspace(0, len(images) - 1, count)]
 
 
 def _prepared(prepare: Preprocessing, path: Path) -> Tensor:

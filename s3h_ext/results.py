@@ -68,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="write nothing; fail where a text would change",
     )
     options = parser.parse_args(arguments)
+    if not options.folder.is_dir():
+        parser.error(f"folder: expected a folder of runs, got {options.folder}")
     try:
         rows = collect(options.folder, read_published(options.folder / "published.csv"))
         texts = {options.folder / "README.md": _page(rows)}

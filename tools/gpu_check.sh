@@ -5,12 +5,13 @@
 # Usage: tools/gpu_check.sh PYTHON
 # PYTHON is an interpreter that holds this project's requirements.
 #
-# STEPS         the steps to run, in this order; those of $default where not set. A
-#               visit that is cut into short calls names some steps in each.
+# STEPS         the steps to run, in this order; those of $default where not set.
+#               Where a call must be short, name some steps in each.
 # STEP_SECONDS  what a step may take (default: 3600); one that hangs is ended then, and
 #               counts as failed.
 # TEST_ARGS     what pytest is given (default: python_tests).
-# BENCHMARK_ARGS further options of the benchmarks of kernels, such as --quick.
+# BENCHMARK_ARGS further options of the benchmarks of kernels, such as
+#               --seconds 0.3, which all of them have.
 # RESULTS_ARGS  further options of benchmarks.reproduce, for the step "results".
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -24,7 +25,7 @@ mkdir -p "$out"
 export PYTHONUNBUFFERED=1
 
 # One step, its output on the screen and in $out/NAME.log. A step that fails does
-# not stop the rest: one visit to a GPU answers all questions.
+# not stop the rest: one call answers all questions.
 failed=()
 child=
 step() {
@@ -32,7 +33,7 @@ step() {
   shift
   printf '\n== %s: %s\n' "$name" "$*"
   : >"$out/$name.log"
-  timeout --kill-after=60 "${STEP_SECONDS:-3600}" "$@" >"$out/$name.log" 2>&1 &
+  timeout --kill-after=150 "${STEP_SECONDS:-3600}" "$@" >"$out/$name.log" 2>&1 &
   child=$!
   tail --pid="$child" -s 0.1 -n +1 -f "$out/$name.log" &
   wait "$child" || failed+=("$name")

@@ -102,6 +102,12 @@ def test_a_failed_run_is_named_and_the_status_says_so(tmp_path, capfd):
     assert "digits-lt-ce-seed0: failed" in error
 
 
+def test_options_of_the_trainer_are_no_abbreviations(tmp_path, capfd):
+    options = ["--suite", "digits-lt", "--methods", "ce", "--output", str(tmp_path)]
+    assert main([*options, "--method", "BCL", "--dry-run"]) == 0
+    assert "digits-lt-ce-seed0" in capfd.readouterr().out
+
+
 def test_an_unknown_method_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["--methods", "ce", "hybird"])

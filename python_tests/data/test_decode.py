@@ -1,8 +1,10 @@
 """Files to pixels: every odd kind of image, and files that are none."""
 
+import errno
 import io
 import struct
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -173,3 +175,21 @@ def test_bad_arguments_are_refused():
         Unreadable("drop")
     with pytest.raises(ValueError, match="workers: expected at least 0, got -1"):
         PillowDecoder(ImageFiles.of(".", [], []), Unreadable(), workers=-1)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()]
+)
+def test_what_the_machine_lacks_is_not_the_fault_of_a_file(
+    tmp_path, monkeypatch, error
+):
+    def fail(path):
+        raise error
+
+    grow_bad(tmp_path)
+    files = ImageFiles.of(tmp_path / "train" / "class 0", ["000.jpg"], [0])
+    unreadable = Unreadable("skip")
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(type(error)):
+        next(PillowDecoder(files, unreadable).images([np.array([0])], largest=1))
+    assert unreadable.found == {}

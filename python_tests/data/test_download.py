@@ -311,6 +311,25 @@ def test_two_at_once_do_not_mix(server, tmp_path):
         get(source_for(server), tmp_path)
 
 
+@pytest.mark.parametrize("lacking", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_may_have_no_locks(server, tmp_path, monkeypatch, lacking):
+    def flock(file, operation):
+        raise OSError(lacking, os.strerror(lacking))
+
+    monkeypatch.setattr(module.fcntl, "flock", flock)
+    get(source_for(server), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar-100-python"]
+
+
+def test_another_error_of_a_lock_is_told(server, tmp_path, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(module.fcntl, "flock", flock)
+    with pytest.raises(OSError, match="Input/output error"):
+        get(source_for(server), tmp_path)
+
+
 def link(name, target, kind=tarfile.SYMTYPE):
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, target

@@ -97,6 +97,26 @@ def test_splits_of_a_folder(tmp_path):
     assert data.notes == ()
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_nothing_is_held_out_of_a_folder_with_test_images(tmp_path, split):
+    for name in ("train", split):
+        grow(tmp_path, prefix=name)
+    said = f"test_fraction: .*{split} has the test images; expected None, got 0.3"
+    with pytest.raises(ValueError, match=said):
+        load_dataset("folder", root=tmp_path, test_fraction=0.3)
+
+
+def test_a_class_that_is_called_train_is_not_taken_for_a_split_in_silence(tmp_path):
+    grow(tmp_path, {"bus": 3, "car": 3, "train": 3})
+    (tmp_path / "train" / "deeper").rename(tmp_path / "bus" / "more")
+    with pytest.raises(ValueError, match="if 'train' is a class, beside 'bus', move"):
+        load_dataset("folder", root=tmp_path)
+    grow(tmp_path, prefix="train", sizes={"steam": 9, "electric": 9})
+    data = load_dataset("folder", root=tmp_path)
+    assert data.class_names == ("electric", "steam")
+    assert data.notes[0].endswith(f"beside {tmp_path / 'train'}: 'bus', 'car'")
+
+
 @pytest.mark.parametrize(
     "folders",
     ["training validation testing", "seg_train seg_test", "Train Val", "test val"],
@@ -139,7 +159,7 @@ def test_folders_that_cannot_be_used_are_refused(tmp_path):
     with pytest.raises(ValueError, match="training images, got 'other' as well"):
         load_dataset("folder", root=tmp_path)
     (tmp_path / "test" / "other").rename(tmp_path / "test" / "1")
-    with pytest.raises(ValueError, match="test: expected images, found none"):
+    with pytest.raises(ValueError, match="test: expected a folder of .*, found none"):
         load_dataset("folder", root=tmp_path)
     (tmp_path / "train" / "empty").mkdir()
     with pytest.raises(ValueError, match="every class, found none of 'empty'"):

@@ -199,6 +199,15 @@ def test_check_says_what_is_there(tmp_path, capsys):
     assert main([*arguments, "--imbalance", "10", "1.5"]) == 1
     message = "imbalance: imagenet-lt is long-tailed by its list; .*, got 10, 1.5"
     assert re.search(message, capsys.readouterr().err)
+    assert main([*arguments, "--size", "64"]) == 1
+    assert "size: imagenet-lt is checked in any" in capsys.readouterr().err
+    elsewhere = ["check", "folder", "--root", str(tmp_path), "--lists", str(tmp_path)]
+    assert main(elsewhere) == 1
+    assert "lists: folder has no lists; expected None" in capsys.readouterr().err
+    too_long = f"train/{'a' * 300}.JPEG 0"
+    write_lists(tmp_path, train=[*train, too_long], test=every_class("val"))
+    assert main(arguments) == 1
+    assert "1 of 1001 images are not there" in capsys.readouterr().out
 
 
 BIG = """

@@ -98,14 +98,18 @@ def test_bad_files_say_what_is_wrong(tmp_path):
         read_picture(tmp_path / "none.png", 3)
     with pytest.raises(ValueError, match="a folder"):
         read_picture(tmp_path, 3)
+    with pytest.raises(ValueError, match="File name too long"):
+        read_picture(tmp_path / ("a" * 300), 3)
 
 
 def test_folders_are_searched_and_files_taken_as_they_are(tmp_path):
     (tmp_path / "a" / "deep").mkdir(parents=True)
     for name in ("a/z.PNG", "a/deep/ü .jpeg", "a/notes.txt", "odd.txt"):
         (tmp_path / name).touch()
-    found = list(find_pictures([tmp_path / "odd.txt", tmp_path / "a"]))
-    names = [path.relative_to(tmp_path).as_posix() for path in found]
+    too_long = tmp_path / ("a" * 300)
+    found = list(find_pictures([too_long, tmp_path / "odd.txt", tmp_path / "a"]))
+    assert found[0] == too_long
+    names = [path.relative_to(tmp_path).as_posix() for path in found[1:]]
     assert names == ["odd.txt", "a/deep/ü .jpeg", "a/z.PNG"]
 
 

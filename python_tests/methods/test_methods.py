@@ -147,6 +147,7 @@ def test_psc_prototypes_learn_and_are_saved(dataset):
         ({"views": 0}, "views: expected a whole number >= 1, got 0"),
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
+        ({"prototypes_per_class": 2}, "'supcon' has no prototypes; expected 1, got 2"),
     ],
 )
 def test_bad_hybrid_options_are_refused(options, message):
@@ -162,11 +163,20 @@ def test_bad_hybrid_options_are_refused(options, message):
         ({"weight_beta": 1.0}, r"^weight_beta: expected a number in \[0, 1\), got 1.0"),
         ({"weight_beta": float("nan")}, "^weight_beta: expected a number"),
         ({"loss": "logit-adjusted", "weight_beta": 0.9}, "weight_beta: "),
+        ({"reweight_from": 0.8}, "weight_beta: there are no .*from 0.8 on; .*, got 0"),
     ],
 )
 def test_bad_baseline_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Baseline(**options)
+
+
+@pytest.mark.parametrize("method", [Baseline, BCL, ClassifierRetraining, Hybrid, S3H])
+def test_a_montage_is_not_trained_on_the_label_of_one_image(method):
+    with pytest.raises(ValueError, match="one image each, got 'montage-2x2': a"):
+        method(recipe="montage-2x2").streams()
+    with pytest.raises(ValueError, match="did you mean 'montage-2x2'"):
+        method(recipe="montage").streams()
 
 
 COUNTS = torch.tensor([40, 20, 5])

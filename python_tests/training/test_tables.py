@@ -154,3 +154,10 @@ def test_a_readme_without_the_marks_is_left_alone(folder, capsys):
     assert main([str(folder), "--readme", str(readme)]) == 2
     assert "expected the lines" in capsys.readouterr().err
     assert not (folder / "README.md").exists()
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit) as status:
+        main([str(tmp_path / "none")])
+    assert status.value.code == 2
+    assert "folder: expected a folder of runs" in capsys.readouterr().err

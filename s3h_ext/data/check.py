@@ -87,6 +87,10 @@ def check(
             f"imbalance: {name} is long-tailed by its list; expected no factor, got "
             f"{', '.join(f'{factor:g}' for factor in imbalance)}"
         )
+    if name in PHOTOGRAPHS and size is not None:
+        raise ValueError(f"size: {name} is checked in any; expected None, got {size}")
+    if name not in LISTED and lists is not None:
+        raise ValueError(f"lists: {name} has no lists; expected None, got {lists}")
     report = CheckReport()
     if name in PHOTOGRAPHS:
         found = look_at_photographs(

@@ -153,8 +153,8 @@ def load_dataset(
         profile: ``"exp"`` or ``"step"``.
         val_fraction: Share of each training class to hold out, in [0, 1).
         test_fraction: Share of each class that becomes the test split of a folder that
-            has none, in (0, 1); always the same images. ``None`` for 0.2, and for data
-            sets other than ``"folder"``.
+            has none, in (0, 1); always the same images. ``None`` for 0.2, for a folder
+            that has one, and for data sets other than ``"folder"``.
         seed: Of the hold-out, in [0, 2**32).
 
     Returns:
@@ -199,7 +199,7 @@ def load_dataset(
             lists=None if lists is None else Path(lists),
             imbalance=imbalance,
             profile=profile,
-            test_fraction=0.2 if test_fraction is None else test_fraction,
+            test_fraction=test_fraction,
         )
         side = 224 if size is None else size
         dataset = LongTailDataset(
@@ -216,13 +216,13 @@ def load_dataset(
     if size is not None and name != "octmnist-lt":
         raise ValueError(f"size: {name} comes in one size; expected None, got {size}")
     whole = _read(name, root, size)
-    train = ImageSet(whole.train_images, whole.train_labels).subset(
-        _long_tail(name, whole, imbalance, profile)
-    )
-    val = None
+    images = ImageSet(whole.train_images, whole.train_labels)
+    used, val = _long_tail(name, whole, imbalance, profile), None
     if val_fraction != 0:
-        kept, held = hold_out(train.labels, fraction=val_fraction, seed=seed)
-        train, val = train.subset(kept), train.subset(held)
+        kept, held = hold_out(images.labels[used], fraction=val_fraction, seed=seed)
+        val = images.subset(used[held])
+        used = used[kept]
+    train = images.subset(used)
     mean, std = (
         (_CIFAR_MEAN, _CIFAR_STD)
         if name.startswith("cifar")

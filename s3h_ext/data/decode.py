@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import threading
@@ -41,6 +42,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 #: The longest side that :func:`s3h_ext.ops.render_views` takes a box of.
 LONGEST_SIDE = 65536
 _ORIENTATION = 0x0112
+_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class UnreadableImageError(ValueError):
@@ -217,7 +219,11 @@ class PillowDecoder:
         path = self._files.path(index)
         try:
             return decode_image(path.read_bytes())
+        except MemoryError:  # says nothing of the file, as the errors below
+            raise
         except Exception as error:  # a damaged file can fail anywhere in a decoder
+            if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+                raise
             self._unreadable.meet(str(path), error)
             return None
 

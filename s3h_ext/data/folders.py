@@ -56,7 +56,8 @@ def split_folders(root: Path) -> dict[str, Path]:
     Raises:
         FileNotFoundError: ``root`` is no folder.
         ValueError: ``root`` holds nothing but splits, and none is called ``train``; or
-            one beside ``train`` that has another name than these.
+            one beside ``train`` that has another name than these; or ``train`` may be a
+            class.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"root: expected a folder of images, got {root}")
@@ -75,10 +76,23 @@ def split_folders(root: Path) -> dict[str, Path]:
             f"{', '.join(map(repr, stray))}; rename it, or move it elsewhere if it is "
             "to be left out"
         )
+    if beside and not _folders(root / "train"):
+        raise ValueError(
+            f"root: {root / 'train'} is taken for the training split and has no folder "
+            f"of a class; if 'train' is a class, beside {beside[0]!r}, move all the "
+            "classes into one folder that is called 'train'"
+        )
     found = {split: root / split for split in SPLITS if (root / split).is_dir()}
     if "test" not in found and "val" in found:
         found["test"] = found.pop("val")
     return found
+
+
+def passed_over(root: Path) -> list[str]:
+    """Returns the folders beside ``root/train`` that are no splits, sorted."""
+    if not (root / "train").is_dir():
+        return []
+    return sorted(name for name in _folders(root) if name not in SPLITS)
 
 
 def class_folders(root: Path) -> tuple[str, ...]:

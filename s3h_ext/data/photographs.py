@@ -13,6 +13,7 @@ from s3h_ext.data.files import ImageFiles
 from s3h_ext.data.folders import (
     class_folders,
     empty_classes,
+    passed_over,
     read_folder,
     split_folders,
 )
@@ -59,7 +60,7 @@ def read_photographs(
     lists: Path | None = None,
     imbalance: float | None = None,
     profile: str = "exp",
-    test_fraction: float = 0.2,
+    test_fraction: float | None = None,
 ) -> Photographs:
     """Reads which photographs there are; opens none of them.
 
@@ -71,7 +72,7 @@ def read_photographs(
             classes as they are.
         profile: ``"exp"`` or ``"step"``.
         test_fraction: Share of each class that becomes the test split of a folder that
-            has none.
+            has none; ``None`` for 0.2, and for one that has test images.
 
     Raises:
         ValueError: an argument or a list is unusable, or splits share images.
@@ -185,7 +186,7 @@ def _check_classes(train: ImageFiles, names: tuple[str, ...]) -> None:
 
 
 def _read_folder(
-    root: Path, imbalance: float | None, profile: str, test_fraction: float
+    root: Path, imbalance: float | None, profile: str, test_fraction: float | None
 ) -> Photographs:
     folders = split_folders(root)
     names = class_folders(folders["train"])
@@ -195,7 +196,11 @@ def _read_folder(
     }
     train, notes = files["train"], []
     _check_classes(train, names)
+    if beside := passed_over(root):
+        shown = ", ".join(map(repr, beside[:5])) + (", ..." if len(beside) > 5 else "")
+        notes.append(f"left out, as they are beside {folders['train']}: {shown}")
     if "test" not in files:
+        test_fraction = 0.2 if test_fraction is None else test_fraction
         if not 0 < test_fraction < 1:
             raise ValueError(
                 f"test_fraction: {root} has no test images; expected the share to hold "
@@ -218,11 +223,19 @@ def _read_folder(
             f"{root} has no test split: {len(held)} images, {test_fraction:g} of each "
             "class, were held out as one"
         )
+    elif test_fraction is not None:
+        raise ValueError(
+            f"test_fraction: {folders['test']} has the test images; expected None, got "
+            f"{test_fraction}"
+        )
     elif folders["test"].name == "val":
         notes.append(f"{folders['test']} is the test split")
     for split in ("val", "test"):
         if split in files and len(files[split]) == 0:
-            raise ValueError(f"{folders[split]}: expected images, found none")
+            raise ValueError(
+                f"{folders[split]}: expected a folder of images for each class, found "
+                "none; if it has no labels, move it elsewhere"
+            )
     if imbalance is not None:
         available = np.bincount(train.labels, minlength=len(names)).astype(np.int64)
         counts = sorted_profile(available, imbalance=imbalance, profile=profile)

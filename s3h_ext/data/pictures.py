@@ -55,7 +55,11 @@ def find_pictures(places: Iterable[Path]) -> Iterator[Path]:
     An image of a folder is what training takes for one.
     """
     for place in places:
-        if place.is_dir():
+        try:
+            is_folder = place.is_dir()
+        except OSError:  # too long a name, or in a folder that may not be entered:
+            is_folder = False  # reading it will say so, of it alone
+        if is_folder:
             paths = (place / name for name in image_names(place))
             yield from sorted(path for path in paths if path.is_file())
         else:

@@ -10,12 +10,27 @@ import numpy as np
 from torch import Tensor, nn
 
 from s3h_ext.data import Batch, LongTailDataset, Stream
+from s3h_ext.data.recipes import get_recipe
 from s3h_ext.losses.classification import Counts
 from s3h_ext.models import ImageClassifier
 from s3h_ext.ops import gather_rows
 
 #: Features ``[B, D]`` and labels ``[B]`` -> the classification loss, a scalar.
 Classify = Callable[[Tensor, Tensor], Tensor]
+
+
+def labelled(recipe: str) -> str:
+    """Return ``recipe`` if each of its views shows one image, whose label is its own.
+
+    Raises:
+        ValueError: it makes montages, or there is no such recipe.
+    """
+    if get_recipe(recipe).montage:
+        raise ValueError(
+            f"recipe: expected one whose views show one image each, got {recipe!r}: a "
+            "montage shows several, and has no one label to train on"
+        )
+    return recipe
 
 
 #: What a step runs.

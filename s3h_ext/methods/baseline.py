@@ -17,7 +17,12 @@ from s3h_ext.losses.classification import (
     LogitAdjustedLoss,
     effective_number_weights,
 )
-from s3h_ext.methods.base import ClassificationLoss, ClassifierMethod, Classify
+from s3h_ext.methods.base import (
+    ClassificationLoss,
+    ClassifierMethod,
+    Classify,
+    labelled,
+)
 from s3h_ext.models import CosineClassifier, ImageClassifier
 
 LossName = Literal["cross-entropy", "logit-adjusted", "focal", "ldam"]
@@ -114,6 +119,11 @@ class Baseline(ClassifierMethod):
             raise ValueError(
                 f"weight_beta: expected a number in [0, 1), got {weight_beta}"
             )
+        if reweight_from and not weight_beta:
+            raise ValueError(
+                "weight_beta: there are no weights to be used from reweight_from "
+                f"{reweight_from:g} on; expected a number in (0, 1), got 0"
+            )
         if loss == "logit-adjusted" and weight_beta:
             raise ValueError(
                 "weight_beta: the logit-adjusted loss already corrects for the prior; "
@@ -139,7 +149,7 @@ class Baseline(ClassifierMethod):
         return base
 
     def streams(self) -> dict[str, Stream]:
-        return {"train": Stream(sampler=self.sampler, recipe=self.recipe)}
+        return {"train": Stream(self.sampler, labelled(self.recipe))}
 
     def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:
         classifier = model.classifier

@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from s3h_ext.data import Batch, LongTailDataset, Stream
 from s3h_ext.losses import PrototypicalSupConLoss, SupConLoss
 from s3h_ext.losses.classification import Counts
-from s3h_ext.methods.base import ClassificationLoss, ClassifierMethod, Classify
+from s3h_ext.methods.base import (
+    ClassificationLoss,
+    ClassifierMethod,
+    Classify,
+    labelled,
+)
 from s3h_ext.models import ImageClassifier, MLPHead
 
 ContrastName = Literal["supcon", "prototypical"]
@@ -97,6 +102,11 @@ class Hybrid(ClassifierMethod):
         ):
             if value < 1:
                 raise ValueError(f"{name}: expected a whole number >= 1, got {value}")
+        if contrast == "supcon" and prototypes_per_class > 1:
+            raise ValueError(
+                "prototypes_per_class: contrast 'supcon' has no prototypes; expected "
+                f"1, got {prototypes_per_class}"
+            )
         self.contrast: ContrastName = contrast
         self.views = views
         self.projection_hidden, self.projection_dim = projection_hidden, projection_dim
@@ -116,9 +126,10 @@ class Hybrid(ClassifierMethod):
         return "hybrid-sc" if self.contrast == "supcon" else "hybrid-psc"
 
     def streams(self) -> dict[str, Stream]:
+        recipe = labelled(self.recipe)
         return {
-            "contrast": Stream(self.contrast_sampler, self.recipe, self.views),
-            "classifier": Stream(self.classifier_sampler, self.recipe),
+            "contrast": Stream(self.contrast_sampler, recipe, self.views),
+            "classifier": Stream(self.classifier_sampler, recipe),
         }
 
     def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:

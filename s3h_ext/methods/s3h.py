@@ -18,7 +18,12 @@ from s3h_ext.data import Batch, LongTailDataset, Stream
 from s3h_ext.data.recipes import get_recipe
 from s3h_ext.losses import BalancedContrastiveLoss, CrossModelContrastiveLoss
 from s3h_ext.losses.classification import Counts, LogitAdjustedLoss
-from s3h_ext.methods.base import ClassificationLoss, ClassifierMethod, Classify
+from s3h_ext.methods.base import (
+    ClassificationLoss,
+    ClassifierMethod,
+    Classify,
+    labelled,
+)
 from s3h_ext.models import (
     CascadedHeads,
     ImageClassifier,
@@ -168,7 +173,7 @@ class S3H(ClassifierMethod):
 
     def streams(self) -> dict[str, Stream]:
         return {
-            "classification": Stream(self.sampler, self.recipe),
+            "classification": Stream(self.sampler, labelled(self.recipe)),
             "contrast": Stream(
                 recipe=self.contrast_recipe, views=self.views, follows="classification"
             ),

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s3h_ext.data import Batch, LongTailDataset, Stream
-from s3h_ext.methods.base import Method
+from s3h_ext.methods.base import Method, labelled
 from s3h_ext.models import GroupedClassifier, ImageClassifier, LinearClassifier
 
 Stage = TypeVar("Stage", bound="SecondStage")
@@ -68,7 +68,7 @@ class ClassifierRetraining(SecondStage):
         return "crt"
 
     def streams(self) -> dict[str, Stream]:
-        return {"train": Stream(sampler=self.sampler, recipe=self.recipe)}
+        return {"train": Stream(self.sampler, labelled(self.recipe))}
 
     def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:
         super().build(model, dataset)
