@@ -99,6 +99,7 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=1.0, help="for each timing")
     arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
     rows = []
     print("| constraint | form | boxes per ms |\n|---|---|---:|")
@@ -117,7 +118,6 @@ def main() -> None:
             figures = [f"{value:.1f}" for value in (low, median, high)]
             rows.append([name, form, COUNT, *figures])
             print(f"| {name} | {form} | {1000 * COUNT / median:,.0f} |")
-    arguments.output.mkdir(parents=True, exist_ok=True)
     with (arguments.output / "view_boxes.csv").open("w", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(

@@ -219,11 +219,10 @@ class PillowDecoder:
         path = self._files.path(index)
         try:
             return decode_image(path.read_bytes())
-        except MemoryError:  # says nothing of the file, as the errors below
-            raise
         except Exception as error:  # a damaged file can fail anywhere in a decoder
-            if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
-                raise
+            lacks = getattr(error, "errno", None) in _OF_THE_MACHINE
+            if lacks or isinstance(error, MemoryError):
+                raise  # it says nothing of the file
             self._unreadable.meet(str(path), error)
             return None
 

@@ -69,7 +69,7 @@ def split_folders(root: Path) -> dict[str, Path]:
                 f"beside it, 'val' and 'test', got {', '.join(map(repr, names))}"
             )
         return {"train": root}
-    beside = [name for name in names if name not in SPLITS]
+    beside = passed_over(root)
     if stray := [n for n in beside if _BESIDE_TRAIN.fullmatch(n.lower())]:
         raise ValueError(
             f"root: expected 'val' and 'test' beside 'train' in {root}, got "
