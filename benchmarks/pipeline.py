@@ -42,7 +42,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.tables import append
-from benchmarks.views import resized_crop
+from benchmarks.views_work import resized_crop
 from s3h_ext.data import FileSource, ImageFiles, Stream
 from s3h_ext.data.decode import Decoder, PillowDecoder, Unreadable
 from s3h_ext.data.recipes import RECIPES, Recipe

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.views import MEAN, STD, Work
+from benchmarks.views_work import MEAN, STD, Work
 from s3h_ext.data.recipes import get_recipe
 from s3h_ext.data.render import render_crops
 

@@ -32,17 +32,8 @@ from torch import Tensor
 from benchmarks import views_autoaugment
 from benchmarks.similarity_cuda import agrees, captured, machine, timings
 from benchmarks.tables import append
-from benchmarks.views import (
-    CASES,
-    MEAN,
-    STD,
-    Work,
-    dali_views,
-    kornia,
-    make_work,
-    ours,
-    stitched,
-)
+from benchmarks.views_peers import dali_views, kornia, ours
+from benchmarks.views_work import CASES, MEAN, STD, Work, make_work, stitched
 from s3h_ext.ops.reference_views import render_views_plain
 
 OURS = {"s3h_ext": torch.float32, "s3h_ext bf16": torch.bfloat16}

@@ -129,6 +129,22 @@ def test_hybrid_streams_are_drawn_as_the_paper_says():
     assert (streams["contrast"].views, streams["classifier"].views) == (2, 1)
 
 
+def test_hybrid_s_branches_may_have_recipes_of_their_own():
+    def recipes(method):
+        return [stream.recipe for stream in method.streams().values()]
+
+    assert recipes(Hybrid(recipe="supcon")) == ["supcon", "supcon"]
+    own = Hybrid(recipe="supcon", classifier_recipe="crop-flip")
+    assert recipes(own) == ["supcon", "crop-flip"]
+    with pytest.raises(ValueError, match="^classifier_recipe: expected one whose view"):
+        Hybrid(classifier_recipe="montage-2x2").streams()
+
+
+def test_hybrid_s_views_have_one_size(dataset):
+    with pytest.raises(ValueError, match="^classifier_recipe: .* 32 x 32 .* 224 x 2"):
+        build(Hybrid(classifier_recipe="evaluation"), dataset)
+
+
 def test_psc_prototypes_learn_and_are_saved(dataset):
     method = build(
         Hybrid(contrast="prototypical", views=1, prototypes_per_class=2), dataset

@@ -114,8 +114,9 @@ def test_a_second_stage_goes_on_without_its_first(tmp_path, first_stage):
     run.fit()
     first.rename(tmp_path / "moved")
     rest = trainer_of(tmp_path / "second", *arguments, resume=True)
-    rest.fit()
+    summary = rest.fit()
     assert rest.epochs_done == 2
+    assert summary["first_stage"].startswith("digits-lt/ce (")
     with pytest.raises(CheckpointError, match="init_from: .* holds no sound"):
         trainer_of(tmp_path / "other", *arguments)
 

@@ -7,7 +7,7 @@ import yaml
 
 from s3h_ext.results import BEGIN, END, main
 from s3h_ext.training.options import parse_options
-from s3h_ext.training.tables import collect, markdown, read_published
+from s3h_ext.training.tables import collect, markdown, read_published, run_title
 
 HEADER = "preset,top1,epoch,paper,read_in\n"
 
@@ -84,6 +84,36 @@ def test_the_first_stage_of_a_second_one_makes_no_row(tmp_path):
         make_run(tmp_path, seed, *first, preset="cifar100-lt/crt", top1=40.0)
     (row,) = collect(tmp_path, [])
     assert (row.changes, len(row.runs)) == ((), 2)
+
+
+@pytest.mark.parametrize("second", ["crt", "tau-norm"])
+def test_a_second_stage_on_another_first_makes_a_row_of_its_own(tmp_path, second):
+    for first in ("ce", "ldam-drw", "ce (epochs 40)"):
+        make_run(
+            tmp_path,
+            first,
+            *("--init_from", "runs/first"),
+            preset=f"cifar100-lt/{second}",
+            top1=40.0,
+            first_stage=f"cifar100-lt/{first}",
+        )
+    rows = collect(tmp_path, [])
+    assert [row.changes for row in rows] == [
+        (),
+        ("init_from cifar100-lt/ce (epochs 40)",),
+        ("init_from cifar100-lt/ldam-drw",),
+    ]
+
+
+def test_a_run_from_another_s_network_names_it(tmp_path):
+    first = {"first_stage": "cifar100-lt/bcl"}
+    make_run(tmp_path, "a", "--init_from", "runs/bcl", top1=40.0, **first)
+    (row,) = collect(tmp_path, [])
+    assert row.changes == ("init_from cifar100-lt/bcl",)
+
+
+def test_a_run_of_no_preset_is_called_custom():
+    assert run_title({"preset": "no-such/preset"}) == "custom"
 
 
 def test_another_method_makes_a_row_with_all_its_options(tmp_path):

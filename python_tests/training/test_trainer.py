@@ -555,6 +555,7 @@ def test_crt_trains_a_new_classifier_on_the_first_runs_backbone(tmp_path, finish
         tmp_path, finished_run, "--method", "ClassifierRetraining"
     )
     assert summary["method"] == "crt"
+    assert summary["first_stage"].startswith("digits-lt/ce (")
     first = finished_run[1].method.model.state_dict()
     for name, value in trainer.method.model.state_dict().items():
         # Batch norm's statistics stay too.

@@ -19,7 +19,7 @@ from s3h_ext.ops import gather_rows
 Classify = Callable[[Tensor, Tensor], Tensor]
 
 
-def labelled(recipe: str) -> str:
+def labelled(recipe: str, argument: str = "recipe") -> str:
     """Return ``recipe`` if each of its views shows one image, whose label is its own.
 
     Raises:
@@ -27,8 +27,8 @@ def labelled(recipe: str) -> str:
     """
     if get_recipe(recipe).montage:
         raise ValueError(
-            f"recipe: expected one whose views show one image each, got {recipe!r}: a "
-            "montage shows several, and has no one label to train on"
+            f"{argument}: expected one whose views show one image each, got "
+            f"{recipe!r}: a montage shows several, and has no one label to train on"
         )
     return recipe
 

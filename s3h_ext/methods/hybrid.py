@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3h_ext.data import Batch, LongTailDataset, Stream
+from s3h_ext.data.recipes import get_recipe
 from s3h_ext.losses import PrototypicalSupConLoss, SupConLoss
 from s3h_ext.losses.classification import Counts
 from s3h_ext.methods.base import (
@@ -60,6 +61,8 @@ class Hybrid(ClassifierMethod):
         decay: course of alpha, ``"parabolic"`` or ``"linear"``.
         recipe: augmentation of both branches, a name of
             ``s3h_ext.data.recipes.RECIPES``.
+        classifier_recipe: that of the classifier branch, where it is to be another;
+            both have to give views of one size.
         contrast_sampler: how the contrastive batch is drawn: ``"instance-balanced"``,
             ``"class-balanced"``, ``"square-root"``, or ``"progressive"``, from the
             first to the second.
@@ -78,6 +81,7 @@ class Hybrid(ClassifierMethod):
         prototypes_per_class: int = 1,
         decay: DecayName = "parabolic",
         recipe: str = "crop-flip-gray",
+        classifier_recipe: str | None = None,
         contrast_sampler: str = "instance-balanced",
         classifier_sampler: str = "class-balanced",
     ) -> None:
@@ -113,6 +117,9 @@ class Hybrid(ClassifierMethod):
         self.prototypes_per_class = prototypes_per_class
         self.decay: DecayName = decay
         self.recipe = recipe
+        self.classifier_recipe = (
+            recipe if classifier_recipe is None else classifier_recipe
+        )
         self.contrast_sampler: str = contrast_sampler
         self.classifier_sampler: str = classifier_sampler
         self.criterion = (
@@ -126,14 +133,16 @@ class Hybrid(ClassifierMethod):
         return "hybrid-sc" if self.contrast == "supcon" else "hybrid-psc"
 
     def streams(self) -> dict[str, Stream]:
-        recipe = labelled(self.recipe)
+        contrast = labelled(self.recipe)
+        classifier = labelled(self.classifier_recipe, "classifier_recipe")
         return {
-            "contrast": Stream(self.contrast_sampler, recipe, self.views),
-            "classifier": Stream(self.classifier_sampler, recipe),
+            "contrast": Stream(self.contrast_sampler, contrast, self.views),
+            "classifier": Stream(self.classifier_sampler, classifier),
         }
 
     def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:
         super().build(model, dataset)
+        self._check_sizes(dataset.image_shape)
         feature_dim = model.backbone.feature_dim
         self.head = MLPHead(feature_dim, self.projection_hidden, self.projection_dim)
         if self.contrast == "prototypical":
@@ -150,6 +159,20 @@ class Hybrid(ClassifierMethod):
 
         self.register_buffer("term_weights", torch.ones(2), persistent=False)
         self._prepared: float | None = None
+
+    def _check_sizes(self, image_shape: tuple[int, int, int]) -> None:
+        """Refuse branches whose views cannot go through the network together."""
+        height, width, _ = image_shape
+        contrast, classifier = (
+            get_recipe(name).view_size(height, width)
+            for name in (self.recipe, self.classifier_recipe)
+        )
+        if contrast != classifier:
+            raise ValueError(
+                f"classifier_recipe: expected views of {contrast[0]} x {contrast[1]} "
+                f"pixels as {self.recipe!r} gives them, got {self.classifier_recipe!r} "
+                f"with {classifier[0]} x {classifier[1]}"
+            )
 
     def phase(self, progress: float) -> Hashable:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -64,8 +65,8 @@ def build_network(config: TrainConfig, dataset: LongTailDataset) -> ImageClassif
     )
 
 
-def load_network(model: ImageClassifier, run: Path) -> None:
-    """Load the network of a finished run into ``model``.
+def load_network(model: ImageClassifier, run: Path) -> dict[str, Any]:
+    """Load the network of a finished run into ``model``; return that run's options.
 
     Raises:
         CheckpointError: ``run`` holds no sound checkpoint, one of another network, or
@@ -92,6 +93,8 @@ def load_network(model: ImageClassifier, run: Path) -> None:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"init_from: {path} does not fit: {error}") from error
+    options: dict[str, Any] = state["config"]
+    return options
 
 
 def check_first_run(run: Path, dataset: LongTailDataset, data: DataConfig) -> None:

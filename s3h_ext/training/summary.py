@@ -67,6 +67,8 @@ def run_summary(trainer: Trainer, test: Evaluation) -> dict[str, Any]:
             "cuda": torch.version.cuda if trainer.device.type == "cuda" else None,
         },
     }
+    if trainer.first_stage is not None:
+        summary["first_stage"] = trainer.first_stage
     if trainer.left_out:
         summary["unreadable_images"] = len(trainer.left_out)
     if dataset.val is not None:

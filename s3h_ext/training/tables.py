@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,16 @@ from s3h_ext import methods
 from s3h_ext.training.checkpoint import with_defaults
 from s3h_ext.training.options import parse_options, preset_names
 
-__all__ = ["Published", "Row", "Run", "collect", "draw", "markdown", "read_published"]
+__all__ = [
+    "Published",
+    "Row",
+    "Run",
+    "collect",
+    "draw",
+    "markdown",
+    "read_published",
+    "run_title",
+]
 
 #: Options that say where and how a run is made and leave its result alone.
 _INCIDENTAL = {
@@ -138,18 +148,45 @@ def _preset_options(name: str) -> dict[str, Any]:
     return with_defaults(parse_options(["--preset", name])[1])
 
 
-def _changes(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[str, ...]:
-    """What differs from a preset's options, of all that a run has."""
-    incidental = set(_INCIDENTAL)
+def _changes(
+    record: Mapping[str, Any], first_stage: str | None = None
+) -> tuple[str, ...]:
+    """What differs from its preset's options, of all that a run has.
+
+    Args:
+        record: the run's options.
+        first_stage: title of the run that it starts from, where that is known.
+    """
+    preset = record["preset"]
+    ours, theirs = with_defaults(record), _preset_options(preset)
     name = str(ours.get("method.class_path")).rpartition(".")[2]
     if getattr(getattr(methods, name, None), "needs_first_stage", False):
-        incidental.add("init_from")
+        # The presets of second stages are those on cross-entropy.
+        usual = first_stage in (None, re.sub("/(crt|tau-norm)", "/ce", preset))
+        ours["init_from"] = None if usual else first_stage
+    elif first_stage is not None:
+        ours["init_from"] = first_stage
     return tuple(
         # As on the command line.
         f"{name.replace('.init_args', '')} {'null' if value is None else value}"
         for name, value in sorted(ours.items())
-        if name not in incidental and (name not in theirs or value != theirs[name])
+        if name not in _INCIDENTAL and (name not in theirs or value != theirs[name])
     )
+
+
+def run_title(record: Mapping[str, Any]) -> str:
+    """Return what a run with these options is called where another starts from it.
+
+    Example:
+        >>> options = ["--preset", "cifar100-lt/ce", "--epochs", "100"]
+        >>> run_title(parse_options(options)[1])
+        'cifar100-lt/ce (epochs 100)'
+    """
+    preset = record.get("preset")
+    if preset not in preset_names():
+        return "custom"
+    changes = ", ".join(_changes(record))
+    return f"{preset} ({changes})" if changes else str(preset)
 
 
 def _read_run(folder: Path) -> Run | None:
@@ -162,7 +199,7 @@ def _read_run(folder: Path) -> Run | None:
         raise ValueError(f"{folder}: not a finished run: {error}") from error
     if preset not in preset_names():
         return None
-    changes = _changes(with_defaults(options), _preset_options(preset))
+    changes = _changes(options, summary.get("first_stage"))
     return Run(folder, summary, changes)
 
 

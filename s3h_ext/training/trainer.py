@@ -47,6 +47,7 @@ from s3h_ext.training.runlog import RunLog, SilentLog, results_table, write_summ
 from s3h_ext.training.schedule import learning_rate
 from s3h_ext.training.step import RecordedStep, TrainingStep
 from s3h_ext.training.summary import run_summary
+from s3h_ext.training.tables import run_title
 from s3h_ext.training.weights import load_weights
 
 
@@ -97,6 +98,7 @@ class Trainer:
         data = config.data
         self.feed = Feed(data.source, data.workers, data.unreadable)
         self.left_out: dict[str, str] = {}  # images that could not be read, and why
+        self.first_stage: str | None = None  # whose network the training starts from
         torch.manual_seed(config.seed)
         self.method = config.method
         model = build_network(config, self.dataset)
@@ -201,7 +203,7 @@ class Trainer:
             load_weights(model.backbone, Path(config.model.weights))
         if config.init_from is not None:
             check_first_run(Path(config.init_from), self.dataset, config.data)
-            load_network(model, Path(config.init_from))
+            self.first_stage = run_title(load_network(model, Path(config.init_from)))
         elif self.method.needs_first_stage:
             raise ValueError(
                 f"init_from: {type(self.method).__name__} is a second stage and needs "
@@ -441,6 +443,7 @@ class Trainer:
                 "run_seconds": self.run_seconds,
                 "images_trained": self.images_trained,
                 "left_out": self.left_out,
+                "first_stage": self.first_stage,
             },
         )
 
@@ -459,5 +462,6 @@ class Trainer:
         self.train_seconds = state["train_seconds"]
         self.run_seconds = state["run_seconds"]
         self.images_trained = state["images_trained"]
-        # Older checkpoints have none.
+        # Older checkpoints have neither.
         self.left_out = state.get("left_out", {})
+        self.first_stage = state.get("first_stage")
