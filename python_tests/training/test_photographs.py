@@ -43,7 +43,7 @@ def root(tmp_path_factory):
 
 
 def test_a_run_says_what_it_was_fed_and_what_it_left_out(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("s3h_ext.training.trainer.try_report", lambda folder: None)
+    monkeypatch.setattr("s3h_ext.training.leaving.try_report", lambda folder: None)
     bad = grow_bad(grow(tmp_path / "set", (30, 11)))
     folder = tmp_path / "run"
     cws = (

@@ -349,7 +349,7 @@ def test_a_method_without_analysis_costs_no_copy_of_the_images(tmp_path, monkeyp
     config, record, _ = parse_options(QUICK)
     trainer = Trainer(config, record, tmp_path)
     monkeypatch.setattr(trainer.feed, "evaluation", None)
-    batches = trainer._train_batches()
+    batches = trainer.train_batches()
     assert trainer.method.analysis(batches) == {}
     with pytest.raises(TypeError):  # only now
         next(batches)

@@ -22,15 +22,16 @@ from s3h_ext.training.checkpoint import (
 from s3h_ext.training.config import DataConfig, TrainConfig
 from s3h_ext.training.options import parse_options
 from s3h_ext.training.precision import resolve_device, resolve_precision
+from s3h_ext.training.tables import run_title
+from s3h_ext.training.weights import load_weights
 
 __all__ = [
     "Run",
     "build_network",
-    "check_first_run",
-    "load_network",
     "load_run",
     "open_dataset",
     "split_images",
+    "take_weights",
 ]
 
 
@@ -129,6 +130,33 @@ def check_first_run(run: Path, dataset: LongTailDataset, data: DataConfig) -> No
             f"init_from: {run} was trained on other images, those held out here among "
             "them; expected the same data.val_fraction and data.split_seed in both"
         )
+
+
+def take_weights(
+    model: ImageClassifier, config: TrainConfig, dataset: LongTailDataset
+) -> str | None:
+    """Load what the options name: a backbone's weights, or a first stage.
+
+    Returns:
+        What the first stage is called (:func:`~s3h_ext.training.tables.run_title`), if
+        there is one.
+
+    Raises:
+        CheckpointError: the first stage is not there, or does not go with this run.
+        ValueError: the method needs one and none is named, or a file does not fit.
+    """
+    if config.model.weights is not None:
+        load_weights(model.backbone, Path(config.model.weights))
+    if config.init_from is not None:
+        first = Path(config.init_from)
+        check_first_run(first, dataset, config.data)
+        return run_title(load_network(model, first))
+    if config.method.needs_first_stage:
+        raise ValueError(
+            f"init_from: {type(config.method).__name__} is a second stage and needs "
+            "the folder of a finished run, got None"
+        )
+    return None
 
 
 @dataclass(frozen=True, eq=False)

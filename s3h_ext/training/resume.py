@@ -1,4 +1,4 @@
-"""What has to hold before a run goes on."""
+"""What has to hold before a run begins, or goes on."""
 
 from __future__ import annotations
 
@@ -8,10 +8,24 @@ from typing import Any
 
 from s3h_ext.data import LongTailDataset
 from s3h_ext.training.card import FILE, DatasetCard, read_card
-from s3h_ext.training.checkpoint import CheckpointError
+from s3h_ext.training.checkpoint import CheckpointError, checkpoint_paths
 from s3h_ext.training.distributed import World
 
-__all__ = ["check_card", "check_together"]
+__all__ = ["check_card", "check_free", "check_together"]
+
+
+def check_free(output: Path) -> None:
+    """Refuse a folder that holds a run.
+
+    Raises:
+        FileExistsError: ``output`` does.
+    """
+    holds = output / "config.yaml", *checkpoint_paths(output / "checkpoints")
+    if any(path.exists() for path in holds):
+        raise FileExistsError(
+            f"output: {output} already holds a run; add --resume to go on with it, or "
+            "give another --output"
+        )
 
 
 def check_card(folder: Path, dataset: LongTailDataset) -> None:

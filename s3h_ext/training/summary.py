@@ -1,4 +1,4 @@
-"""The summary of a finished run."""
+"""A run in a line, and the summary of a finished one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,19 @@ from s3h_ext.training.precision import device_name
 if TYPE_CHECKING:
     from s3h_ext.training.trainer import Trainer
 
-__all__ = ["run_summary"]
+__all__ = ["run_line", "run_summary"]
+
+
+def run_line(trainer: Trainer) -> str:
+    """Return what runs, and on what, in a line."""
+    config, dataset, size = trainer.config, trainer.dataset, trainer.world.size
+    processes = f", {size} processes" if size > 1 else ""
+    return (
+        f"{config.preset or 'custom'}: {trainer.method.label} on {dataset.name}, "
+        f"{len(dataset.train)} images, seed {config.seed}, {trainer.epochs} epochs; "
+        f"{trainer.precision} on {trainer.device}{processes}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
 
 
 def run_summary(trainer: Trainer, test: Evaluation) -> dict[str, Any]:

@@ -12,12 +12,9 @@ import yaml
 from torch import Tensor
 
 from s3h_ext.data import Batch, Feed, LongTailDataset, ResidentSource
-from s3h_ext.models import ImageClassifier
-from s3h_ext.training.analysis import try_analysis
 from s3h_ext.training.card import write_card
 from s3h_ext.training.checkpoint import (
     CheckpointError,
-    checkpoint_paths,
     latest_checkpoint,
     rng_state,
     save_checkpoint,
@@ -28,27 +25,19 @@ from s3h_ext.training.distributed import AgreedStop, World
 from s3h_ext.training.evaluation import evaluate_method
 from s3h_ext.training.files import write_text
 from s3h_ext.training.interrupt import StopRequest
-from s3h_ext.training.loading import (
-    build_network,
-    check_first_run,
-    load_network,
-    open_dataset,
-)
+from s3h_ext.training.leaving import leave_results
+from s3h_ext.training.loading import build_network, open_dataset, take_weights
 from s3h_ext.training.lock import lock_folder, unlock_folder
 from s3h_ext.training.meter import EpochMeter
 from s3h_ext.training.metrics import Evaluation
 from s3h_ext.training.optimizer import build_optimizer, optimizer_state
 from s3h_ext.training.precision import resolve_device, resolve_precision
 from s3h_ext.training.recording import Replayer, choose_recorder
-from s3h_ext.training.report import try_report
-from s3h_ext.training.results import write_evaluation
-from s3h_ext.training.resume import check_card, check_together
-from s3h_ext.training.runlog import RunLog, SilentLog, results_table, write_summary
+from s3h_ext.training.resume import check_card, check_free, check_together
+from s3h_ext.training.runlog import RunLog, SilentLog
 from s3h_ext.training.schedule import learning_rate
 from s3h_ext.training.step import RecordedStep, TrainingStep
-from s3h_ext.training.summary import run_summary
-from s3h_ext.training.tables import run_title
-from s3h_ext.training.weights import load_weights
+from s3h_ext.training.summary import run_line, run_summary
 
 
 class Trainer:
@@ -87,7 +76,7 @@ class Trainer:
         self.output = output
         self.checkpoints = output / "checkpoints"
         if world.first and not resume:
-            self._check_free()
+            check_free(output)
         elif world.first and output.is_dir():
             lock_folder(output)  # before its checkpoints are read
         found = latest_checkpoint(self.checkpoints, self.record) if resume else None
@@ -103,7 +92,7 @@ class Trainer:
         self.method = config.method
         model = build_network(config, self.dataset)
         if found is None:  # a checkpoint has it all, and the files may have moved
-            self._take_weights(model)
+            self.first_stage = take_weights(model, config, self.dataset)
         self.method.build(model, self.dataset)
         # The stubs of torch lack this overload.
         self.method.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -153,7 +142,7 @@ class Trainer:
         if world.first:
             lock_folder(output)
             if not resume:
-                self._check_free()  # again: nobody else can begin a run here now
+                check_free(output)  # again: nobody else can begin a run here now
         if found is not None:
             self._resume(*found)
         if resume:
@@ -187,29 +176,6 @@ class Trainer:
             write_text(output / "config.yaml", options)
             write_card(output, self.dataset)
 
-    def _check_free(self) -> None:
-        """Refuse a folder that holds a run."""
-        holds = self.output / "config.yaml", *checkpoint_paths(self.checkpoints)
-        if any(path.exists() for path in holds):
-            raise FileExistsError(
-                f"output: {self.output} already holds a run; add --resume to go on "
-                "with it, or give another --output"
-            )
-
-    def _take_weights(self, model: ImageClassifier) -> None:
-        """Load what the options name: a backbone's weights, or a first stage."""
-        config = self.config
-        if config.model.weights is not None:
-            load_weights(model.backbone, Path(config.model.weights))
-        if config.init_from is not None:
-            check_first_run(Path(config.init_from), self.dataset, config.data)
-            self.first_stage = run_title(load_network(model, Path(config.init_from)))
-        elif self.method.needs_first_stage:
-            raise ValueError(
-                f"init_from: {type(self.method).__name__} is a second stage and needs "
-                "the folder of a finished run, got None"
-            )
-
     @property
     def selection_split(self) -> str:
         """The split that epochs are compared on: held-out images if there are any."""
@@ -241,7 +207,7 @@ class Trainer:
             if self.world.first
             else SilentLog()
         )
-        log.note(f"{self._describe()}, from step {done} of {steps * self.epochs}")
+        log.note(f"{run_line(self)}, from step {done} of {steps * self.epochs}")
         for note in self.dataset.notes:
             log.note(note)
         try:
@@ -270,36 +236,9 @@ class Trainer:
             log.close()
         self.run_seconds = time.perf_counter() - self._clock
         summary = run_summary(self, test)
-        if not self.world.first:
-            return summary
-        # First of all: whatever fails after this, the numbers are safe.
-        write_summary(self.output, summary)
-        print(results_table(summary))
-        write_evaluation(
-            self.output, test, self.dataset.class_names, self.dataset.class_counts
-        )
-        if self.config.report:
-            try_analysis(
-                self.output,
-                self.method,
-                self._train_batches(),
-                self.dataset,
-                precision=self.precision,
-                device=self.device,
-            )
-            try_report(self.output)
+        if self.world.first:
+            leave_results(self, summary, test)
         return summary
-
-    def _describe(self) -> str:
-        """What runs, and on what, in a line."""
-        threads, size = torch.get_num_threads(), self.world.size
-        processes = f", {size} processes" if size > 1 else ""
-        return (
-            f"{self.config.preset or 'custom'}: {self.method.label} on "
-            f"{self.dataset.name}, {len(self.dataset.train)} images, seed "
-            f"{self.config.seed}, {self.epochs} epochs; {self.precision} on "
-            f"{self.device}{processes}, {threads} threads, torch {torch.__version__}"
-        )
 
     def _epoch(self, epoch: int, log: RunLog, stop: AgreedStop) -> None:
         config = self.config
@@ -402,8 +341,11 @@ class Trainer:
             for name in ("top1", "many", "medium", "few")
         }
 
-    def _train_batches(self) -> Iterator[Batch]:
-        """Yield the training images; nothing is copied unless somebody asks."""
+    def train_batches(self) -> Iterator[Batch]:
+        """Yield the training images as evaluation shows them, in their order.
+
+        Nothing is copied unless somebody asks.
+        """
         yield from self.feed.evaluation(
             self.dataset.train,
             self.dataset,

@@ -1,0 +1,44 @@
+"""What a run that is over leaves in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from s3h_ext.training.analysis import try_analysis
+from s3h_ext.training.metrics import Evaluation
+from s3h_ext.training.report import try_report
+from s3h_ext.training.results import write_evaluation
+from s3h_ext.training.runlog import results_table, write_summary
+
+if TYPE_CHECKING:
+    from s3h_ext.training.trainer import Trainer
+
+__all__ = ["leave_results"]
+
+
+def leave_results(
+    trainer: Trainer, summary: Mapping[str, Any], test: Evaluation
+) -> None:
+    """Write the summary, the evaluation behind it and the report; print the result.
+
+    Args:
+        trainer: after its last epoch.
+        summary: of its run.
+        test: its evaluation on the test split.
+    """
+    output, dataset = trainer.output, trainer.dataset
+    # First of all: whatever fails after this, the numbers are safe.
+    write_summary(output, summary)
+    print(results_table(summary))
+    write_evaluation(output, test, dataset.class_names, dataset.class_counts)
+    if trainer.config.report:
+        try_analysis(
+            output,
+            trainer.method,
+            trainer.train_batches(),
+            dataset,
+            precision=trainer.precision,
+            device=trainer.device,
+        )
+        try_report(output)
