@@ -32,11 +32,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.reproduce import INTERRUPTED, on_terminate, other_options, train
+from benchmarks.reproduce import (
+    INTERRUPTED,
+    on_terminate,
+    other_options,
+    refuse,
+    train,
+)
 from s3h_ext.data.photographs import PHOTOGRAPHS
 from s3h_ext.evaluate import main as evaluate
 from s3h_ext.training.metrics import GROUPS, class_groups
-from s3h_ext.training.options import preset_names
+from s3h_ext.training.options import OptionError, preset_names
 
 #: Which options switch a part off. Two whole views in place of a montage, as in BCL.
 OFF = {
@@ -208,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.ablation",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # what is left over is the trainer's: --method, --seed
+        allow_abbrev=False,  # what is left over is the trainer's, as --method
     )
     presets = [name for name in preset_names() if name.partition("/")[2] == "s3h"]
     parser.add_argument("--preset", choices=presets, default="cifar100-lt/s3h")
@@ -223,6 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-root", default=os.environ.get("S3H_DATA_ROOT"))
     parser.add_argument("--budget", type=float, help="minutes; none: until all is done")
     options, rest = parser.parse_known_args(arguments)
+    refuse(parser, rest, {"--seed": "--seeds", "--data.val_fraction": "--holdout"})
     if not 0.0 < options.holdout < 1.0:
         parser.error(f"--holdout: expected a share in (0, 1), got {options.holdout}")
     if options.budget is not None and not options.budget > 0:
@@ -252,7 +259,13 @@ def fill(
         if not (folder / "summary.json").exists():
             continue
         arguments = ["--preset", options.preset, "--seed", str(seed), *rest]
-        if other := other_options(folder, [*arguments, *row_options(row, digits)]):
+        arguments += row_options(row, digits)
+        try:
+            other = other_options(folder, arguments)
+        except (OptionError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        if other:
             refused = True
             print(
                 f"{folder}: finished with other options: {'; '.join(other)}",

@@ -27,7 +27,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -189,12 +189,28 @@ def train(
     return process.returncode
 
 
+def refuse(
+    parser: argparse.ArgumentParser, rest: Sequence[str], instead: Mapping[str, str]
+) -> None:
+    """End a command that hands on options which are this program's to give.
+
+    Args:
+        parser: says so.
+        rest: arguments for the trainer.
+        instead: by the option that is refused, what to give in its place.
+    """
+    for argument in rest:
+        name = argument.partition("=")[0]
+        if name in instead:
+            parser.error(f"{name}: expected {instead[name]}, got {argument}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.reproduce",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # what is left over is the trainer's: --method, --seed
+        allow_abbrev=False,  # what is left over is the trainer's, as --method
     )
     parser.add_argument("--suite", nargs="+", choices=SUITES, default=SUITES[:1])
     parser.add_argument("--methods", nargs="+", help="only these, as ce or hybrid-sc")
@@ -205,6 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--dry-run", action="store_true", help="say what is to be done")
     options, rest = parser.parse_known_args(arguments)
+    refuse(parser, rest, {"--seed": "--seeds", "--preset": "--suite and --methods"})
     if options.budget is not None and not options.budget > 0:
         parser.error(f"--budget: expected minutes above 0, got {options.budget}")
     if options.jobs < 1:

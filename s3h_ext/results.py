@@ -18,12 +18,13 @@ to 100 and fewer than 20 training images.
 
 \\* The best of the evaluated epochs, chosen on the test images as most papers do: a
 diagnostic, not a result.
-† From memory, not checked in a source.
 """
+UNCHECKED = "† From memory, not checked in a source.\n"
 
 
 def _tables(rows: Sequence[Row], *, not_run: bool) -> str:
-    return f"{NOTES}\n{markdown(rows, not_run=not_run)}"
+    table = markdown(rows, not_run=not_run)
+    return f"{NOTES}{UNCHECKED if '†' in table else ''}\n{table}"
 
 
 def _page(rows: Sequence[Row]) -> str:

@@ -155,6 +155,12 @@ def test_a_budget_of_no_time_is_refused(capsys):
     assert "--budget: expected minutes above 0, got 0.0" in capsys.readouterr().err
 
 
+def test_a_seed_for_the_trainer_alone_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["--seed", "1"])
+    assert "--seed: expected --seeds, got --seed" in capsys.readouterr().err
+
+
 def test_a_share_that_holds_out_nothing_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["--holdout", "0"])

@@ -108,6 +108,13 @@ def test_options_of_the_trainer_are_no_abbreviations(tmp_path, capfd):
     assert "digits-lt-ce-seed0" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("option", [["--seed", "1"], ["--preset=digits-lt/ce"]])
+def test_options_that_are_not_the_trainer_s_to_get_are_refused(option, capsys):
+    with pytest.raises(SystemExit):
+        main(["--suite", "digits-lt", *option])
+    assert f"{option[0].partition('=')[0]}: expected --s" in capsys.readouterr().err
+
+
 def test_an_unknown_method_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["--methods", "ce", "hybird"])

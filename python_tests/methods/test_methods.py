@@ -138,6 +138,10 @@ def test_hybrid_s_branches_may_have_recipes_of_their_own():
     assert recipes(own) == ["supcon", "crop-flip"]
     with pytest.raises(ValueError, match="^classifier_recipe: expected one whose view"):
         Hybrid(classifier_recipe="montage-2x2").streams()
+    with pytest.raises(
+        ValueError, match="^classifier_recipe: .* did you mean 'crop-fl"
+    ):
+        Hybrid(classifier_recipe="crop-flop").streams()
 
 
 def test_hybrid_s_views_have_one_size(dataset):

@@ -140,6 +140,15 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on_with_another_number
     assert [line.split(",")[0] for line in lines[1:]] == [str(n) for n in range(1, 31)]
 
 
+def test_a_mean_leaves_the_values_of_this_process_as_they_are(monkeypatch):
+    monkeypatch.setattr(
+        "torch.distributed.all_reduce", lambda total, **_: total.mul_(2)
+    )
+    values = torch.tensor([1.0, 3.0])
+    assert World(0, 2).mean(values).tolist() == [1.0, 3.0]
+    assert values.tolist() == [1.0, 3.0]
+
+
 def test_worlds_without_others(monkeypatch):
     world = World()
     assert world.first

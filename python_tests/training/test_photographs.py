@@ -72,6 +72,18 @@ def test_a_run_says_what_it_was_fed_and_what_it_left_out(tmp_path, capsys, monke
     assert np.ptp(found.images[0, 0].reshape(-1, 3), axis=0).min() > 50
 
 
+def test_a_first_stage_that_has_seen_the_test_images_is_refused(tmp_path, capsys):
+    root = grow(tmp_path / "set", (15, 10), size=(40, 56))
+    run = [*TINY, "--report", "false", "--data.root", str(root)]
+    assert main([*run, "--epochs", "1", "--output", str(tmp_path / "first")]) == 0
+    second = [*run, "--method", "TauNormalization", "--init_from", f"{tmp_path}/first"]
+    second += ["--data.test_fraction"]
+    assert main([*second, "0.2", "--output", str(tmp_path / "second")]) == 0
+    assert main([*second, "0.4", "--output", str(tmp_path / "third")]) == 2
+    message = "expected the same data.test_fraction in both, got None and 0.4"
+    assert message in capsys.readouterr().err
+
+
 ODD_NAMES = """
 import os, sys
 from s3h_ext import evaluate, predict, train

@@ -82,8 +82,8 @@ def test_the_first_stage_of_a_second_one_makes_no_row(tmp_path):
     for seed in ("0", "1"):
         first = ("--init_from", f"runs/{seed}", "--seed", seed)
         make_run(tmp_path, seed, *first, preset="cifar100-lt/crt", top1=40.0)
-    (row,) = collect(tmp_path, [])
-    assert (row.changes, len(row.runs)) == ((), 2)
+    (row,) = collect(tmp_path, [])  # of runs that do not say what theirs was
+    assert (row.changes, len(row.runs)) == (("init_from unknown",), 2)
 
 
 @pytest.mark.parametrize("second", ["crt", "tau-norm"])
@@ -112,8 +112,25 @@ def test_a_run_from_another_s_network_names_it(tmp_path):
     assert row.changes == ("init_from cifar100-lt/bcl",)
 
 
-def test_a_run_of_no_preset_is_called_custom():
-    assert run_title({"preset": "no-such/preset"}) == "custom"
+def test_a_title_has_what_the_run_does_not_share_with_the_one_after_it():
+    def options(method, *arguments):
+        return parse_options(["--preset", f"cifar100-lt/{method}", *arguments])[1]
+
+    held_out = ("--data.val_fraction", "0.1")
+    crt = options("crt", *held_out, "--epochs", "5")
+    assert run_title(options("ce", *held_out), beside=crt) == "cifar100-lt/ce"
+    first = options("ce", *held_out, "--epochs", "5", "--model.classifier", "cosine")
+    title = "cifar100-lt/ce (epochs 5, model.classifier cosine)"
+    assert run_title(first, beside=crt) == title
+    assert run_title(crt, "a") == (
+        "cifar100-lt/crt (data.val_fraction 0.1, epochs 5, init_from a)"
+    )
+    assert run_title({"preset": "no-such/preset"}) is None
+
+
+def test_how_a_run_is_made_makes_no_row(tmp_path):
+    make_run(tmp_path, "a", "--graphs", "off", "--distributed.timeout", "9", top1=40.0)
+    assert [row.changes for row in collect(tmp_path, [])] == [()]
 
 
 def test_another_method_makes_a_row_with_all_its_options(tmp_path):

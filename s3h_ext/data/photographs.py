@@ -22,6 +22,8 @@ from s3h_ext.data.longtail import hold_out, pick_subset, sorted_profile
 
 __all__ = ["PHOTOGRAPHS", "Photographs", "read_photographs"]
 
+#: Share of a folder's images that are its test split where it has none.
+TEST_FRACTION = 0.2
 #: Data sets that are files on the disk.
 PHOTOGRAPHS = ("imagenet-lt", "inat18", "places-lt", "folder")
 
@@ -200,7 +202,7 @@ def _read_folder(
         shown = ", ".join(map(repr, beside[:5])) + (", ..." if len(beside) > 5 else "")
         notes.append(f"left out, as they are beside {folders['train']}: {shown}")
     if "test" not in files:
-        test_fraction = 0.2 if test_fraction is None else test_fraction
+        test_fraction = TEST_FRACTION if test_fraction is None else test_fraction
         if not 0 < test_fraction < 1:
             raise ValueError(
                 f"test_fraction: {root} has no test images; expected the share to hold "

@@ -370,7 +370,7 @@ RECIPES = {
 }
 
 
-def get_recipe(name: str) -> Recipe:
+def get_recipe(name: str, argument: str = "recipe") -> Recipe:
     """Returns a named recipe.
 
     Raises:
@@ -379,7 +379,7 @@ def get_recipe(name: str) -> Recipe:
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.0)[0]
         raise ValueError(
-            f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}; "
+            f"{argument}: expected one of {', '.join(RECIPES)}, got {name!r}; "
             f"did you mean {near!r}?"
         )
     return RECIPES[name]

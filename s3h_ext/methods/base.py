@@ -25,7 +25,7 @@ def labelled(recipe: str, argument: str = "recipe") -> str:
     Raises:
         ValueError: it makes montages, or there is no such recipe.
     """
-    if get_recipe(recipe).montage:
+    if get_recipe(recipe, argument).montage:
         raise ValueError(
             f"{argument}: expected one whose views show one image each, got "
             f"{recipe!r}: a montage shows several, and has no one label to train on"

@@ -164,8 +164,11 @@ class Hybrid(ClassifierMethod):
         """Refuse branches whose views cannot go through the network together."""
         height, width, _ = image_shape
         contrast, classifier = (
-            get_recipe(name).view_size(height, width)
-            for name in (self.recipe, self.classifier_recipe)
+            get_recipe(recipe, name).view_size(height, width)
+            for recipe, name in (
+                (self.recipe, "recipe"),
+                (self.classifier_recipe, "classifier_recipe"),
+            )
         )
         if contrast != classifier:
             raise ValueError(

@@ -240,7 +240,7 @@ class S3H(ClassifierMethod):
 
     def _check_maps(self, image_shape: tuple[int, int, int]) -> None:
         """Refuse montages whose maps are too small for four quadrants."""
-        recipe = get_recipe(self.contrast_recipe)
+        recipe = get_recipe(self.contrast_recipe, "contrast_recipe")
         if not recipe.montage:
             return
         *sides, channels = image_shape

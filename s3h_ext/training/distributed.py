@@ -95,7 +95,7 @@ class World:
         """Return the mean of a tensor over the processes."""
         if self.size == 1:
             return values
-        total = values.cpu()
+        total = values.detach().to("cpu", copy=True)  # reduced in place
         dist.all_reduce(total, group=self.control)
         return (total / self.size).to(values.device)
 

@@ -30,8 +30,8 @@ def leave_results(
     output, dataset = trainer.output, trainer.dataset
     # First of all: whatever fails after this, the numbers are safe.
     write_summary(output, summary)
-    print(results_table(summary))
     write_evaluation(output, test, dataset.class_names, dataset.class_counts)
+    print(results_table(summary))
     if trainer.config.report:
         try_analysis(
             output,

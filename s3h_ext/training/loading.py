@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,9 @@ from typing import Any
 import torch
 
 from s3h_ext.data import LongTailDataset, load_dataset, unused_images
-from s3h_ext.data.photographs import PHOTOGRAPHS
+from s3h_ext.data.photographs import PHOTOGRAPHS, TEST_FRACTION
 from s3h_ext.methods import Method
 from s3h_ext.models import ImageClassifier, build_model
-from s3h_ext.training import plain_yaml
 from s3h_ext.training.card import DatasetCard, read_card
 from s3h_ext.training.checkpoint import (
     CheckpointError,
@@ -66,12 +66,11 @@ def build_network(config: TrainConfig, dataset: LongTailDataset) -> ImageClassif
     )
 
 
-def load_network(model: ImageClassifier, run: Path) -> dict[str, Any]:
-    """Load the network of a finished run into ``model``; return that run's options.
+def _finished_checkpoint(run: Path) -> tuple[Path, Mapping[str, Any]]:
+    """Return the newest checkpoint of a finished run.
 
     Raises:
-        CheckpointError: ``run`` holds no sound checkpoint, one of another network, or
-            is not finished.
+        CheckpointError: ``run`` holds no sound checkpoint, or is not finished.
     """
     found = next(sound_checkpoints(run / "checkpoints"), None)
     if found is None:
@@ -84,6 +83,15 @@ def load_network(model: ImageClassifier, run: Path) -> dict[str, Any]:
             f"init_from: expected a finished run, got {run}, which has done {done} of "
             f"{epochs} epochs"
         )
+    return path, state
+
+
+def _load_network(model: ImageClassifier, path: Path, state: Mapping[str, Any]) -> None:
+    """Load the network of the checkpoint ``path`` into ``model``.
+
+    Raises:
+        CheckpointError: it is another network.
+    """
     prefix = "model."
     weights = {
         name.removeprefix(prefix): value
@@ -94,17 +102,18 @@ def load_network(model: ImageClassifier, run: Path) -> dict[str, Any]:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"init_from: {path} does not fit: {error}") from error
-    options: dict[str, Any] = state["config"]
-    return options
 
 
-def check_first_run(run: Path, dataset: LongTailDataset, data: DataConfig) -> None:
+def _check_first_run(
+    run: Path, saved: Mapping[str, Any], dataset: LongTailDataset, data: DataConfig
+) -> None:
     """Refuse to go on from a run that has seen other classes, or what is held out here.
 
     Args:
         run: folder of the run whose network is taken.
+        saved: its options of data.
         dataset: of the run that takes it.
-        data: its options.
+        data: the options of that.
 
     Raises:
         CheckpointError: the runs do not go together.
@@ -118,13 +127,19 @@ def check_first_run(run: Path, dataset: LongTailDataset, data: DataConfig) -> No
             f"init_from: expected a run on the classes of {dataset.name}, got {run}, "
             f"on others of {card.name}"
         )
+    # A folder without test images; where they are apart both have None.
+    shares = saved.get("test_fraction"), data.test_fraction
+    if shares[0] != shares[1] and {None, TEST_FRACTION} != set(shares):
+        raise CheckpointError(
+            f"init_from: {run} was trained on other images, test images of this run "
+            f"among them; expected the same data.test_fraction in both, got "
+            f"{shares[0]} and {shares[1]}"
+        )
     if dataset.val is None:
         return
     same = card.train_images == tuple(dataset.class_counts.tolist())
     if data.val_fraction:
-        path = run / "config.yaml"
-        saved = plain_yaml.load_yaml(path.read_text(encoding="utf-8"))
-        same = same and saved["data"].get("split_seed", 0) == data.split_seed
+        same = same and saved.get("split_seed", 0) == data.split_seed
     if not same:
         raise CheckpointError(
             f"init_from: {run} was trained on other images, those held out here among "
@@ -133,13 +148,22 @@ def check_first_run(run: Path, dataset: LongTailDataset, data: DataConfig) -> No
 
 
 def take_weights(
-    model: ImageClassifier, config: TrainConfig, dataset: LongTailDataset
+    model: ImageClassifier,
+    config: TrainConfig,
+    record: Mapping[str, Any],
+    dataset: LongTailDataset,
 ) -> str | None:
     """Load what the options name: a backbone's weights, or a first stage.
 
+    Args:
+        model: takes the weights.
+        config: the options of the run.
+        record: the same as plain values.
+        dataset: of the run.
+
     Returns:
-        What the first stage is called (:func:`~s3h_ext.training.tables.run_title`), if
-        there is one.
+        What the first stage is called, if there is one: its preset and what it changed
+        (:func:`~s3h_ext.training.tables.run_title`), or its folder's name.
 
     Raises:
         CheckpointError: the first stage is not there, or does not go with this run.
@@ -149,8 +173,11 @@ def take_weights(
         load_weights(model.backbone, Path(config.model.weights))
     if config.init_from is not None:
         first = Path(config.init_from)
-        check_first_run(first, dataset, config.data)
-        return run_title(load_network(model, first))
+        path, state = _finished_checkpoint(first)
+        _check_first_run(first, state["config"].get("data", {}), dataset, config.data)
+        _load_network(model, path, state)
+        title = run_title(state["config"], state.get("first_stage"), beside=record)
+        return title or first.resolve().name
     if config.method.needs_first_stage:
         raise ValueError(
             f"init_from: {type(config.method).__name__} is a second stage and needs "

@@ -37,6 +37,7 @@ _INCIDENTAL = {
     *("preset", "seed", "output", "report", "device", "precision"),
     *("data.root", "checkpoint_every", "eval_every", "eval_batch_size"),
     *("data.lists", "data.source", "data.workers"),
+    *("graphs", "distributed.timeout"),
 }
 _COLUMNS = ("preset", "top1", "epoch", "paper", "read_in")
 _UNCHECKED = "not checked"
@@ -159,13 +160,14 @@ def _changes(
     """
     preset = record["preset"]
     ours, theirs = with_defaults(record), _preset_options(preset)
+    if first_stage is not None:
+        ours["init_from"] = first_stage
     name = str(ours.get("method.class_path")).rpartition(".")[2]
     if getattr(getattr(methods, name, None), "needs_first_stage", False):
-        # The presets of second stages are those on cross-entropy.
-        usual = first_stage in (None, re.sub("/(crt|tau-norm)", "/ce", preset))
-        ours["init_from"] = None if usual else first_stage
-    elif first_stage is not None:
-        ours["init_from"] = first_stage
+        # The presets of second stages are those on cross-entropy. Older runs do not
+        # say what theirs is, and their folders differ from seed to seed.
+        usual = first_stage == re.sub("/(crt|tau-norm)", "/ce", preset)
+        ours["init_from"] = None if usual else first_stage or "unknown"
     return tuple(
         # As on the command line.
         f"{name.replace('.init_args', '')} {'null' if value is None else value}"
@@ -174,8 +176,19 @@ def _changes(
     )
 
 
-def run_title(record: Mapping[str, Any]) -> str:
-    """Return what a run with these options is called where another starts from it.
+def run_title(
+    record: Mapping[str, Any],
+    first_stage: str | None = None,
+    *,
+    beside: Mapping[str, Any] | None = None,
+) -> str | None:
+    """Return what a run is called where another starts from it; None without a preset.
+
+    Args:
+        record: its options.
+        first_stage: title of the run that it started from itself.
+        beside: options of the run that starts from it. What both say of data and
+            network is left out, for it is among the changes of that one.
 
     Example:
         >>> options = ["--preset", "cifar100-lt/ce", "--epochs", "100"]
@@ -184,8 +197,15 @@ def run_title(record: Mapping[str, Any]) -> str:
     """
     preset = record.get("preset")
     if preset not in preset_names():
-        return "custom"
-    changes = ", ".join(_changes(record))
+        return None
+    shared: tuple[str, ...] = ()
+    if beside is not None and beside.get("preset") in preset_names():
+        shared = _changes(beside)
+    changes = ", ".join(
+        change
+        for change in _changes(record, first_stage)
+        if not (change.startswith(("data.", "model.")) and change in shared)
+    )
     return f"{preset} ({changes})" if changes else str(preset)
 
 

@@ -92,7 +92,7 @@ class Trainer:
         self.method = config.method
         model = build_network(config, self.dataset)
         if found is None:  # a checkpoint has it all, and the files may have moved
-            self.first_stage = take_weights(model, config, self.dataset)
+            self.first_stage = take_weights(model, config, self.record, self.dataset)
         self.method.build(model, self.dataset)
         # The stubs of torch lack this overload.
         self.method.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -237,7 +237,8 @@ class Trainer:
         self.run_seconds = time.perf_counter() - self._clock
         summary = run_summary(self, test)
         if self.world.first:
-            leave_results(self, summary, test)
+            with StopRequest():  # the run is over, and its folder is to be whole
+                leave_results(self, summary, test)
         return summary
 
     def _epoch(self, epoch: int, log: RunLog, stop: AgreedStop) -> None:
