@@ -132,3 +132,25 @@ def test_ldam_weights_are_those_of_cross_entropy(batch):
 def test_bad_arguments_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "loss", [LogitAdjustedLoss(COUNTS), FocalLoss(2.0), LDAMLoss(COUNTS)]
+)
+def test_types_of_logits_and_labels(batch, loss):
+    logits, labels = batch
+    expected = loss(logits, labels)
+    for dtype in (torch.uint8, torch.int32):
+        torch.testing.assert_close(loss(logits, labels.to(dtype)), expected)
+    assert loss(logits.bfloat16(), labels).dtype == torch.float32
+    wide = logits.double().requires_grad_()
+    torch.testing.assert_close(loss(wide, labels), expected.double())
+    assert torch.autograd.gradcheck(lambda x: loss(x, labels), wide)
+
+
+def test_float32_weights_go_with_float64_logits(batch):
+    logits, labels = batch
+    weight = effective_number_weights(COUNTS)
+    for loss in (FocalLoss(), LDAMLoss(COUNTS)):
+        wide = loss(logits.double(), labels, weight)
+        torch.testing.assert_close(wide, loss(logits, labels, weight).double())

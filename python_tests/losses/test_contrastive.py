@@ -239,6 +239,25 @@ def test_module_and_compile():
             ValueError,
             "prototypes must be",
         ),
+        (
+            lambda: prototypical_supcon_loss(
+                unit(3, 4).float(), torch.ones(3).long(), unit(2, 4).double()
+            ),
+            TypeError,
+            "prototypes must have the features' type",
+        ),
+        (
+            lambda: balanced_contrastive_loss(
+                unit(3, 4).bfloat16(), torch.ones(3).long(), unit(2, 4)
+            ),
+            TypeError,
+            "centres must have the features' type torch.bfloat16",
+        ),
+        (
+            lambda: supcon_loss(unit(3, 4), torch.ones(3, device="meta").long()),
+            ValueError,
+            "labels must be on cpu, got meta",
+        ),
     ],
 )
 def test_bad_input(call, error, message):
@@ -405,6 +424,30 @@ def test_label_types(dtype, num_classes):
         prototypical_supcon_loss(z, labels.to(dtype), centres),
         prototypical_supcon_loss(z, labels, centres),
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
+def test_classes_beyond_the_range_of_the_labels_type(dtype):
+    z, labels, centres = unit(20, 6), draw_labels(20, 5), unit(256, 6, seed=1)
+    for loss in (prototypical_supcon_loss, balanced_contrastive_loss):
+        torch.testing.assert_close(
+            loss(z, labels.to(dtype), centres), loss(z, labels, centres)
+        )
+    torch.testing.assert_close(
+        supcon_loss(z, labels.to(dtype), num_classes=256), supcon_loss(z, labels)
+    )
+
+
+def test_without_keys_no_row_of_queue_or_centres_is_left_out():
+    z, labels = unit(3, 4), torch.arange(3)
+    queue = {"queue": unit(6, 4, seed=1), "queue_labels": torch.arange(6) % 3}
+    losses = [
+        cross_model_contrastive_loss(
+            z, labels, z[:0], labels[:0], self_index=index, **queue
+        )
+        for index in (None, torch.arange(3))
+    ]
+    torch.testing.assert_close(*losses)
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 0.01, 10.0, 1e4])

@@ -226,6 +226,8 @@ def test_max_and_its_gradient_reach_one_row():
         ({"subclass_weight": -0.1}, "subclass_weight: expected a share"),
         ({"momentum": 1.0}, "momentum: expected a number in"),
         ({"noise": float("nan")}, "noise: expected a finite number"),
+        ({"metric": "cos"}, "metric: expected one of"),
+        ({"mapping": "mean"}, "mapping: expected one of"),
     ],
 )
 def test_bad_options_are_refused(options, message):

@@ -180,6 +180,9 @@ def test_bad_hybrid_options_are_refused(options, message):
     [
         ({"loss": "ce"}, "loss: expected one of"),
         ({"reweight_from": 1.5}, "reweight_from: expected a share"),
+        ({"weight_beta": 0.9, "reweight_from": 1.0}, "reweight_from: expected a share"),
+        ({"tau": 2.0}, "tau: belongs to the loss 'logit-adjusted'; expected 1.0"),
+        ({"loss": "ldam", "gamma": 2.0}, "gamma: belongs to the loss 'focal'"),
         ({"weight_beta": 1.0}, r"^weight_beta: expected a number in \[0, 1\), got 1.0"),
         ({"weight_beta": float("nan")}, "^weight_beta: expected a number"),
         ({"loss": "logit-adjusted", "weight_beta": 0.9}, "weight_beta: "),

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from s3h_ext.models import (
+    Backbone,
     CosineClassifier,
     GroupedClassifier,
     LinearClassifier,
@@ -198,3 +199,16 @@ def test_the_networks_of_photographs_are_their_equation():
         for block in stage:
             y = bottleneck(block, y)
     torch.testing.assert_close(network.feature_map(images), y, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_grouped_classifier_cannot_take_is_refused():
+    with pytest.raises(ValueError, match=r"^offsets: .* from 0 on, got \[1, 3, 5\]"):
+        GroupedClassifier(LinearClassifier(8, 2), torch.tensor([1, 3, 5]))
+    plain = LinearClassifier(8, 2, bias=False)
+    with pytest.raises(ValueError, match="^classifier: expected a linear one with a b"):
+        GroupedClassifier(plain, torch.tensor([0, 3, 4]))
+
+
+def test_a_backbone_has_to_have_a_feature_map():
+    with pytest.raises(TypeError, match="feature_map"):
+        Backbone()

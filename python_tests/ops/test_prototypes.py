@@ -95,6 +95,16 @@ def test_accumulate_is_its_definition(metric, depth):
 
 
 @pytest.mark.parametrize("metric", METRICS)
+def test_the_plain_form_is_not_rounded_under_autocast(metric):
+    f, y, p, _, m, o = draw(n=500, depth=64)
+    arguments = (f, y, p, m, o, metric == "cosine")
+    right = reference_prototypes.accumulate_prototypes(*arguments)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = reference_prototypes.accumulate_prototypes(*arguments)
+    assert all(map(torch.equal, found, right))
+
+
+@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_types_and_the_law_of_errors(metric, dtype):
     f, y, p, _, m, o = draw(n=3000, depth=100, dtype=dtype)

@@ -553,6 +553,20 @@ def test_deterministic_mode_does_not_depend_on_threads(symmetric, dtype):
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
+def test_the_chunked_form_is_not_rounded_under_autocast(symmetric):
+    q, k = matrices(20, 12, 8)
+    arguments = (q, None if symmetric else k, 0.1, None, None, None, None, 0.0, None)
+    lse = reference.similarity_logsumexp_chunked(*arguments)
+    backward = reference.similarity_logsumexp_chunked_backward
+    grads = backward(torch.ones(20), lse, *arguments, True, True)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = reference.similarity_logsumexp_chunked(*arguments)
+        found = backward(torch.ones(20), lse, *arguments, True, True)
+    assert torch.equal(lse, again)
+    assert all(map(torch.equal, grads, found))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("name", ["plain", "bias-label-self", "own"])
 def test_chunked_reference_equals_the_dense_one(symmetric, name, monkeypatch):
     monkeypatch.setattr(reference, "_CHUNK_ELEMENTS", 64)
@@ -626,6 +640,8 @@ Q, K = torch.randn(4, 3), torch.randn(5, 3)
             "must not require",
         ),
         ({"same_label_bias": NAN}, ValueError, "same_label_bias must be a number"),
+        ({"same_label_bias": -INF}, ValueError, "same_label_bias needs query_labels"),
+        ({"same_label_bias": torch.ones(4)}, ValueError, "needs query_labels"),
         (
             {"query_labels": torch.zeros(4, dtype=torch.int64)},
             ValueError,

@@ -18,8 +18,9 @@ gradients flow back to the processes they belong to
 (:func:`s3h_ext.ops.gather_rows`), and an anchor does not see itself. Every process
 returns R times its share, R being their number: the mean over the processes is the loss
 of the joint batch, and the gradients that ``DistributedDataParallel`` averages are its
-gradients. All processes have to call it. Without ``gather`` a process contrasts its own
-rows alone.
+gradients. With ``reduction="none"`` it returns its anchors' losses as they are, and
+their sum is to be multiplied by R. All processes have to call it. Without ``gather`` a
+process contrasts its own rows alone.
 
 The losses of classifiers (:mod:`s3h_ext.losses.classification`) take logits and, where
 the classes' sizes matter, their training counts; ``effective_number_weights`` makes

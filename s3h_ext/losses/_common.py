@@ -77,6 +77,8 @@ def check_labels(features: Tensor, labels: Tensor, ndim: int) -> None:
         )
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise TypeError(f"labels must be integers, got {labels.dtype}")
+    if labels.device != features.device:
+        raise ValueError(f"labels must be on {features.device}, got {labels.device}")
 
 
 def flatten_views(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,9 +156,10 @@ def class_index(labels: Tensor, num_classes: int | None) -> tuple[Tensor, int]:
     Returns:
         ``[N]`` int64 in [0, size], where size means no class; and size.
     """
+    labels = labels.long()  # the number of classes may be beyond a smaller type's range
     if num_classes is not None:
         known = (labels >= 0) & (labels < num_classes)
-        return torch.where(known, labels, num_classes).long(), num_classes
+        return torch.where(known, labels, num_classes), num_classes
     size = labels.shape[0]
     ordered, order = labels.sort()
     starts = torch.zeros_like(ordered, dtype=torch.int64)
@@ -184,6 +187,18 @@ def check_columns(name: str, tensor: Tensor, features: Tensor) -> None:
         raise ValueError(
             f"{name} must be [*, {features.shape[1]}] like the features, "
             f"got shape {tuple(tensor.shape)}"
+        )
+    check_type(name, tensor, features)
+
+
+def check_type(name: str, tensor: Tensor, features: Tensor) -> None:
+    if tensor.device != features.device:
+        raise ValueError(f"{name} must be on {features.device}, got {tensor.device}")
+    wider = torch.promote_types(tensor.dtype, features.dtype) != features.dtype
+    # Under autocast types meet in the wider one.
+    if wider and not torch.is_autocast_enabled(features.device.type):
+        raise TypeError(
+            f"{name} must have the features' type {features.dtype}, got {tensor.dtype}"
         )
 
 

@@ -1,4 +1,8 @@
-"""Cross-entropy variants for long-tailed data, and class weights from counts."""
+"""Cross-entropy variants for long-tailed data, and class weights from counts.
+
+Losses are float64 for float64 logits, else float32. Labels are integers in [0, C); none
+is ignored.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from s3h_ext.ops.reference import compute_dtype
 
 Counts = Sequence[int] | np.ndarray | Tensor
 
@@ -86,7 +92,8 @@ class LogitAdjustedLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss of ``logits [N, C]`` and ``labels [N]``."""
-        return F.cross_entropy(logits.float() + self.adjustment, labels)
+        logits = logits.to(compute_dtype(logits.dtype))
+        return F.cross_entropy(logits + self.adjustment, labels.long())
 
 
 class FocalLoss(nn.Module):
@@ -115,7 +122,8 @@ class FocalLoss(nn.Module):
         self, logits: Tensor, labels: Tensor, weight: Tensor | None = None
     ) -> Tensor:
         """Return the mean loss of ``logits [N, C]``, ``labels [N]``, ``weight [C]``."""
-        cross_entropy = F.cross_entropy(logits.float(), labels, reduction="none")
+        logits, labels = logits.to(compute_dtype(logits.dtype)), labels.long()
+        cross_entropy = F.cross_entropy(logits, labels, reduction="none")
         # 1 - p through expm1: exact where p is close to 1, and never below 0.
         focus = (-torch.expm1(-cross_entropy)).clamp_min(1e-12) ** self.gamma
         loss = focus * cross_entropy
@@ -166,8 +174,8 @@ class LDAMLoss(nn.Module):
 
         With weights the mean is weighted, as in ``torch.nn.CrossEntropyLoss``.
         """
-        logits = logits.float()
-        margin = torch.zeros_like(logits).scatter_(
-            1, labels[:, None], self.margins[labels][:, None]
-        )
+        logits, labels = logits.to(compute_dtype(logits.dtype)), labels.long()
+        margins = self.margins[labels].to(logits.dtype)
+        margin = torch.zeros_like(logits).scatter_(1, labels[:, None], margins[:, None])
+        weight = None if weight is None else weight.to(logits.dtype)
         return F.cross_entropy(logits - margin, labels, weight=weight)

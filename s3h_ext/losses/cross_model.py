@@ -65,9 +65,10 @@ def cross_model_contrastive_loss(  # type: ignore[misc]
 
     The equation of :func:`balanced_contrastive_loss` with keys that are not the
     anchors: the other model's rows, then a queue, then one centre for each class. e_i
-    is the key that row i must not see, if any; w_ia is the number of keys of a's class
-    that row i sees. Keys that require a gradient get one: detach a momentum model's.
-    An anchor without a positive is skipped.
+    is the key that row i must not see, if any, of the same image and so with its label;
+    w_ia is the number of keys of a's class that row i sees. Keys that require a
+    gradient get one: detach a momentum model's. An anchor without a positive is
+    skipped.
 
     Args:
         features: ``[N, D]``.
@@ -103,6 +104,8 @@ def cross_model_contrastive_loss(  # type: ignore[misc]
     check_labels(features, labels, 2)
     check_columns("keys", keys, features)
     check_labels(keys, key_labels, 2)
+    if not len(keys):
+        self_index = None  # it says nothing of queue and centres
     if (queue is None) != (queue_labels is None):
         raise ValueError("queue and queue_labels must be given together")
     if gather:
@@ -136,7 +139,7 @@ def cross_model_contrastive_loss(  # type: ignore[misc]
     counts = class_counts(key_classes, size, dots.dtype)
     number = counts.index_select(0, classes)
     positives = number
-    if self_index is not None and keys.shape[0] > 0:
+    if self_index is not None:
         inside = (self_index >= 0) & (self_index < keys.shape[0])
         own = torch.where(inside, self_index, 0)
         same = inside & (key_classes.index_select(0, own) == classes)

@@ -13,6 +13,7 @@ from s3h_ext.losses._common import (
     ContrastiveStats,
     Reduction,
     check_labels,
+    check_type,
     reduce,
 )
 from s3h_ext.ops import similarity_logsumexp
@@ -51,7 +52,8 @@ def prototypical_supcon_loss(  # type: ignore[misc]
     The own class is *not* in the denominator, so the loss is no softmax and can be
     negative. With K prototypes a class, ``exp(z_i·p_j/τ)`` becomes the mean over the
     class's prototypes, in numerator and denominator alike; K = 1 is the paper's loss.
-    With a single class, or a label outside [0, C), the anchor is skipped.
+    With a single class, or a label outside [0, C), the anchor is skipped. Memory is
+    O((N·K + C·K)·D).
 
     Args:
         features: ``[N, D]``.
@@ -83,6 +85,8 @@ def prototypical_supcon_loss(  # type: ignore[misc]
             f"prototypes must be [C, {features.shape[-1]}] or "
             f"[C, K, {features.shape[-1]}], got shape {tuple(prototypes.shape)}"
         )
+    check_type("prototypes", prototypes, features)
+    labels = labels.long()  # the number of classes may be beyond a smaller type's range
     num_classes, per_class, depth = prototypes.shape
     owners = torch.arange(num_classes, device=labels.device)
     lse = similarity_logsumexp(

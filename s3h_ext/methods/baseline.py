@@ -111,9 +111,19 @@ class Baseline(ClassifierMethod):
             raise ValueError(
                 f"loss: expected one of {get_args(LossName)}, got {loss!r}"
             )
-        if not 0.0 <= reweight_from <= 1.0:
+        for name, value, default, owner in (
+            ("tau", tau, 1.0, "logit-adjusted"),
+            ("gamma", gamma, 1.0, "focal"),
+            ("max_margin", max_margin, 0.5, "ldam"),
+        ):
+            if value != default and loss != owner:
+                raise ValueError(
+                    f"{name}: belongs to the loss {owner!r}; expected {default} with "
+                    f"{loss!r}, got {value}"
+                )
+        if not 0.0 <= reweight_from < 1.0:
             raise ValueError(
-                f"reweight_from: expected a share in [0, 1], got {reweight_from}"
+                f"reweight_from: expected a share in [0, 1), got {reweight_from}"
             )
         if not 0.0 <= weight_beta < 1.0:
             raise ValueError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -113,6 +113,12 @@ class ClasswiseSplitting(Method):
                 "inner: expected a method with a classification loss, such as Baseline "
                 f"or Hybrid, got {type(inner).__name__}"
             )
+        for name, chosen, names in (
+            ("mapping", mapping, get_args(MappingName)),
+            ("metric", metric, get_args(Metric)),
+        ):
+            if chosen not in names:
+                raise ValueError(f"{name}: expected one of {names}, got {chosen!r}")
         for name, whole in (("images_per_row", images_per_row), ("max_rows", max_rows)):
             if whole < 1:
                 raise ValueError(f"{name}: expected a whole number >= 1, got {whole}")

@@ -112,5 +112,6 @@ class TauNormalization(SecondStage):
         with torch.no_grad():
             norms = classifier.weight.norm(dim=1, keepdim=True)
             classifier.weight.div_(norms**self.tau)
-            classifier.bias.zero_()
+            if classifier.bias is not None:
+                classifier.bias.zero_()
         classifier.requires_grad_(False)

@@ -134,11 +134,14 @@ class GroupedClassifier(nn.Module):
                 f"mapping: expected one of {get_args(MappingName)}, got {mapping!r}"
             )
         rows = offsets.diff()
-        if len(rows) != len(classifier.weight) or not bool((rows >= 1).all()):
+        sound = len(rows) == len(classifier.weight) and bool((rows >= 1).all())
+        if not sound or int(offsets[0]) != 0:
             raise ValueError(
                 f"offsets: expected {len(classifier.weight)} classes with a row each, "
-                f"got {rows.tolist()} rows"
+                f"from 0 on, got {offsets.tolist()}"
             )
+        if isinstance(classifier, LinearClassifier) and classifier.bias is None:
+            raise ValueError("classifier: expected a linear one with a bias, got none")
         self.mapping: MappingName = mapping
         owner = torch.repeat_interleave(rows)
         steps = torch.arange(int(rows.max()))

@@ -7,7 +7,7 @@ CVPR 2017, table 1.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 CIFAR_RESNET_DEPTHS = (20, 32, 44, 56)
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """A network without its classifier.
 
     Attributes:

@@ -96,6 +96,7 @@ def _sums(rows: Tensor, classes: Tensor, num_classes: int) -> Tensor:
 
 
 def _place(classes: Tensor, num_classes: int) -> Tensor:
+    classes = classes.long()  # the number may be beyond a smaller type's range
     inside = (classes >= 0) & (classes < num_classes)
     return torch.where(inside, classes, num_classes)
 

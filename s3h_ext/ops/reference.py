@@ -9,9 +9,15 @@ runs on devices without a native kernel.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _CHUNK_ELEMENTS = 1 << 22
 
@@ -19,6 +25,23 @@ _CHUNK_ELEMENTS = 1 << 22
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """Returns the type the operations calculate and answer in for an input type."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def outside_autocast(
+    function: Callable[Concatenate[Tensor, P], R],
+) -> Callable[Concatenate[Tensor, P], R]:
+    """Has a kernel multiply in the types that it chose.
+
+    Autocast stays on inside an operation and would round the products to 16 bits, in
+    the forward and not in the backward, which runs outside of it.
+    """
+
+    @wraps(function)
+    def run(first: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.autocast(first.device.type, enabled=False):
+            return function(first, *args, **kwargs)
+
+    return run
 
 
 def _scores(
@@ -168,6 +191,7 @@ def _chunks(rows: int, columns: int) -> list[slice]:
     return [slice(i, min(rows, i + step)) for i in range(0, rows, step)]
 
 
+@outside_autocast
 def similarity_logsumexp_chunked(
     queries: Tensor,
     keys: Tensor | None,
@@ -207,6 +231,7 @@ def similarity_logsumexp_chunked(
     return lse
 
 
+@outside_autocast
 def similarity_logsumexp_chunked_backward(
     grad: Tensor,
     lse: Tensor,

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from s3h_ext.ops.reference import compute_dtype
+from s3h_ext.ops.reference import compute_dtype, outside_autocast
 
 _CHUNK_ELEMENTS = 1 << 22
 
@@ -48,6 +48,7 @@ def _nearest(
     return row, (features - chosen).square().sum(dim=1)
 
 
+@outside_autocast
 def accumulate_prototypes(
     features: Tensor,
     labels: Tensor,

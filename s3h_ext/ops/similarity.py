@@ -143,6 +143,8 @@ def similarity_logsumexp(
             raise ValueError(
                 f"same_label_bias must be a number below infinity, got {value}"
             )
+    if query_labels is None and (bias is not None or value != 0):
+        raise ValueError("same_label_bias needs query_labels, which are None")
     return cast(
         Tensor,
         torch.ops.s3h.similarity_logsumexp(
