@@ -19,7 +19,10 @@ def whole(method):
     """A method's options as a file names them, over the defaults of its class."""
     name = method["class_path"]
     parameters = inspect.signature(getattr(methods, name)).parameters.values()
-    options = {p.name: p.default for p in parameters if p.default is not p.empty}
+    # A record leaves out what is None.
+    options = {
+        p.name: p.default for p in parameters if p.default not in (p.empty, None)
+    }
     for key, value in method.get("init_args", {}).items():
         options[key] = whole(value) if isinstance(value, dict) else value
     return {"class_path": f"s3h_ext.methods.{name}", "init_args": options}
