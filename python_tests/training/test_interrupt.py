@@ -4,7 +4,10 @@ import signal
 
 import pytest
 
+from s3h_ext.training import leaving
 from s3h_ext.training.interrupt import SIGNALS, StopRequest
+from s3h_ext.training.options import parse_options
+from s3h_ext.training.trainer import Trainer
 
 
 @pytest.mark.parametrize("first", SIGNALS)
@@ -19,3 +22,21 @@ def test_a_further_sigterm_does_not_interrupt_and_a_further_sigint_does(first):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_finished_run_has_its_report_though_it_was_to_stop(tmp_path, monkeypatch):
+    write = leaving.write_summary
+
+    def stop_behind_it(*arguments):
+        write(*arguments)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(leaving, "write_summary", stop_behind_it)
+    options = "--preset digits-lt/ce --model.backbone resnet20 --epochs 1 --device cpu"
+    config, record, _ = parse_options(options.split())
+    try:
+        Trainer(config, record, tmp_path).fit()
+    except KeyboardInterrupt:
+        pytest.fail("the signal ended it")
+    assert (tmp_path / "report.html").exists()
+    assert (tmp_path / "per_class.csv").exists()
