@@ -7,7 +7,6 @@ import types
 from pathlib import Path
 
 import pytest
-import torch
 from torch import nn
 
 from s3h_ext import losses
@@ -132,18 +131,3 @@ def test_every_sampler_and_recipe_is_listed():
     assert listed == list(samplers.SAMPLERS)
     listed = first_column("recipes.md", "any recipes on the same images")
     assert set(listed) == set(recipes.RECIPES)
-
-
-def test_supcontrast_is_a_factor_away():
-    """What the page says of SupContrast's temperature / base_temperature."""
-    from s3h_ext.losses import SupConLoss
-
-    z = nn.functional.normalize(torch.randn(6, 2, 8), dim=-1)
-    labels = torch.tensor([0, 1, 0, 2, 1, 1])
-    rows, every = z.transpose(0, 1).flatten(0, 1), labels.repeat(2)
-    scores = rows @ rows.T / 0.1
-    others = ~torch.eye(12, dtype=torch.bool)
-    log_share = scores - scores.masked_fill(~others, -torch.inf).logsumexp(1, True)
-    positive = (every[:, None] == every) & others
-    theirs = -(0.1 / 0.07) * (log_share * positive).sum(1) / positive.sum(1)
-    torch.testing.assert_close(SupConLoss(0.1)(z, labels) * (0.1 / 0.07), theirs.mean())

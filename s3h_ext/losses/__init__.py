@@ -7,10 +7,14 @@ the denominators are calls of :func:`s3h_ext.ops.similarity_logsumexp`. On the C
 SupCon is both in one operation (:func:`s3h_ext.ops.supervised_contrastive`). No N×M
 matrix is ever formed.
 
-Common to all of them: rows are used as they are given (normalise them first), a
-negative label belongs to no class, and an anchor for which the loss is undefined (no
-positive, or nothing in its denominator) adds nothing and is not counted by
-``reduction="mean"``.
+Common to all of them: rows are used as they are given (normalise them first), and an
+anchor for which the loss is undefined (no positive, or nothing in its denominator) adds
+nothing and is not counted by ``reduction="mean"``. A row with a negative label has no
+class: it is no anchor, and as a key it equals nothing. In a queue a negative label
+marks an empty place, which adds nothing, whatever it holds. Labels are integers of any
+type but uint64. One that is not below the number of classes, where that is known, is a
+``ValueError`` on the CPU, and no class on a GPU and under ``torch.compile``, where
+looking at it would wait.
 
 In several processes (``torch.distributed``) each has the rows of its part of the batch.
 With ``gather=True`` its rows are the anchors, the rows of all processes are the keys,
@@ -23,8 +27,8 @@ their sum is to be multiplied by R. All processes have to call it. Without ``gat
 process contrasts its own rows alone.
 
 The losses of classifiers (:mod:`s3h_ext.losses.classification`) take logits and, where
-the classes' sizes matter, their training counts; ``effective_number_weights`` makes
-class weights of counts.
+the classes' sizes matter, their training counts; a row with a negative label is not
+counted by them either. ``effective_number_weights`` makes class weights of counts.
 """
 
 from s3h_ext.losses._common import ContrastiveStats

@@ -1,17 +1,31 @@
-"""What the contrastive losses share: numbering of classes, checks, the reduction."""
+"""What the losses share: checks, numbering of classes, the reduction."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import math
+import numbers
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from s3h_ext.ops import class_sum_dots, gather_rows
+from s3h_ext.ops._arguments import check_matrices, check_temperature, check_tensor
 from s3h_ext.ops.gather import process_count
+from s3h_ext.ops.reference import compute_dtype
 
 Reduction = Literal["mean", "sum", "none"]
+
+_LABELS = (
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+)
 
 
 class ContrastiveStats(NamedTuple):
@@ -30,13 +44,14 @@ class ContrastiveModule(nn.Module):
     """Holds the settings of a loss whose ``forward`` calls its function.
 
     Args:
-        temperature: τ.
+        temperature: τ, a number > 0.
         reduction: ``"mean"`` over counted anchors, ``"sum"`` or ``"none"``.
         num_classes: upper bound of the labels, where known.
         gather: contrast with the rows of all processes, see :mod:`s3h_ext.losses`.
 
     Raises:
-        ValueError: the reduction is not one of these.
+        TypeError: the temperature or the number of classes is no number.
+        ValueError: an argument is not as above.
     """
 
     def __init__(
@@ -47,9 +62,9 @@ class ContrastiveModule(nn.Module):
         gather: bool = False,
     ) -> None:
         super().__init__()
-        self.temperature = temperature
+        self.temperature = check_temperature(temperature)
         self.reduction = check_reduction(reduction)
-        self.num_classes = num_classes
+        self.num_classes = check_num_classes(num_classes)
         self.gather = gather
 
     def extra_repr(self) -> str:
@@ -66,33 +81,132 @@ def check_reduction(reduction: Reduction) -> Reduction:
     return reduction
 
 
-def check_labels(features: Tensor, labels: Tensor, ndim: int) -> None:
-    if features.ndim != ndim:
-        raise ValueError(
-            f"features must have {ndim} dimensions, got shape {tuple(features.shape)}"
+def check_num_classes(num_classes: int | None) -> int | None:
+    if num_classes is None:
+        return None
+    if not isinstance(num_classes, numbers.Integral):
+        raise TypeError(
+            f"num_classes must be an int or None, got {type(num_classes).__name__}"
         )
-    if labels.shape != features.shape[:1]:
-        raise ValueError(
-            f"labels must have shape ({features.shape[0]},), got {tuple(labels.shape)}"
-        )
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise TypeError(f"labels must be integers, got {labels.dtype}")
-    if labels.device != features.device:
-        raise ValueError(f"labels must be on {features.device}, got {labels.device}")
+    if num_classes < 0:
+        raise ValueError(f"num_classes must not be negative, got {num_classes}")
+    return int(num_classes)
 
 
-def flatten_views(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def check_number(name: str, value: Any, *, positive: bool = False) -> float:
+    """Returns a finite number >= 0, or > 0 if ``positive``, as a float."""
+    expected = f"{name}: expected a finite number {'>' if positive else '>='} 0"
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{expected}, got {type(value).__name__}")
+    number = float(value)
+    if not 0.0 <= number < math.inf or (positive and number == 0):
+        raise ValueError(f"{expected}, got {value}")
+    return number
+
+
+def check_labels(
+    name: str,
+    labels: Tensor,
+    rows: Tensor,
+    of: str,
+    num_classes: int | None = None,
+) -> Tensor:
+    """Returns one integer for each row as int64, whose range holds any number of them.
+
+    Args:
+        name: of the labels.
+        labels: integers ``[N]``.
+        rows: ``[N, ...]``.
+        of: name of the rows.
+        num_classes: what the labels are below, where known. That is not looked at where
+            it would wait for a device, or where there is no value to look at.
+    """
+    check_tensor(name, labels)
+    if labels.dtype not in _LABELS:
+        raise TypeError(f"{name} must be integers, got {labels.dtype}")
+    if labels.shape != rows.shape[:1]:
+        raise ValueError(
+            f"{name} must have shape ({rows.shape[0]},), one for each row of {of}, "
+            f"got {tuple(labels.shape)}"
+        )
+    if labels.device != rows.device:
+        raise ValueError(f"{name} must be on {rows.device}, got {labels.device}")
+    labels = labels.long()
+    if num_classes is not None:
+        _check_below(name, labels, num_classes)
+    return labels
+
+
+def _check_below(name: str, labels: Tensor, num_classes: int) -> None:
+    if labels.device.type != "cpu" or torch.compiler.is_compiling() or not len(labels):
+        return
+    try:
+        highest = int(labels.max())
+    except RuntimeError:  # fake tensors, vmap
+        return
+    if highest >= num_classes:
+        raise ValueError(
+            f"{name} must be below {num_classes}, the number of classes, got {highest}"
+        )
+
+
+def check_logits(logits: Tensor, per_class: Tensor | None = None) -> Tensor:
+    """Returns logits ``[N, C]`` in float64 if they are, else in float32.
+
+    Args:
+        logits: floating point.
+        per_class: ``[C]``, what a loss made of the ``class_counts``.
+    """
+    check_tensor("logits", logits)
+    if not logits.is_floating_point():
+        raise TypeError(f"logits must be floating point, got {logits.dtype}")
+    got = f"got shape {tuple(logits.shape)}"
+    if logits.ndim != 2:
+        raise ValueError(f"logits must be [N, C], {got}")
+    if per_class is not None and logits.shape[1] != len(per_class):
+        raise ValueError(
+            f"logits must be [N, {len(per_class)}], one column for each of the loss's "
+            f"class_counts, {got}"
+        )
+    if per_class is not None and logits.device != per_class.device:
+        raise ValueError(
+            f"logits must be on {per_class.device} like the loss, got {logits.device}"
+        )
+    return logits.to(compute_dtype(logits.dtype))
+
+
+def check_weight(weight: Tensor | None, logits: Tensor) -> Tensor | None:
+    """Returns the classes' weights ``[C]`` in the logits' type."""
+    if weight is None:
+        return None
+    check_tensor("weight", weight)
+    if not weight.is_floating_point():
+        raise TypeError(f"weight must be floating point, got {weight.dtype}")
+    if weight.shape != logits.shape[1:]:
+        raise ValueError(
+            f"weight must have shape ({logits.shape[1]},), one for each column of "
+            f"logits, got {tuple(weight.shape)}"
+        )
+    if weight.device != logits.device:
+        raise ValueError(f"weight must be on {logits.device}, got {weight.device}")
+    return weight.to(logits.dtype)
+
+
+def flatten_views(
+    features: Tensor, labels: Tensor, num_classes: int | None
+) -> tuple[Tensor, Tensor]:
     """Returns features ``[B·V, D]``, sample-major, and their labels ``[B·V]``."""
-    if features.ndim == 2:
-        check_labels(features, labels, 2)
-        return features, labels
-    if features.ndim != 3:
+    check_tensor("features", features)
+    if features.ndim not in (2, 3):
         raise ValueError(
-            f"features must be [B, V, D] or [N, D], got {tuple(features.shape)}"
+            f"features must be [B, V, D] or [N, D], got shape {tuple(features.shape)}"
         )
-    check_labels(features, labels, 3)
-    views = features.shape[1]
-    return features.flatten(0, 1), labels.repeat_interleave(views)
+    labels = check_labels("labels", labels, features, "features", num_classes)
+    if features.ndim == 3:
+        labels = labels.repeat_interleave(features.shape[1])
+        features = features.flatten(0, 1)
+    check_matrices(features, None, "features")
+    return features, labels
 
 
 class Keys(NamedTuple):
@@ -150,13 +264,12 @@ def class_index(labels: Tensor, num_classes: int | None) -> tuple[Tensor, int]:
     """Numbers classes, without waiting for the device.
 
     Args:
-        labels: ``[N]``.
+        labels: ``[N]`` int64.
         num_classes: upper bound of the labels, or None to number them by sorting.
 
     Returns:
         ``[N]`` int64 in [0, size], where size means no class; and size.
     """
-    labels = labels.long()  # the number of classes may be beyond a smaller type's range
     if num_classes is not None:
         known = (labels >= 0) & (labels < num_classes)
         return torch.where(known, labels, num_classes), num_classes
@@ -182,24 +295,41 @@ def same_class_bias(number: Tensor, seen: Tensor) -> Tensor:
     return (number / seen.clamp(min=1)).log()
 
 
-def check_columns(name: str, tensor: Tensor, features: Tensor) -> None:
+def classes_of(name: str, rows: Tensor, num_classes: int | None) -> int:
+    """Returns the number of classes that have one of ``rows`` each."""
+    found = rows.shape[0]
+    if num_classes is not None and num_classes != found:
+        raise ValueError(
+            f"num_classes must be {found}, the number of {name}, got {num_classes}"
+        )
+    return found
+
+
+def check_columns(name: str, tensor: Tensor, features: Tensor) -> Tensor:
+    """Returns rows ``[*, D]`` in the features' type, see :func:`check_type`."""
+    check_tensor(name, tensor)
     if tensor.ndim != 2 or tensor.shape[1] != features.shape[1]:
         raise ValueError(
             f"{name} must be [*, {features.shape[1]}] like the features, "
             f"got shape {tuple(tensor.shape)}"
         )
-    check_type(name, tensor, features)
+    return check_type(name, tensor, features)
 
 
-def check_type(name: str, tensor: Tensor, features: Tensor) -> None:
+def check_type(name: str, tensor: Tensor, features: Tensor) -> Tensor:
+    """Returns the tensor in the features' type, which must hold its own."""
     if tensor.device != features.device:
         raise ValueError(f"{name} must be on {features.device}, got {tensor.device}")
-    wider = torch.promote_types(tensor.dtype, features.dtype) != features.dtype
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
     # Under autocast types meet in the wider one.
-    if wider and not torch.is_autocast_enabled(features.device.type):
+    if torch.is_autocast_enabled(features.device.type):
+        return tensor
+    if torch.promote_types(tensor.dtype, features.dtype) != features.dtype:
         raise TypeError(
             f"{name} must have the features' type {features.dtype}, got {tensor.dtype}"
         )
+    return tensor.to(features.dtype)
 
 
 def reduce(

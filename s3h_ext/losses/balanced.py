@@ -12,8 +12,10 @@ from s3h_ext.losses._common import (
     ContrastiveStats,
     Reduction,
     check_columns,
+    check_num_classes,
     class_counts,
     class_index,
+    classes_of,
     flatten_views,
     gather_keys,
     key_sum_dots,
@@ -21,6 +23,7 @@ from s3h_ext.losses._common import (
     same_class_bias,
 )
 from s3h_ext.ops import class_sum_dots, similarity_logsumexp
+from s3h_ext.ops._arguments import check_temperature, check_tensor
 
 
 @overload
@@ -67,11 +70,11 @@ def balanced_contrastive_loss(  # type: ignore[misc]
 
     Args:
         features: ``[B, V, D]`` or ``[N, D]``.
-        labels: ``[B]`` or ``[N]`` integers; outside [0, C): no class.
+        labels: ``[B]`` or ``[N]`` integers below C; negative: no class.
         centres: ``[C, D]``, ``[S, C, D]`` for S sets, or None.
         temperature: τ.
         reduction: ``"mean"`` over counted anchors, ``"sum"``, or ``"none"`` ``[N]``.
-        num_classes: upper bound of the labels where there are no centres; optional.
+        num_classes: C, upper bound of the labels; with centres their number.
         gather: contrast with the rows of all processes, see :mod:`s3h_ext.losses`.
         return_stats: also return :class:`ContrastiveStats`.
 
@@ -88,15 +91,21 @@ def balanced_contrastive_loss(  # type: ignore[misc]
         >>> balanced_contrastive_loss(z, torch.arange(8) % 3, centres).shape
         torch.Size([])
     """
-    features, labels = flatten_views(features, labels)
+    temperature = check_temperature(temperature)
+    num_classes = check_num_classes(num_classes)
     sets: list[Tensor] = []
     if centres is not None:
+        check_tensor("centres", centres)
+        if centres.ndim not in (2, 3):
+            raise ValueError(
+                f"centres must be [C, D] or [S, C, D], got shape {tuple(centres.shape)}"
+            )
         sets = list(centres.unbind(0)) if centres.ndim == 3 else [centres]
         if not sets:
             raise ValueError("centres: expected at least one set, got none")
-        for centre_set in sets:
-            check_columns("centres", centre_set, features)
-        num_classes = sets[0].shape[0]
+        num_classes = classes_of("centres", sets[0], num_classes)
+    features, labels = flatten_views(features, labels, num_classes)
+    sets = [check_columns("centres", one, features) for one in sets]
     keys = gather_keys(features, labels, gather)
     every_class, size = class_index(keys.labels, num_classes)
     dots = key_sum_dots(features, keys, every_class, size)

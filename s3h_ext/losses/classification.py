@@ -1,7 +1,9 @@
 """Cross-entropy variants for long-tailed data, and class weights from counts.
 
-Losses are float64 for float64 logits, else float32. Labels are integers in [0, C); none
-is ignored.
+Losses are float64 for float64 logits, else float32. Labels are integers below C; a row
+with a negative label, PyTorch's -100 or another, adds nothing and is not counted by the
+mean, and the mean over no row at all is 0. A label of C or more is an error: on the CPU
+a ``ValueError``, on a GPU, where looking at it would wait, a device-side one.
 """
 
 from __future__ import annotations
@@ -14,19 +16,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s3h_ext.ops.reference import compute_dtype
+from s3h_ext.losses._common import (
+    check_labels,
+    check_logits,
+    check_number,
+    check_weight,
+)
 
 Counts = Sequence[int] | np.ndarray | Tensor
 
 
 def _counts(class_counts: Counts) -> Tensor:
-    counts = torch.as_tensor(class_counts).detach().to("cpu", torch.float64)
-    if counts.ndim != 1 or not len(counts) or not bool((counts >= 1).all()):
-        raise ValueError(
-            "class_counts: expected one count >= 1 for each class, got "
-            f"{class_counts!r}"
-        )
+    expected = "class_counts: expected one count >= 1 for each class"
+    try:
+        counts = torch.as_tensor(class_counts).detach().to("cpu", torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{expected}, got {class_counts!r}") from None
+    fit = (counts >= 1) & (counts < math.inf)
+    if counts.ndim != 1 or not len(counts) or not bool(fit.all()):
+        raise ValueError(f"{expected}, got {class_counts!r}")
     return counts
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns ``[N]`` losses, 0 for rows without a class, and which rows have one."""
+    counted = labels >= 0
+    targets = labels.masked_fill(~counted, -100)
+    rows = F.cross_entropy(logits, targets, reduction="none", ignore_index=-100)
+    return rows, counted
+
+
+def _of_class(values: Tensor, labels: Tensor) -> Tensor:
+    """Returns ``[N]`` of values ``[C]``; for a row without a class any of them."""
+    return values[labels.clamp(min=0)]
+
+
+def _mean(total: Tensor, number: Tensor) -> Tensor:
+    """Returns the mean of what adds up to a total; 0 of nothing."""
+    return total / torch.where(number > 0, number, 1)
 
 
 def effective_number_weights(class_counts: Counts, beta: float = 0.9999) -> Tensor:
@@ -49,7 +76,8 @@ def effective_number_weights(class_counts: Counts, beta: float = 0.9999) -> Tens
         >>> effective_number_weights([1000, 10], beta=0.999).round(decimals=3)
         tensor([0.0310, 1.9690])
     """
-    if not 0.0 <= beta < 1.0:
+    beta = check_number("beta", beta)
+    if beta >= 1.0:
         raise ValueError(f"beta: expected a number in [0, 1), got {beta}")
     counts = _counts(class_counts)
     # -expm1(n log beta) keeps its digits where beta ** n is close to 1.
@@ -80,27 +108,29 @@ class LogitAdjustedLoss(nn.Module):
 
     def __init__(self, class_counts: Counts, tau: float = 1.0) -> None:
         super().__init__()
-        if not (math.isfinite(tau) and tau >= 0):
-            raise ValueError(f"tau: expected a finite number >= 0, got {tau}")
+        self.tau = check_number("tau", tau)
         counts = _counts(class_counts)
-        self.tau = tau
         self.register_buffer(
             "adjustment",
-            (tau * (counts / counts.sum()).log()).float(),
+            (self.tau * (counts / counts.sum()).log()).float(),
             persistent=False,
         )
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss of ``logits [N, C]`` and ``labels [N]``."""
-        logits = logits.to(compute_dtype(logits.dtype))
-        return F.cross_entropy(logits + self.adjustment, labels.long())
+        logits = check_logits(logits, self.adjustment)
+        labels = check_labels("labels", labels, logits, "logits", logits.shape[1])
+        rows, counted = _cross_entropy(logits + self.adjustment, labels)
+        return _mean(rows.sum(), counted.sum())
 
 
 class FocalLoss(nn.Module):
     """Focal loss, ``(1 - p_y) ** gamma * CE`` (Lin et al., ICCV 2017, equation 4).
 
     With ``weight`` from :func:`effective_number_weights` it is the class-balanced focal
-    loss. The mean is over samples, weights included, as in LDAM-DRW's baseline.
+    loss, ``w_y (1 - p_y) ** gamma * CE`` (Cui et al., CVPR 2019). The mean is over
+    samples, not over their weights. LDAM-DRW's code has the weight inside the focus as
+    well, ``(1 - exp(-l)) ** gamma * l`` with ``l = w_y CE``, which is another loss.
 
     Args:
         gamma: focusing strength, finite and >= 0; 0 is cross-entropy. LDAM-DRW's tables
@@ -114,22 +144,22 @@ class FocalLoss(nn.Module):
 
     def __init__(self, gamma: float = 1.0) -> None:
         super().__init__()
-        if not (math.isfinite(gamma) and gamma >= 0):
-            raise ValueError(f"gamma: expected a finite number >= 0, got {gamma}")
-        self.gamma = gamma
+        self.gamma = check_number("gamma", gamma)
 
     def forward(
         self, logits: Tensor, labels: Tensor, weight: Tensor | None = None
     ) -> Tensor:
         """Return the mean loss of ``logits [N, C]``, ``labels [N]``, ``weight [C]``."""
-        logits, labels = logits.to(compute_dtype(logits.dtype)), labels.long()
-        cross_entropy = F.cross_entropy(logits, labels, reduction="none")
+        logits = check_logits(logits)
+        labels = check_labels("labels", labels, logits, "logits", logits.shape[1])
+        weight = check_weight(weight, logits)
+        cross_entropy, counted = _cross_entropy(logits, labels)
         # 1 - p through expm1: exact where p is close to 1, and never below 0.
         focus = (-torch.expm1(-cross_entropy)).clamp_min(1e-12) ** self.gamma
         loss = focus * cross_entropy
         if weight is not None:
-            loss = loss * weight[labels]
-        return loss.mean()
+            loss = loss * _of_class(weight, labels)
+        return _mean(loss.sum(), counted.sum())
 
 
 class LDAMLoss(nn.Module):
@@ -157,12 +187,8 @@ class LDAMLoss(nn.Module):
         self, class_counts: Counts, max_margin: float = 0.5, scale: float = 30.0
     ) -> None:
         super().__init__()
-        if not (math.isfinite(max_margin) and max_margin >= 0):
-            raise ValueError(
-                f"max_margin: expected a finite number >= 0, got {max_margin}"
-            )
-        if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"scale: expected a finite number > 0, got {scale}")
+        max_margin = check_number("max_margin", max_margin)
+        scale = check_number("scale", scale, positive=True)
         counts = _counts(class_counts)
         margins = max_margin * (counts.min() / counts) ** 0.25
         self.register_buffer("margins", (scale * margins).float(), persistent=False)
@@ -174,8 +200,14 @@ class LDAMLoss(nn.Module):
 
         With weights the mean is weighted, as in ``torch.nn.CrossEntropyLoss``.
         """
-        logits, labels = logits.to(compute_dtype(logits.dtype)), labels.long()
-        margins = self.margins[labels].to(logits.dtype)
-        margin = torch.zeros_like(logits).scatter_(1, labels[:, None], margins[:, None])
-        weight = None if weight is None else weight.to(logits.dtype)
-        return F.cross_entropy(logits - margin, labels, weight=weight)
+        logits = check_logits(logits, self.margins)
+        labels = check_labels("labels", labels, logits, "logits", logits.shape[1])
+        weight = check_weight(weight, logits)
+        columns = torch.arange(logits.shape[1], device=logits.device)
+        margins = _of_class(self.margins, labels).to(logits.dtype)
+        margin = torch.where(columns == labels[:, None], margins[:, None], 0)
+        rows, counted = _cross_entropy(logits - margin, labels)
+        if weight is None:
+            return _mean(rows.sum(), counted.sum())
+        shares = torch.where(counted, _of_class(weight, labels), 0)
+        return _mean((shares * rows).sum(), shares.sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, overload
 
 import torch
@@ -13,12 +14,15 @@ from s3h_ext.losses._common import (
     Reduction,
     check_columns,
     check_labels,
+    check_num_classes,
     class_counts,
     class_index,
+    classes_of,
     reduce,
     same_class_bias,
 )
 from s3h_ext.ops import class_sum_dots, gather_rows, similarity_logsumexp
+from s3h_ext.ops._arguments import check_matrices, check_temperature
 
 
 @overload
@@ -68,21 +72,23 @@ def cross_model_contrastive_loss(  # type: ignore[misc]
     is the key that row i must not see, if any, of the same image and so with its label;
     w_ia is the number of keys of a's class that row i sees. Keys that require a
     gradient get one: detach a momentum model's. An anchor without a positive is
-    skipped.
+    skipped. A queue that is not full yet has empty places: they add nothing, to the
+    loss or to a gradient, whatever they hold.
 
     Args:
         features: ``[N, D]``.
-        labels: ``[N]`` integers; negative: no class.
+        labels: ``[N]`` integers below C; negative: no class.
         keys: ``[M, D]`` from the other model.
-        key_labels: ``[M]``.
-        centres: ``[C, D]`` or None; with centres labels are within [0, C).
+        key_labels: ``[M]`` integers below C; negative: no class, the key is seen as
+            what it is, a row that equals nothing.
+        centres: ``[C, D]`` or None.
         queue: ``[Q, D]`` earlier keys, or None.
-        queue_labels: ``[Q]``; negative: an empty place, which equals nothing but is
-            seen. With ``queue`` only.
+        queue_labels: ``[Q]`` integers below C; negative: an empty place. With
+            ``queue`` only.
         self_index: ``[N]``: e_i, an index into ``keys``; any other value: none.
         temperature: τ.
         reduction: ``"mean"`` over counted anchors, ``"sum"``, or ``"none"`` ``[N]``.
-        num_classes: upper bound of the labels where there are no centres; optional.
+        num_classes: C, upper bound of the labels; with centres their number.
         gather: take the keys of all processes, see :mod:`s3h_ext.losses`. There
             ``self_index`` counts this process's own keys, and queue and centres are the
             same everywhere.
@@ -101,9 +107,17 @@ def cross_model_contrastive_loss(  # type: ignore[misc]
         >>> cross_model_contrastive_loss(z, labels, z.detach(), labels).shape
         torch.Size([])
     """
-    check_labels(features, labels, 2)
-    check_columns("keys", keys, features)
-    check_labels(keys, key_labels, 2)
+    temperature = check_temperature(temperature)
+    num_classes = check_num_classes(num_classes)
+    check_matrices(features, None, "features")
+    if centres is not None:
+        centres = check_columns("centres", centres, features)
+        num_classes = classes_of("centres", centres, num_classes)
+    labels = check_labels("labels", labels, features, "features", num_classes)
+    keys = check_columns("keys", keys, features)
+    key_labels = check_labels("key_labels", key_labels, keys, "keys", num_classes)
+    if self_index is not None:
+        self_index = check_labels("self_index", self_index, features, "features")
     if not len(keys):
         self_index = None  # it says nothing of queue and centres
     if (queue is None) != (queue_labels is None):
@@ -115,16 +129,19 @@ def cross_model_contrastive_loss(  # type: ignore[misc]
             inside = (self_index >= 0) & (self_index < local)
             self_index = torch.where(inside, self_index + start, -1)
     seen, seen_labels = [keys], [key_labels]
+    empty: Tensor | None = None
     if queue is not None and queue_labels is not None:
-        check_columns("queue", queue, features)
-        check_labels(queue, queue_labels, 2)
-        seen.append(queue)
+        queue = check_columns("queue", queue, features)
+        queue_labels = check_labels(
+            "queue_labels", queue_labels, queue, "queue", num_classes
+        )
+        empty = queue_labels < 0
+        # By selection: 0 times what an empty place holds may be NaN.
+        seen.append(queue.masked_fill(empty[:, None], 0))
         seen_labels.append(queue_labels)
     if centres is not None:
-        check_columns("centres", centres, features)
-        num_classes = centres.shape[0]
         seen.append(centres)
-        seen_labels.append(torch.arange(num_classes, device=labels.device))
+        seen_labels.append(torch.arange(len(centres), device=labels.device))
     rows = features.shape[0]
     classes, size = class_index(torch.cat([labels, *seen_labels]), num_classes)
     classes, key_classes = classes[:rows], classes[rows:]
@@ -149,11 +166,15 @@ def cross_model_contrastive_loss(  # type: ignore[misc]
         positives = number - same.to(number.dtype)
         # Other places of the joined keys are not meant by the index.
         self_index = torch.where(inside, self_index, -1)
+    key_bias = -counts.index_select(0, key_classes).log()
+    if empty is not None:
+        places = slice(len(keys), len(keys) + len(empty))
+        key_bias[places].masked_fill_(empty, -math.inf)
     lse = similarity_logsumexp(
         features,
         every_key,
         temperature=temperature,
-        key_bias=-counts.index_select(0, key_classes).log(),
+        key_bias=key_bias,
         query_labels=torch.where(classes < size, classes, -1),
         key_labels=torch.where(key_classes < size, key_classes, -1),
         same_label_bias=same_class_bias(number, positives),

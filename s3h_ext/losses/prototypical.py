@@ -17,6 +17,7 @@ from s3h_ext.losses._common import (
     reduce,
 )
 from s3h_ext.ops import similarity_logsumexp
+from s3h_ext.ops._arguments import check_matrices, check_temperature, check_tensor
 
 
 @overload
@@ -52,12 +53,12 @@ def prototypical_supcon_loss(  # type: ignore[misc]
     The own class is *not* in the denominator, so the loss is no softmax and can be
     negative. With K prototypes a class, ``exp(z_i·p_j/τ)`` becomes the mean over the
     class's prototypes, in numerator and denominator alike; K = 1 is the paper's loss.
-    With a single class, or a label outside [0, C), the anchor is skipped. Memory is
+    With a single class, or a negative label, the anchor is skipped. Memory is
     O((N·K + C·K)·D).
 
     Args:
         features: ``[N, D]``.
-        labels: ``[N]`` integers.
+        labels: ``[N]`` integers below C; negative: no class.
         prototypes: ``[C, D]`` or ``[C, K, D]``; learnable where they require grad.
         temperature: τ.
         reduction: ``"mean"`` over counted anchors, ``"sum"``, or ``"none"`` ``[N]``.
@@ -77,7 +78,9 @@ def prototypical_supcon_loss(  # type: ignore[misc]
         >>> prototypical_supcon_loss(z, torch.arange(8) % 3, centres).shape
         torch.Size([])
     """
-    check_labels(features, labels, 2)
+    temperature = check_temperature(temperature)
+    check_matrices(features, None, "features")
+    check_tensor("prototypes", prototypes)
     if prototypes.ndim == 2:
         prototypes = prototypes[:, None, :]
     if prototypes.ndim != 3 or prototypes.shape[-1] != features.shape[-1]:
@@ -85,9 +88,9 @@ def prototypical_supcon_loss(  # type: ignore[misc]
             f"prototypes must be [C, {features.shape[-1]}] or "
             f"[C, K, {features.shape[-1]}], got shape {tuple(prototypes.shape)}"
         )
-    check_type("prototypes", prototypes, features)
-    labels = labels.long()  # the number of classes may be beyond a smaller type's range
+    prototypes = check_type("prototypes", prototypes, features)
     num_classes, per_class, depth = prototypes.shape
+    labels = check_labels("labels", labels, features, "features", num_classes)
     owners = torch.arange(num_classes, device=labels.device)
     lse = similarity_logsumexp(
         features,
@@ -101,7 +104,7 @@ def prototypical_supcon_loss(  # type: ignore[misc]
     inside = (labels >= 0) & (labels < num_classes)
     if num_classes == 0:
         return reduce(lse, inside, reduction, return_stats, gather)
-    own = prototypes.index_select(0, torch.where(inside, labels, 0).long())
+    own = prototypes.index_select(0, torch.where(inside, labels, 0))
     scores = (own.to(lse.dtype) * features.to(lse.dtype)[:, None, :]).sum(dim=-1)
     attraction = (scores / temperature).logsumexp(dim=1)
     counted = inside & (lse > -math.inf)

@@ -11,6 +11,7 @@ from s3h_ext.losses._common import (
     ContrastiveStats,
     Keys,
     Reduction,
+    check_num_classes,
     class_counts,
     class_index,
     flatten_views,
@@ -19,6 +20,7 @@ from s3h_ext.losses._common import (
     reduce,
 )
 from s3h_ext.ops import similarity_logsumexp, supervised_contrastive
+from s3h_ext.ops._arguments import check_temperature
 
 
 @overload
@@ -57,7 +59,8 @@ def supcon_loss(  # type: ignore[misc]
 
     Args:
         features: ``[B, V, D]`` (V views of each sample) or ``[N, D]``.
-        labels: ``[B]`` or ``[N]`` integers; negative: no class.
+        labels: ``[B]`` or ``[N]`` integers below ``num_classes``; negative: no class,
+            the row is no anchor and stays in the others' denominators.
         temperature: τ.
         reduction: ``"mean"`` over counted anchors, ``"sum"``, or ``"none"``, which
             gives ``[B·V]`` (sample-major) with 0 at skipped anchors.
@@ -79,7 +82,9 @@ def supcon_loss(  # type: ignore[misc]
         >>> supcon_loss(z, torch.tensor([0, 1, 0, 2])).shape
         torch.Size([])
     """
-    features, labels = flatten_views(features, labels)
+    temperature = check_temperature(temperature)
+    num_classes = check_num_classes(num_classes)
+    features, labels = flatten_views(features, labels, num_classes)
     keys = gather_keys(features, labels, gather)
     if keys.rows is None and features.device.type == "cpu":
         loss, number = supervised_contrastive(

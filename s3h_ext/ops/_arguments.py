@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import torch
@@ -38,8 +39,15 @@ def refuse_forward_mode(operator: str, *tensors: Tensor | None) -> None:
             )
 
 
+def check_tensor(name: str, value: Any) -> None:
+    """Refuses lists and arrays, which know no device."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+
+
 def check_matrices(queries: Tensor, keys: Tensor | None, name: str = "queries") -> None:
     """Checks queries ``[N, D]``, called ``name``, and keys ``[M, D]`` of their type."""
+    check_tensor(name, queries)
     if queries.ndim != 2:
         raise ValueError(f"{name} must be [N, D], got shape {tuple(queries.shape)}")
     if queries.dtype not in _FLOATS:
@@ -48,6 +56,7 @@ def check_matrices(queries: Tensor, keys: Tensor | None, name: str = "queries") 
         )
     if keys is None:
         return
+    check_tensor("keys", keys)
     if keys.ndim != 2 or keys.shape[1] != queries.shape[1]:
         raise ValueError(
             f"keys must be [M, {queries.shape[1]}] like the queries, "
@@ -63,17 +72,22 @@ def check_matrices(queries: Tensor, keys: Tensor | None, name: str = "queries") 
 
 def check_temperature(temperature: Any) -> float:
     """Returns the temperature as a float: a positive, finite number."""
-    if not isinstance(temperature, (int, float)):
+    if not isinstance(temperature, numbers.Real):
+        remedy = "; for a learned one divide the rows by its square root and pass 1.0"
         raise TypeError(
             f"temperature must be a number, got {type(temperature).__name__}"
+            + (remedy if isinstance(temperature, Tensor) else "")
         )
-    if not (math.isfinite(temperature) and temperature > 0):
+    # By comparison: under torch.compile a number may be symbolic, which math refuses.
+    number = float(temperature)
+    if not 0.0 < number < math.inf:
         raise ValueError(f"temperature must be finite and above 0, got {temperature}")
-    return float(temperature)
+    return number
 
 
 def check_vector(name: str, tensor: Tensor, size: int, device: torch.device) -> None:
     """Checks shape ``[size]`` and device."""
+    check_tensor(name, tensor)
     if tensor.shape != (size,):
         raise ValueError(f"{name} must have shape ({size},), got {tuple(tensor.shape)}")
     if tensor.device != device:

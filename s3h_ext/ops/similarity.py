@@ -139,7 +139,7 @@ def similarity_logsumexp(
         check_bias("same_label_bias", bias, rows, device)
     else:
         value = float(same_label_bias)
-        if math.isnan(value) or value == math.inf:
+        if not value < math.inf:
             raise ValueError(
                 f"same_label_bias must be a number below infinity, got {value}"
             )

@@ -88,7 +88,7 @@ def render_views(
         )
     if dtype not in _DTYPES:
         raise TypeError(f"dtype: expected one of {_DTYPES}, got {dtype}")
-    if not math.isfinite(patches.fill):
+    if not -math.inf < patches.fill < math.inf:
         raise ValueError(f"patches.fill: expected a finite number, got {patches.fill}")
     _check_patches(patches, channels, device)
     views = patches.count()

@@ -1,0 +1,303 @@
+"""Every public operation and loss under ``torch.compile``, in one graph.
+
+Each case is called three times by the same compiled function, with another size and
+another number: first both are constants of the graph, then symbols. It gives what it
+gives uncompiled: values, gradients, and what it wrote into its arguments.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from s3h_ext import losses, ops
+from s3h_ext.ops.view_constraints import FOUR_CORNERS, Constraint, RandomResizedCrop
+
+CLASSES = 3
+OFFSETS = torch.tensor([0, 2, 3, 5])
+COUNTS = [50, 20, 3]
+SIDES = Constraint(RandomResizedCrop((0.3, 1.0)), FOUR_CORNERS)
+
+
+@dataclass
+class Case:
+    """What is called.
+
+    Attributes:
+        call: with a number and the tensors.
+        tensors: of a size; those that require a gradient are differentiated.
+        numbers: a number for each call.
+    """
+
+    call: Callable[..., object]
+    tensors: Callable[[int], list[Tensor]]
+    numbers: tuple[float, ...] = (0.1, 0.2, 0.35)
+
+
+def rows(n: int, *, grad: bool = True) -> Tensor:
+    return F.normalize(torch.randn(n, 8), dim=1).requires_grad_(grad)
+
+
+def labels(n: int) -> Tensor:
+    return torch.arange(n) % (CLASSES + 1) - 1
+
+
+def contrast(n: int) -> list[Tensor]:
+    return [rows(n), labels(n)]
+
+
+def with_centres(n: int) -> list[Tensor]:
+    return [rows(n), labels(n), rows(CLASSES)]
+
+
+def with_keys(n: int) -> list[Tensor]:
+    return [*contrast(n), rows(n), labels(n), rows(CLASSES), *contrast(2 * n)]
+
+
+def classified(n: int) -> list[Tensor]:
+    logits = torch.randn(n, CLASSES).requires_grad_()
+    return [logits, labels(n), torch.rand(CLASSES) + 0.5]
+
+
+def clusters(n: int) -> list[Tensor]:
+    state = [torch.randn(5, 8), torch.randn(5, 8), torch.rand(5) * 4 + 1]
+    return [rows(n, grad=False), labels(n), *state]
+
+
+def pictures(n: int) -> list[Tensor]:
+    return [torch.randint(0, 256, (n, 12, 10, 3), dtype=torch.uint8)]
+
+
+def function(loss):
+    def call(number, *tensors):
+        value, stats = loss(*tensors, temperature=number, return_stats=True)
+        return value, *stats
+
+    return call
+
+
+def module(kind):
+    loss = kind()
+
+    def call(number, *tensors):
+        loss.temperature = number
+        return loss(*tensors)
+
+    return call
+
+
+def cross(loss, number, z, y, keys, key_labels, centres, queue, queue_labels):
+    index = torch.arange(len(z))
+    options = {"queue": queue, "queue_labels": queue_labels, "self_index": index}
+    return loss(number, z, y, keys, key_labels, centres, **options)
+
+
+def cross_function(number, *tensors):
+    def loss(number, z, y, keys, key_labels, centres, **options):
+        return losses.cross_model_contrastive_loss(
+            z, y, keys, key_labels, centres=centres, temperature=number, **options
+        )
+
+    return cross(loss, number, *tensors)
+
+
+CROSS = losses.CrossModelContrastiveLoss()
+
+
+def cross_module(number, *tensors):
+    def loss(number, z, y, keys, key_labels, centres, **options):
+        CROSS.temperature = number
+        return CROSS(z, y, keys, key_labels, centres=centres, **options)
+
+    return cross(loss, number, *tensors)
+
+
+FOCAL = losses.FocalLoss()
+LOGIT_ADJUSTED, LDAM = losses.LogitAdjustedLoss(COUNTS), losses.LDAMLoss(COUNTS)
+
+
+def focal(gamma, *tensors):
+    FOCAL.gamma = gamma
+    return FOCAL(*tensors)
+
+
+def similarity(number, queries, query_labels, keys, key_labels):
+    return ops.similarity_logsumexp(
+        queries,
+        keys,
+        temperature=number,
+        query_labels=query_labels,
+        key_labels=key_labels,
+        same_label_bias=-2 * number,
+    )
+
+
+def class_sums(number, queries, query_classes, keys, key_classes):
+    return number * ops.class_sum_dots(
+        queries,
+        keys,
+        query_classes=query_classes,
+        key_classes=key_classes,
+        num_classes=CLASSES,
+    )
+
+
+def accumulate(number, features, y, prototypes, sums, masses):
+    return ops.accumulate_prototypes(features, y, prototypes, masses, OFFSETS)
+
+
+def apply(number, features, y, prototypes, sums, masses):
+    update = ops.accumulate_prototypes(features, y, prototypes, masses, OFFSETS)
+    ops.apply_prototypes_(
+        prototypes, sums, masses, OFFSETS, update, momentum=number, expire_below=number
+    )
+    return update.assignments
+
+
+def all_reduce(number, features, y, prototypes, sums, masses):
+    update = ops.accumulate_prototypes(features, y, prototypes, masses, OFFSETS)
+    return ops.all_reduce_update(update)
+
+
+def update(number, features, y, prototypes, sums, masses):
+    return ops.update_prototypes_(
+        features, y, prototypes, sums, masses, OFFSETS, momentum=number
+    )
+
+
+def augment(number, images):
+    count = len(images)
+    operations = torch.full((count, 1), int(ops.Operation.ROTATE))
+    magnitudes = torch.full((count, 1), 90.0, dtype=torch.float64) * number
+    return ops.augment_images(images, operations, magnitudes)
+
+
+def gather(number, z, y):
+    (every, _), start = ops.gather_rows(z, y)
+    return number * every + start
+
+
+def render(number, images):
+    index = torch.arange(len(images))
+    patches = ops.Patches(
+        image=index,
+        box=torch.tensor([0, 0, 6, 6]).repeat(len(images), 1),
+        affine=torch.eye(2, 3).repeat(len(images), 1, 1) * 1.5,
+        fill=number,
+    )
+    return ops.render_views(
+        images, patches, out_size=8, mean=(number,) * 3, std=(number,) * 3
+    )
+
+
+def boxes(number, index):
+    return ops.sample_view_boxes(
+        (40, 50), SIDES, seed=int(number), epoch=3, sample_index=index, view=1
+    )
+
+
+def pairs(n: int) -> list[Tensor]:
+    return [*contrast(n), *contrast(n + 3)]
+
+
+OPERATIONS = {
+    "accumulate_prototypes": Case(accumulate, clusters),
+    "all_reduce_update": Case(all_reduce, clusters),
+    "apply_prototypes_": Case(apply, clusters),
+    "augment_images": Case(augment, pictures),
+    "class_sum_dots": Case(class_sums, pairs),
+    "gather_rows": Case(gather, contrast),
+    "render_views": Case(render, pictures),
+    "sample_view_boxes": Case(boxes, lambda n: [torch.arange(n)], (1, 2, 30)),
+    "similarity_logsumexp": Case(similarity, pairs),
+    "supervised_contrastive": Case(
+        lambda number, z, y: ops.supervised_contrastive(z, y, temperature=number),
+        contrast,
+    ),
+    "update_prototypes_": Case(update, clusters),
+}
+LOSSES = {
+    "BalancedContrastiveLoss": Case(
+        module(losses.BalancedContrastiveLoss), with_centres
+    ),
+    "CrossModelContrastiveLoss": Case(cross_module, with_keys),
+    "FocalLoss": Case(focal, classified),
+    "LDAMLoss": Case(lambda number, *t: number * LDAM(*t), classified),
+    "LogitAdjustedLoss": Case(
+        lambda number, *t: number * LOGIT_ADJUSTED(*t[:2]), classified
+    ),
+    "PrototypicalSupConLoss": Case(module(losses.PrototypicalSupConLoss), with_centres),
+    "SupConLoss": Case(module(losses.SupConLoss), contrast),
+    "balanced_contrastive_loss": Case(
+        function(losses.balanced_contrastive_loss), with_centres
+    ),
+    "cross_model_contrastive_loss": Case(cross_function, with_keys),
+    "prototypical_supcon_loss": Case(
+        function(losses.prototypical_supcon_loss), with_centres
+    ),
+    "supcon_loss": Case(function(losses.supcon_loss), contrast),
+}
+CASES = OPERATIONS | LOSSES
+FUNCTIONS = {name for name in LOSSES if name.endswith("_loss")}
+#: Types of arguments and results, and what prepares a training on the host.
+NOT_CALLED = {"Operation", "Patches", "PrototypeUpdate", "ViewBoxes"}
+NOT_COMPILED = {"ContrastiveStats", "effective_number_weights"}
+
+
+def test_each_has_a_case():
+    assert set(OPERATIONS) == set(ops.__all__) - NOT_CALLED
+    assert set(LOSSES) == set(losses.__all__) - NOT_COMPILED
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    """A group of one, for what communicates."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    yield
+    dist.destroy_process_group()
+
+
+def outcome(call, number, tensors):
+    """What a call returns, the gradients, and what its arguments are afterwards."""
+    own = [t.detach().clone().requires_grad_(t.requires_grad) for t in tensors]
+    result = call(number, *own)
+    parts = list(result) if isinstance(result, tuple) else [result]
+    values = [part for part in parts if part.requires_grad]
+    wanted = [t for t in own if t.requires_grad]
+    grads = []
+    if wanted:
+        weights = [torch.linspace(-1, 2, v.numel()).reshape(v.shape) for v in values]
+        grads = list(torch.autograd.grad(values, wanted, weights, allow_unused=True))
+    return [part.detach() for part in parts], grads, [t.detach() for t in own]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_eager(name, request):
+    if name == "all_reduce_update":
+        request.getfixturevalue("one_process")
+    # The module's graph is its function's: once with its gradients' is enough.
+    backend = "eager" if name in FUNCTIONS else "aot_eager"
+    check(CASES[name], backend=backend)
+
+
+def test_the_default_compiler_with_symbols_from_the_first_call_on():
+    def call(number, z, y, logits):
+        contrast = losses.supcon_loss(z, y, temperature=number)
+        return contrast + focal(number, logits, y)
+
+    check(Case(call, lambda n: [*contrast(n), classified(n)[0]]), dynamic=True)
+
+
+def check(case, **options):
+    torch.compiler.reset()
+    compiled = torch.compile(case.call, fullgraph=True, **options)
+    for number, size in zip(case.numbers, (12, 17, 9), strict=True):
+        tensors = case.tensors(size)
+        expected = outcome(case.call, number, tensors)
+        torch.testing.assert_close(outcome(compiled, number, tensors), expected)
