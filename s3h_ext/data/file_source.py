@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s3h_ext.data.batches import Batch, Quadrants, make_batch
+from s3h_ext.data.batches import Batch, make_batch
 from s3h_ext.data.decode import Decoder, UnreadableImageError
 from s3h_ext.data.files import ImageFiles
+from s3h_ext.data.mixing import Mix
 from s3h_ext.data.recipes import Recipe, ViewSpec, get_recipe
-from s3h_ext.data.render import render_crops
+from s3h_ext.data.render import Pasted, render_crops
 from s3h_ext.data.samplers import EpochOrder
 from s3h_ext.data.streams import Stream, check_plan
 
@@ -27,8 +28,10 @@ class FileSource:
 
     Draws are those of :class:`~.resident.ResidentSource`: functions of (seed, epoch,
     stream, image, how often that image was drawn before in the epoch, view), whatever
-    decodes. An image is decoded once for all its views and streams of a step. Views
-    have the files' ``side``, unless their recipe has a size of its own.
+    decodes. An image is decoded once for all its views and streams of a step, those it
+    is mixed into too. Views have the files' ``side``, unless their recipe has a size of
+    its own. Where images that cannot be read are left out, nothing is mixed in in the
+    place of one.
 
     With several processes a step's images are dealt out among them in stretches whose
     sizes differ by at most one; together they draw what one process draws, but for
@@ -147,21 +150,35 @@ class FileSource:
                     stream=number,
                     progress=epoch / self.epochs,
                 )
-        spans = [self._span(s) for s in range(start_step, self.steps_per_epoch)]
+        steps = range(start_step, self.steps_per_epoch)
+        spans = [self._span(s) for s in steps]
         # Those that are decoded and not yet shown; a decoder works ahead.
-        waiting: deque[NDArray[np.int64]] = deque()
+        waiting: deque[tuple[NDArray[np.int64], dict[str, Mix]]] = deque()
 
         def wanted() -> Iterator[NDArray[np.int64]]:
-            for span in spans:
-                drawn = torch.cat([order[0][span] for order in orders.values()])
-                waiting.append(drawn.unique().numpy())
-                yield waiting[-1]
+            for step, span in zip(steps, spans, strict=True):
+                drawn = [order[0][span] for order in orders.values()]
+                mixes = {
+                    name: self._mix(name, number, epoch, step, leader, span)
+                    for number, name in enumerate(names)
+                    if self.streams[name].mixing is not None
+                    for leader in [orders[self.streams[name].follows or name]]
+                }
+                drawn += [mix.partners.flatten() for mix in mixes.values()]
+                needed = torch.cat(drawn).unique().numpy()
+                waiting.append((needed, mixes))
+                yield needed
 
-        largest = max((s.stop - s.start for s in spans), default=0) * len(orders)
+        # Of each image of a step, itself and what is mixed into its views.
+        shown_of_one = len(orders) + sum(
+            stream.views for stream in self.streams.values() if stream.mixing
+        )
+        largest = max((s.stop - s.start for s in spans), default=0) * shown_of_one
         decoded = self._decoder.images(wanted(), largest)
         for step, span in enumerate(spans):
             images = next(decoded)
-            shown = _Decoded(waiting.popleft(), images)
+            needed, mixes = waiting.popleft()
+            shown = _Decoded(needed, images)
             batches = {}
             for number, name in enumerate(names):
                 leader = self.streams[name].follows or name
@@ -173,8 +190,15 @@ class FileSource:
                         f"{start_step + step + 1} of epoch {epoch + 1}, stream "
                         f"{name!r}, can be read"
                     )
+                mix = mixes.get(name)
                 batches[name] = self._batch(
-                    name, number, epoch, indices[there], repeats[there], shown
+                    name,
+                    number,
+                    epoch,
+                    indices[there],
+                    repeats[there],
+                    shown,
+                    None if mix is None else mix.select(there),
                 )
             # Photographs at their own size: not to be kept while the next are decoded.
             del images, shown
@@ -188,23 +212,33 @@ class FileSource:
         indices: Tensor,
         repeats: Tensor,
         shown: _Decoded,
+        mix: Mix | None,
     ) -> Batch:
         recipe, views = self._recipes[name], self.streams[name].views
-        count = views * recipe.crops
-        height, width = shown.sizes(indices)
-        spec = recipe.describe(
-            height,
-            width,
-            seed=self.seed,
-            epoch=epoch,
-            index=indices,
-            view=repeats * count + torch.arange(count)[:, None],
-            stream=number,
-        )
+
+        def describe(images: Tensor, view: Tensor) -> ViewSpec:
+            height, width = shown.sizes(images)
+            return recipe.describe(
+                height,
+                width,
+                seed=self.seed,
+                epoch=epoch,
+                index=indices,
+                view=view,
+                stream=number,
+            )
+
+        spec = describe(indices, self._views(name, repeats))
         self._fallbacks[name] += int(spec.fallback.sum())
         self._drawn[name] += spec.fallback.numel()
+        partners = None
+        if mix is not None:
+            mix = mix.keep(shown.readable(mix.partners), indices)
+            partners = describe(mix.partners, mix.view)
+            self._fallbacks[name] += int((partners.fallback & mix.mixed).sum())
+            self._drawn[name] += int(mix.mixed.sum())
 
-        def render(sources: Tensor, crops: ViewSpec) -> Tensor:
+        def render(sources: Tensor, crops: ViewSpec, pasted: Pasted | None) -> Tensor:
             return shown.render(
                 sources,
                 crops,
@@ -213,10 +247,43 @@ class FileSource:
                 std=self._std,
                 device=self._device,
                 dtype=self._dtype,
+                pasted=pasted,
             )
 
-        batch = make_batch(indices, spec, self._labels, views, render)
-        return _moved(batch, self._device)
+        batch = make_batch(
+            indices, spec, self._labels, views, render, mix=mix, partners=partners
+        )
+        return batch.each(lambda tensor: tensor.to(self._device))
+
+    def _views(self, name: str, repeats: Tensor) -> Tensor:
+        """Returns the numbers of a stream's crops, int64 ``[crops, B]``."""
+        count = self.streams[name].views * self._recipes[name].crops
+        return repeats * count + torch.arange(count)[:, None]
+
+    def _mix(
+        self,
+        name: str,
+        number: int,
+        epoch: int,
+        step: int,
+        order: tuple[Tensor, Tensor],
+        span: slice,
+    ) -> Mix:
+        mixing, size = self.streams[name].mixing, self._recipes[name].out_size
+        assert mixing is not None
+        assert size is not None
+        indices, repeats = (part[span] for part in order)
+        return mixing.draw(
+            self._order,
+            size,
+            seed=self.seed,
+            epoch=epoch,
+            index=indices,
+            view=self._views(name, repeats),
+            step=torch.full_like(indices, step),
+            stream=number,
+            progress=epoch / self.epochs,
+        )
 
 
 class FileBatches:
@@ -290,7 +357,7 @@ class FileBatches:
             )
             del shown
             batch = Batch(pixels.unsqueeze(0), self._labels[index], index)
-            yield _moved(batch, self._device)
+            yield batch.each(lambda tensor: tensor.to(self._device))
 
 
 class _Decoded:
@@ -306,12 +373,12 @@ class _Decoded:
         self._sizes = torch.tensor(sides, dtype=torch.int64).reshape(-1, 2)
 
     def readable(self, indices: Tensor) -> Tensor:
-        """Returns which of the images are there, bool ``[B]``."""
+        """Returns which of the images are there, bool of the shape of ``indices``."""
         return torch.isin(indices, self._indices)
 
     def sizes(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns heights and widths, int64 ``[B]`` each."""
-        height, width = self._sizes[self._places(indices)].unbind(1)
+        """Returns heights and widths, int64, each of the shape of ``indices``."""
+        height, width = self._sizes[self._places(indices)].unbind(-1)
         return height, width
 
     def render(
@@ -324,6 +391,7 @@ class _Decoded:
         std: list[float],
         device: torch.device,
         dtype: torch.dtype,
+        pasted: Pasted | None = None,
     ) -> Tensor:
         """Renders crops of the images at ``sources`` (int64 ``[P]``)."""
         size = recipe.out_size
@@ -338,6 +406,7 @@ class _Decoded:
             mean=mean,
             std=std,
             dtype=dtype,
+            pasted=pasted,
         )
 
     def _places(self, indices: Tensor) -> Tensor:
@@ -349,18 +418,3 @@ def _sized(recipe: Recipe, side: int) -> Recipe:
         recipe = replace(recipe, out_size=(side, side))
     recipe.view_size(side, side)
     return recipe
-
-
-def _moved(batch: Batch, device: torch.device) -> Batch:
-    if device.type == "cpu":
-        return batch
-    quadrants = batch.quadrants
-    if quadrants is not None:
-        quadrants = Quadrants(
-            quadrants.labels.to(device),
-            quadrants.indices.to(device),
-            quadrants.crops.to(device),
-        )
-    return Batch(
-        batch.images, batch.labels.to(device), batch.indices.to(device), quadrants
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -91,12 +90,14 @@ class RecordedStep:
 
 
 def _tensors(batch: Mapping[str, Batch]) -> list[Tensor]:
-    tensors = []
+    tensors: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        tensors.append(tensor)
+        return tensor
+
     for part in batch.values():
-        tensors += [part.images, part.labels, part.indices]
-        if part.quadrants is not None:
-            shown = part.quadrants
-            tensors += [shown.labels, shown.indices, shown.crops]
+        part.each(keep)
     return tensors
 
 
@@ -105,16 +106,4 @@ def _with_tensors(
 ) -> dict[str, Batch]:
     """Return a batch like ``batch`` of other tensors, in the order of ``_tensors``."""
     rest = iter(tensors)
-    parts = {}
-    for name, part in batch.items():
-        part = replace(part, images=next(rest), labels=next(rest), indices=next(rest))
-        if part.quadrants is not None:
-            shown = replace(
-                part.quadrants,
-                labels=next(rest),
-                indices=next(rest),
-                crops=next(rest),
-            )
-            part = replace(part, quadrants=shown)
-        parts[name] = part
-    return parts
+    return {name: part.each(lambda _: next(rest)) for name, part in batch.items()}
