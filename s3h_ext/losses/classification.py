@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,54 @@ from torch import Tensor, nn
 from s3h_ext.ops.reference import compute_dtype
 
 Counts = Sequence[int] | np.ndarray | Tensor
+
+
+class MixedLabels(NamedTuple):
+    """Two labels for each row, of images that were mixed.
+
+    Attributes:
+        first: ``[N]``.
+        second: ``[N]``.
+        weight: ``[N]``, of the first label, in [0, 1]; the second has the rest.
+    """
+
+    first: Tensor
+    second: Tensor
+    weight: Tensor
+
+
+#: One label ``[N]`` for each row, or two.
+Labels = Tensor | MixedLabels
+
+
+def mixed_cross_entropy(logits: Tensor, labels: Labels) -> Tensor:
+    """Softmax cross-entropy for labels of one image or of two.
+
+    With weight w it is ``w CE(x, a) + (1 - w) CE(x, b)``, which is the cross-entropy
+    with the soft target that has w at a and 1 - w at b (Zhang et al., "mixup", ICLR
+    2018).
+
+    Args:
+        logits: ``[N, C]``, floating point.
+        labels: int64 ``[N]``, or a :class:`MixedLabels` of them.
+
+    Returns:
+        The mean, a scalar.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[2.0, 0.0, 0.0]])
+        >>> labels = MixedLabels(*torch.tensor([[0], [1]]), torch.tensor([0.75]))
+        >>> soft = torch.tensor([[0.75, 0.25, 0.0]])
+        >>> float(mixed_cross_entropy(logits, labels) - F.cross_entropy(logits, soft))
+        0.0
+    """
+    if isinstance(labels, Tensor):
+        return F.cross_entropy(logits, labels)
+    first, second = (
+        F.cross_entropy(logits, each, reduction="none") for each in labels[:2]
+    )
+    return torch.lerp(second, first, labels.weight.to(first.dtype)).mean()
 
 
 def _counts(class_counts: Counts) -> Tensor:
@@ -90,10 +139,19 @@ class LogitAdjustedLoss(nn.Module):
             persistent=False,
         )
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss of ``logits [N, C]`` and ``labels [N]``."""
+    def forward(self, logits: Tensor, labels: Labels) -> Tensor:
+        """Return the mean loss of ``logits [N, C]`` and ``labels [N]``.
+
+        Labels of mixed images are a :class:`MixedLabels`.
+        """
         logits = logits.to(compute_dtype(logits.dtype))
-        return F.cross_entropy(logits + self.adjustment, labels.long())
+        if isinstance(labels, MixedLabels):
+            labels = labels._replace(
+                first=labels.first.long(), second=labels.second.long()
+            )
+        else:
+            labels = labels.long()
+        return mixed_cross_entropy(logits + self.adjustment, labels)
 
 
 class FocalLoss(nn.Module):
