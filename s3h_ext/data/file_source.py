@@ -13,10 +13,11 @@ from torch import Tensor
 
 from s3h_ext.data.batches import Batch, make_batch
 from s3h_ext.data.decode import Decoder, UnreadableImageError
+from s3h_ext.data.decoded import DecodedImages
 from s3h_ext.data.files import ImageFiles
 from s3h_ext.data.mixing import Mix
 from s3h_ext.data.recipes import Recipe, ViewSpec, get_recipe
-from s3h_ext.data.render import Pasted, render_crops
+from s3h_ext.data.render import Pasted
 from s3h_ext.data.samplers import EpochOrder
 from s3h_ext.data.streams import Stream, check_plan
 
@@ -120,6 +121,28 @@ class FileSource:
             )
         return self._steps(epoch, start_step)
 
+    def crops(self, epoch: int, step: int) -> dict[str, ViewSpec]:
+        """Describes the crops that a step's views, of this process, are made of.
+
+        Their images are decoded for it, and have to be readable.
+
+        Args:
+            epoch: In [0, epochs).
+            step: In [0, steps_per_epoch).
+
+        Returns:
+            By stream, the crops ``[V, B]``, or ``[4 V, B]`` of montages.
+        """
+        span, orders, found = self._span(step), self._orders(epoch), {}
+        for name, stream in self.streams.items():
+            indices, repeats = (part[span] for part in orders[stream.follows or name])
+            needed = indices.unique().numpy()
+            (images,) = self._decoder.images([needed], len(needed))
+            shown = DecodedImages(needed, images)
+            view = self._views(name, repeats)
+            found[name] = self._describe(name, epoch, indices, indices, view, shown)
+        return found
+
     def fallbacks(self) -> dict[str, tuple[int, int]]:
         """Counts the crops whose box is the fallback of its constraint.
 
@@ -138,18 +161,22 @@ class FileSource:
         )
         return slice(first, last)
 
+    def _orders(self, epoch: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Draws the orders of the streams that have images of their own."""
+        return {
+            name: self._order.draw(
+                stream.sampler,
+                seed=self.seed,
+                epoch=epoch,
+                stream=number,
+                progress=epoch / self.epochs,
+            )
+            for number, (name, stream) in enumerate(self.streams.items())
+            if stream.follows is None
+        }
+
     def _steps(self, epoch: int, start_step: int) -> Iterator[dict[str, Batch]]:
-        names = list(self.streams)
-        orders: dict[str, tuple[Tensor, Tensor]] = {}
-        for number, (name, stream) in enumerate(self.streams.items()):
-            if stream.follows is None:
-                orders[name] = self._order.draw(
-                    stream.sampler,
-                    seed=self.seed,
-                    epoch=epoch,
-                    stream=number,
-                    progress=epoch / self.epochs,
-                )
+        orders = self._orders(epoch)
         steps = range(start_step, self.steps_per_epoch)
         spans = [self._span(s) for s in steps]
         # Those that are decoded and not yet shown; a decoder works ahead.
@@ -159,10 +186,11 @@ class FileSource:
             for step, span in zip(steps, spans, strict=True):
                 drawn = [order[0][span] for order in orders.values()]
                 mixes = {
-                    name: self._mix(name, number, epoch, step, leader, span)
-                    for number, name in enumerate(names)
-                    if self.streams[name].mixing is not None
-                    for leader in [orders[self.streams[name].follows or name]]
+                    name: self._mix(
+                        name, epoch, step, orders[stream.follows or name], span
+                    )
+                    for name, stream in self.streams.items()
+                    if stream.mixing is not None
                 }
                 drawn += [mix.partners.flatten() for mix in mixes.values()]
                 needed = torch.cat(drawn).unique().numpy()
@@ -178,10 +206,10 @@ class FileSource:
         for step, span in enumerate(spans):
             images = next(decoded)
             needed, mixes = waiting.popleft()
-            shown = _Decoded(needed, images)
+            shown = DecodedImages(needed, images)
             batches = {}
-            for number, name in enumerate(names):
-                leader = self.streams[name].follows or name
+            for name, stream in self.streams.items():
+                leader = stream.follows or name
                 indices, repeats = (order[span] for order in orders[leader])
                 there = shown.readable(indices)
                 if not bool(there.any()):
@@ -193,7 +221,6 @@ class FileSource:
                 mix = mixes.get(name)
                 batches[name] = self._batch(
                     name,
-                    number,
                     epoch,
                     indices[there],
                     repeats[there],
@@ -207,34 +234,23 @@ class FileSource:
     def _batch(
         self,
         name: str,
-        number: int,
         epoch: int,
         indices: Tensor,
         repeats: Tensor,
-        shown: _Decoded,
+        shown: DecodedImages,
         mix: Mix | None,
     ) -> Batch:
         recipe, views = self._recipes[name], self.streams[name].views
-
-        def describe(images: Tensor, view: Tensor) -> ViewSpec:
-            height, width = shown.sizes(images)
-            return recipe.describe(
-                height,
-                width,
-                seed=self.seed,
-                epoch=epoch,
-                index=indices,
-                view=view,
-                stream=number,
-            )
-
-        spec = describe(indices, self._views(name, repeats))
+        view = self._views(name, repeats)
+        spec = self._describe(name, epoch, indices, indices, view, shown)
         self._fallbacks[name] += int(spec.fallback.sum())
         self._drawn[name] += spec.fallback.numel()
         partners = None
         if mix is not None:
             mix = mix.keep(shown.readable(mix.partners), indices)
-            partners = describe(mix.partners, mix.view)
+            partners = self._describe(
+                name, epoch, mix.partners, indices, mix.view, shown
+            )
             self._fallbacks[name] += int((partners.fallback & mix.mixed).sum())
             self._drawn[name] += int(mix.mixed.sum())
 
@@ -255,6 +271,30 @@ class FileSource:
         )
         return batch.each(lambda tensor: tensor.to(self._device))
 
+    def _describe(
+        self,
+        name: str,
+        epoch: int,
+        images: Tensor,
+        indices: Tensor,
+        view: Tensor,
+        shown: DecodedImages,
+    ) -> ViewSpec:
+        """Draws crops of ``images`` by the numbers of ``indices`` and ``view``."""
+        height, width = shown.sizes(images)
+        return self._recipes[name].describe(
+            height,
+            width,
+            seed=self.seed,
+            epoch=epoch,
+            index=indices,
+            view=view,
+            stream=self._number(name),
+        )
+
+    def _number(self, name: str) -> int:
+        return list(self.streams).index(name)
+
     def _views(self, name: str, repeats: Tensor) -> Tensor:
         """Returns the numbers of a stream's crops, int64 ``[crops, B]``."""
         count = self.streams[name].views * self._recipes[name].crops
@@ -263,7 +303,6 @@ class FileSource:
     def _mix(
         self,
         name: str,
-        number: int,
         epoch: int,
         step: int,
         order: tuple[Tensor, Tensor],
@@ -281,7 +320,7 @@ class FileSource:
             index=indices,
             view=self._views(name, repeats),
             step=torch.full_like(indices, step),
-            stream=number,
+            stream=self._number(name),
             progress=epoch / self.epochs,
         )
 
@@ -337,7 +376,7 @@ class FileBatches:
         wanted = [np.arange(a, b) for a, b in zip(starts, stops, strict=True)]
         decoded = self._decoder.images(wanted, self.batch_size)
         for indices in wanted:
-            shown = _Decoded(indices, next(decoded))
+            shown = DecodedImages(indices, next(decoded))
             index = torch.from_numpy(indices)
             index = index[shown.readable(index)]
             if len(index) == 0:
@@ -358,59 +397,6 @@ class FileBatches:
             del shown
             batch = Batch(pixels.unsqueeze(0), self._labels[index], index)
             yield batch.each(lambda tensor: tensor.to(self._device))
-
-
-class _Decoded:
-    """The decoded images of a step, found by their position in the image set."""
-
-    def __init__(
-        self, indices: NDArray[np.int64], images: Sequence[Tensor | None]
-    ) -> None:
-        there = [image is not None for image in images]
-        self._images = [image for image in images if image is not None]
-        self._indices = torch.from_numpy(indices)[torch.tensor(there, dtype=torch.bool)]
-        sides = [image.shape[:2] for image in self._images]
-        self._sizes = torch.tensor(sides, dtype=torch.int64).reshape(-1, 2)
-
-    def readable(self, indices: Tensor) -> Tensor:
-        """Returns which of the images are there, bool of the shape of ``indices``."""
-        return torch.isin(indices, self._indices)
-
-    def sizes(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns heights and widths, int64, each of the shape of ``indices``."""
-        height, width = self._sizes[self._places(indices)].unbind(-1)
-        return height, width
-
-    def render(
-        self,
-        sources: Tensor,
-        crops: ViewSpec,
-        recipe: Recipe,
-        *,
-        mean: list[float],
-        std: list[float],
-        device: torch.device,
-        dtype: torch.dtype,
-        pasted: Pasted | None = None,
-    ) -> Tensor:
-        """Renders crops of the images at ``sources`` (int64 ``[P]``)."""
-        size = recipe.out_size
-        assert size is not None
-        images = [image.to(device, non_blocking=True) for image in self._images]
-        return render_crops(
-            images,
-            self._places(sources).to(device),
-            crops.to(device),
-            recipe,
-            size=size,
-            mean=mean,
-            std=std,
-            dtype=dtype,
-            pasted=pasted,
-        )
-
-    def _places(self, indices: Tensor) -> Tensor:
-        return torch.searchsorted(self._indices, indices)
 
 
 def _sized(recipe: Recipe, side: int) -> Recipe:
