@@ -9,6 +9,7 @@ from torch import Tensor
 
 from s3h_ext.data import Batch
 from s3h_ext.methods import Method
+from s3h_ext.training.average import WeightAverage
 from s3h_ext.training.distributed import Step
 from s3h_ext.training.precision import autocast
 from s3h_ext.training.recording import Replayer
@@ -25,6 +26,7 @@ class TrainingStep:
         optimizer: of the method's parameters.
         precision: ``"fp32"`` or ``"bf16"``.
         device: where the batches are.
+        average: of the weights, to be kept up to date.
     """
 
     def __init__(
@@ -34,7 +36,9 @@ class TrainingStep:
         optimizer: torch.optim.Optimizer,
         precision: str,
         device: torch.device,
+        average: WeightAverage | None = None,
     ) -> None:
+        self._average = average
         self._loss, self.method, self.optimizer = loss, method, optimizer
         self._precision, self.device = precision, device
 
@@ -54,6 +58,8 @@ class TrainingStep:
         terms["loss"].backward()
         self.optimizer.step()
         self.method.after_step()
+        if self._average is not None:
+            self._average.update()
         # A term with its history would keep autograd's nodes into the next step.
         return {name: term.detach() for name, term in terms.items()}
 
