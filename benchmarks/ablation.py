@@ -1,7 +1,13 @@
-"""Trains S3H with its parts on and off and compares the runs on images they left out.
+r"""Trains S3H with its parts on and off and compares the runs on images they left out.
 
     python -m benchmarks.ablation --preset cifar100-lt/s3h --data-root DIR --epochs 60
     python -m benchmarks.ablation --preset digits-lt/s3h --rows full bcl --seeds 0 1 2
+
+The rows ``mixing`` and ``average`` add class-balanced CutMix and an average of the
+weights to the full method, ``mixing-average`` both; with 40 epochs and two seeds:
+
+    python -m benchmarks.ablation --data-root DIR --epochs 40 --seeds 0 1 \
+        --rows full mixing average mixing-average
 
 Each row is a run of ``python -m s3h_ext.train`` on ``1 - holdout`` of the training
 images of each class. The score is the mean of the per-class accuracies on the training
@@ -61,6 +67,15 @@ ROWS: dict[str, tuple[str, ...]] = {
     "network": ("network",),
     "task": ("task",),
 }
+_MIXING = ("--method.mixing.kind", "cutmix")
+# Some hundred steps, a few of 40 epochs of CIFAR-100-LT.
+_AVERAGE = ("--optim.ema_decay", "0.99")
+#: Row -> what it adds to the full method.
+ADDED = {
+    "mixing": _MIXING,
+    "average": _AVERAGE,
+    "mixing-average": (*_MIXING, *_AVERAGE),
+}
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = (
     *("preset", "row", *OFF, "epochs", "holdout", "seeds", "split", "images"),
@@ -68,13 +83,19 @@ COLUMNS = (
 )
 
 
+def parts_of(row: str) -> tuple[str, ...]:
+    """Return the parts that are on in a row."""
+    return ROWS["full" if row in ADDED else row]
+
+
 def row_options(row: str, digits: bool) -> list[str]:
     """Return the options that make the preset that row."""
-    off = [part for part in OFF if part not in ROWS[row]]
+    off = [part for part in OFF if part not in parts_of(row)]
     options = [option for part in off for option in OFF[part]]
     if "network" in off and "task" not in off:
         # There is no second head then; the other model can be a momentum copy.
         options += ["--method.partner", "momentum"]
+    options += ADDED.get(row, ())
     # Digits have no mirror images and no colours.
     return ["crop" if digits and word == "supcon" else word for word in options]
 
@@ -130,7 +151,7 @@ def collect(options: argparse.Namespace) -> list[dict[str, Any]]:
         line: dict[str, Any] = {
             "preset": options.preset,
             "row": row,
-            **{part: "on" if part in ROWS[row] else "off" for part in OFF},
+            **{part: "on" if part in parts_of(row) else "off" for part in OFF},
             "epochs": options.epochs,
             "holdout": options.holdout,
             "seeds": len(done),
@@ -218,7 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     presets = [name for name in preset_names() if name.partition("/")[2] == "s3h"]
     parser.add_argument("--preset", choices=presets, default="cifar100-lt/s3h")
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    rows = [*ROWS, *ADDED]
+    parser.add_argument("--rows", nargs="+", choices=rows, default=rows)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--holdout", type=float, default=0.1)

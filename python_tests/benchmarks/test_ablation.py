@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import ablation
 from benchmarks.ablation import (
+    ADDED,
     COLUMNS,
     OFF,
     ROWS,
@@ -36,13 +37,15 @@ def test_rows_are_all_combinations_of_the_parts():
 
 def test_a_row_switches_off_what_it_lacks():
     preset = ["--preset", "cifar100-lt/s3h"]
-    for row, parts in ROWS.items():
+    for row, parts in {**ROWS, **dict.fromkeys(ADDED, ROWS["full"])}.items():
         options = parse_options([*preset, *row_options(row, False)])[0]
         method = options.method
         assert (method.contrast_recipe == "montage-2x2") == ("sampling" in parts)
         assert (method.heads == 2) == ("network" in parts)
         assert (options.model.classifier == "cosine") == ("network" in parts)
         assert (method.partner != "none") == ("task" in parts)
+        assert (method.mixing is not None) == row.startswith("mixing")
+        assert (options.optim.ema_decay is not None) == row.endswith("average")
         if row == "bcl":
             assert method.streams() == BCL().streams()
     assert "crop" in row_options("bcl", True)

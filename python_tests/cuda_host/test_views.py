@@ -15,11 +15,16 @@ from python_tests.ops.test_views import (
     generator,
     in_unit,
 )
+from s3h_ext.data import ImageSet, ResidentSource, Stream
+from s3h_ext.data import batches as data_batches
+from s3h_ext.data import render as data_render
+from s3h_ext.data.mixing import Mixing
 from s3h_ext.ops import Patches
 from s3h_ext.ops.reference_views import render_views_reference
 from s3h_ext.ops.view_constraints import as_constraint
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
+RESIZED = "resized-crop-flip-jitter"
 CLOSE = 1e-6  # of a pixel in [0, 1]
 
 
@@ -277,3 +282,40 @@ def test_under_sanitizers(variant, channels):
     check(images, mapped, (9, 40), variant=variant)
     stack = draw_images(3, 50, 60, channels)
     render(stack, draw_patches(stack, 5), (7, 7), torch.bfloat16, variant=variant)
+
+
+@pytest.mark.parametrize("recipe", ["crop-flip", "autoaugment+cutout", RESIZED])
+def test_mixed_views_are_those_of_the_cpu(recipe, monkeypatch):
+    labels = torch.arange(24) % 4
+    images = ImageSet(draw_images(24, 20, 24).numpy(), labels.numpy())
+
+    def batches():
+        source = ResidentSource(
+            images,
+            {"mixed": Stream(recipe=recipe, mixing=Mixing(probability=0.7))},
+            num_classes=4,
+            mean=MEAN,
+            std=STD,
+            batch_size=12,
+            epochs=1,
+            seed=0,
+        )
+        return [step["mixed"] for step in source.epoch(0)]
+
+    right = batches()
+    views = data_render.render_views
+
+    def on_host(images, patches, *, out_size, mean, std, dtype=torch.float32):
+        if mean == [0.0] * 3:  # the bytes that operations work on
+            return views(images, patches, out_size=out_size, mean=mean, std=std)
+        return render(images, patches, out_size, dtype)
+
+    monkeypatch.setattr(data_render, "render_views", on_host)
+    # As on a GPU: what is not mixed is covered by itself.
+    monkeypatch.setattr(data_batches, "_rows", lambda mixed: torch.arange(len(mixed)))
+    for found, expected in zip(batches(), right, strict=True):
+        assert (expected.mixed.weights < 1).any()
+        # The CPU's weights have 14 bits.
+        torch.testing.assert_close(
+            in_unit(found.images[0]), in_unit(expected.images[0]), rtol=0, atol=5e-4
+        )

@@ -3,14 +3,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from s3h_ext.data import Feed, load_dataset
 from s3h_ext.data.__main__ import main
 from s3h_ext.data.dataset import ImageSet, LongTailDataset
+from s3h_ext.data.decode import decode_image
+from s3h_ext.data.mixing import Mixing
 from s3h_ext.data.resident import ResidentSource
 from s3h_ext.data.show import draw_views, view_figure
 from s3h_ext.data.streams import Stream
+from s3h_ext.ops import Patches, render_views
 
+from .photographs import grow, grow_bad
 from .test_octmnist import write_octmnist
 
 STREAMS = {
@@ -182,3 +188,86 @@ def test_other_commands_take_no_training_options(capsys):
     with pytest.raises(SystemExit):
         main(["check", "cifar10", "--root", ".", "--seed", "1"])
     assert "unrecognized arguments: --seed 1" in capsys.readouterr().err
+
+
+def mixed_streams(kind):
+    mixing = Mixing(kind, probability=1.0)
+    return {"one": Stream(recipe="resized-crop-flip", views=2, mixing=mixing)}
+
+
+@pytest.mark.parametrize("kind", ["cutmix", "mixup"])
+def test_mixed_views_name_what_is_mixed_in(dataset, kind):
+    streams = mixed_streams(kind)
+    figure = view_figure(dataset, streams, **WHERE)
+    source = ResidentSource(
+        dataset.train,
+        streams,
+        num_classes=4,
+        mean=dataset.mean,
+        std=dataset.std,
+        batch_size=3,
+        epochs=2,
+        seed=0,
+    )
+    mixed = next(source.epoch(1, 8))["one"].mixed
+    pasted = 0
+    for row in range(3):
+        for view in range(2):
+            axes = figure.axes[3 * row + 1 + view]
+            box = mixed.boxes[view, row].tolist()
+            if box[2] == 0:
+                assert not list(axes.patches)
+                continue
+            share = 100 - 100 * float(mixed.weights[view, row])
+            name = dataset.class_names[int(mixed.labels[view, row])]
+            assert axes.get_title(loc="left") == f"{share:.0f} % {name}"
+            if kind == "mixup":
+                assert not list(axes.patches)
+            else:
+                box = np.array(box) - [0.5, 0.5, 0, 0]
+                assert np.allclose(rectangles(axes), [box])
+                pasted += 1
+    assert kind == "mixup" or pasted > 2
+
+
+def test_photographs_are_drawn_with_their_boxes(tmp_path):
+    grow(tmp_path)
+    grow(tmp_path, (1, 1, 1), split="test")
+    data = load_dataset("folder", root=tmp_path, size=16)
+    streams = {
+        "one": Stream(recipe="resized-crop-flip", mixing=Mixing()),
+        "two": Stream(recipe="montage-2x2", follows="one"),
+    }
+    figure = view_figure(data, streams, images=3, seed=0, epoch=0, step=1)
+    source = Feed().training(data, streams, batch_size=3, epochs=1, seed=0)
+    batches, crops = next(source.epoch(0, 1)), source.crops(0, 1)
+    for name, first in (("one", 0), ("two", 2 * 3)):
+        for row in range(3):
+            axes = figure.axes[first + 2 * row]
+            image = decode_image(
+                data.train.path(int(batches[name].indices[row])).read_bytes()
+            )
+            assert np.array_equal(axes.images[0].get_array(), image)
+            boxes = crops[name].box[:, row].double()
+            boxes[:, :2] -= 0.5
+            assert np.allclose(rectangles(axes), boxes)
+    # The boxes are those that the views were cut by.
+    batch, crop = batches["one"], crops["one"]
+    for row in torch.nonzero(batch.mixed.weights[0] == 1)[:, 0].tolist():
+        index = int(batch.indices[row])
+        image = decode_image(data.train.path(index).read_bytes())
+        patch = Patches(
+            torch.zeros(1, dtype=torch.int64), crop.box[:, row], crop.flip[:, row]
+        )
+        right = render_views([image], patch, out_size=16, mean=data.mean, std=data.std)
+        assert torch.equal(batch.images[0, row], right[0])
+
+
+def test_a_photograph_that_cannot_be_read_is_named(tmp_path, capsys):
+    grow(tmp_path, (3, 3))
+    grow(tmp_path, (1, 1), split="test")
+    grow_bad(tmp_path)
+    where = ["--data.root", str(tmp_path), "--images", "11", "--preset", "folder/ce"]
+    assert main(["show", *where, "--out", str(tmp_path / "a.png")]) == 1
+    assert str(tmp_path / "train" / "class 0") in capsys.readouterr().err
+    assert not (tmp_path / "a.png").exists()

@@ -8,7 +8,9 @@ from s3h_ext.losses.classification import (
     FocalLoss,
     LDAMLoss,
     LogitAdjustedLoss,
+    MixedLabels,
     effective_number_weights,
+    mixed_cross_entropy,
 )
 
 COUNTS = [500, 60, 7]
@@ -154,3 +156,68 @@ def test_float32_weights_go_with_float64_logits(batch):
     for loss in (FocalLoss(), LDAMLoss(COUNTS)):
         wide = loss(logits.double(), labels, weight)
         torch.testing.assert_close(wide, loss(logits, labels, weight).double())
+
+
+def soft_target_loss(logits, labels, adjustment):
+    """Cross-entropy with soft targets, in float64."""
+    rows = torch.arange(len(logits))
+    targets = torch.zeros(logits.shape, dtype=torch.float64)
+    weight = labels.weight.double()
+    targets[rows, labels.first] += weight
+    targets[rows, labels.second] += 1 - weight
+    return F.cross_entropy(logits.double() + adjustment, targets)
+
+
+@pytest.mark.parametrize("tau", [0.0, 1.0, 0.8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_mixed_labels_are_soft_targets(batch, tau, dtype):
+    logits, first = batch
+    logits = (5 * logits).to(dtype).requires_grad_()
+    generator = torch.Generator().manual_seed(1)
+    second = torch.randint(0, 3, first.shape, generator=generator)
+    weight = torch.rand(first.shape, generator=generator)
+    weight[:3] = torch.tensor([0.0, 1.0, 0.5])
+    second[3] = first[3]
+    labels = MixedLabels(first, second, weight)
+    prior = (torch.tensor(COUNTS, dtype=torch.float64) / sum(COUNTS)).log()
+    upstream = 1.7
+    exact = logits.detach().double().requires_grad_()
+    right = soft_target_loss(exact, labels, tau * prior)
+    (upstream * right).backward()
+    found = LogitAdjustedLoss(COUNTS, tau)(logits, labels)
+    (upstream * found).backward()
+    assert float(found.detach()) == pytest.approx(float(right.detach()), rel=1e-6)
+    close = {torch.bfloat16: 4e-3, torch.float32: 1e-6, torch.float64: 1e-7}[dtype]
+    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=close, atol=close)
+    if tau == 0 and dtype != torch.bfloat16:
+        again = mixed_cross_entropy(logits.detach(), labels)
+        assert float(again) == pytest.approx(float(right.detach()), rel=1e-6)
+
+
+def test_labels_of_one_image_are_those_of_two_with_all_the_weight(batch):
+    logits, labels = batch
+    plain = mixed_cross_entropy(logits, labels)
+    torch.testing.assert_close(plain, F.cross_entropy(logits, labels))
+    alone = MixedLabels(labels, labels.flip(0), torch.ones(len(labels)))
+    assert torch.equal(mixed_cross_entropy(logits, alone), plain)
+
+
+def test_a_mixed_row_counts_where_both_labels_do(batch):
+    logits, labels = batch
+    mixed = MixedLabels(labels, labels.flip(0), torch.full((len(labels),), 0.25))
+    hidden = mixed._replace(second=mixed.second.index_fill(0, torch.tensor([2]), -1))
+    others = torch.arange(len(labels)) != 2
+    rest = MixedLabels(*(each[others] for each in mixed))
+    torch.testing.assert_close(
+        mixed_cross_entropy(logits, hidden), mixed_cross_entropy(logits[others], rest)
+    )
+
+
+def test_mixed_labels_of_eight_bits(batch):
+    logits, labels = batch
+    mixed = MixedLabels(labels, labels.flip(0), torch.rand(len(labels)))
+    narrow = mixed._replace(
+        first=mixed.first.to(torch.uint8), second=mixed.second.to(torch.int32)
+    )
+    loss = LogitAdjustedLoss(COUNTS)
+    assert torch.equal(loss(logits, narrow), loss(logits, mixed))

@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from s3h_ext.data import Batch
+from s3h_ext.data.batches import MixedViews
+from s3h_ext.data.mixing import Mixing
 from s3h_ext.losses import (
     FocalLoss,
     LDAMLoss,
@@ -16,6 +20,7 @@ from s3h_ext.methods import (
     S3H,
     Baseline,
     ClassifierRetraining,
+    ClasswiseSplitting,
     Hybrid,
     TauNormalization,
 )
@@ -64,6 +69,76 @@ def test_cross_entropy_is_that_of_the_models_logits(dataset):
     batch = make_batch(1, 6, 0)
     expected = F.cross_entropy(method.model(batch.images[0]), batch.labels)
     torch.testing.assert_close(method.loss({"train": batch}, 0.0)["loss"], expected)
+
+
+def mixed(batch, seed):
+    """The batch with other labels too, of some of its images."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.rand(1, len(batch.labels), generator=generator)
+    weights[:, ::3] = 1
+    labels, indices = batch.labels.flip(0)[None], batch.indices.flip(0)[None]
+    boxes = torch.zeros(1, len(batch.labels), 4, dtype=torch.int64)
+    return replace(batch, mixed=MixedViews(labels, indices, weights, boxes))
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "logit-adjusted"])
+def test_mixed_images_count_for_both_labels(dataset, loss):
+    method = build(Baseline(loss, mixing=Mixing()), dataset).eval()
+    assert method.streams()["train"].mixing == Mixing()
+    batch = mixed(make_batch(1, 9, 0), 1)
+    logits = method.model(batch.images[0])
+    if loss == "logit-adjusted":
+        logits = logits + method.classification.criterion.adjustment
+    first = F.cross_entropy(logits, batch.labels, reduction="none")
+    second = F.cross_entropy(logits, batch.labels.flip(0), reduction="none")
+    weight = batch.mixed.weights[0]
+    expected = (weight * first + (1 - weight) * second).mean()
+    torch.testing.assert_close(method.loss({"train": batch}, 0.0)["loss"], expected)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda m: S3H(
+            projection_hidden=8,
+            projection_dim=4,
+            contrast_recipe="crop-flip",
+            mixing=m,
+        ),
+        lambda m: BCL(projection_hidden=8, projection_dim=4, mixing=m),
+    ],
+    ids=["s3h", "bcl"],
+)
+def test_only_the_classification_view_is_mixed(dataset, make):
+    method = build(make(Mixing()), dataset).eval()
+    streams = method.streams()
+    assert streams["classification"].mixing == Mixing()
+    assert streams["contrast"].mixing is None
+    whole, contrast = make_batch(1, 9, 0), make_batch(2, 9, 1)
+    contrast = replace(contrast, labels=whole.labels)
+    plain = method.loss({"classification": whole, "contrast": contrast}, 0.0)
+    whole = mixed(whole, 1)
+    terms = method.loss({"classification": whole, "contrast": contrast}, 0.0)
+    logits = method.model(whole.images[0]) + method.classification.criterion.adjustment
+    first = F.cross_entropy(logits, whole.labels, reduction="none")
+    second = F.cross_entropy(logits, whole.labels.flip(0), reduction="none")
+    weight = whole.mixed.weights[0]
+    expected = (weight * first + (1 - weight) * second).mean()
+    torch.testing.assert_close(terms["cross_entropy"], expected.detach())
+    assert torch.equal(terms["contrastive"], plain["contrastive"])
+
+
+@pytest.mark.parametrize(
+    "options", [{"loss": "focal"}, {"loss": "ldam"}, {"weight_beta": 0.9}]
+)
+def test_losses_of_one_label_refuse_mixing(options):
+    with pytest.raises(ValueError, match=r"mixing: expected None .* got 'cutmix'"):
+        Baseline(**options, mixing=Mixing())
+
+
+def test_sub_classes_refuse_mixing():
+    with pytest.raises(ValueError, match=r"inner.mixing: expected None, got 'mixup'"):
+        ClasswiseSplitting(Baseline(mixing=Mixing("mixup")))
 
 
 def test_deferred_weights_begin_at_their_share_of_the_training(dataset):

@@ -29,6 +29,10 @@ QUICK = (
 CWS = "--method ClasswiseSplitting --method.images_per_row 4 --method.split_from 0.3"
 METHODS = {
     "drw": "--method Baseline --method.weight_beta 0.99 --method.reweight_from 0.6",
+    "mixed": (
+        "--method.recipe crop --method.mixing.kind cutmix --method.mixing.start 0.3 "
+        "--method.mixing.end 0.6 --optim.ema_decay 0.8"
+    ),
     "sc": "--method Hybrid --method.recipe crop",
     "s3h": "--method S3H --method.recipe crop --model.classifier cosine",
     "s3h-cosine": (
@@ -100,8 +104,9 @@ def test_recorded_steps_train_as_the_others(name, tmp_path, request):
         assert ours == pytest.approx(theirs, rel=1e-3)
 
 
-def test_one_recording_serves_all_epochs(tmp_path, recorded):
-    run(tmp_path / "run", *METHODS["sc"].split())
+@pytest.mark.parametrize("name", ["sc", "mixed"])
+def test_one_recording_serves_all_epochs(tmp_path, recorded, name):
+    run(tmp_path / "run", *METHODS[name].split())
     # Batches of two sizes, and the test split's one batch.
     assert recorded.recordings == 3
 

@@ -67,6 +67,14 @@ RUNS = {
     "hybrid-psc": ["--preset", "digits-lt/hybrid-psc"],
     "bcl": ["--preset", "digits-lt/bcl"],
     "s3h": ["--preset", "digits-lt/s3h"],
+    "mixed": [
+        *["--preset", "digits-lt/bcl", "--method.mixing.kind", "cutmix"],
+        *["--optim.ema_decay", "0.7"],
+    ],
+    "mixed-batches": [
+        *["--preset", "digits-lt/ce", "--method.recipe", "crop"],
+        *["--method.mixing.kind", "mixup", "--method.mixing.unit", "batch"],
+    ],
     "cws": ["--preset", "digits-lt/cws", "--method.split_from", "0"],
     "cws-reduced": [
         *["--preset", "digits-lt/cws", "--method.split_from", "0"],
@@ -113,8 +121,9 @@ def double_run(folder, name, world=None):
 
     trainer.optimizer.register_step_pre_hook(note)
     trainer.fit()
+    averages = trainer.average.state_dict()["sums"] if trainer.average else {}
     return {
-        "state": method.state_dict(),
+        "state": {**method.state_dict(), **averages},
         "gradients": gradients,
         "history": trainer.history,
         "images": trainer.images_trained,

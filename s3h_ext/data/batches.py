@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from s3h_ext.data.dataset import ImageSet
+from s3h_ext.data.mixing import Mix
 from s3h_ext.data.recipes import ViewSpec, get_recipe
-from s3h_ext.data.render import Renderer
+from s3h_ext.data.render import Pasted, Renderer, whole_box
 
-__all__ = ["Batch", "EvaluationBatches", "Quadrants", "make_batch"]
+__all__ = ["Batch", "EvaluationBatches", "MixedViews", "Quadrants", "make_batch"]
+
+#: Positions ``[P]``, as many crops, and where the last of them are pasted -> views
+#: ``[V, C, H, W]``.
+Render = Callable[[Tensor, ViewSpec, Pasted | None], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +38,25 @@ class Quadrants:
 
 
 @dataclass(frozen=True, eq=False)
+class MixedViews:
+    """What is mixed into the views of a batch, and the weights of the labels.
+
+    Attributes:
+        labels: int64 ``[V, B]``, of the images mixed in; a view's own where none is.
+        indices: int64 ``[V, B]``, positions of these images in the image set.
+        weights: float32 ``[V, B]``, of the view's own label; the other one has the
+            rest. 1 where nothing is mixed.
+        boxes: int64 ``[V, B, 4]``: top, left, height, width of what is pasted, empty
+            where nothing is; the whole view where the images are blended.
+    """
+
+    labels: Tensor
+    indices: Tensor
+    weights: Tensor
+    boxes: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Batch:
     """What a stream gives to one step.
 
@@ -43,12 +68,33 @@ class Batch:
         quadrants: What montages show; ``None`` for other views. The crops of all B
             images are spread over all montages, so ``labels`` says nothing about a
             single one.
+        mixed: What is mixed into the views; ``None`` in a stream without mixing.
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
     quadrants: Quadrants | None = None
+    mixed: MixedViews | None = None
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """Returns the batch with a function of each of its tensors, in a fixed order.
+
+        The order is that of the fields, and of the fields of those.
+        """
+        batch: Batch = _each(self, function)
+        return batch
+
+
+def _each(thing: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(thing, Tensor):
+        return function(thing)
+    if thing is None:
+        return None
+    changed = {
+        item.name: _each(getattr(thing, item.name), function) for item in fields(thing)
+    }
+    return replace(thing, **changed)
 
 
 def make_batch(
@@ -56,8 +102,10 @@ def make_batch(
     crops: ViewSpec,
     labels: Tensor,
     views: int,
-    render: Callable[[Tensor, ViewSpec], Tensor],
+    render: Render,
     part: slice = slice(None),
+    mix: Mix | None = None,
+    partners: ViewSpec | None = None,
 ) -> Batch:
     """Puts the crops of a batch into their order and has them rendered.
 
@@ -66,8 +114,10 @@ def make_batch(
         crops: ``[V, B]``, or ``[4 V, B]`` of montages: crop v of each image.
         labels: int64 ``[N]``, of the whole image set.
         views: V.
-        render: Positions ``[P]`` and as many crops -> views ``[V * B, C, H, W]``.
+        render: Of the views ``[V * B, C, H, W]``.
         part: Of montages, which of the B are wanted; their crops come from all images.
+        mix: What is mixed into the views, if anything.
+        partners: ``[V, B]``, the crops of the images mixed in.
     """
     sources = indices.repeat(len(crops.flip))
     crops = crops.flatten()
@@ -83,9 +133,46 @@ def make_batch(
         places = sources.view(*shape, 4)
         numbers = (order // count).view(*shape, 4)
         quadrants = Quadrants(labels[places], places, numbers)
-    images = render(sources, crops)
+    mixed = None
+    if mix is None or partners is None:
+        images = render(sources, crops, None)
+    else:
+        images = _mixed(sources, crops, mix, partners.flatten(), render)
+        mixed = MixedViews(labels[mix.partners], mix.partners, mix.weights, mix.boxes)
     images = images.view(*shape, *images.shape[1:])
-    return Batch(images, labels[indices], indices, quadrants)
+    return Batch(images, labels[indices], indices, quadrants, mixed)
+
+
+def _mixed(
+    sources: Tensor, crops: ViewSpec, mix: Mix, partners: ViewSpec, render: Render
+) -> Tensor:
+    """Renders views together with what is mixed into them, ``[P, C, H, W]``."""
+    mixed = mix.mixed.flatten()
+    own = torch.arange(len(sources), device=sources.device)
+    rows = _rows(mixed)
+    # A view that is not mixed has its own crop for a partner.
+    order = torch.cat((own, torch.where(mixed, own + len(own), own)[rows]))
+    sources = torch.cat((sources, mix.partners.flatten()))[order]
+    crops = crops.followed_by(partners).select(order)
+    if mix.pasted:
+        boxes = mix.boxes.flatten(0, 1)
+        boxes = torch.where(mixed[:, None], boxes, whole_box(mix.size, boxes))
+        return render(sources, crops, Pasted(rows, boxes[rows]))
+    images = render(sources, crops, None)
+    images, others = images[: len(own)], images[len(own) :]
+    weights = mix.weights.flatten()[rows].to(images.dtype)
+    images[rows] = torch.lerp(others, images[rows], weights[:, None, None, None])
+    return images
+
+
+def _rows(mixed: Tensor) -> Tensor:
+    """Returns the views to mix: on the CPU those that are, elsewhere all of them.
+
+    The host would have to wait for the number of those that are.
+    """
+    if mixed.device.type == "cpu":
+        return mixed.nonzero()[:, 0]
+    return torch.arange(len(mixed), device=mixed.device)
 
 
 class EvaluationBatches:

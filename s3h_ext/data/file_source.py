@@ -11,11 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s3h_ext.data.batches import Batch, Quadrants, make_batch
+from s3h_ext.data.batches import Batch, make_batch
 from s3h_ext.data.decode import Decoder, UnreadableImageError
+from s3h_ext.data.decoded import DecodedImages
 from s3h_ext.data.files import ImageFiles
+from s3h_ext.data.mixing import Mix
 from s3h_ext.data.recipes import Recipe, ViewSpec, get_recipe
-from s3h_ext.data.render import render_crops
+from s3h_ext.data.render import Pasted
 from s3h_ext.data.samplers import EpochOrder
 from s3h_ext.data.streams import Stream, check_plan
 
@@ -27,8 +29,10 @@ class FileSource:
 
     Draws are those of :class:`~.resident.ResidentSource`: functions of (seed, epoch,
     stream, image, how often that image was drawn before in the epoch, view), whatever
-    decodes. An image is decoded once for all its views and streams of a step. Views
-    have the files' ``side``, unless their recipe has a size of its own.
+    decodes. An image is decoded once for all its views and streams of a step, those it
+    is mixed into too. Views have the files' ``side``, unless their recipe has a size of
+    its own. Where images that cannot be read are left out, nothing is mixed in in the
+    place of one.
 
     With several processes a step's images are dealt out among them in stretches whose
     sizes differ by at most one; together they draw what one process draws, but for
@@ -117,6 +121,28 @@ class FileSource:
             )
         return self._steps(epoch, start_step)
 
+    def crops(self, epoch: int, step: int) -> dict[str, ViewSpec]:
+        """Describes the crops that a step's views, of this process, are made of.
+
+        Their images are decoded for it, and have to be readable.
+
+        Args:
+            epoch: In [0, epochs).
+            step: In [0, steps_per_epoch).
+
+        Returns:
+            By stream, the crops ``[V, B]``, or ``[4 V, B]`` of montages.
+        """
+        span, orders, found = self._span(step), self._orders(epoch), {}
+        for name, stream in self.streams.items():
+            indices, repeats = (part[span] for part in orders[stream.follows or name])
+            needed = indices.unique().numpy()
+            (images,) = self._decoder.images([needed], len(needed))
+            shown = DecodedImages(needed, images)
+            view = self._views(name, repeats)
+            found[name] = self._describe(name, epoch, indices, indices, view, shown)
+        return found
+
     def fallbacks(self) -> dict[str, tuple[int, int]]:
         """Counts the crops whose box is the fallback of its constraint.
 
@@ -135,36 +161,55 @@ class FileSource:
         )
         return slice(first, last)
 
+    def _orders(self, epoch: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Draws the orders of the streams that have images of their own."""
+        return {
+            name: self._order.draw(
+                stream.sampler,
+                seed=self.seed,
+                epoch=epoch,
+                stream=number,
+                progress=epoch / self.epochs,
+            )
+            for number, (name, stream) in enumerate(self.streams.items())
+            if stream.follows is None
+        }
+
     def _steps(self, epoch: int, start_step: int) -> Iterator[dict[str, Batch]]:
-        names = list(self.streams)
-        orders: dict[str, tuple[Tensor, Tensor]] = {}
-        for number, (name, stream) in enumerate(self.streams.items()):
-            if stream.follows is None:
-                orders[name] = self._order.draw(
-                    stream.sampler,
-                    seed=self.seed,
-                    epoch=epoch,
-                    stream=number,
-                    progress=epoch / self.epochs,
-                )
-        spans = [self._span(s) for s in range(start_step, self.steps_per_epoch)]
+        orders = self._orders(epoch)
+        steps = range(start_step, self.steps_per_epoch)
+        spans = [self._span(s) for s in steps]
         # Those that are decoded and not yet shown; a decoder works ahead.
-        waiting: deque[NDArray[np.int64]] = deque()
+        waiting: deque[tuple[NDArray[np.int64], dict[str, Mix]]] = deque()
 
         def wanted() -> Iterator[NDArray[np.int64]]:
-            for span in spans:
-                drawn = torch.cat([order[0][span] for order in orders.values()])
-                waiting.append(drawn.unique().numpy())
-                yield waiting[-1]
+            for step, span in zip(steps, spans, strict=True):
+                drawn = [order[0][span] for order in orders.values()]
+                mixes = {
+                    name: self._mix(
+                        name, epoch, step, orders[stream.follows or name], span
+                    )
+                    for name, stream in self.streams.items()
+                    if stream.mixing is not None
+                }
+                drawn += [mix.partners.flatten() for mix in mixes.values()]
+                needed = torch.cat(drawn).unique().numpy()
+                waiting.append((needed, mixes))
+                yield needed
 
-        largest = max((s.stop - s.start for s in spans), default=0) * len(orders)
+        # Of each image of a step, itself and what is mixed into its views.
+        shown_of_one = len(orders) + sum(
+            stream.views for stream in self.streams.values() if stream.mixing
+        )
+        largest = max((s.stop - s.start for s in spans), default=0) * shown_of_one
         decoded = self._decoder.images(wanted(), largest)
         for step, span in enumerate(spans):
             images = next(decoded)
-            shown = _Decoded(waiting.popleft(), images)
+            needed, mixes = waiting.popleft()
+            shown = DecodedImages(needed, images)
             batches = {}
-            for number, name in enumerate(names):
-                leader = self.streams[name].follows or name
+            for name, stream in self.streams.items():
+                leader = stream.follows or name
                 indices, repeats = (order[span] for order in orders[leader])
                 there = shown.readable(indices)
                 if not bool(there.any()):
@@ -173,8 +218,14 @@ class FileSource:
                         f"{start_step + step + 1} of epoch {epoch + 1}, stream "
                         f"{name!r}, can be read"
                     )
+                mix = mixes.get(name)
                 batches[name] = self._batch(
-                    name, number, epoch, indices[there], repeats[there], shown
+                    name,
+                    epoch,
+                    indices[there],
+                    repeats[there],
+                    shown,
+                    None if mix is None else mix.select(there),
                 )
             # Photographs at their own size: not to be kept while the next are decoded.
             del images, shown
@@ -183,28 +234,27 @@ class FileSource:
     def _batch(
         self,
         name: str,
-        number: int,
         epoch: int,
         indices: Tensor,
         repeats: Tensor,
-        shown: _Decoded,
+        shown: DecodedImages,
+        mix: Mix | None,
     ) -> Batch:
         recipe, views = self._recipes[name], self.streams[name].views
-        count = views * recipe.crops
-        height, width = shown.sizes(indices)
-        spec = recipe.describe(
-            height,
-            width,
-            seed=self.seed,
-            epoch=epoch,
-            index=indices,
-            view=repeats * count + torch.arange(count)[:, None],
-            stream=number,
-        )
+        view = self._views(name, repeats)
+        spec = self._describe(name, epoch, indices, indices, view, shown)
         self._fallbacks[name] += int(spec.fallback.sum())
         self._drawn[name] += spec.fallback.numel()
+        partners = None
+        if mix is not None:
+            mix = mix.keep(shown.readable(mix.partners), indices)
+            partners = self._describe(
+                name, epoch, mix.partners, indices, mix.view, shown
+            )
+            self._fallbacks[name] += int((partners.fallback & mix.mixed).sum())
+            self._drawn[name] += int(mix.mixed.sum())
 
-        def render(sources: Tensor, crops: ViewSpec) -> Tensor:
+        def render(sources: Tensor, crops: ViewSpec, pasted: Pasted | None) -> Tensor:
             return shown.render(
                 sources,
                 crops,
@@ -213,10 +263,66 @@ class FileSource:
                 std=self._std,
                 device=self._device,
                 dtype=self._dtype,
+                pasted=pasted,
             )
 
-        batch = make_batch(indices, spec, self._labels, views, render)
-        return _moved(batch, self._device)
+        batch = make_batch(
+            indices, spec, self._labels, views, render, mix=mix, partners=partners
+        )
+        return batch.each(lambda tensor: tensor.to(self._device))
+
+    def _describe(
+        self,
+        name: str,
+        epoch: int,
+        images: Tensor,
+        indices: Tensor,
+        view: Tensor,
+        shown: DecodedImages,
+    ) -> ViewSpec:
+        """Draws crops of ``images`` by the numbers of ``indices`` and ``view``."""
+        height, width = shown.sizes(images)
+        return self._recipes[name].describe(
+            height,
+            width,
+            seed=self.seed,
+            epoch=epoch,
+            index=indices,
+            view=view,
+            stream=self._number(name),
+        )
+
+    def _number(self, name: str) -> int:
+        return list(self.streams).index(name)
+
+    def _views(self, name: str, repeats: Tensor) -> Tensor:
+        """Returns the numbers of a stream's crops, int64 ``[crops, B]``."""
+        count = self.streams[name].views * self._recipes[name].crops
+        return repeats * count + torch.arange(count)[:, None]
+
+    def _mix(
+        self,
+        name: str,
+        epoch: int,
+        step: int,
+        order: tuple[Tensor, Tensor],
+        span: slice,
+    ) -> Mix:
+        mixing, size = self.streams[name].mixing, self._recipes[name].out_size
+        assert mixing is not None
+        assert size is not None
+        indices, repeats = (part[span] for part in order)
+        return mixing.draw(
+            self._order,
+            size,
+            seed=self.seed,
+            epoch=epoch,
+            index=indices,
+            view=self._views(name, repeats),
+            step=torch.full_like(indices, step),
+            stream=self._number(name),
+            progress=epoch / self.epochs,
+        )
 
 
 class FileBatches:
@@ -270,7 +376,7 @@ class FileBatches:
         wanted = [np.arange(a, b) for a, b in zip(starts, stops, strict=True)]
         decoded = self._decoder.images(wanted, self.batch_size)
         for indices in wanted:
-            shown = _Decoded(indices, next(decoded))
+            shown = DecodedImages(indices, next(decoded))
             index = torch.from_numpy(indices)
             index = index[shown.readable(index)]
             if len(index) == 0:
@@ -290,58 +396,7 @@ class FileBatches:
             )
             del shown
             batch = Batch(pixels.unsqueeze(0), self._labels[index], index)
-            yield _moved(batch, self._device)
-
-
-class _Decoded:
-    """The decoded images of a step, found by their position in the image set."""
-
-    def __init__(
-        self, indices: NDArray[np.int64], images: Sequence[Tensor | None]
-    ) -> None:
-        there = [image is not None for image in images]
-        self._images = [image for image in images if image is not None]
-        self._indices = torch.from_numpy(indices)[torch.tensor(there, dtype=torch.bool)]
-        sides = [image.shape[:2] for image in self._images]
-        self._sizes = torch.tensor(sides, dtype=torch.int64).reshape(-1, 2)
-
-    def readable(self, indices: Tensor) -> Tensor:
-        """Returns which of the images are there, bool ``[B]``."""
-        return torch.isin(indices, self._indices)
-
-    def sizes(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns heights and widths, int64 ``[B]`` each."""
-        height, width = self._sizes[self._places(indices)].unbind(1)
-        return height, width
-
-    def render(
-        self,
-        sources: Tensor,
-        crops: ViewSpec,
-        recipe: Recipe,
-        *,
-        mean: list[float],
-        std: list[float],
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        """Renders crops of the images at ``sources`` (int64 ``[P]``)."""
-        size = recipe.out_size
-        assert size is not None
-        images = [image.to(device, non_blocking=True) for image in self._images]
-        return render_crops(
-            images,
-            self._places(sources).to(device),
-            crops.to(device),
-            recipe,
-            size=size,
-            mean=mean,
-            std=std,
-            dtype=dtype,
-        )
-
-    def _places(self, indices: Tensor) -> Tensor:
-        return torch.searchsorted(self._indices, indices)
+            yield batch.each(lambda tensor: tensor.to(self._device))
 
 
 def _sized(recipe: Recipe, side: int) -> Recipe:
@@ -349,18 +404,3 @@ def _sized(recipe: Recipe, side: int) -> Recipe:
         recipe = replace(recipe, out_size=(side, side))
     recipe.view_size(side, side)
     return recipe
-
-
-def _moved(batch: Batch, device: torch.device) -> Batch:
-    if device.type == "cpu":
-        return batch
-    quadrants = batch.quadrants
-    if quadrants is not None:
-        quadrants = Quadrants(
-            quadrants.labels.to(device),
-            quadrants.indices.to(device),
-            quadrants.crops.to(device),
-        )
-    return Batch(
-        batch.images, batch.labels.to(device), batch.indices.to(device), quadrants
-    )

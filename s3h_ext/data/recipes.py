@@ -10,7 +10,16 @@ have fixed slots, so that two recipes crop and flip alike, whatever else they do
     12 + 2t, 13 + 2t   area and aspect ratio of try t of a resized crop
 
 Holes and policies have numbers of their own, those of stream 64 + s: 0 and 1 the
-hole's centre, from 2 on the policy's.
+hole's centre, from 2 on the policy's. Orders have those of stream 128 + s
+(:mod:`s3h_ext.data.samplers`). What is mixed into a view (:mod:`s3h_ext.data.mixing`)
+has those of stream 192 + s at the view's own address:
+
+    0 class and 1 member of it that is mixed in   2 whether   3 weight
+    4 top and 5 left of the box
+
+Where a batch is mixed alike, slots 2 to 5 are those of the step in place of the image
+and the view 2**23 + v. The crop of what is mixed in is that of the view 2**23 + view of
+the image that it is mixed into, in stream s (and 64 + s).
 """
 
 from __future__ import annotations
@@ -101,6 +110,15 @@ class ViewSpec:
     def to(self, device: torch.device) -> ViewSpec:
         """Returns the crops on a device."""
         return self._each(lambda tensor: tensor.to(device))
+
+    def followed_by(self, other: ViewSpec) -> ViewSpec:
+        """Returns these crops and then others of the same recipe, both flat."""
+        rest = iter(
+            value
+            for item in fields(other)
+            if isinstance(value := getattr(other, item.name), Tensor)
+        )
+        return self._each(lambda tensor: torch.cat((tensor, next(rest))))
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> ViewSpec:
         changed: dict[str, Any] = {

@@ -10,6 +10,7 @@ nothing here waits for the device.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,9 +23,25 @@ from s3h_ext.ops.similarity import CUDA
 from s3h_ext.ops.view_constraints import Grid, as_constraint
 from s3h_ext.ops.views import render_views
 
-__all__ = ["Renderer", "render_crops"]
+__all__ = ["Pasted", "Renderer", "render_crops", "whole_box"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Pasted:
+    """Crops that are seen in a part of another crop's view only, on top of it.
+
+    Of a crop that was resized the part is cut at whole pixels of its image, the
+    nearest; of any other it is the very pixels that its view would have there.
+
+    Attributes:
+        view: int64 ``[M]``, the views they go to.
+        rect: int64 ``[M, 4]``: top, left, height, width in the view, inside it.
+    """
+
+    view: Tensor
+    rect: Tensor
 
 
 class Renderer:
@@ -87,7 +104,13 @@ class Renderer:
             else GatherRenderer(self._images, mean=mean, std=std, dtype=dtype)
         )
 
-    def __call__(self, source: Tensor, crops: ViewSpec, recipe: Recipe) -> Tensor:
+    def __call__(
+        self,
+        source: Tensor,
+        crops: ViewSpec,
+        recipe: Recipe,
+        pasted: Pasted | None = None,
+    ) -> Tensor:
         """Renders the crops of a recipe.
 
         Args:
@@ -95,10 +118,11 @@ class Renderer:
             crops: P crops with one leading dimension; for montages, those of a view one
                 after the other: top left, top right, bottom left, bottom right.
             recipe: What they were drawn by.
+            pasted: Where the last M of the crops go, if not to views of their own.
 
         Returns:
             ``[V, C, h, w]`` of the renderer's type, channels last in memory; V is P, or
-            a quarter of it for montages.
+            a quarter of it for montages, or ``P - M``.
 
         Raises:
             ValueError: a colour matrix for images of one channel.
@@ -106,8 +130,8 @@ class Renderer:
         if crops.colour is not None and self.channels != 3:
             raise ValueError("views: a colour matrix needs images of 3 channels, got 1")
         size = recipe.view_size(self.height, self.width)
-        on_bytes = crops.operations is not None or crops.hole is not None
-        if self._gather is not None and not on_bytes and _gathers(recipe):
+        plain = crops.operations is None and crops.hole is None and pasted is None
+        if self._gather is not None and plain and _gathers(recipe):
             return self._gather(source, crops)
         return render_crops(
             self._images,
@@ -118,6 +142,7 @@ class Renderer:
             mean=self._mean,
             std=self._std,
             dtype=self._dtype,
+            pasted=pasted,
         )
 
 
@@ -131,6 +156,7 @@ def render_crops(
     mean: Sequence[float],
     std: Sequence[float],
     dtype: torch.dtype = torch.float32,
+    pasted: Pasted | None = None,
 ) -> Tensor:
     """Renders the crops of a recipe, of images of one size or of many.
 
@@ -144,6 +170,7 @@ def render_crops(
         mean: Per channel, of pixels in [0, 1].
         std: Per channel, positive.
         dtype: Of the views.
+        pasted: As for :class:`Renderer`.
 
     Returns:
         ``[V, C, h, w]``, channels last in memory.
@@ -158,8 +185,14 @@ def render_crops(
         crop_size = recipe.crop_size(*size)
         images = _augmented(images, source, crops, crop_size, len(mean))
         source = torch.arange(len(source), device=source.device)
-        box = _whole(crop_size, box).expand(len(source), 4)
+        box = whole_box(crop_size, box).expand(len(source), 4)
         flip = colour = None
+    if pasted is not None:
+        views = len(source) - len(pasted.view)
+        own = torch.arange(views, device=source.device)
+        view = torch.cat((own, pasted.view))
+        rect = torch.cat((whole_box(size, box).expand(views, 4), pasted.rect))
+        box = _part(box, flip, rect, size)
     return render_views(
         images,
         Patches(
@@ -214,7 +247,28 @@ def _augmented(
     )
 
 
-def _whole(size: tuple[int, int], like: Tensor) -> Tensor:
+def _part(
+    box: Tensor, flip: Tensor | None, rect: Tensor, size: tuple[int, int]
+) -> Tensor:
+    """Returns the parts of boxes that are seen in a rectangle of their views."""
+    parts = []
+    for axis, side in enumerate(size):
+        start, length = rect[:, axis], rect[:, axis + 2]
+        if axis == 1 and flip is not None:
+            start = torch.where(flip, side - start - length, start)
+        # Edges at the nearest pixel, halves rounded up: (x * pixels) / side.
+        pixels = box[:, axis + 2]
+        first, last = (
+            torch.div(2 * edge * pixels + side, 2 * side, rounding_mode="floor")
+            for edge in (start, start + length)
+        )
+        first = torch.minimum(first, pixels - 1)
+        parts.append((box[:, axis] + first, (last - first).clamp(min=1)))
+    (top, height), (left, width) = parts
+    return torch.stack((top, left, height, width), dim=1)
+
+
+def whole_box(size: tuple[int, int], like: Tensor) -> Tensor:
     """Returns the box ``[1, 4]`` of a whole image."""
     # Filled and not copied, so that a device has nothing to wait for.
     box = like.new_zeros(1, 4)

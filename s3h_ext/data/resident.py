@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 
 import torch
+from torch import Tensor
 
 from s3h_ext.data.batches import Batch, make_batch
 from s3h_ext.data.dataset import ImageSet
+from s3h_ext.data.mixing import Mix
 from s3h_ext.data.recipes import ViewSpec, get_recipe
 from s3h_ext.data.render import Renderer
 from s3h_ext.data.samplers import EpochOrder
@@ -111,8 +113,9 @@ class ResidentSource:
             recipe = get_recipe(stream.recipe)
             recipe.view_size(height, width)
             recipe.check_channels(self._renderer.channels)
-        self._fallbacks = dict.fromkeys(self.streams, self._labels.new_zeros(()))
-        self._drawn = dict.fromkeys(self.streams, 0)
+        none = self._labels.new_zeros(())
+        self._fallbacks = dict.fromkeys(self.streams, none)
+        self._drawn = dict.fromkeys(self.streams, none)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[dict[str, Batch]]:
         """Iterates over the steps of an epoch.
@@ -160,7 +163,7 @@ class ResidentSource:
             far, those drawn ahead included. Of montages all processes draw all crops.
         """
         return {
-            name: (int(self._fallbacks[name]), self._drawn[name])
+            name: (int(self._fallbacks[name]), int(self._drawn[name]))
             for name in self.streams
         }
 
@@ -203,7 +206,7 @@ class _DrawnStream:
         leader = name if stream.follows is None else stream.follows
         self._source, self._name, self._epoch = source, name, epoch
         self._number = names.index(name)
-        self._views = stream.views
+        self._views, self._mixing = stream.views, stream.mixing
         self._recipe = get_recipe(stream.recipe)
         self._indices, self._repeats = source._order.draw(
             source.streams[leader].sampler,
@@ -227,19 +230,28 @@ class _DrawnStream:
             self._spans = list(pairwise((0, *ends)))
         self._begin = self._end = 0
         self._spec: ViewSpec | None = None
+        self._mix: Mix | None = None
+        self._partners: ViewSpec | None = None
 
     def batch(self, step: int) -> Batch:
         """Renders this process's part of a step."""
         source = self._source
         start, stop = self._spans[step]
         whole = self._recipe.montage and source.world_size > 1
+        crops = self.take(start, stop)
+        mix, partners = self._mix, self._partners
+        first, last = start - self._begin, stop - self._begin
         return make_batch(
             self._indices[start:stop],
-            self.take(start, stop),
+            crops,
             source._labels,
             self._views,
-            lambda images, crops: source._renderer(images, crops, self._recipe),
+            lambda images, crops, pasted: source._renderer(
+                images, crops, self._recipe, pasted
+            ),
             part=slice(*source._part(step)) if whole else slice(None),
+            mix=None if mix is None else mix.select(slice(first, last)),
+            partners=None if partners is None else partners.narrow(1, first, last),
         )
 
     def take(self, start: int, stop: int) -> ViewSpec:
@@ -255,17 +267,41 @@ class _DrawnStream:
         source = self._source
         indices, repeats = self._indices[part], self._repeats[part]
         numbers = torch.arange(crops, device=indices.device)[:, None]
-        spec = self._recipe.describe(
+        view = repeats * crops + numbers
+        spec = self._crops(indices, view)
+        self._count(spec.fallback, torch.ones_like(spec.fallback))
+        if self._mixing is not None:
+            size = source._renderer.height, source._renderer.width
+            steps = torch.arange(len(self._spans))
+            sizes = torch.tensor([stop - start for start, stop in self._spans])
+            self._mix = self._mixing.draw(
+                source._order,
+                self._recipe.view_size(*size),
+                seed=source.seed,
+                epoch=self._epoch,
+                index=indices,
+                view=view,
+                step=steps.repeat_interleave(sizes)[part].to(indices.device),
+                stream=self._number,
+                progress=self._epoch / source.epochs,
+            )
+            self._partners = self._crops(indices, self._mix.view)
+            self._count(self._partners.fallback, self._mix.mixed)
+        return spec
+
+    def _crops(self, indices: Tensor, view: Tensor) -> ViewSpec:
+        source = self._source
+        return self._recipe.describe(
             source._renderer.height,
             source._renderer.width,
             seed=source.seed,
             epoch=self._epoch,
             index=indices,
-            view=repeats * crops + numbers,
+            view=view,
             stream=self._number,
         )
-        source._fallbacks[self._name] = (
-            source._fallbacks[self._name] + spec.fallback.sum()
-        )
-        source._drawn[self._name] += spec.fallback.numel()
-        return spec
+
+    def _count(self, fallback: Tensor, shown: Tensor) -> None:
+        source, name = self._source, self._name
+        source._fallbacks[name] = source._fallbacks[name] + (fallback & shown).sum()
+        source._drawn[name] = source._drawn[name] + shown.sum()

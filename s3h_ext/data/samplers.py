@@ -104,6 +104,7 @@ class EpochOrder:
         counts = torch.from_numpy(self.class_counts)
         self._counts = counts.to(device)
         self._starts = (counts.cumsum(0) - counts).to(device)
+        self._by_class = self._labels.argsort(stable=True)
 
     def draw(
         self,
@@ -148,16 +149,45 @@ class EpochOrder:
             return shuffled, torch.zeros_like(shuffled)
         by_class = shuffled[self._labels[shuffled].argsort(stable=True)]
         words = philox_words(**address, index=numbers, view=_CLASSES, draws=1)
-        words = words.flatten().contiguous()
-        # Whole numbers, so that every device draws the same classes.
-        limits = np.rint(probabilities.cumsum() * 2.0**32).astype(np.int64)
-        limits[limits >= limits[-1]] = 1 << 32
-        thresholds = torch.from_numpy(limits).to(words.device, non_blocking=True)
-        classes = torch.searchsorted(thresholds, words, right=True)
+        classes = _class_of(probabilities, words.flatten())
         rank = _rank_within_class(classes, len(self.class_counts))
         counts = self._counts[classes]
         image = by_class[self._starts[classes] + rank % counts]
         return image, rank // counts
+
+    def choose(
+        self, sampler: str, classes: Tensor, members: Tensor, *, progress: float = 0.0
+    ) -> Tensor:
+        """Chooses an image by two random words, independently of all others.
+
+        Args:
+            sampler: One of :data:`SAMPLERS`, which says how likely each class is; an
+                image of it is then as likely as any other.
+            classes: int64 ``[...]``, words in [0, 2**32).
+            members: int64 ``[...]``, likewise.
+            progress: Epochs done over all epochs, in [0, 1].
+
+        Returns:
+            Sample indices, int64 ``[...]``.
+
+        Raises:
+            ValueError: an unknown sampler, or a progress out of range.
+        """
+        probabilities = class_probabilities(
+            sampler, self.class_counts, progress=progress
+        )
+        chosen = _class_of(probabilities, classes)
+        rank = (members * self._counts[chosen]) >> 32
+        return self._by_class[self._starts[chosen] + rank]
+
+
+def _class_of(probabilities: NDArray[np.float64], words: Tensor) -> Tensor:
+    """Returns the classes that words in [0, 2**32) stand for, int64 ``[...]``."""
+    # Whole numbers, so that every device draws the same classes.
+    limits = np.rint(probabilities.cumsum() * 2.0**32).astype(np.int64)
+    limits[limits >= limits[-1]] = 1 << 32
+    thresholds = torch.from_numpy(limits).to(words.device, non_blocking=True)
+    return torch.searchsorted(thresholds, words.contiguous(), right=True)
 
 
 def _rank_within_class(classes: Tensor, num_classes: int) -> Tensor:

@@ -10,14 +10,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from s3h_ext.data.batches import Batch
+from s3h_ext.data.batches import Batch, MixedViews
 from s3h_ext.data.dataset import ImageSet, LongTailDataset
+from s3h_ext.data.decode import decode_image
+from s3h_ext.data.feed import Feed
+from s3h_ext.data.files import ImageFiles
 from s3h_ext.data.recipes import ViewSpec, get_recipe
-from s3h_ext.data.resident import ResidentSource
 from s3h_ext.data.streams import Stream
-from s3h_ext.data.thumbnails import thumbnails
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,9 +56,11 @@ def draw_views(
     original with the boxes of its crops, then its views before normalisation, framed in
     the colour of their box. The quadrants of a montage show crops of other rows: each
     is framed in the colour of its box and labelled with the row's letter and the class.
+    A view that another image is mixed into has that one's share and class above it,
+    and what is pasted has a dashed frame.
 
     Args:
-        dataset: Where the images are from.
+        dataset: Where the images are from, in memory or photographs.
         streams: Name -> how to draw.
         images: Images of the batch, at least 1.
         seed: As of the training.
@@ -71,7 +75,7 @@ def draw_views(
         A PNG file.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or a photograph cannot be read.
     """
     from matplotlib import style
 
@@ -105,18 +109,10 @@ def view_figure(
 
     if images < 1:
         raise ValueError(f"images: expected at least 1, got {images}")
-    if not isinstance(dataset.train, ImageSet):
-        raise ValueError(
-            "dataset: expected images in memory, got the photographs of "
-            f"{dataset.name}, which are not drawn yet"
-        )
     total = len(dataset.train)
-    source = ResidentSource(
-        dataset.train,
+    source = Feed().training(
+        dataset,
         streams,
-        num_classes=dataset.num_classes,
-        mean=dataset.mean,
-        std=dataset.std,
         batch_size=images,
         epochs=max(epoch, 0) + 1 if epochs is None else epochs,
         seed=seed,
@@ -150,11 +146,13 @@ def view_figure(
 
     left = 0.0
     for (name, stream), width in zip(streams.items(), widths, strict=True):
+        title = name if name == stream.recipe else f"{name}: {stream.recipe}"
         figure.text(
             (left + 0.04) / columns,
             1 - 0.2 / height,
-            name if name == stream.recipe else f"{name}: {stream.recipe}",
-            size=11,
+            title,
+            # No wider than its block: a bold letter is some 0.009 inches per point.
+            size=min(11, _CELL * width / (0.009 * len(title))),
             weight="bold",
             color=_INK,
             va="center",
@@ -188,23 +186,27 @@ class _Block:
         mean, std = np.asarray(dataset.mean), np.asarray(dataset.std)
         pixels = batch.images.permute(0, 1, 3, 4, 2).numpy() * std + mean
         self.pixels = pixels.clip(0, 1)  # [V, B, h, w, C]
-        height, width, _ = dataset.image_shape
-        box = crops.box.reshape(-1, 4).numpy()
+        self.originals = [_original(dataset.train, int(i)) for i in batch.indices]
         # Room for boxes that leave the image, the same on all sides and in all rows.
-        over = max(0, -box[:, :2].min(), (box[:, :2] + box[:, 2:]).max() - height)
-        self.room = max(0.03 * max(height, width), float(over) + 0.5)
+        self.room = 0.03
+        for row, image in enumerate(self.originals):
+            corner, side = crops.box[:, row].split(2, dim=-1)
+            sides = torch.tensor(image.shape[:2])
+            over = max(float(-corner.min()), float((corner + side - sides).max()))
+            self.room = max(self.room, (over + 0.5) / max(image.shape[:2]))
 
     def original(self, axes: Axes, row: int) -> None:
         """Draws an image and the boxes of its crops."""
         from matplotlib.patches import Rectangle
 
-        index, label = int(self.batch.indices[row]), int(self.batch.labels[row])
-        image = thumbnails(self.dataset.train, np.array(index))
+        label = int(self.batch.labels[row])
+        image = self.originals[row]
         height, width = image.shape[:2]
+        room = self.room * max(height, width)
         _show(axes, image)
         axes.set_facecolor(_PAPER)
-        axes.set_xlim(-0.5 - self.room, width - 0.5 + self.room)
-        axes.set_ylim(height - 0.5 + self.room, -0.5 - self.room)
+        axes.set_xlim(-0.5 - room, width - 0.5 + room)
+        axes.set_ylim(height - 0.5 + room, -0.5 - room)
         _name(axes, f"{_letter(row)}  {self.dataset.class_names[label]}")
         for number in range(len(self.crops.flip)):
             top, left, rows, columns = self.crops.box[number, row].tolist()
@@ -228,8 +230,24 @@ class _Block:
             return
         for spine in axes.spines.values():
             spine.set(visible=True, color=_colour(view), linewidth=2.2)
-        if self.crops.flip[view, row]:
+        mixed = self.batch.mixed
+        if mixed is not None and mixed.boxes[view, row, 2] > 0:
+            self._mixed(axes, mixed, view, row)
+        elif self.crops.flip[view, row]:
             _name(axes, "mirrored", grey=True)
+
+    def _mixed(self, axes: Axes, mixed: MixedViews, view: int, row: int) -> None:
+        from matplotlib.patches import Rectangle
+
+        share = 100 * (1 - float(mixed.weights[view, row]))
+        name = self.dataset.class_names[int(mixed.labels[view, row])]
+        _name(axes, f"{share:.0f} % {name}")
+        top, left, height, width = mixed.boxes[view, row].tolist()
+        if (height, width) == self.pixels.shape[2:4]:
+            return
+        frame = Rectangle((left - 0.5, top - 0.5), width, height, fill=False)
+        frame.set(edgecolor="white", linewidth=1.2, linestyle=(0, (2, 2)))
+        axes.add_patch(frame)
 
     def _quadrants(self, axes: Axes, view: int, row: int) -> None:
         from matplotlib.patches import Rectangle
@@ -266,6 +284,13 @@ class _Block:
                 parse_math=False,
                 bbox={"facecolor": _INK, "alpha": 0.75, "pad": 1, "linewidth": 0},
             )
+
+
+def _original(images: ImageSet | ImageFiles, index: int) -> NDArray[np.uint8]:
+    if isinstance(images, ImageSet):
+        pixels: NDArray[np.uint8] = images.images[index]
+        return pixels
+    return decode_image(images.path(index).read_bytes()).numpy()
 
 
 def _show(axes: Axes, image: _Image) -> None:

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from s3h_ext.data.mixing import Mixing
 from s3h_ext.data.recipes import MAX_STREAMS, get_recipe
 from s3h_ext.data.samplers import SAMPLERS
 
@@ -23,15 +24,17 @@ class Stream:
         views: Views of each image; of a montage, as many as there are images.
         follows: Name of the stream whose images it shows again, in the same order; its
             own sampler is then not used. ``None`` for images of its own.
+        mixing: How other images are mixed into its views; ``None`` for not at all.
 
     Raises:
-        ValueError: an unknown name, or no view.
+        ValueError: an unknown name, no view, or mixed montages.
     """
 
     sampler: str = "instance-balanced"
     recipe: str = "crop-flip"
     views: int = 1
     follows: str | None = None
+    mixing: Mixing | None = None
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
@@ -40,7 +43,11 @@ class Stream:
                 f"sampler: expected one of {', '.join(SAMPLERS)}, got "
                 f"{self.sampler!r}; did you mean {near!r}?"
             )
-        get_recipe(self.recipe)
+        if get_recipe(self.recipe).montage and self.mixing is not None:
+            raise ValueError(
+                "mixing: expected None for a montage, which shows several images "
+                f"already, got {self.mixing.kind!r} for {self.recipe!r}"
+            )
         if self.views < 1:
             raise ValueError(f"views: expected at least 1, got {self.views}")
 

@@ -28,7 +28,9 @@ process contrasts its own rows alone.
 
 The losses of classifiers (:mod:`s3h_ext.losses.classification`) take logits and, where
 the classes' sizes matter, their training counts; a row with a negative label is not
-counted by them either. ``effective_number_weights`` makes class weights of counts.
+counted by them either. Cross-entropy and the logit-adjusted loss take the two labels of
+mixed images too (:class:`MixedLabels`). ``effective_number_weights`` makes class
+weights of counts.
 """
 
 from s3h_ext.losses._common import ContrastiveStats
@@ -37,7 +39,9 @@ from s3h_ext.losses.classification import (
     FocalLoss,
     LDAMLoss,
     LogitAdjustedLoss,
+    MixedLabels,
     effective_number_weights,
+    mixed_cross_entropy,
 )
 from s3h_ext.losses.cross_model import (
     CrossModelContrastiveLoss,
@@ -56,11 +60,13 @@ __all__ = [
     "FocalLoss",
     "LDAMLoss",
     "LogitAdjustedLoss",
+    "MixedLabels",
     "PrototypicalSupConLoss",
     "SupConLoss",
     "balanced_contrastive_loss",
     "cross_model_contrastive_loss",
     "effective_number_weights",
+    "mixed_cross_entropy",
     "prototypical_supcon_loss",
     "supcon_loss",
 ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +27,51 @@ from s3h_ext.losses._common import (
 Counts = Sequence[int] | np.ndarray | Tensor
 
 
+class MixedLabels(NamedTuple):
+    """Two labels for each row, of images that were mixed.
+
+    Attributes:
+        first: ``[N]``.
+        second: ``[N]``.
+        weight: ``[N]``, of the first label, in [0, 1]; the second has the rest.
+    """
+
+    first: Tensor
+    second: Tensor
+    weight: Tensor
+
+
+#: One label ``[N]`` for each row, or two.
+Labels = Tensor | MixedLabels
+
+
+def mixed_cross_entropy(logits: Tensor, labels: Labels) -> Tensor:
+    """Softmax cross-entropy for labels of one image or of two.
+
+    With weight w it is ``w CE(x, a) + (1 - w) CE(x, b)``, which is the cross-entropy
+    with the soft target that has w at a and 1 - w at b (Zhang et al., "mixup", ICLR
+    2018).
+
+    Args:
+        logits: ``[N, C]``, floating point.
+        labels: integers ``[N]``, or a :class:`MixedLabels` of them. A mixed row counts
+            where both of its labels do.
+
+    Returns:
+        The mean, a scalar.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[2.0, 0.0, 0.0]])
+        >>> labels = MixedLabels(*torch.tensor([[0], [1]]), torch.tensor([0.75]))
+        >>> soft = torch.tensor([[0.75, 0.25, 0.0]])
+        >>> float(mixed_cross_entropy(logits, labels) - F.cross_entropy(logits, soft))
+        0.0
+    """
+    rows, counted = _cross_entropy(check_logits(logits), labels)
+    return _mean(rows.sum(), counted.sum())
+
+
 def _counts(class_counts: Counts) -> Tensor:
     expected = "class_counts: expected one count >= 1 for each class"
     try:
@@ -38,8 +84,15 @@ def _counts(class_counts: Counts) -> Tensor:
     return counts
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _cross_entropy(logits: Tensor, labels: Labels) -> tuple[Tensor, Tensor]:
     """Returns ``[N]`` losses, 0 for rows without a class, and which rows have one."""
+    if isinstance(labels, MixedLabels):
+        first, whole = _cross_entropy(logits, labels.first)
+        second, other = _cross_entropy(logits, labels.second)
+        counted = whole & other
+        rows = torch.lerp(second, first, labels.weight.to(first.dtype))
+        return rows.where(counted, 0), counted
+    labels = check_labels("labels", labels, logits, "logits", logits.shape[1])
     counted = labels >= 0
     targets = labels.masked_fill(~counted, -100)
     rows = F.cross_entropy(logits, targets, reduction="none", ignore_index=-100)
@@ -116,10 +169,12 @@ class LogitAdjustedLoss(nn.Module):
             persistent=False,
         )
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss of ``logits [N, C]`` and ``labels [N]``."""
+    def forward(self, logits: Tensor, labels: Labels) -> Tensor:
+        """Return the mean loss of ``logits [N, C]`` and ``labels [N]``.
+
+        Labels of mixed images are a :class:`MixedLabels`.
+        """
         logits = check_logits(logits, self.adjustment)
-        labels = check_labels("labels", labels, logits, "logits", logits.shape[1])
         rows, counted = _cross_entropy(logits + self.adjustment, labels)
         return _mean(rows.sum(), counted.sum())
 

@@ -10,13 +10,22 @@ import numpy as np
 from torch import Tensor, nn
 
 from s3h_ext.data import Batch, LongTailDataset, Stream
+from s3h_ext.data.mixing import Mixing
 from s3h_ext.data.recipes import get_recipe
-from s3h_ext.losses.classification import Counts
+from s3h_ext.losses.classification import Counts, Labels, MixedLabels
 from s3h_ext.models import ImageClassifier
 from s3h_ext.ops import gather_rows
 
-#: Features ``[B, D]`` and labels ``[B]`` -> the classification loss, a scalar.
-Classify = Callable[[Tensor, Tensor], Tensor]
+#: Features ``[B, D]`` and their labels -> the classification loss, a scalar.
+Classify = Callable[[Tensor, Labels], Tensor]
+
+
+def seen_labels(batch: Batch) -> Labels:
+    """Return the labels of a batch's single view, two each where views are mixed."""
+    if batch.mixed is None:
+        return batch.labels
+    mixed = batch.mixed
+    return MixedLabels(batch.labels, mixed.labels[0], mixed.weights[0])
 
 
 def labelled(recipe: str, argument: str = "recipe") -> str:
@@ -153,8 +162,11 @@ class ClassificationLoss(nn.Module, ABC):
     """
 
     @abstractmethod
-    def forward(self, logits: Tensor, labels: Tensor, progress: float) -> Tensor:
-        """Return the mean loss of ``logits [B, C]`` and ``labels [B]``."""
+    def forward(self, logits: Tensor, labels: Labels, progress: float) -> Tensor:
+        """Return the mean loss of ``logits [B, C]`` and ``labels [B]``.
+
+        The labels are a ``MixedLabels`` if the method's classification stream is mixed.
+        """
 
 
 class ClassifierMethod(Method):
@@ -165,6 +177,9 @@ class ClassifierMethod(Method):
     """
 
     classification: ClassificationLoss
+
+    #: How the views that the classifier is trained on are mixed, if they are.
+    mixing: Mixing | None = None
 
     def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:
         super().build(model, dataset)
@@ -188,8 +203,12 @@ class ClassifierMethod(Method):
         """
 
     def loss(self, batch: Mapping[str, Batch], progress: float) -> dict[str, Tensor]:
-        def classify(features: Tensor, labels: Tensor) -> Tensor:
-            features, labels = self.joint(features, labels)
+        def classify(features: Tensor, labels: Labels) -> Tensor:
+            if isinstance(labels, MixedLabels):
+                features, *parts = self.joint(features, *labels)
+                labels = MixedLabels(*parts)
+            else:
+                features, labels = self.joint(features, labels)
             logits = self.model.classifier(features)
             loss: Tensor = self.classification(logits, labels, progress)
             return loss

@@ -10,18 +10,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s3h_ext.data import Batch, LongTailDataset, Stream
+from s3h_ext.data.mixing import Mixing
 from s3h_ext.losses.classification import (
     Counts,
     FocalLoss,
+    Labels,
     LDAMLoss,
     LogitAdjustedLoss,
     effective_number_weights,
+    mixed_cross_entropy,
 )
 from s3h_ext.methods.base import (
     ClassificationLoss,
     ClassifierMethod,
     Classify,
     labelled,
+    seen_labels,
 )
 from s3h_ext.models import CosineClassifier, ImageClassifier
 
@@ -59,9 +63,12 @@ class BaselineLoss(ClassificationLoss):
             persistent=False,
         )
 
-    def forward(self, logits: Tensor, labels: Tensor, progress: float) -> Tensor:
+    def forward(self, logits: Tensor, labels: Labels, progress: float) -> Tensor:
         weights = self.class_weights if progress >= self.reweight_from else None
+        if self.loss_name == "cross-entropy" and weights is None:
+            return mixed_cross_entropy(logits.float(), labels)
         if self.loss_name == "cross-entropy":
+            assert isinstance(labels, Tensor)  # no mixing with weights, see Baseline
             return F.cross_entropy(logits.float(), labels, weight=weights)
         loss: Tensor
         if self.loss_name == "logit-adjusted":
@@ -93,6 +100,8 @@ class Baseline(ClassifierMethod):
             thousands of images, 0.9 a hundred of 500 and fewer.
         reweight_from: share of the training after which the weights are used. 0: from
             the start; 0.8: deferred re-weighting from epoch 160 of 200.
+        mixing: how other images are mixed into the training images, for cross-entropy
+            and the logit-adjusted loss; not set: not at all.
     """
 
     def __init__(
@@ -105,6 +114,7 @@ class Baseline(ClassifierMethod):
         max_margin: float = 0.5,
         weight_beta: float = 0.0,
         reweight_from: float = 0.0,
+        mixing: Mixing | None = None,
     ) -> None:
         super().__init__()
         if loss not in get_args(LossName):
@@ -139,7 +149,14 @@ class Baseline(ClassifierMethod):
                 "weight_beta: the logit-adjusted loss already corrects for the prior; "
                 f"expected 0, got {weight_beta}"
             )
+        if mixing is not None and (loss in ("focal", "ldam") or weight_beta):
+            raise ValueError(
+                "mixing: expected None except with 'cross-entropy', without "
+                f"weight_beta, and 'logit-adjusted'; got {mixing.kind!r} with {loss!r}"
+                f" and weight_beta {weight_beta:g}"
+            )
         self.loss_name: LossName = loss
+        self.mixing = mixing
         self.sampler: str = sampler
         self.recipe = recipe
         self.tau, self.gamma, self.max_margin = tau, gamma, max_margin
@@ -159,7 +176,8 @@ class Baseline(ClassifierMethod):
         return base
 
     def streams(self) -> dict[str, Stream]:
-        return {"train": Stream(self.sampler, labelled(self.recipe))}
+        recipe = labelled(self.recipe)
+        return {"train": Stream(self.sampler, recipe, mixing=self.mixing)}
 
     def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:
         classifier = model.classifier
@@ -191,4 +209,4 @@ class Baseline(ClassifierMethod):
     ) -> dict[str, Tensor]:
         train = batch["train"]
         features = self.model.backbone(train.images.flatten(0, 1))
-        return {"loss": classify(features, train.labels)}
+        return {"loss": classify(features, seen_labels(train))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from s3h_ext.data.mixing import Mixing
 from s3h_ext.methods.s3h import S3H
 
 
@@ -30,6 +31,9 @@ class BCL(S3H):
             first to the second.
         recipe: augmentation of the classification view, a name of
             ``s3h_ext.data.recipes.RECIPES``.
+        mixing: how other images are mixed into the classification view; not set: not
+            at all. ConCutMix (Pan et al., IEEE TIP 2024) takes class-balanced CutMix
+            there, the defaults of :class:`~s3h_ext.data.mixing.Mixing`.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class BCL(S3H):
         projection_dim: int = 128,
         sampler: str = "instance-balanced",
         recipe: str = "autoaugment+cutout",
+        mixing: Mixing | None = None,
     ) -> None:
         super().__init__(
             contrast_recipe=contrast_recipe,
@@ -58,6 +63,7 @@ class BCL(S3H):
             projection_dim=projection_dim,
             sampler=sampler,
             recipe=recipe,
+            mixing=mixing,
         )
 
     @property

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from s3h_ext.data import Batch, LongTailDataset, Stream
-from s3h_ext.losses.classification import Counts
+from s3h_ext.losses.classification import Counts, Labels
 from s3h_ext.methods.base import ClassifierMethod, Method
 from s3h_ext.methods.subclass_analysis import analyse_subclasses, shown_classes
 from s3h_ext.models import GroupedClassifier, ImageClassifier, MappingName
@@ -113,6 +113,11 @@ class ClasswiseSplitting(Method):
                 "inner: expected a method with a classification loss, such as Baseline "
                 f"or Hybrid, got {type(inner).__name__}"
             )
+        if inner.mixing is not None:
+            raise ValueError(
+                "inner.mixing: expected None, got "
+                f"{inner.mixing.kind!r}: an image of two classes has no one sub-class"
+            )
         for name, chosen, names in (
             ("mapping", mapping, get_args(MappingName)),
             ("metric", metric, get_args(Metric)),
@@ -203,7 +208,8 @@ class ClasswiseSplitting(Method):
         self.prepare(progress)
         parts: dict[str, Tensor] = {}
 
-        def classify(features: Tensor, labels: Tensor) -> Tensor:
+        def classify(features: Tensor, labels: Labels) -> Tensor:
+            assert isinstance(labels, Tensor)  # no mixing, see __init__
             features, labels = self.joint(features, labels)
             logits = head.subclass_logits(features)
             group: Tensor = self.inner.classification(

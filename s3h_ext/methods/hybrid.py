@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from s3h_ext.data import Batch, LongTailDataset, Stream
 from s3h_ext.data.recipes import get_recipe
 from s3h_ext.losses import PrototypicalSupConLoss, SupConLoss
-from s3h_ext.losses.classification import Counts
+from s3h_ext.losses.classification import Counts, Labels, mixed_cross_entropy
 from s3h_ext.methods.base import (
     ClassificationLoss,
     ClassifierMethod,
@@ -29,8 +29,8 @@ DecayName = Literal["parabolic", "linear"]
 class CrossEntropy(ClassificationLoss):
     """Softmax cross-entropy: the classes' counts do not matter."""
 
-    def forward(self, logits: Tensor, labels: Tensor, progress: float) -> Tensor:
-        return F.cross_entropy(logits.float(), labels)
+    def forward(self, logits: Tensor, labels: Labels, progress: float) -> Tensor:
+        return mixed_cross_entropy(logits.float(), labels)
 
 
 class Hybrid(ClassifierMethod):

@@ -15,14 +15,16 @@ import torch
 from torch import Tensor
 
 from s3h_ext.data import Batch, LongTailDataset, Stream
+from s3h_ext.data.mixing import Mixing
 from s3h_ext.data.recipes import get_recipe
 from s3h_ext.losses import BalancedContrastiveLoss, CrossModelContrastiveLoss
-from s3h_ext.losses.classification import Counts, LogitAdjustedLoss
+from s3h_ext.losses.classification import Counts, Labels, LogitAdjustedLoss
 from s3h_ext.methods.base import (
     ClassificationLoss,
     ClassifierMethod,
     Classify,
     labelled,
+    seen_labels,
 )
 from s3h_ext.models import (
     CascadedHeads,
@@ -46,7 +48,7 @@ class LogitAdjusted(ClassificationLoss):
         super().__init__()
         self.criterion = LogitAdjustedLoss(counts, tau)
 
-    def forward(self, logits: Tensor, labels: Tensor, progress: float) -> Tensor:
+    def forward(self, logits: Tensor, labels: Labels, progress: float) -> Tensor:
         loss: Tensor = self.criterion(logits, labels)
         return loss
 
@@ -98,6 +100,9 @@ class S3H(ClassifierMethod):
             first to the second.
         recipe: augmentation of the classification view, a name of
             ``s3h_ext.data.recipes.RECIPES``.
+        mixing: how other images are mixed into the classification view; not set: not
+            at all. ConCutMix (Pan et al., IEEE TIP 2024) takes class-balanced CutMix
+            there, the defaults of :class:`~s3h_ext.data.mixing.Mixing`.
     """
 
     def __init__(
@@ -118,6 +123,7 @@ class S3H(ClassifierMethod):
         separate_norm: bool = False,
         sampler: str = "instance-balanced",
         recipe: str = "autoaugment+cutout",
+        mixing: Mixing | None = None,
     ) -> None:
         super().__init__()
         if partner not in get_args(PartnerName):
@@ -154,6 +160,7 @@ class S3H(ClassifierMethod):
             raise ValueError(f"momentum: expected a number in [0, 1), got {momentum}")
         self.contrast_recipe, self.recipe = contrast_recipe, recipe
         self.sampler: str = sampler
+        self.mixing = mixing
         self.views, self.heads = views, heads
         self.partner: PartnerName = partner
         self.ce_weight = ce_weight
@@ -173,7 +180,9 @@ class S3H(ClassifierMethod):
 
     def streams(self) -> dict[str, Stream]:
         return {
-            "classification": Stream(self.sampler, labelled(self.recipe)),
+            "classification": Stream(
+                self.sampler, labelled(self.recipe), mixing=self.mixing
+            ),
             "contrast": Stream(
                 recipe=self.contrast_recipe, views=self.views, follows="classification"
             ),
@@ -210,7 +219,7 @@ class S3H(ClassifierMethod):
         regions, labels = region_features(maps, contrast)
         # In float32 with the linear classifier too; the cosine one sees to it itself.
         with torch.autocast(features.device.type, enabled=False):
-            cross_entropy = classify(features.float(), whole.labels)
+            cross_entropy = classify(features.float(), seen_labels(whole))
         embeddings = self.projection(regions)
         centres = self.centre_projection(class_directions(self.model.classifier))
         contrastive = self._within(embeddings, labels, centres)

@@ -139,6 +139,9 @@ class OptimConfig:
         milestones: for ``step``: shares of the training at which the rate is multiplied
             by ``gamma``; 0.8 is epoch 160 of 200.
         gamma: for ``step``.
+        ema_decay: decay, per step, of an exponential moving average of the weights and
+            batch-norm statistics, in (0, 1); the average is what is evaluated, exported
+            and handed on. Not set: none; the last weights are.
     """
 
     lr: float = 0.1
@@ -150,6 +153,7 @@ class OptimConfig:
     schedule: Literal["step", "cosine", "constant"] = "step"
     milestones: list[float] = field(default_factory=lambda: [0.8, 0.9])
     gamma: float = 0.01
+    ema_decay: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("lr", "gamma"):
@@ -176,6 +180,12 @@ class OptimConfig:
             "optim.nesterov",
             "false where optim.momentum is 0",
             self.nesterov,
+        )
+        _require(
+            self.ema_decay is None or 0.0 < self.ema_decay < 1.0,
+            "optim.ema_decay",
+            "a number in (0, 1), or none",
+            self.ema_decay,
         )
         _require(
             all(0.0 < m < 1.0 for m in self.milestones)

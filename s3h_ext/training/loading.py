@@ -13,6 +13,7 @@ from s3h_ext.data import LongTailDataset, load_dataset, unused_images
 from s3h_ext.data.photographs import PHOTOGRAPHS, TEST_FRACTION
 from s3h_ext.methods import Method
 from s3h_ext.models import ImageClassifier, build_model
+from s3h_ext.training.average import averaged_state
 from s3h_ext.training.card import DatasetCard, read_card
 from s3h_ext.training.checkpoint import (
     CheckpointError,
@@ -93,12 +94,12 @@ def _load_network(model: ImageClassifier, path: Path, state: Mapping[str, Any]) 
         CheckpointError: it is another network.
     """
     prefix = "model."
-    weights = {
-        name.removeprefix(prefix): value
-        for name, value in state["method"].items()
-        if name.startswith(prefix)
-    }
     try:
+        weights = {
+            name.removeprefix(prefix): value
+            for name, value in averaged_state(state).items()
+            if name.startswith(prefix)
+        }
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"init_from: {path} does not fit: {error}") from error
@@ -194,7 +195,8 @@ class Run:
         folder: the run's folder.
         config: its options.
         card: what its data set was.
-        method: with the weights of the newest checkpoint, in evaluation mode.
+        method: with the weights of the newest checkpoint, averaged ones where the run
+            has them (``optim.ema_decay``), in evaluation mode.
         epochs_done: whole epochs behind those weights.
         device: where the method is.
         precision: ``"fp32"`` or ``"bf16"``.
@@ -249,7 +251,7 @@ def load_run(folder: Path, *, device: str = "auto") -> Run:
     method = config.method
     method.build(build_network(config, dataset), dataset)
     try:
-        method.load_state_dict(state["method"])
+        method.load_state_dict(averaged_state(state))
     except RuntimeError as error:
         raise CheckpointError(f"{path}: does not fit this run: {error}") from error
     place = resolve_device(device)

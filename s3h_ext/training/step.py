@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from s3h_ext.data import Batch
 from s3h_ext.methods import Method
+from s3h_ext.training.average import WeightAverage
 from s3h_ext.training.distributed import Step
 from s3h_ext.training.precision import autocast
 from s3h_ext.training.recording import Replayer
@@ -26,6 +26,7 @@ class TrainingStep:
         optimizer: of the method's parameters.
         precision: ``"fp32"`` or ``"bf16"``.
         device: where the batches are.
+        average: of the weights, to be kept up to date.
     """
 
     def __init__(
@@ -35,7 +36,9 @@ class TrainingStep:
         optimizer: torch.optim.Optimizer,
         precision: str,
         device: torch.device,
+        average: WeightAverage | None = None,
     ) -> None:
+        self._average = average
         self._loss, self.method, self.optimizer = loss, method, optimizer
         self._precision, self.device = precision, device
 
@@ -55,6 +58,8 @@ class TrainingStep:
         terms["loss"].backward()
         self.optimizer.step()
         self.method.after_step()
+        if self._average is not None:
+            self._average.update()
         # A term with its history would keep autograd's nodes into the next step.
         return {name: term.detach() for name, term in terms.items()}
 
@@ -91,12 +96,14 @@ class RecordedStep:
 
 
 def _tensors(batch: Mapping[str, Batch]) -> list[Tensor]:
-    tensors = []
+    tensors: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        tensors.append(tensor)
+        return tensor
+
     for part in batch.values():
-        tensors += [part.images, part.labels, part.indices]
-        if part.quadrants is not None:
-            shown = part.quadrants
-            tensors += [shown.labels, shown.indices, shown.crops]
+        part.each(keep)
     return tensors
 
 
@@ -105,16 +112,4 @@ def _with_tensors(
 ) -> dict[str, Batch]:
     """Return a batch like ``batch`` of other tensors, in the order of ``_tensors``."""
     rest = iter(tensors)
-    parts = {}
-    for name, part in batch.items():
-        part = replace(part, images=next(rest), labels=next(rest), indices=next(rest))
-        if part.quadrants is not None:
-            shown = replace(
-                part.quadrants,
-                labels=next(rest),
-                indices=next(rest),
-                crops=next(rest),
-            )
-            part = replace(part, quadrants=shown)
-        parts[name] = part
-    return parts
+    return {name: part.each(lambda _: next(rest)) for name, part in batch.items()}

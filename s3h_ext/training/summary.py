@@ -79,6 +79,8 @@ def run_summary(trainer: Trainer, test: Evaluation) -> dict[str, Any]:
             "cuda": torch.version.cuda if trainer.device.type == "cuda" else None,
         },
     }
+    if trainer.average is not None:
+        summary["ema_decay"] = config.optim.ema_decay
     if trainer.first_stage is not None:
         summary["first_stage"] = trainer.first_stage
     if trainer.left_out:

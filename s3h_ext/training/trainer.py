@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from torch import Tensor
 
 from s3h_ext.data import Batch, Feed, LongTailDataset, ResidentSource
+from s3h_ext.training.average import WeightAverage
 from s3h_ext.training.card import write_card
 from s3h_ext.training.checkpoint import (
     CheckpointError,
@@ -97,6 +99,8 @@ class Trainer:
         # The stubs of torch lack this overload.
         self.method.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         world.prepare(self.method, config.distributed, self.device)
+        decay = config.optim.ema_decay
+        self.average = None if decay is None else WeightAverage(model, decay)
         self.source = self.feed.training(
             self.dataset,
             self.method.streams(),
@@ -166,6 +170,7 @@ class Trainer:
             self.optimizer,
             self.precision,
             self.device,
+            self.average,
         )
         self._step: TrainingStep | RecordedStep = step
         if self._replayer is not None:
@@ -221,6 +226,9 @@ class Trainer:
                 log.epoch(self.history[0])
             # Without held-out images the last epoch was just evaluated on this split.
             test = self._evaluated.get("test") or self.evaluate("test")
+            if self.average is not None:
+                last = self._measure("test")
+                log.note(f"top1 {last.top1:.2f} with the last weights, not averaged")
             self._note_left_out(log)
             for name, (fallen, drawn) in self.source.fallbacks().items():
                 if fallen:
@@ -237,7 +245,8 @@ class Trainer:
         self.run_seconds = time.perf_counter() - self._clock
         summary = run_summary(self, test)
         if self.world.first:
-            with StopRequest():  # the run is over, and its folder is to be whole
+            # The run is over, and its folder is to be whole.
+            with StopRequest(), self._averaged():
                 leave_results(self, summary, test)
         return summary
 
@@ -264,7 +273,17 @@ class Trainer:
             raise KeyboardInterrupt
 
     def evaluate(self, split: str) -> Evaluation:
-        """Return the metrics of the method on ``"val"`` or ``"test"``."""
+        """Return the metrics of the method on ``"val"`` or ``"test"``.
+
+        They are those of the averaged weights, if there are any.
+        """
+        with self._averaged():
+            return self._measure(split)
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.average is None else self.average.in_place()
+
+    def _measure(self, split: str) -> Evaluation:
         return evaluate_method(
             self.method,
             self.evaluation[split],
@@ -332,7 +351,7 @@ class Trainer:
 
     def _evaluate_epoch(self) -> dict[str, float | None]:
         split = self.selection_split
-        self.world.settle(self.method)
+        self._settle()
         metrics = self.evaluate(split)
         self._evaluated = {split: metrics}
         if self.best_top1 is None or metrics.top1 > self.best_top1:
@@ -341,6 +360,12 @@ class Trainer:
             f"{split}_{name}": getattr(metrics, name)
             for name in ("top1", "many", "medium", "few")
         }
+
+    def _settle(self) -> None:
+        """Make what processes track by themselves the same."""
+        self.world.settle(self.method)
+        if self.average is not None:
+            self.average.settle(self.world)
 
     def train_batches(self) -> Iterator[Batch]:
         """Yield the training images as evaluation shows them, in their order.
@@ -367,7 +392,7 @@ class Trainer:
     def _save(self, meter: EpochMeter | None = None) -> None:
         """Write a checkpoint; inside an epoch ``meter`` says how far that has come."""
         self.run_seconds = time.perf_counter() - self._clock
-        self.world.settle(self.method)
+        self._settle()
         unfinished = None if meter is None else meter.state()
         if not self.world.first:
             return
@@ -379,6 +404,7 @@ class Trainer:
                 "config": self.record,
                 "method": self.method.state_dict(),
                 "optimizer": optimizer_state(self.optimizer),
+                "average": None if self.average is None else self.average.state_dict(),
                 "rng": rng_state(self.device),
                 "history": self.history,
                 "best_top1": self.best_top1,
@@ -395,6 +421,8 @@ class Trainer:
         try:
             self.method.load_state_dict(state["method"])
             self.optimizer.load_state_dict(state["optimizer"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(f"{path}: does not fit this run: {error}") from error
         set_rng_state(state["rng"], self.device)

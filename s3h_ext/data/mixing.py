@@ -1,0 +1,227 @@
+"""Views of two images: mixup and CutMix, with the weights of their labels.
+
+    mixup   w x_a + (1 - w) x_b               Zhang et al., ICLR 2018, equation 1
+    CutMix  a box of x_b pasted onto x_a      Yun et al., ICCV 2019, equations 1 and 2
+
+Which image is mixed in is drawn by a sampler of its own. With ``"class-balanced"``
+CutMix is the context-rich oversampling of CMO (Park et al., CVPR 2022, section 3.2):
+rare classes on the backgrounds of frequent ones; ConCutMix (Pan et al., IEEE TIP 2024)
+does so on the view of the classifier.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from s3h_ext.data.samplers import SAMPLERS, EpochOrder
+from s3h_ext.ops.philox import philox_words
+
+__all__ = ["Mix", "Mixing"]
+
+MixKind = Literal["mixup", "cutmix"]
+MixUnit = Literal["image", "batch"]
+
+# See the module docstring of recipes.py for the addresses of all draws.
+_MIX_STREAMS = 192
+_MIXED_VIEWS = 1 << 23
+_CLASS, _MEMBER, _WHETHER, _WEIGHT, _TOP, _LEFT = range(6)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What is mixed into the views of a batch.
+
+    Attributes:
+        partners: int64 ``[V, B]``, the images mixed in, as positions in the image set;
+            the view's own where nothing is.
+        weights: float32 ``[V, B]``, of the view's own label; 1 where nothing is mixed.
+        boxes: int64 ``[V, B, 4]``: top, left, height and width of what is pasted, in
+            the view; empty where nothing is. The whole view for mixup.
+        view: int64 ``[V, B]``, numbers of the partners' crops.
+        size: Height and width of the views.
+        pasted: Whether partners are pasted; if not, they are blended.
+    """
+
+    partners: Tensor
+    weights: Tensor
+    boxes: Tensor
+    view: Tensor
+    size: tuple[int, int]
+    pasted: bool
+
+    @property
+    def mixed(self) -> Tensor:
+        """Which views show two images, bool ``[V, B]``."""
+        return self.boxes[..., 2:].amin(-1) > 0
+
+    def select(self, images: slice | Tensor) -> Mix:
+        """Returns the part of some images of the batch."""
+        return replace(
+            self,
+            partners=self.partners[:, images],
+            weights=self.weights[:, images],
+            boxes=self.boxes[:, images],
+            view=self.view[:, images],
+        )
+
+    def keep(self, good: Tensor, indices: Tensor) -> Mix:
+        """Returns the mix without the partners that are not ``good``.
+
+        Args:
+            good: bool ``[V, B]``.
+            indices: int64 ``[B]``, the images of the batch.
+        """
+        return replace(
+            self,
+            partners=torch.where(good, self.partners, indices),
+            weights=self.weights.masked_fill(~good, 1),
+            boxes=self.boxes.masked_fill(~good[..., None], 0),
+        )
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How the views of a stream are mixed, with labels weighted by what is seen.
+
+    The weight of the view's own label is uniform on [0, 1], the Beta(1, 1) of the
+    papers. The box of CutMix has the share ``1 - weight`` of the view, about a uniform
+    centre; what leaves the view is cut off, and the label has the weight of what is
+    left. The image mixed in has a crop, flip and colours of its own.
+
+    Args:
+        kind: ``"mixup"`` or ``"cutmix"``.
+        probability: with which a view is mixed, in (0, 1].
+        sampler: how the image mixed in is drawn from all training images:
+            ``"class-balanced"`` as in CMO, ``"instance-balanced"`` (every image alike),
+            ``"square-root"`` or ``"progressive"``.
+        unit: what draws anew whether to mix, the weight and the place of the box: each
+            ``"image"``, or each ``"batch"``. Partners are drawn for each image.
+        start: share of the training before which nothing is mixed.
+        end: share from which on nothing is; 0.985 is epoch 197 of 200.
+
+    Raises:
+        ValueError: a value is out of range.
+
+    Example:
+        >>> Mixing(kind="cutmix", start=0.1).active(0.05)
+        False
+    """
+
+    kind: MixKind = "cutmix"
+    probability: float = 0.5
+    sampler: str = "class-balanced"
+    unit: MixUnit = "image"
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, chosen, names in (
+            ("kind", self.kind, get_args(MixKind)),
+            ("unit", self.unit, get_args(MixUnit)),
+            ("sampler", self.sampler, SAMPLERS),
+        ):
+            if chosen not in names:
+                near = difflib.get_close_matches(str(chosen), names, n=1, cutoff=0.0)[0]
+                raise ValueError(
+                    f"mixing.{name}: expected one of {', '.join(names)}, got "
+                    f"{chosen!r}; did you mean {near!r}?"
+                )
+        if not 0.0 < self.probability <= 1.0:
+            raise ValueError(
+                f"mixing.probability: expected a number in (0, 1], got "
+                f"{self.probability}"
+            )
+        if not 0.0 <= self.start < self.end <= 1.0:
+            raise ValueError(
+                "mixing.start, mixing.end: expected shares of the training, 0 <= start "
+                f"< end <= 1, got {self.start} and {self.end}"
+            )
+
+    def active(self, progress: float) -> bool:
+        """Returns whether views are mixed at a progress of the training, in [0, 1)."""
+        return self.start <= progress < self.end
+
+    def draw(
+        self,
+        order: EpochOrder,
+        size: tuple[int, int],
+        *,
+        seed: int,
+        epoch: int,
+        index: Tensor,
+        view: Tensor,
+        step: Tensor,
+        stream: int,
+        progress: float,
+    ) -> Mix:
+        """Draws what is mixed into the views of a batch; a pure function.
+
+        Args:
+            order: Of the training images.
+            size: Height and width of the views.
+            seed: In [0, 2**32).
+            epoch: In [0, 2**32).
+            index: int64 ``[B]``, the images of the batch.
+            view: int64 ``[V, B]``, numbers of their views.
+            step: int64 ``[B]``, the step of the epoch that each image belongs to.
+            stream: Number of the stream.
+            progress: Epochs done over all epochs, in [0, 1).
+        """
+        address = {"seed": seed, "epoch": epoch, "stream": _MIX_STREAMS + stream}
+        own = index.expand_as(view)
+        words = philox_words(
+            **address, index=own.reshape(-1), view=view.reshape(-1), draws=_LEFT + 1
+        ).view(*view.shape, -1)
+        shared = words
+        if self.unit == "batch":
+            # The step in place of the image: one draw for all of a batch.
+            number = torch.arange(len(view), device=view.device)[:, None]
+            shared = philox_words(
+                **address,
+                index=step.expand_as(view).reshape(-1),
+                view=(_MIXED_VIEWS + number).expand_as(view).reshape(-1),
+                draws=_LEFT + 1,
+            ).view(*view.shape, -1)
+        mixed = shared[..., _WHETHER] < round(self.probability * 2**32)
+        weight = shared[..., _WEIGHT].to(torch.float64) * 2.0**-32
+        pasted = self.kind == "cutmix"
+        boxes = _boxes(shared, weight, size) if pasted else _whole(view, size)
+        if pasted:
+            area = boxes[..., 2] * boxes[..., 3]
+            # A tensor divides: CUDA multiplies by the reciprocal of a number.
+            whole = torch.full_like(weight, size[0] * size[1])
+            weight = 1 - area / whole
+            mixed &= area > 0
+        if not self.active(progress):
+            mixed = torch.zeros_like(mixed)
+        partners = order.choose(
+            self.sampler, words[..., _CLASS], words[..., _MEMBER], progress=progress
+        )
+        mix = Mix(partners, weight.float(), boxes, _MIXED_VIEWS + view, size, pasted)
+        return mix.keep(mixed, index)
+
+
+def _whole(view: Tensor, size: tuple[int, int]) -> Tensor:
+    boxes = view.new_zeros(*view.shape, 4)
+    for column, side in enumerate(size, start=2):
+        boxes[..., column].fill_(side)
+    return boxes
+
+
+def _boxes(words: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns boxes of the area ``1 - weight``, cut off at the view, ``[..., 4]``."""
+    share = (1 - weight).sqrt()  # of each side
+    starts, sides = [], []
+    for side, draw in zip(size, (_TOP, _LEFT), strict=True):
+        length = (share * side).floor().to(torch.int64)
+        centre = (words[..., draw] * side) >> 32
+        first = centre - (length >> 1)
+        start, stop = first.clamp(min=0), (first + length).clamp(max=side)
+        starts.append(start)
+        sides.append(stop - start)
+    return torch.stack([*starts, *sides], dim=-1)
