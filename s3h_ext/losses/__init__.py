@@ -7,10 +7,11 @@ the denominators are calls of :func:`s3h_ext.ops.similarity_logsumexp`. On the C
 SupCon is both in one operation (:func:`s3h_ext.ops.supervised_contrastive`). No N×M
 matrix is ever formed.
 
-Common to all of them: rows are used as they are given (normalise them first), a
-negative label belongs to no class, and an anchor for which the loss is undefined (no
-positive, or nothing in its denominator) adds nothing and is not counted by
-``reduction="mean"``.
+Common to all of them: rows are used as they are given and should have unit length
+(``F.normalize``). On the CPU longer ones cost time alone; the CUDA kernels count on
+unit rows, and overflow to inf where a score passes 88. A negative label belongs to no
+class, and an anchor for which the loss is undefined (no positive, or nothing in its
+denominator) adds nothing and is not counted by ``reduction="mean"``.
 
 In several processes (``torch.distributed``) each has the rows of its part of the batch.
 With ``gather=True`` its rows are the anchors, the rows of all processes are the keys,

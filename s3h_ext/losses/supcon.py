@@ -56,7 +56,9 @@ def supcon_loss(  # type: ignore[misc]
     is skipped.
 
     Args:
-        features: ``[B, V, D]`` (V views of each sample) or ``[N, D]``.
+        features: ``[B, V, D]`` (V views of each sample) or ``[N, D]``, rows of unit
+            length (``F.normalize``): they are used as they are given, and
+            :mod:`s3h_ext.losses` says what becomes of others.
         labels: ``[B]`` or ``[N]`` integers; negative: no class.
         temperature: τ.
         reduction: ``"mean"`` over counted anchors, ``"sum"``, or ``"none"``, which
