@@ -11,6 +11,11 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(S3H_FLAGS_AVX512_BF16 ${S3H_FLAGS_AVX512} -mavx512bf16)
   set(S3H_LEVELS AVX2 AVX512 AVX512_BF16
       CACHE STRING "Instruction sets beside the baseline: these, or none")
+  # One definition stands for all of them.
+  if(NOT S3H_LEVELS MATCHES "^(AVX2;AVX512;AVX512_BF16)?$")
+    message(FATAL_ERROR "S3H_LEVELS must be 'AVX2;AVX512;AVX512_BF16' or empty, "
+      "got '${S3H_LEVELS}'")
+  endif()
   foreach(level ${S3H_LEVELS})
     string(TOLOWER ${level} name)
     set(sources csrc/cpu/similarity_tiles_${name}.cpp)

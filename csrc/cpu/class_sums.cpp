@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "bfloat16.h"
+#include "threads.h"
 
 namespace s3h::cpu {
 namespace {
@@ -18,10 +20,7 @@ constexpr int64_t kSerial = 1 << 15;
 
 void run(const Threads& threads, int64_t count, int64_t elements,
          const RangeFunction& body) {
-  if (elements < kSerial)
-    body(0, count);
-  else
-    threads.parallel_for(0, count, body);
+  run_ranges(threads, count, elements < kSerial, body);
 }
 
 bool known(int64_t label, int64_t classes) {
@@ -81,6 +80,52 @@ T dot_with(const Element* a, const T* b, int64_t depth) {
   return sum;
 }
 
+// Long sums in sequence lose digits: after every kRun rows of a class its sum
+// so far is moved to a total in double.
+class Totals {
+ public:
+  Totals(int64_t classes, int64_t width)
+      : classes_(static_cast<size_t>(classes)), width_(width) {}
+
+  // A row has come to the class's sum.
+  template <typename T>
+  void count(int64_t label, T* sum) {
+    Class& own = classes_[static_cast<size_t>(label)];
+    if (++own.rows < kRun) return;
+    own.rows = 0;
+    if (own.total < 0) {
+      own.total = static_cast<int64_t>(totals_.size());
+      totals_.resize(totals_.size() + static_cast<size_t>(width_));
+    }
+    double* __restrict total = totals_.data() + own.total;
+    for (int64_t d = 0; d < width_; ++d) {
+      total[d] += sum[d];
+      sum[d] = 0;
+    }
+  }
+
+  template <typename T>
+  void finish(int64_t label, T* sum) const {
+    const Class& own = classes_[static_cast<size_t>(label)];
+    if (own.total < 0) return;
+    const double* total = totals_.data() + own.total;
+    for (int64_t d = 0; d < width_; ++d)
+      sum[d] = static_cast<T>(total[d] + sum[d]);
+  }
+
+ private:
+  static constexpr int64_t kRun = 16;
+
+  struct Class {
+    int64_t rows = 0;    // since the last move
+    int64_t total = -1;  // where it is in totals_; -1: nowhere yet
+  };
+
+  std::vector<Class> classes_;
+  std::vector<double> totals_;
+  int64_t width_;
+};
+
 }  // namespace
 
 template <typename T, typename Element>
@@ -93,13 +138,18 @@ void class_sums(const ClassRows<Element>& rows, const T* weights,
     const int64_t width = std::min(end * kColumns, depth) - first;
     for (int64_t c = 0; c < rows.class_count; ++c)
       std::fill_n(sums + c * depth + first, width, T(0));
+    Totals totals(rows.class_count, width);
     for (int64_t i = 0; i < rows.count; ++i) {
-      if (!known(rows.classes[i], rows.class_count)) continue;
+      const int64_t label = rows.classes[i];
+      if (!known(label, rows.class_count)) continue;
       const T weight = weights == nullptr ? T(1) : weights[i];
-      T* __restrict to = sums + rows.classes[i] * depth + first;
+      T* __restrict to = sums + label * depth + first;
       const Element* __restrict from = rows.rows + i * depth + first;
       for (int64_t d = 0; d < width; ++d) to[d] += weight * to_float(from[d]);
+      totals.count(label, to);
     }
+    for (int64_t c = 0; c < rows.class_count; ++c)
+      totals.finish(c, sums + c * depth + first);
   });
 }
 
@@ -124,10 +174,11 @@ void class_sum_dots(const ClassSumProblem<T>& p, const Threads& threads,
     for (int64_t i = begin; i < end; ++i) {
       const int64_t label = p.query_classes[i];
       const T* own = p.queries + i * p.depth;
+      dots[i] = 0;
+      if (!known(label, p.classes)) continue;
       const T* sum = sums + label * p.depth;
-      dots[i] = !known(label, p.classes) ? T(0)
-                : p.symmetric            ? dot_with<true>(own, sum, p.depth)
-                                         : dot_with<false>(own, sum, p.depth);
+      dots[i] = p.symmetric ? dot_with<true>(own, sum, p.depth)
+                            : dot_with<false>(own, sum, p.depth);
     }
   });
 }

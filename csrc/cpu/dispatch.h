@@ -5,8 +5,10 @@ namespace s3h::cpu {
 
 enum class Level { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
 
-// The best level that was built and that this CPU has. The environment
-// variable S3H_CPU_LEVEL (baseline, avx2, avx512, avx512_bf16) can lower it.
+// The best level that was built and that this CPU has: the highest, but
+// kAvx512Bf16 only where it is the fastest. The environment variable
+// S3H_CPU_LEVEL (baseline, avx2, avx512, avx512_bf16) names another one, above
+// which it does not go; anything else throws std::invalid_argument.
 Level dispatch_level();
 
 const char* level_name(Level level);

@@ -27,8 +27,11 @@ inline float widen(Float16 x) {
   const uint32_t bits = static_cast<uint32_t>(x);
   const uint32_t sign = (bits & 0x8000u) << 16;
   const uint32_t magnitude = (bits & 0x7fffu) << 13;
-  // The product moves the exponent's bias, and makes subnormals normal.
-  const float value = from_bits(magnitude) * 0x1p112f;
+  // Subnormals get an exponent whose leading bit is taken off again: they must
+  // not pass through denormals, which count as zeros here.
+  const float value = magnitude < (1u << 23)
+                          ? from_bits(magnitude + (113u << 23)) - 0x1p-14f
+                          : from_bits(magnitude + (112u << 23));
   const float special = from_bits(magnitude | 0x7f800000u);
   uint32_t result;
   const float chosen = (bits & 0x7c00u) == 0x7c00u ? special : value;

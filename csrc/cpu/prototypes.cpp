@@ -14,6 +14,7 @@
 #include "dispatch.h"
 #include "prototype_members.h"
 #include "prototype_rows.h"
+#include "threads.h"
 
 namespace s3h::cpu {
 namespace {
@@ -23,11 +24,7 @@ constexpr int64_t kSerial = 1 << 15;
 
 void run(const Threads& threads, int64_t count, int64_t elements,
          const RangeFunction& body) {
-  if (count == 0) return;
-  if (elements < kSerial)
-    body(0, count);
-  else
-    threads.parallel_for(0, count, body);
+  if (count > 0) run_ranges(threads, count, elements < kSerial, body);
 }
 
 template <typename T>
@@ -48,11 +45,21 @@ const PrototypeRows<T>& row_kernels() {
   return pick(kPrototypeRowsBaseline, kPrototypeRowsBaselineDouble);
 }
 
+// 0 for a row of zeros; NaN for one that holds a NaN or an infinity, or is too
+// long for its inverse.
 template <typename T>
-T inverse_norm(T squares) {
-  if (!(squares < std::numeric_limits<T>::infinity()))
-    return std::numeric_limits<T>::quiet_NaN();
-  return squares > 0 ? 1 / std::sqrt(squares) : T(0);
+T inverse_norm(const T* row, int64_t depth) {
+  const T squares = row_kernels<T>().squares(row, depth);
+  // Where the squares are ordinary numbers, with all their digits.
+  constexpr T kTiny = std::numeric_limits<T>::min() * T(1 << 24);
+  if (squares > kTiny && squares < std::numeric_limits<T>::infinity())
+    return 1 / std::sqrt(squares);
+  double wide = 0;
+  for (int64_t d = 0; d < depth; ++d)
+    wide += static_cast<double>(row[d]) * static_cast<double>(row[d]);
+  if (wide == 0) return 0;
+  const T inverse = static_cast<T>(1 / std::sqrt(wide));
+  return inverse > 0 ? inverse : std::numeric_limits<T>::quiet_NaN();
 }
 
 // In the order of the classes features are read from anywhere, where no
@@ -78,9 +85,8 @@ void assign(const AccumulateProblem<T, Element>& p, Sorted<T>& s, int64_t label,
       prefetch(p.features + s.sample[k + kAhead] * p.depth, p.depth);
     const T* feature =
         feature_row(p.features + s.sample[k] * p.depth, p.depth, scratch);
-    const T scale = p.metric == Metric::kCosine
-                        ? inverse_norm(kernels.squares(feature, p.depth))
-                        : T(-1);
+    const T scale =
+        p.metric == Metric::kCosine ? inverse_norm(feature, p.depth) : T(-1);
     const Nearest<T> found = kernels.nearest(
         feature, scale, p.prototypes + first * p.depth, p.masses + first,
         p.offsets[label + 1] - first, p.depth);
@@ -166,7 +172,7 @@ void apply_class(const MovingAverage<T>& average, int64_t rows, int64_t depth,
     } else if (batch.counts[row] > 0) {
       kernels.decay(batch.sums + row * depth, average.momentum, depth, sum);
       const T scale = average.metric == Metric::kCosine
-                          ? inverse_norm(kernels.squares(sum, depth))
+                          ? inverse_norm(sum, depth)
                           : 1 / masses[row];
       // Unit vectors that cancel have no direction: the old one stays.
       if (scale > 0) kernels.scale(sum, scale, depth, prototype);

@@ -17,7 +17,7 @@ struct Sweep {
 }  // namespace
 
 template <typename Element>
-void Engine<Element>::backward(const float* grad, const float* lse,
+void Engine<Element>::backward(const float* grad, const double* lse_log2,
                                Element* grad_queries, Element* grad_keys,
                                const RowFunction<float>& add) {
   reserve(true);
@@ -51,14 +51,14 @@ void Engine<Element>::backward(const float* grad, const float* lse,
   Gradient column_gradient =
       reserve_gradient(column_, want_keys ? copies(true) : 0);
   memory_.allocate();
-  prepare(grad, lse);
+  prepare(grad, lse_log2);
 
   for (const Sweep& sweep : sweeps) {
     const Pieces pieces =
         triangular() ? triangle(row_.panels, block_, tasks_, 0.7)
                      : rectangle(row_.panels, columns().panels, block_, tasks_,
                                  deterministic_ ? block_ : 1, sweep.by_columns);
-    run(0, tasks_, [&](int64_t begin, int64_t end) {
+    run(tasks_, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task)
         backward_piece(pieces[static_cast<size_t>(task)], task,
                        {memory_.at<float>(tiles) + task * tile_size,
@@ -138,7 +138,7 @@ void Engine<Element>::sum_up(const Side& side, const Gradient& gradient,
                              Element* out,
                              const RowFunction<float>& add) const {
   const float scale = static_cast<float>(grad_unit_ / p_.temperature);
-  run(0, side.count, [&](int64_t begin, int64_t end) {
+  run(side.count, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       float* total = nullptr;
       for (int64_t c = 0; c < gradient.copies; ++c) {
@@ -173,9 +173,9 @@ const float* Engine<Element>::rows_of(const Side& side, int64_t panel) const {
   return memory_.at<float>(side.rows) + row / (pairs() ? 2 : 1) * width_;
 }
 
-#define S3H_INSTANTIATE(Element)                                      \
-  template void Engine<Element>::backward(const float*, const float*, \
-                                          Element*, Element*,         \
+#define S3H_INSTANTIATE(Element)                                       \
+  template void Engine<Element>::backward(const float*, const double*, \
+                                          Element*, Element*,          \
                                           const RowFunction<float>&);
 S3H_INSTANTIATE(float)
 S3H_INSTANTIATE(Bfloat16)

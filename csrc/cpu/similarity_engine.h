@@ -14,8 +14,10 @@
 //   deterministic         all tiles, rows of blocks cut among the threads, row
 //                         side only: no sum depends on the cut
 //
-// Scores are kept in units of log 2; log2(e)/temperature is folded into the
-// packed operands, half of it (its root) on each side.
+// Scores are kept in units of log 2. In the fast form log2(e)/temperature is
+// folded into the packed operands, half of it (its root) on each side; in the
+// exact form, where scores are large, the roundings of that would be too, and
+// dot products are multiplied with it, as they are of pairs of bfloat16.
 //
 // similarity_operands.cpp fills the vectors and panels, similarity_forward.cpp
 // and similarity_backward.cpp run the tiles.
@@ -29,13 +31,13 @@
 #include "similarity_blocks.h"
 #include "similarity_pack.h"
 #include "similarity_tiles.h"
+#include "threads.h"
 #include "workspace.h"
 
 namespace s3h::cpu {
 
 constexpr int64_t kBlock = 192;
 constexpr double kLog2E = 1.4426950408889634;
-constexpr double kLn2 = 0.6931471805599453;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -46,9 +48,10 @@ class Engine {
   Engine(const SimilarityProblem<float, Element>& problem,
          const Threads& threads, bool deterministic);
 
-  void forward(float* lse);
-  void backward(const float* grad, const float* lse, Element* grad_queries,
-                Element* grad_keys, const RowFunction<float>& add);
+  void forward(double* lse_log2);
+  void backward(const float* grad, const double* lse_log2,
+                Element* grad_queries, Element* grad_keys,
+                const RowFunction<float>& add);
 
  private:
   // Queries or keys, and where their arrays are in memory_; 0: there is none.
@@ -56,7 +59,8 @@ class Engine {
     const Element* matrix;
     int64_t count;
     int64_t panels;
-    size_t packed, bias, scale, grad, same, label, rows;
+    size_t packed, bias, same, label, rows;
+    size_t scale, lse, lse_rest, grad;  // in the backward
   };
 
   // A side's gradient in the making: `copies` of [panels * panel, width_].
@@ -77,13 +81,14 @@ class Engine {
 
   void reserve(bool backward);
   void reserve_side(Side& side, bool backward);
-  void prepare(const float* grad, const float* lse);
+  void pack_all();
+  void prepare(const float* grad, const double* lse_log2);
   void pack(const Side& side, float* longest);
   void copy_rows(const Side& side);
   void find_range();
   void fill_bias(const Side& side, bool is_row);
   void fill_same();
-  void fill_grad(const float* grad, const float* lse);
+  void fill_grad(const float* grad, const double* lse_log2);
   void fill_labels();
   Tile tile_of(const Block& block, int32_t* self) const;
   TileSide tile_side(const Side& side, Range panels) const;
@@ -121,15 +126,12 @@ class Engine {
     return row_.label +
            static_cast<size_t>(row_.panels * k_.panel) * sizeof(int32_t);
   }
+  bool scaled_operands() const { return !exact_ && !pairs(); }
   float operand_scale() const;
-  float score_scale() const;
 
   // Small problems stay on the calling thread.
-  void run(int64_t begin, int64_t end, const RangeFunction& body) const {
-    if (tasks_ == 1)
-      body(begin, end);
-    else
-      threads_.parallel_for(begin, end, body);
+  void run(int64_t count, const RangeFunction& body) const {
+    run_ranges(threads_, count, tasks_ == 1, body);
   }
 
   const SimilarityProblem<float, Element>& p_;

@@ -19,7 +19,7 @@ void merge(float& maximum, float& sum, float top, float added) {
 }  // namespace
 
 template <typename Element>
-void Engine<Element>::forward(float* lse) {
+void Engine<Element>::forward(double* lse_log2) {
   reserve(false);
   const int64_t padded = row_.panels * k_.panel;
   const int64_t block_rows = block_ * k_.panel;
@@ -38,7 +38,7 @@ void Engine<Element>::forward(float* lse) {
       triangular() ? triangle(row_.panels, block_, tasks_, 1.0)
                    : rectangle(row_.panels, columns().panels, block_, tasks_,
                                deterministic_ ? block_ : 1, false);
-  run(0, tasks_, [&](int64_t begin, int64_t end) {
+  run(tasks_, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task)
       forward_piece(pieces[static_cast<size_t>(task)], triangular(),
                     memory_.at<float>(sums) + task * padded,
@@ -50,7 +50,7 @@ void Engine<Element>::forward(float* lse) {
                     memory_.at<int32_t>(selves) + task * block_rows);
   });
 
-  run(0, p_.n, [&](int64_t begin, int64_t end) {
+  run(p_.n, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       float sum = memory_.at<float>(sums)[i];
       float maximum = exact_ ? memory_.at<float>(maxima)[i] : 0.0f;
@@ -63,9 +63,9 @@ void Engine<Element>::forward(float* lse) {
           sum += added;
       }
       const double offset = exact_ ? maximum : middle_;
-      lse[i] = static_cast<float>(
-          (offset + std::log2(static_cast<double>(sum))) * kLn2);
-      if (maximum == kInfinity) lse[i] = kInfinity;
+      lse_log2[i] = maximum == kInfinity
+                        ? kInfinity
+                        : offset + std::log2(static_cast<double>(sum));
     }
   });
 }
@@ -122,7 +122,7 @@ void Engine<Element>::forward_piece(const std::vector<Block>& blocks, bool both,
   }
 }
 
-template void Engine<float>::forward(float*);
-template void Engine<Bfloat16>::forward(float*);
+template void Engine<float>::forward(double*);
+template void Engine<Bfloat16>::forward(double*);
 
 }  // namespace s3h::cpu

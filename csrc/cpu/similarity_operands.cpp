@@ -8,7 +8,8 @@
 namespace s3h::cpu {
 namespace {
 
-// 2^±kFastRange, times the number of keys and times a gradient, stays normal.
+// Scores up to which 2^score, times any number of keys, is a normal number. The
+// backward's 2^(score - lse) can be a smaller one, which is taken as 0.
 constexpr double kFastRange = 80.0;
 constexpr double kMinWorkPerThread = 1 << 20;
 constexpr double kNoKey = -std::numeric_limits<double>::infinity();
@@ -51,13 +52,9 @@ Engine<Element>::Engine(const SimilarityProblem<float, Element>& p,
 
 template <typename Element>
 float Engine<Element>::operand_scale() const {
-  return pairs() ? 1.0f
-                 : static_cast<float>(std::sqrt(kLog2E / p_.temperature));
-}
-
-template <typename Element>
-float Engine<Element>::score_scale() const {
-  return pairs() ? static_cast<float>(kLog2E / p_.temperature) : 1.0f;
+  return scaled_operands()
+             ? static_cast<float>(std::sqrt(kLog2E / p_.temperature))
+             : 1.0f;
 }
 
 template <typename Element>
@@ -76,6 +73,8 @@ void Engine<Element>::reserve_side(Side& side, bool backward) {
   side.label = memory_.reserve<int32_t>(2 * padded);
   if (!backward) return;
   side.scale = memory_.reserve<float>(padded);
+  side.lse = memory_.reserve<float>(padded);
+  side.lse_rest = memory_.reserve<float>(padded);
   side.grad = memory_.reserve<float>(padded);
   // Rows for `apply`: padded to whole vectors, or as pairs of rows.
   if (pairs() || width_ != p_.depth)
@@ -85,27 +84,31 @@ void Engine<Element>::reserve_side(Side& side, bool backward) {
 
 // Everything the tiles need; grad and lse in the backward only.
 template <typename Element>
-void Engine<Element>::prepare(const float* grad, const float* lse) {
-  pack(row_, longest_.data());
-  copy_rows(row_);
-  if (!p_.symmetric) {
-    pack(column_, longest_.data() + row_.panels);
-    copy_rows(column_);
-  }
+void Engine<Element>::prepare(const float* grad, const double* lse_log2) {
+  pack_all();
   find_range();
+  if (exact_ && !pairs()) pack_all();
+  copy_rows(row_);
+  if (!p_.symmetric) copy_rows(column_);
   fill_bias(row_, true);
   if (!p_.symmetric) fill_bias(column_, false);
   if (labelled()) {
     fill_same();
     fill_labels();
   }
-  if (grad != nullptr) fill_grad(grad, lse);
+  if (grad != nullptr) fill_grad(grad, lse_log2);
+}
+
+template <typename Element>
+void Engine<Element>::pack_all() {
+  pack(row_, longest_.data());
+  if (!p_.symmetric) pack(column_, longest_.data() + row_.panels);
 }
 
 template <typename Element>
 void Engine<Element>::pack(const Side& side, float* longest) {
   const float scale = operand_scale();
-  run(0, side.panels, [&](int64_t begin, int64_t end) {
+  run(side.panels, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
       const int64_t first = panel * k_.panel;
       longest[panel] = pack_panel<Element>(
@@ -120,7 +123,7 @@ template <typename Element>
 void Engine<Element>::copy_rows(const Side& side) {
   if (side.rows == 0) return;
   const int64_t group = pairs() ? 2 : 1;
-  run(0, ceil_div(side.count, group), [&](int64_t begin, int64_t end) {
+  run(ceil_div(side.count, group), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r)
       copy_row<Element>({side.matrix + r * group * p_.depth,
                          side.count - r * group, p_.depth},
@@ -135,7 +138,8 @@ void Engine<Element>::find_range() {
   const double others =
       p_.symmetric ? rows
                    : largest(longest_.data() + row_.panels, column_.panels);
-  double range = std::sqrt(rows) * std::sqrt(others) * score_scale();
+  double range = std::sqrt(rows) * std::sqrt(others);
+  if (!scaled_operands()) range *= kLog2E / p_.temperature;
   if (p_.key_bias != nullptr) {
     double low = std::numeric_limits<double>::infinity(), high = -low;
     for (int64_t j = 0; j < p_.m; ++j) {
@@ -197,23 +201,29 @@ void Engine<Element>::fill_same() {
 }
 
 template <typename Element>
-void Engine<Element>::fill_grad(const float* grad, const float* lse) {
+void Engine<Element>::fill_grad(const float* grad, const double* lse_log2) {
   float top = 0;
   for (int64_t i = 0; i < p_.n; ++i) top = std::max(top, std::abs(grad[i]));
   if (top > 0 && std::isfinite(top)) grad_unit_ = std::exp2(std::ilogb(top));
   float* scale = memory_.at<float>(row_.scale);
+  float* lse = memory_.at<float>(row_.lse);
+  float* lse_rest = memory_.at<float>(row_.lse_rest);
   float* kept = memory_.at<float>(row_.grad);
-  run(0, row_.panels * k_.panel, [&](int64_t begin, int64_t end) {
+  run(row_.panels * k_.panel, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const bool empty = i >= p_.n || lse[i] == -kInfinity;
+      const bool empty = i >= p_.n || lse_log2[i] == -kInfinity;
       const double own = empty ? 0.0 : grad[i] / grad_unit_;
+      if (!exact_) {
+        scale[i] =
+            empty ? 0.0f
+                  : static_cast<float>(own * std::exp2(middle_ - lse_log2[i]));
+        continue;
+      }
       kept[i] = static_cast<float>(own);
-      if (exact_)
-        scale[i] = empty ? kInfinity : static_cast<float>(lse[i] * kLog2E);
-      else
-        scale[i] = empty ? 0.0f
-                         : static_cast<float>(
-                               own * std::exp2(middle_ - lse[i] * kLog2E));
+      lse[i] = empty ? kInfinity : static_cast<float>(lse_log2[i]);
+      lse_rest[i] = std::isfinite(lse[i])
+                        ? static_cast<float>(lse_log2[i] - lse[i])
+                        : 0.0f;
     }
   });
 }
@@ -241,7 +251,9 @@ Tile Engine<Element>::tile_of(const Block& block, int32_t* self) const {
         memory_.at<int32_t>(column_labels()) + block.columns.first * k_.panel;
   if (leave_out(block, self)) tile.row.self = self;
   tile.steps = steps_;
-  tile.score_scale = score_scale();
+  const double scale = scaled_operands() ? 1.0 : kLog2E / p_.temperature;
+  tile.score_scale = static_cast<float>(scale);
+  tile.score_scale_rest = static_cast<float>(scale - tile.score_scale);
   return tile;
 }
 
@@ -256,6 +268,8 @@ TileSide Engine<Element>::tile_side(const Side& side, Range panels) const {
   out.label = memory_.at<int32_t>(side.label) + first;
   if (side.scale != 0) {
     out.scale = memory_.at<float>(side.scale) + first;
+    out.lse = memory_.at<float>(side.lse) + first;
+    out.lse_rest = memory_.at<float>(side.lse_rest) + first;
     out.grad = memory_.at<float>(side.grad) + first;
   }
   return out;

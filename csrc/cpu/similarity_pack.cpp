@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "bfloat16.h"
+#include "shuffle.h"
 
 namespace s3h::cpu {
 namespace {
@@ -15,24 +16,15 @@ namespace {
 typedef float Four __attribute__((vector_size(16)));
 typedef uint32_t Words __attribute__((vector_size(16)));
 
-template <uint32_t A, uint32_t B, uint32_t C, uint32_t D>
-Words pick(Words x, Words y) {
-#if defined(__clang__)
-  return __builtin_shufflevector(x, y, A, B, C, D);
-#else
-  return __builtin_shuffle(x, y, Words{A, B, C, D});
-#endif
-}
-
 void transpose(Words (&v)[4]) {
-  const Words a = pick<0, 4, 1, 5>(v[0], v[1]),
-              b = pick<2, 6, 3, 7>(v[0], v[1]);
-  const Words c = pick<0, 4, 1, 5>(v[2], v[3]),
-              d = pick<2, 6, 3, 7>(v[2], v[3]);
-  v[0] = pick<0, 1, 4, 5>(a, c);
-  v[1] = pick<2, 3, 6, 7>(a, c);
-  v[2] = pick<0, 1, 4, 5>(b, d);
-  v[3] = pick<2, 3, 6, 7>(b, d);
+  const Words a = shuffle<0, 4, 1, 5>(v[0], v[1]),
+              b = shuffle<2, 6, 3, 7>(v[0], v[1]);
+  const Words c = shuffle<0, 4, 1, 5>(v[2], v[3]),
+              d = shuffle<2, 6, 3, 7>(v[2], v[3]);
+  v[0] = shuffle<0, 1, 4, 5>(a, c);
+  v[1] = shuffle<2, 3, 6, 7>(a, c);
+  v[2] = shuffle<0, 1, 4, 5>(b, d);
+  v[3] = shuffle<2, 3, 6, 7>(b, d);
 }
 
 // What a word is: a float, or two neighbours in bfloat16.

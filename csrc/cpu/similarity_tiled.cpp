@@ -24,19 +24,20 @@ const TileKernels& tile_kernels([[maybe_unused]] bool pairs) {
 
 template <typename Element>
 void logsumexp_tiled(const SimilarityProblem<float, Element>& problem,
-                     const Threads& threads, bool deterministic, float* lse) {
+                     const Threads& threads, bool deterministic,
+                     double* lse_log2) {
   if (problem.n == 0) return;
   if (problem.m == 0) {
-    std::fill(lse, lse + problem.n, -kInfinity);
+    std::fill(lse_log2, lse_log2 + problem.n, -kInfinity);
     return;
   }
-  Engine<Element>(problem, threads, deterministic).forward(lse);
+  Engine<Element>(problem, threads, deterministic).forward(lse_log2);
 }
 
 template <typename Element>
 void logsumexp_tiled_backward(const SimilarityProblem<float, Element>& problem,
                               const Threads& threads, bool deterministic,
-                              const float* grad, const float* lse,
+                              const float* grad, const double* lse_log2,
                               Element* grad_queries, Element* grad_keys,
                               const RowFunction<float>& add) {
   if (problem.n == 0 || problem.m == 0) {
@@ -48,17 +49,18 @@ void logsumexp_tiled_backward(const SimilarityProblem<float, Element>& problem,
     return;
   }
   Engine<Element>(problem, threads, deterministic)
-      .backward(grad, lse, grad_queries, grad_keys, add);
+      .backward(grad, lse_log2, grad_queries, grad_keys, add);
 }
 
 bool bfloat16_products() { return dispatch_level() == Level::kAvx512Bf16; }
 
-#define S3H_INSTANTIATE(Element)                                               \
-  template void logsumexp_tiled<Element>(                                      \
-      const SimilarityProblem<float, Element>&, const Threads&, bool, float*); \
-  template void logsumexp_tiled_backward<Element>(                             \
-      const SimilarityProblem<float, Element>&, const Threads&, bool,          \
-      const float*, const float*, Element*, Element*,                          \
+#define S3H_INSTANTIATE(Element)                                      \
+  template void logsumexp_tiled<Element>(                             \
+      const SimilarityProblem<float, Element>&, const Threads&, bool, \
+      double*);                                                       \
+  template void logsumexp_tiled_backward<Element>(                    \
+      const SimilarityProblem<float, Element>&, const Threads&, bool, \
+      const float*, const double*, Element*, Element*,                \
       const RowFunction<float>&);
 S3H_INSTANTIATE(float)
 S3H_INSTANTIATE(Bfloat16)

@@ -16,21 +16,28 @@ namespace s3h::cpu {
 // first element, all arrays padded to whole panels.
 struct TileSide {
   const float* panels;
-  int64_t count;       // elements that exist; the rest is padding
-  const float* bias;   // fast: 2^bias, 0 in the padding; exact: bias, -inf
-  const float* scale;  // backward. fast: grad 2^-lse; exact: lse
-  const float* grad;   // backward, exact only: grad
-  const float* same;   // fast: 2^same_label_bias; exact: same_label_bias
+  int64_t count;      // elements that exist; the rest is padding
+  const float* bias;  // fast: 2^bias, 0 in the padding; exact: bias, -inf
+  const float* same;  // fast: 2^same_label_bias; exact: same_label_bias
   const int32_t* label;
   const int32_t* self;  // rows only: column to leave out, counted from the
                         // tile's first column; anything else: none
+  // Backward, fast: grad 2^-lse.
+  const float* scale;
+  // Backward, exact: lse in two parts, for its digits must reach as far as
+  // those of a difference from a score.
+  const float* lse;
+  const float* lse_rest;
+  const float* grad;
 };
 
 struct Tile {
   TileSide row;
   TileSide column;
-  int64_t steps;      // 32-bit elements along the depth
-  float score_scale;  // brings a dot product to units of log 2
+  int64_t steps;  // 32-bit elements along the depth
+  // Brings a dot product to units of log 2, in two parts; 1 where the packed
+  // numbers have it in them.
+  float score_scale, score_scale_rest;
   // Forward. Lanes are summed up by the caller: [row count, lanes].
   float* row_sum;
   float* row_max;     // exact only

@@ -23,7 +23,9 @@ struct Classes {
 Classes number_classes(const int64_t* labels, int64_t n, int64_t bound) {
   Classes found;
   found.own.assign(static_cast<size_t>(n), -1);
-  const auto known = [&](int64_t label) { return label >= 0 && label < bound; };
+  const auto known = [&](int64_t label) {
+    return label >= 0 && (bound < 0 || label < bound);
+  };
   int64_t largest = -1;
   for (int64_t i = 0; i < n; ++i)
     if (known(labels[i])) largest = std::max(largest, labels[i]);
@@ -89,7 +91,9 @@ SimilarityProblem<T, Element> similarities(const SupConProblem<T, Element>& p) {
 
 template <typename T, typename Element>
 int64_t supcon(const SupConProblem<T, Element>& p, const Threads& threads,
-               T* lse, T* loss) {
+               double* lse, T* loss) {
+  // Of the unit of lse.
+  constexpr double kLog = std::is_same_v<T, double> ? 1.0 : kLn2;
   if constexpr (std::is_same_v<T, double>)
     logsumexp_rows(similarities(p), threads, lse);
   else
@@ -106,8 +110,9 @@ int64_t supcon(const SupConProblem<T, Element>& p, const Threads& threads,
       const Element* own = p.features + i * p.depth;
       const T dot = dot_others(
           own, positives.sums.data() + positives.offset(i, p.depth), p.depth);
-      rows[i] = lse[i] -
-                dot / (static_cast<T>(p.temperature) * static_cast<T>(number));
+      rows[i] = static_cast<T>(
+          lse[i] * kLog - static_cast<double>(dot) /
+                              (p.temperature * static_cast<double>(number)));
     }
   });
   if (p.reduction != Reduction::kNone) {
@@ -125,7 +130,7 @@ int64_t supcon(const SupConProblem<T, Element>& p, const Threads& threads,
 // W the sum of w_j z_j over the class. Where all g_i are equal, W = w_i S.
 template <typename T, typename Element>
 void supcon_backward(const SupConProblem<T, Element>& p, const Threads& threads,
-                     const T* grad, const T* lse, Element* grad_features) {
+                     const T* grad, const double* lse, Element* grad_features) {
   const Positives<T, Element> positives(p, threads);
   const bool each = p.reduction == Reduction::kNone;
   const T unit = p.reduction == Reduction::kMean
@@ -163,8 +168,8 @@ void supcon_backward(const SupConProblem<T, Element>& p, const Threads& threads,
         to[d] += 2 * w * (sum[d] - to_float(own[d]));
   };
   if constexpr (std::is_same_v<T, double>)
-    logsumexp_rows_backward<T>(similarities(p), threads, upstream.data(), lse,
-                               grad_features, nullptr, attract);
+    logsumexp_rows_backward(similarities(p), threads, upstream.data(), lse,
+                            grad_features, nullptr, attract);
   else
     logsumexp_tiled_backward<Element>(similarities(p), threads, p.deterministic,
                                       upstream.data(), lse, grad_features,
@@ -173,10 +178,10 @@ void supcon_backward(const SupConProblem<T, Element>& p, const Threads& threads,
 
 #define S3H_INSTANTIATE(T, Element)                                           \
   template int64_t supcon<T, Element>(const SupConProblem<T, Element>&,       \
-                                      const Threads&, T*, T*);                \
+                                      const Threads&, double*, T*);           \
   template void supcon_backward<T, Element>(const SupConProblem<T, Element>&, \
                                             const Threads&, const T*,         \
-                                            const T*, Element*);
+                                            const double*, Element*);
 S3H_INSTANTIATE(float, float)
 S3H_INSTANTIATE(float, Bfloat16)
 S3H_INSTANTIATE(double, double)

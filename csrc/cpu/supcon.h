@@ -20,25 +20,26 @@ enum class Reduction { kNone, kMean, kSum };
 template <typename T, typename Element = T>
 struct SupConProblem {
   const Element* features;  // [n, depth]
-  const int64_t* labels;    // [n]; outside [0, classes): no class
+  const int64_t* labels;    // [n]; negative, or from `classes` on: no class
   int64_t n;
   int64_t depth;
-  int64_t classes;
+  int64_t classes;  // negative: no bound
   double temperature;
   Reduction reduction;
   bool deterministic;  // the same bits for any number of threads
 };
 
-// lse: [n]; loss: [n] unreduced, else [1]; the mean is over counted rows, of
-// none it is 0. Returns how many rows are counted.
+// lse: [n], for the backward, in float arithmetic in units of log 2; loss: [n]
+// unreduced, else [1]; the mean is over counted rows, of none it is 0. Returns
+// how many rows are counted.
 template <typename T, typename Element>
 int64_t supcon(const SupConProblem<T, Element>& problem, const Threads& threads,
-               T* lse, T* loss);
+               double* lse, T* loss);
 
 // grad: like loss; grad_features: [n, depth].
 template <typename T, typename Element>
 void supcon_backward(const SupConProblem<T, Element>& problem,
-                     const Threads& threads, const T* grad, const T* lse,
+                     const Threads& threads, const T* grad, const double* lse,
                      Element* grad_features);
 
 }  // namespace s3h::cpu

@@ -51,9 +51,14 @@ S3H_INLINE IntVec load(const int32_t* from) {
 
 S3H_INLINE void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
 
-S3H_INLINE Vec broadcast(float x) { return x - Vec{}; }
-
 S3H_INLINE IntVec broadcast(int32_t x) { return x - IntVec{}; }
+
+// Of its bits: pairs of bfloat16 come as floats too, and may look like a NaN.
+S3H_INLINE Vec broadcast(float x) {
+  int32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return (Vec)broadcast(bits);
+}
 
 S3H_INLINE IntVec lane_numbers() {
   IntVec v;
@@ -90,13 +95,25 @@ S3H_INLINE Vec exp2_bounded(Vec x) {
 
 // 2^x for x <= 126: 0 below the normal numbers, NaN for NaN.
 S3H_INLINE Vec exp2_any(Vec x) {
-#if defined(__AVX512F__)
-  return exp2_bounded(max_or_first(x, broadcast(-200.0f)));
-#else
   const Vec y = exp2_bounded(max_or_first(x, broadcast(-126.0f)));
   const Vec zeroed = x < -126.0f ? Vec{} : y;
+#if defined(__AVX512F__)
+  return zeroed;
+#else
+  // The bits of a NaN do not survive exp2_bounded here.
   return x == x ? zeroed : x;
 #endif
+}
+
+// The rounded product: fused with what follows it would be another number in
+// each place that uses it.
+S3H_INLINE Vec rounded(Vec x) {
+#if defined(__x86_64__)
+  __asm__("" : "+v"(x));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(x));
+#endif
+  return x;
 }
 
 // acc + a * b over 32-bit elements: floats, or pairs of bfloat16.

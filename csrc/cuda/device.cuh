@@ -170,6 +170,8 @@ __device__ inline float magnitude(float x) { return fabsf(x); }
 // Rounded to the nearest, whatever the compiler's flags say.
 __device__ inline float root_of(float x) { return __fsqrt_rn(x); }
 __device__ inline double root_of(double x) { return __dsqrt_rn(x); }
+// Never fused with what follows it.
+__device__ inline float product_of(float a, float b) { return __fmul_rn(a, b); }
 __device__ inline int count_bits(uint32_t x) { return __popc(x); }
 // 2^e for -126 <= e <= 127, and the exponent of a normal number.
 __device__ inline float power_of_two(int e) {

@@ -20,6 +20,12 @@ __device__ inline float weight_of(float x, float lse, float grad) {
   return lse == -kInfinity ? 0.f : exp2_fast((x - lse) * kLog2e) * grad;
 }
 
+// The same for a score of the row, which is not above lse but by rounding, or
+// where the row leaves the key out.
+__device__ inline float share_of(float x, float lse, float grad) {
+  return weight_of(x > lse ? lse : x, lse, grad);
+}
+
 // Dot products to G, for any options.
 template <typename Type>
 __device__ inline void to_weights(
@@ -45,16 +51,19 @@ __device__ inline void to_weights(
           const int64_t j = first_column + c;
           const Entry column =
               entry_of(column_vectors, a.columns, a.same_value, c);
-          const float x = scores[f][n][2 * h + e] * a.inverse_temperature;
+          // To the last bit what the forward saw: lse is this number where one
+          // key outweighs all others.
+          const float x =
+              product_of(scores[f][n][2 * h + e], a.inverse_temperature);
           const bool same =
               labels && row.label >= 0 && row.label == column.label;
           float weight = 0.f;
           if (a.rows.grad && !(same && row.same == -kInfinity))
-            weight += weight_of(x + column.bias + (same ? row.same : 0.f),
-                                row.lse, row.grad);
+            weight += share_of(x + column.bias + (same ? row.same : 0.f),
+                               row.lse, row.grad);
           if (a.columns.grad && !(same && column.same == -kInfinity))
-            weight += weight_of(x + row.bias + (same ? column.same : 0.f),
-                                column.lse, column.grad);
+            weight += share_of(x + row.bias + (same ? column.same : 0.f),
+                               column.lse, column.grad);
           const bool excluded = j >= a.columns.matrix.count || j == row.self ||
                                 i == column.self || (a.symmetric && j == i);
           scores[f][n][2 * h + e] = excluded ? 0.f : weight;

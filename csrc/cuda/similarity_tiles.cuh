@@ -215,7 +215,8 @@ __device__ inline void to_exponents(
         for (int n = 0; n < T::kColumnFragments; ++n)
 #pragma unroll
           for (int e = 0; e < 2; ++e)
-            scores[f][n][2 * h + e] *= a.inverse_temperature;
+            scores[f][n][2 * h + e] =
+                product_of(scores[f][n][2 * h + e], a.inverse_temperature);
         continue;
       }
       const int r = own_row<Type>(f, h);
@@ -228,7 +229,7 @@ __device__ inline void to_exponents(
           const int c = 8 * n + 2 * (lane_index() & 3) + e;
           const int64_t j = first_column + c;
           float& x = scores[f][n][2 * h + e];
-          x *= a.inverse_temperature;
+          x = product_of(x, a.inverse_temperature);
           if (a.columns.bias) x += column_vectors.bias[c];
           if (a.columns.labels && row.label >= 0 &&
               row.label == column_vectors.labels[c])

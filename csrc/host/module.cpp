@@ -64,7 +64,7 @@ py::tuple sample_view_boxes(const Whole& sizes, const Whole& sample_index,
 
 }  // namespace
 
-PYBIND11_MODULE(_s3h_host, module) {
+PYBIND11_MODULE(_s3h_host, module, py::mod_gil_not_used()) {
   module.doc() = "Kernels on NumPy arrays, without PyTorch.";
   module.def("sample_view_boxes", &sample_view_boxes,
              "Draws view boxes; see s3h_ext.data.host_boxes.",

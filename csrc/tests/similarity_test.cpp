@@ -132,7 +132,7 @@ void check(const Case& c) {
     }
   }
 
-  const auto ours = exact(std::vector<T>(static_cast<size_t>(c.n)));
+  const auto ours = exact(std::vector<double>(static_cast<size_t>(c.n)));
   const auto grad_queries =
       exact(std::vector<Element>(static_cast<size_t>(c.n * c.depth)));
   const auto grad_keys =
@@ -150,11 +150,92 @@ void check(const Case& c) {
     s3h::cpu::logsumexp_tiled_backward(p, kThreads, c.deterministic, grad.get(),
                                        ours.get(), grad_queries.get(),
                                        keys_target);
+    for (int64_t i = 0; i < c.n; ++i) ours[i] *= s3h::cpu::kLn2;
   }
   require_close("lse", c, ours.get(), lse, kTolerance);
   require_close("grad queries", c, grad_queries.get(), to_queries, kTolerance);
   if (!c.symmetric)
     require_close("grad keys", c, grad_keys.get(), to_keys, kTolerance);
+}
+
+// A product of this is a denormal, or 0 where they are flushed.
+bool keeps_denormals() {
+  volatile float small = std::numeric_limits<float>::min();
+  return small * 0.25f != 0;
+}
+
+// Threads that must find their floating-point state as it was after each piece.
+const s3h::cpu::Threads kWatched{
+    2, [](int64_t begin, int64_t end, const s3h::cpu::RangeFunction& body) {
+      kThreads.parallel_for(begin, end, [&](int64_t first, int64_t last) {
+        body(first, last);
+        if (keeps_denormals()) return;
+        std::fprintf(stderr, "a thread was left without denormals\n");
+        std::exit(1);
+      });
+    }};
+
+// Keys at +1 and -1 give the second one weights of e^(-2 / temperature). Large
+// enough for two threads.
+template <typename T>
+void check_denormals(double temperature, const T* bias) {
+  constexpr int64_t kCount = 1 << 14, kDepth = 64;
+  const auto rows = exact(std::vector<T>(kCount * kDepth));
+  for (int64_t i = 0; i < kCount; ++i) rows[i * kDepth] = 1;
+  const auto keys = exact(std::vector<T>(2 * kDepth));
+  keys[0] = 1;
+  keys[kDepth] = -1;
+  const auto grad = exact(std::vector<T>(kCount, T(1e-6)));
+  grad[0] = 1;
+  const auto lse = exact(std::vector<double>(kCount));
+  const auto to_rows = exact(std::vector<T>(kCount * kDepth));
+  const auto to_keys = exact(std::vector<T>(2 * kDepth));
+  SimilarityProblem<T> p{};
+  p.queries = rows.get();
+  p.keys = keys.get();
+  p.n = kCount;
+  p.m = 2;
+  p.depth = kDepth;
+  p.temperature = temperature;
+  p.key_bias = bias;
+  const auto require_none = [&](const T* values, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      const T size = std::abs(values[i]);
+      if (size == 0 || size >= std::numeric_limits<T>::min()) continue;
+      std::fprintf(stderr, "denormal gradient %g at temperature %g\n",
+                   static_cast<double>(values[i]), temperature);
+      std::exit(1);
+    }
+  };
+  if constexpr (std::is_same_v<T, double>) {
+    s3h::cpu::logsumexp_rows(p, kWatched, lse.get());
+    s3h::cpu::logsumexp_rows_backward(p, kWatched, grad.get(), lse.get(),
+                                      to_rows.get(), to_keys.get());
+  } else {
+    s3h::cpu::logsumexp_tiled(p, kWatched, false, lse.get());
+    s3h::cpu::logsumexp_tiled_backward(p, kWatched, false, grad.get(),
+                                       lse.get(), to_rows.get(), to_keys.get());
+  }
+  require_none(to_rows.get(), kCount * kDepth);
+  require_none(to_keys.get(), 2 * kDepth);
+  if (keeps_denormals()) return;
+  std::fprintf(stderr, "the caller was left without denormals\n");
+  std::exit(1);
+}
+
+// Neighbouring classes far outside have no sum, nor an address of one.
+void check_labels_far_outside() {
+  const auto rows = exact(std::vector<float>(6, 1.0f));
+  const auto own = exact(std::vector<int64_t>{
+      std::numeric_limits<int64_t>::max(), int64_t{1} << 62,
+      std::numeric_limits<int64_t>::min()});
+  const s3h::cpu::ClassSumProblem<float> p{true, rows.get(), nullptr, 3, 3,
+                                           2,    own.get(),  nullptr, 2};
+  const auto sums = exact(std::vector<float>(8));
+  const auto dots = exact(std::vector<float>(3, 1.0f));
+  s3h::cpu::class_sum_dots(p, kThreads, sums.get(), dots.get());
+  const Case c{true, false, true, false, true, 3, 3, 2, 1};
+  require_close("dots", c, dots.get(), {0, 0, 0}, 0);
 }
 
 void check_class_sums() {
@@ -204,6 +285,11 @@ int main() {
         ++cases;
       }
   check_class_sums();
+  check_labels_far_outside();
+  for (double temperature : {0.0225, 0.0215, 0.0112, 0.01})
+    check_denormals<float>(temperature, nullptr);
+  const double far[] = {0, -628};
+  check_denormals<double>(0.0225, far);
   std::printf("%d cases at level %s\n", cases,
               s3h::cpu::level_name(s3h::cpu::dispatch_level()));
 }

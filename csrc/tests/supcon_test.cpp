@@ -45,7 +45,7 @@ void check(int64_t n, int64_t depth, Reduction reduction, bool deterministic) {
   const auto rows = exact(stored);
   const auto own = exact(labels);
   const auto size = static_cast<size_t>(reduction == Reduction::kNone ? n : 1);
-  const auto lse = exact(std::vector<T>(static_cast<size_t>(n)));
+  const auto lse = exact(std::vector<double>(static_cast<size_t>(n)));
   const auto loss = exact(std::vector<T>(size));
   const auto upstream = exact(std::vector<T>(size, T(1)));
   const auto grad = exact(std::vector<Element>(stored.size()));

@@ -1,5 +1,8 @@
 // What this library was built from and what it runs on, for s3h_ext.info. C
 // functions, so that reading them needs neither torch nor a schema.
+#include <exception>
+#include <string>
+
 #include "../cpu/dispatch.h"
 
 #if defined(__clang__)
@@ -13,7 +16,12 @@
 extern "C" {
 
 const char* s3h_cpu_dispatch_level() {
-  return s3h::cpu::level_name(s3h::cpu::dispatch_level());
+  try {
+    return s3h::cpu::level_name(s3h::cpu::dispatch_level());
+  } catch (const std::exception& error) {
+    static const std::string message = error.what();
+    return message.c_str();
+  }
 }
 
 const char* s3h_cpu_built_levels() { return S3H_CPU_LEVELS; }

@@ -4,6 +4,7 @@
 // unwrapped to pointers.
 #include "../cpu/similarity.h"
 
+#include <algorithm>
 #include <tuple>
 
 #include "cpu_call.h"
@@ -31,7 +32,7 @@ s3h::cpu::SimilarityProblem<T, Element> problem_of(const SimilarityInputs& in) {
           pointer<int64_t>(in.self_index)};
 }
 
-Tensor similarity_logsumexp(
+std::tuple<Tensor, Tensor> similarity_logsumexp(
     const Tensor& queries, const OptionalTensor& keys, double temperature,
     const OptionalTensor& key_bias, const OptionalTensor& query_labels,
     const OptionalTensor& key_labels, const OptionalTensor& same_label_bias,
@@ -43,21 +44,30 @@ Tensor similarity_logsumexp(
                             same_label_bias, same_label_value, self_index);
   const s3h::cpu::Threads threads = torch_threads();
   const Tensor lse = torch::stable::new_empty(in.queries, {in.n}, in.type);
-  if (in.type == ScalarType::Double)
+  const bool tiled = in.type != ScalarType::Double;
+  const Tensor lse_log2 = torch::stable::new_empty(
+      in.queries, {tiled ? in.n : 0}, ScalarType::Double);
+  if (!tiled) {
     s3h::cpu::logsumexp_rows(problem_of<double>(in), threads,
                              mutable_data<double>(lse));
-  else if (in.matrix == ScalarType::BFloat16)
+    return {lse, lse_log2};
+  }
+  double* found = mutable_data<double>(lse_log2);
+  if (in.matrix == ScalarType::BFloat16)
     s3h::cpu::logsumexp_tiled(problem_of<float, Bfloat16>(in), threads,
-                              deterministic, mutable_data<float>(lse));
+                              deterministic, found);
   else
     s3h::cpu::logsumexp_tiled(problem_of<float>(in), threads, deterministic,
-                              mutable_data<float>(lse));
-  return lse;
+                              found);
+  std::transform(found, found + in.n, mutable_data<float>(lse), [](double x) {
+    return static_cast<float>(x * s3h::cpu::kLn2);
+  });
+  return {lse, lse_log2};
 }
 
 std::tuple<Tensor, Tensor> similarity_logsumexp_backward(
-    const Tensor& grad_in, const Tensor& lse_in, const Tensor& queries,
-    const OptionalTensor& keys, double temperature,
+    const Tensor& grad_in, const Tensor& lse_in, const Tensor& lse_log2_in,
+    const Tensor& queries, const OptionalTensor& keys, double temperature,
     const OptionalTensor& key_bias, const OptionalTensor& query_labels,
     const OptionalTensor& key_labels, const OptionalTensor& same_label_bias,
     double same_label_value, const OptionalTensor& self_index,
@@ -68,7 +78,10 @@ std::tuple<Tensor, Tensor> similarity_logsumexp_backward(
                             same_label_bias, same_label_value, self_index);
   const s3h::cpu::Threads threads = torch_threads();
   const Tensor grad = *vector_of(grad_in, in.n, in.type, in.device, "grad");
-  const Tensor lse = *vector_of(lse_in, in.n, in.type, in.device, "lse");
+  const bool tiled = in.type != ScalarType::Double;
+  const Tensor lse =
+      *vector_of(tiled ? lse_log2_in : lse_in, in.n, ScalarType::Double,
+                 in.device, tiled ? "lse_log2" : "lse");
   need_keys = need_keys && keys.has_value();
   Tensor grad_queries =
       torch::stable::new_empty(in.queries, {need_queries ? in.n : 0, in.depth});
@@ -76,19 +89,19 @@ std::tuple<Tensor, Tensor> similarity_logsumexp_backward(
       torch::stable::new_empty(in.queries, {need_keys ? in.m : 0, in.depth});
   void* to_queries = target(grad_queries, need_queries);
   void* to_keys = target(grad_keys, need_keys);
-  if (in.type == ScalarType::Double)
+  if (!tiled)
     s3h::cpu::logsumexp_rows_backward(
         problem_of<double>(in), threads, data<double>(grad), data<double>(lse),
         static_cast<double*>(to_queries), static_cast<double*>(to_keys));
   else if (in.matrix == ScalarType::BFloat16)
     s3h::cpu::logsumexp_tiled_backward(
         problem_of<float, Bfloat16>(in), threads, deterministic,
-        data<float>(grad), data<float>(lse), static_cast<Bfloat16*>(to_queries),
-        static_cast<Bfloat16*>(to_keys));
+        data<float>(grad), data<double>(lse),
+        static_cast<Bfloat16*>(to_queries), static_cast<Bfloat16*>(to_keys));
   else
     s3h::cpu::logsumexp_tiled_backward(
         problem_of<float>(in), threads, deterministic, data<float>(grad),
-        data<float>(lse), static_cast<float*>(to_queries),
+        data<double>(lse), static_cast<float*>(to_queries),
         static_cast<float*>(to_keys));
   const ScalarType stored = queries.scalar_type();
   if (stored != in.matrix) {

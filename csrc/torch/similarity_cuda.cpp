@@ -27,7 +27,7 @@ s3h::cuda::SimilarityProblem problem_of(const SimilarityInputs& in) {
           pointer<int64_t>(in.self_index)};
 }
 
-Tensor similarity_logsumexp(
+std::tuple<Tensor, Tensor> similarity_logsumexp(
     const Tensor& queries, const OptionalTensor& keys, double temperature,
     const OptionalTensor& key_bias, const OptionalTensor& query_labels,
     const OptionalTensor& key_labels, const OptionalTensor& same_label_bias,
@@ -46,11 +46,12 @@ Tensor similarity_logsumexp(
   call.check(s3h::cuda::logsumexp(problem, options, work.mutable_data_ptr(),
                                   lse.mutable_data_ptr(), call.stream()),
              "similarity_logsumexp");
-  return lse;
+  return {lse, torch::stable::new_empty(in.queries, {0}, ScalarType::Double)};
 }
 
 std::tuple<Tensor, Tensor> similarity_logsumexp_backward(
-    const Tensor& grad_in, const Tensor& lse_in, const Tensor& queries,
+    const Tensor& grad_in, const Tensor& lse_in,
+    [[maybe_unused]] const Tensor& lse_log2, const Tensor& queries,
     const OptionalTensor& keys, double temperature,
     const OptionalTensor& key_bias, const OptionalTensor& query_labels,
     const OptionalTensor& key_labels, const OptionalTensor& same_label_bias,

@@ -2,7 +2,6 @@
 // schemas live in s3h_ext/ops/supcon.py.
 #include "../cpu/supcon.h"
 
-#include <limits>
 #include <tuple>
 
 #include "cpu_call.h"
@@ -23,8 +22,7 @@ struct Inputs {
         features(as_contiguous(features_in, matrix)),
         labels(labels_in),
         temperature(temperature_in),
-        classes(num_classes < 0 ? std::numeric_limits<int64_t>::max()
-                                : num_classes),
+        classes(num_classes),
         reduction(static_cast<Reduction>(reduction_in)),
         deterministic(deterministic_in) {
     STD_TORCH_CHECK(features.dim() == 2, "features must be [N, D]");
@@ -66,7 +64,8 @@ std::tuple<Tensor, Tensor, Tensor> supcon(
   const Inputs in(features, labels, temperature, num_classes, reduction,
                   deterministic);
   const int64_t n = in.features.size(0);
-  const Tensor lse = torch::stable::new_empty(in.features, {n}, in.type);
+  const Tensor lse =
+      torch::stable::new_empty(in.features, {n}, ScalarType::Double);
   const Tensor loss = in.has_rows()
                           ? torch::stable::new_empty(in.features, {n}, in.type)
                           : torch::stable::new_empty(in.features, {}, in.type);
@@ -75,7 +74,7 @@ std::tuple<Tensor, Tensor, Tensor> supcon(
   const auto call = [&]<typename T, typename Element>() {
     *mutable_data<int64_t>(counted) =
         s3h::cpu::supcon(in.problem<T, Element>(), torch_threads(),
-                         mutable_data<T>(lse), mutable_data<T>(loss));
+                         mutable_data<double>(lse), mutable_data<T>(loss));
   };
   if (in.type == ScalarType::Double)
     call.operator()<double, double>();
@@ -96,12 +95,12 @@ Tensor supcon_backward(const Tensor& grad_in, const Tensor& lse_in,
   STD_TORCH_CHECK(grad_in.numel() == (in.has_rows() ? n : 1),
                   "grad must have the loss's elements");
   const Tensor grad = as_contiguous(grad_in, in.type);
-  const Tensor lse = *vector_of(lse_in, n, in.type, "lse");
+  const Tensor lse = *vector_of(lse_in, n, ScalarType::Double, "lse");
   const Tensor out = torch::stable::new_empty(
       in.features, {n, in.features.size(1)}, in.matrix);
   const auto call = [&]<typename T, typename Element>() {
     s3h::cpu::supcon_backward(in.problem<T, Element>(), torch_threads(),
-                              data<T>(grad), data<T>(lse),
+                              data<T>(grad), data<double>(lse),
                               mutable_data<Element>(out));
   };
   if (in.type == ScalarType::Double)

@@ -302,6 +302,11 @@ inline double max_of(double a, double b) { return std::fmax(a, b); }
 inline float magnitude(float x) { return std::fabs(x); }
 inline float root_of(float x) { return std::sqrt(x); }
 inline double root_of(double x) { return std::sqrt(x); }
+// Through memory: a compiler may fuse what it sees.
+inline float product_of(float a, float b) {
+  volatile float product = a * b;
+  return product;
+}
 inline int count_bits(uint32_t x) { return __builtin_popcount(x); }
 inline float power_of_two(int e) {
   return bits_to_float(static_cast<uint32_t>(e + 127) << 23);

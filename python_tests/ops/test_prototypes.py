@@ -219,6 +219,20 @@ def test_samples_that_are_not_finite_are_ignored(metric, bad):
     close(plain, expected)
 
 
+@pytest.mark.parametrize("length", [1e-30, 1e-23, 1e-19, 1.8e19, 1e30])
+def test_cosine_knows_no_length(length):
+    f, y, p, _, m, o = draw(dtype=torch.float32)
+    f = torch.nn.functional.normalize(f, dim=1)
+    p, m = p.float(), m.float()
+    expected = accumulate_prototypes(f, y, p, m, o, metric="cosine")
+    for form in (
+        accumulate_prototypes(f * length, y, p, m, o, metric="cosine"),
+        reference_prototypes.accumulate_prototypes(f * length, y, p, m, o, True),
+    ):
+        assert torch.equal(form[0], expected.assignments)
+        close(form, expected)
+
+
 def test_zero_features_and_sums_that_cancel_keep_the_direction():
     o = torch.tensor([0, 1])
     state = [torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]]), torch.ones(1)]

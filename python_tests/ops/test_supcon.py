@@ -89,6 +89,15 @@ def test_label_types(dtype):
     )
 
 
+def test_the_largest_label_is_a_class():
+    z, _ = draw(60)
+    labels = torch.full((60,), 2**63 - 1)
+    torch.testing.assert_close(
+        supervised_contrastive(z, labels, temperature=0.1),
+        supervised_contrastive(z, torch.zeros_like(labels), temperature=0.1),
+    )
+
+
 def test_non_contiguous_inputs():
     z, labels = draw(40)
     strided = torch.stack([z, z], dim=2)[:, :, 0]

@@ -58,7 +58,9 @@ def supcon_loss(  # type: ignore[misc]
     is skipped.
 
     Args:
-        features: ``[B, V, D]`` (V views of each sample) or ``[N, D]``.
+        features: ``[B, V, D]`` (V views of each sample) or ``[N, D]``, rows of unit
+            length (``F.normalize``): they are used as they are given, and
+            :mod:`s3h_ext.losses` says what becomes of others.
         labels: ``[B]`` or ``[N]`` integers below ``num_classes``; negative: no class,
             the row is no anchor and stays in the others' denominators.
         temperature: τ.

@@ -203,11 +203,12 @@ def similarity_logsumexp_chunked(
     same_label_value: float,
     self_index: Tensor | None,
     *flags: bool,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Forward of the operation in chunks of rows; arguments as in its schema.
 
     Returns:
-        ``[N]``, float64 for float64 queries, else float32.
+        ``[N]``, float64 for float64 queries, else float32; and an empty one, for the
+        backward needs no more.
     """
     queries, keys, key_labels, self_index = _resolve(
         queries, keys, query_labels, key_labels, self_index
@@ -228,13 +229,14 @@ def similarity_logsumexp_chunked(
                 self_index,
             )
         )
-    return lse
+    return lse, lse.new_empty(0, dtype=torch.float64)
 
 
 @outside_autocast
 def similarity_logsumexp_chunked_backward(
     grad: Tensor,
     lse: Tensor,
+    lse_log2: Tensor,
     queries: Tensor,
     keys: Tensor | None,
     temperature: float,

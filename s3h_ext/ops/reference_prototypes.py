@@ -18,9 +18,10 @@ _CHUNK_ELEMENTS = 1 << 22
 
 def _inverse_norms(rows: Tensor) -> Tensor:
     """Returns ``1 / |row|`` [N]; 0 for a zero row, NaN where a norm is not finite."""
-    squares = rows.square().sum(dim=1)
+    # In float64, where the squares of all float32 numbers are.
+    squares = rows.double().square().sum(dim=1)
     scale = torch.where(squares > 0, squares.rsqrt(), 0)
-    return torch.where(squares < math.inf, scale, math.nan)
+    return torch.where(squares < math.inf, scale, math.nan).to(rows.dtype)
 
 
 def _nearest(

@@ -36,14 +36,16 @@ _ARGUMENTS = (
     "Tensor? query_labels, Tensor? key_labels, Tensor? same_label_bias, "
     "float same_label_value, Tensor? self_index"
 )
+# The second result is the first in units of log 2 and with a float64's digits, which
+# the CPU's float32 kernels take differences from; [0] where the backward takes lse.
 LIBRARY.define(
     f"similarity_logsumexp({_ARGUMENTS}, bool assume_normalized, bool deterministic, "
-    "bool allow_tf32) -> Tensor"
+    "bool allow_tf32) -> (Tensor, Tensor)"
 )
 LIBRARY.define(
-    f"similarity_logsumexp_backward(Tensor grad, Tensor lse, {_ARGUMENTS}, "
-    "bool need_queries, bool need_keys, bool assume_normalized, bool deterministic, "
-    "bool allow_tf32) -> (Tensor, Tensor)"
+    "similarity_logsumexp_backward(Tensor grad, Tensor lse, Tensor lse_log2, "
+    f"{_ARGUMENTS}, bool need_queries, bool need_keys, bool assume_normalized, "
+    "bool deterministic, bool allow_tf32) -> (Tensor, Tensor)"
 )
 
 CPU = NativeLibrary(CPU_LIBRARY_PATH)
@@ -145,23 +147,22 @@ def similarity_logsumexp(
             )
     if query_labels is None and (bias is not None or value != 0):
         raise ValueError("same_label_bias needs query_labels, which are None")
-    return cast(
-        Tensor,
-        torch.ops.s3h.similarity_logsumexp(
-            queries,
-            keys,
-            temperature,
-            key_bias,
-            query_labels,
-            key_labels,
-            bias,
-            value,
-            self_index,
-            assume_normalized,
-            torch.are_deterministic_algorithms_enabled(),
-            queries.dtype == torch.float32 and _allow_tf32(),
-        ),
+    operators: Any = torch.ops.s3h
+    lse, _ = operators.similarity_logsumexp(
+        queries,
+        keys,
+        temperature,
+        key_bias,
+        query_labels,
+        key_labels,
+        bias,
+        value,
+        self_index,
+        assume_normalized,
+        torch.are_deterministic_algorithms_enabled(),
+        queries.dtype == torch.float32 and _allow_tf32(),
     )
+    return cast(Tensor, lse)
 
 
 def _allow_tf32() -> bool:
@@ -179,15 +180,20 @@ def _allow_tf32() -> bool:
 _allow_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _fake_forward(queries: Tensor, *args: Any) -> Tensor:
-    return queries.new_empty(
-        queries.shape[0], dtype=reference.compute_dtype(queries.dtype)
+def _fake_forward(queries: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    rows = queries.shape[0]
+    dtype = reference.compute_dtype(queries.dtype)
+    kept = dtype == torch.float32 and queries.device.type == "cpu"
+    return (
+        queries.new_empty(rows, dtype=dtype),
+        queries.new_empty(rows if kept else 0, dtype=torch.float64),
     )
 
 
 def _fake_backward(
     grad: Tensor,
     lse: Tensor,
+    lse_log2: Tensor,
     queries: Tensor,
     keys: Tensor | None,
     temperature: float,
@@ -209,7 +215,9 @@ def _fake_backward(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_context(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
+) -> None:
     (
         queries,
         keys,
@@ -222,8 +230,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         self_index,
         *flags,
     ) = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(
-        output,
+        *output,
         queries,
         keys,
         key_bias,
@@ -237,14 +247,27 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.flags = flags
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(
+    ctx: Any, grad: Tensor | None, *others: None
+) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 12
     need_queries, need_keys = ctx.needs_input_grad[:2]
-    lse, queries, keys, key_bias, query_labels, key_labels, same_bias, self_index = (
-        ctx.saved_tensors
-    )
+    (
+        lse,
+        lse_log2,
+        queries,
+        keys,
+        key_bias,
+        query_labels,
+        key_labels,
+        same_bias,
+        self_index,
+    ) = ctx.saved_tensors
     grad_queries, grad_keys = torch.ops.s3h.similarity_logsumexp_backward(
         grad,
         lse,
+        lse_log2,
         queries,
         keys,
         ctx.temperature,

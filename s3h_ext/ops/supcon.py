@@ -54,7 +54,8 @@ def supervised_contrastive(
     and on determinism.
 
     Args:
-        features: ``[N, D]`` float32, float64, bfloat16 or float16.
+        features: ``[N, D]`` float32, float64, bfloat16 or float16. Rows should have
+            unit length, as the paper's have; others are right too, and slower.
         labels: ``[N]`` integers; negative: no class.
         temperature: τ, a positive finite number.
         num_classes: labels from here on are no class either.
@@ -112,7 +113,7 @@ def _fake_forward(
     return (
         features.new_empty((rows,) if reduction == 0 else (), dtype=dtype),
         features.new_empty((), dtype=torch.int64),
-        features.new_empty(rows, dtype=dtype),
+        features.new_empty(rows, dtype=torch.float64),
     )
 
 

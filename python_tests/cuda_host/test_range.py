@@ -1,0 +1,130 @@
+"""Scores of any size and long sums in the CUDA kernels, executed on the host.
+
+The law without an allowance for the log-sum-exp: the plain form in float32 says what
+may be lost. float32 kernels multiply numbers split in two TF32 ones, which know a score
+to 22 bits; what that shifts the weights by is granted, up to one part in 10,000.
+"""
+
+import math
+
+import kernels
+import pytest
+import torch
+from test_class_sums import execute
+from test_similarity import differentiate, matrices, options
+from torch.nn import functional as F
+
+EPS = torch.finfo(torch.float32).eps
+
+
+def check_law(q, k, *, temperature, deterministic=False, unit=False, **kwargs):
+    upstream = torch.linspace(-1, 2, q.shape[0])
+    words = {"temperature": temperature, **kwargs}
+    lse, ours = kernels.similarity(
+        q,
+        k,
+        upstream,
+        deterministic=deterministic,
+        assume_normalized=unit,
+        **words,
+    )
+    pair = (q, k)
+    plain, exact = (
+        differentiate(
+            *(None if t is None else t.to(dtype) for t in pair),
+            upstream,
+            **{
+                name: v.to(dtype)
+                if isinstance(v, torch.Tensor) and v.is_floating_point()
+                else v
+                for name, v in words.items()
+            },
+        )
+        for dtype in (torch.float32, torch.float64)
+    )
+    finite = exact[0].isfinite()
+    error = (lse.double() - exact[0])[finite].norm()
+    theirs = (plain[0].double() - exact[0])[finite].norm()
+    assert error <= 2 * theirs + 4 * EPS * exact[0][finite].norm()
+    top = float(exact[0][finite].abs().max())
+    known = min(top * 2**-22, 1e-4) if q.dtype == torch.float32 else 0.0
+    known += 8 * EPS + (torch.finfo(q.dtype).eps if q.element_size() == 2 else 0.0)
+    for mine, other, right in zip(ours, plain[1], exact[1], strict=True):
+        norm = right.norm()
+        error = (mine.double() - right).norm()
+        allowed = 3 * (other.double() - right).norm() + known * norm
+        assert error <= allowed, (error / norm, allowed / norm)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "length"),
+    [
+        (torch.float32, 100.0),
+        (torch.float32, 1e4),
+        (torch.float32, 1e5),
+        (torch.bfloat16, 1e4),
+        (torch.float16, 100.0),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("names", ["", "bias own self"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_rows_of_any_length(dtype, length, names, symmetric):
+    q, k = matrices(70, 60, 24, dtype, length)
+    m = 70 if symmetric else 60
+    chosen = options(names, 70, m, symmetric)
+    check_law(q, None if symmetric else k, temperature=0.5, **chosen)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.0225, 0.04, 0.1])
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tight_clusters(temperature, deterministic, dtype):
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.eye(4, 24).repeat(25, 1)
+    noise = 0.005 * torch.randn(100, 24, generator=generator)
+    z = F.normalize(centres + noise, dim=1).to(dtype)
+    for k in (None, torch.cat([z, -z])):
+        check_law(z, k, temperature=temperature, deterministic=deterministic, unit=True)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.04, 0.1])
+def test_one_key_outweighs_the_others(temperature):
+    z = torch.eye(32, 40).repeat(2, 1)
+    for unit in (False, True):
+        check_law(z, None, temperature=temperature, unit=unit)
+
+
+@pytest.mark.parametrize("kind", ["random", "identical"])
+@pytest.mark.parametrize("n", [4, 70])
+def test_sums_over_thousands_of_keys(kind, n):
+    q, k = matrices(n, 8000, 16, torch.float32)
+    if kind == "identical":
+        k = k[:1].expand(8000, 16).contiguous()
+    check_law(q, k, temperature=0.5)
+    check_law(q, k, temperature=0.5, unit=True)
+
+
+@pytest.mark.parametrize("kind", ["random", "identical"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_class_of_thousands_of_rows(kind, dtype):
+    n, depth = 8000, 16
+    q, _ = matrices(n, None, depth, torch.float64)
+    q = (q[:1].expand(n, depth) if kind == "identical" else q).to(dtype).contiguous()
+    classes = torch.zeros(n, dtype=torch.int64)
+    upstream = torch.linspace(-1, 2, n)
+    dots, grad = execute(q, None, classes, None, 1, upstream)
+    wide, weights = q.double(), upstream.double()
+    total = wide.sum(dim=0)
+    right = (wide * (total - wide)).sum(dim=1)
+    error = (dots.double() - right).abs().max()
+    plain = (q.float() @ q.float().T).sum(dim=1) - q.float().square().sum(dim=1)
+    theirs = (plain.double() - right).abs().max()
+    assert error <= 2 * theirs + 4 * EPS * right.abs().max()
+    right = weights[:, None] * (total - 2 * wide) + weights @ wide
+    same = q.float()
+    plain = upstream[:, None] * (torch.ones(n, n) @ same - 2 * same) + upstream @ same
+    stored = torch.finfo(dtype).eps if dtype == torch.bfloat16 else 0.0
+    allowed = 3 * (plain.double() - right).norm() + (4 * EPS + stored) * right.norm()
+    assert (grad.double() - right).norm() <= allowed
+    assert math.isfinite(error)
