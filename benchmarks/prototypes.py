@@ -3,8 +3,9 @@
 ``python -m benchmarks.prototypes [--quick] [--part I/N] [--output DIR]``
 
 A step is accumulate + apply, in one operation or in two: nearest prototype of the own
-class, sums and counts, the farthest sample of each class, moving averages, expiry and
-re-seeding. Every class has K rows, so that the plain form's padding costs it nothing.
+class, sums, counts and distortions, the farthest sample of each class, moving averages,
+expiry and splitting. Every class has K rows, so that the plain form's padding costs it
+nothing.
 vector-quantize-pytorch has no classes; it runs with one codebook a class on samples
 that are sorted into an array [C, N // C, D] beforehand, so on up to C - 1 samples less,
 and with its own rule of expiry.
@@ -73,6 +74,7 @@ def plain_step(
     assigned = offsets.index_select(0, labels) + nearest
     batch_sums = torch.zeros_like(prototypes).index_add_(0, assigned, features)
     counts = torch.zeros_like(masses).index_add_(0, assigned, torch.ones_like(best))
+    distortions = torch.zeros_like(masses).index_add_(0, assigned, best)
     far = best.new_full((classes,), -1.0)
     far.scatter_reduce_(0, labels, best, "amax")
     numbers = torch.arange(len(labels), device=features.device)
@@ -88,7 +90,7 @@ def plain_step(
         offsets,
         batch_sums,
         counts,
-        far,
+        distortions,
         far_features,
         MOMENTUM,
         EXPIRE_BELOW,

@@ -99,10 +99,11 @@ void assign(const AccumulateProblem<T, Element>& p, Sorted<T>& s, int64_t label,
 // What a batch adds to one class of K rows.
 template <typename T>
 struct ClassTotals {
-  T* sums;    // [K, depth]
-  T* counts;  // [K]
-  T* far_distance;
-  T* far_feature;  // [depth]
+  T* sums;                    // [K, depth]
+  T* counts;                  // [K]
+  T* distortions;             // [K]
+  T* far_feature;             // [depth]
+  T* far_distance = nullptr;  // where it is wanted
 };
 
 // Columns [left, right) of one class; `whole`: its counts too.
@@ -116,7 +117,10 @@ void add_up_class(const AccumulateProblem<T, Element>& p, const Sorted<T>& s,
   const int64_t rows = p.offsets[label + 1] - first;
   for (int64_t row = 0; row < rows; ++row)
     std::fill_n(out.sums + row * p.depth + left, width, T(0));
-  if (whole) std::fill_n(out.counts, rows, T(0));
+  if (whole) {
+    std::fill_n(out.counts, rows, T(0));
+    std::fill_n(out.distortions, rows, T(0));
+  }
   int64_t farthest = -1;
   const int64_t end = s.start[static_cast<size_t>(label) + 1];
   for (int64_t at = s.start[static_cast<size_t>(label)]; at < end; ++at) {
@@ -129,7 +133,10 @@ void add_up_class(const AccumulateProblem<T, Element>& p, const Sorted<T>& s,
         feature_row(p.features + s.sample[k] * p.depth + left, width, scratch);
     const int64_t row = s.row[k] - first;
     kernels.add(feature, s.scale[k], width, out.sums + row * p.depth + left);
-    if (whole) out.counts[row] += 1;
+    if (whole) {
+      out.counts[row] += 1;
+      out.distortions[row] += s.distance[k];
+    }
   }
   T* far = out.far_feature + left;
   if (farthest < 0) {
@@ -140,10 +147,14 @@ void add_up_class(const AccumulateProblem<T, Element>& p, const Sorted<T>& s,
         feature_row(p.features + s.sample[k] * p.depth + left, width, scratch);
     kernels.scale(feature, s.scale[k], width, far);
   }
-  if (whole)
+  if (whole && out.far_distance != nullptr)
     *out.far_distance =
         farthest < 0 ? T(-1) : s.distance[static_cast<size_t>(farthest)];
 }
+
+// How far the halves of a row are put from it, to either side, as a share of
+// the way to the class's farthest sample: Linde, Buzo and Gray's splitting.
+constexpr double kSplit = 0.03;
 
 // Takes a batch into the `rows` rows of one class.
 template <typename T>
@@ -151,35 +162,55 @@ void apply_class(const MovingAverage<T>& average, int64_t rows, int64_t depth,
                  const ClassTotals<const T>& batch, T* prototypes, T* sums,
                  T* masses) {
   const PrototypeRows<T>& kernels = row_kernels<T>();
-  T present = 0, total = 0;
+  T present = 0, before = 0, total = 0;
   for (int64_t row = 0; row < rows; ++row) present += batch.counts[row];
   if (!(present > 0)) return;
   int64_t lightest = 0;
   for (int64_t row = 0; row < rows; ++row) {
+    before += masses[row];
     masses[row] = average.momentum * masses[row] + batch.counts[row];
     total += masses[row];
     if (masses[row] < masses[lightest]) lightest = row;
   }
   const T least = average.expire_below * total / static_cast<T>(rows);
-  const bool dead = masses[lightest] <= least && *batch.far_distance > 0;
+  // The first batch of a class has distances to no prototype.
+  int64_t parent = -1;
+  if (before > 0 && masses[lightest] <= least)
+    for (int64_t row = 0; row < rows; ++row)
+      if (row != lightest &&
+          batch.distortions[row] >
+              (parent < 0 ? T(0) : batch.distortions[parent]))
+        parent = row;
+  const auto move = [&](int64_t row) {
+    const T* sum = sums + row * depth;
+    const T scale = average.metric == Metric::kCosine ? inverse_norm(sum, depth)
+                                                      : 1 / masses[row];
+    // Unit vectors that cancel have no direction: the old one stays.
+    if (scale > 0) kernels.scale(sum, scale, depth, prototypes + row * depth);
+  };
   for (int64_t row = 0; row < rows; ++row) {
-    T* sum = sums + row * depth;
-    T* prototype = prototypes + row * depth;
-    if (dead && row == lightest) {
-      masses[row] = std::max(T(1), 2 * least);
-      kernels.scale(batch.far_feature, masses[row], depth, sum);
-      kernels.scale(batch.far_feature, T(1), depth, prototype);
-    } else if (batch.counts[row] > 0) {
-      kernels.decay(batch.sums + row * depth, average.momentum, depth, sum);
-      const T scale = average.metric == Metric::kCosine
-                          ? inverse_norm(sum, depth)
-                          : 1 / masses[row];
-      // Unit vectors that cancel have no direction: the old one stays.
-      if (scale > 0) kernels.scale(sum, scale, depth, prototype);
+    if (batch.counts[row] > 0) {
+      kernels.decay(batch.sums + row * depth, average.momentum, depth,
+                    sums + row * depth);
+      move(row);
     } else {
-      kernels.scale(sum, average.momentum, depth, sum);
+      kernels.scale(sums + row * depth, average.momentum, depth,
+                    sums + row * depth);
     }
   }
+  if (parent < 0) return;
+  masses[lightest] = masses[parent] /= 2;
+  const T step = T(kSplit) * masses[parent];
+  const T* prototype = prototypes + parent * depth;
+  T *sum = sums + parent * depth, *child = sums + lightest * depth;
+  for (int64_t d = 0; d < depth; ++d) {
+    const T half = sum[d] / 2;
+    const T shift = step * (batch.far_feature[d] - prototype[d]);
+    child[d] = half + shift;
+    sum[d] = half - shift;
+  }
+  move(lightest);
+  move(parent);
 }
 
 // Where the batch's part of a class goes, if the caller does not keep it.
@@ -187,13 +218,14 @@ template <typename T>
 class ClassMemory {
  public:
   ClassMemory(int64_t rows, int64_t depth)
-      : memory_(static_cast<size_t>(rows * depth + rows + 1 + depth)),
+      : memory_(static_cast<size_t>(rows * depth + 2 * rows + depth)),
         rows_(rows),
         depth_(depth) {}
 
   ClassTotals<T> totals() {
     T* counts = memory_.data() + rows_ * depth_;
-    return {memory_.data(), counts, counts + rows_, counts + rows_ + 1};
+    T* distortions = counts + rows_;
+    return {memory_.data(), counts, distortions, distortions + rows_};
   }
 
  private:
@@ -281,7 +313,8 @@ struct KeepAll {
   ClassTotals<T> of(int64_t label) const {
     const int64_t first = offsets[label];
     return {out.sums + first * depth, out.counts + first,
-            out.far_distances + label, out.far_features + label * depth};
+            out.distortions + first, out.far_features + label * depth,
+            out.far_distances + label};
   }
 
   const int64_t* offsets;
@@ -319,7 +352,7 @@ class ApplyAtOnce {
     const int64_t first = offsets_[label];
     apply_class<T>(
         average_, rows(label), depth_,
-        {totals.sums, totals.counts, totals.far_distance, totals.far_feature},
+        {totals.sums, totals.counts, totals.distortions, totals.far_feature},
         state_.prototypes + first * depth_, state_.sums + first * depth_,
         state_.masses + first);
   }
@@ -354,7 +387,7 @@ void apply_prototypes(const ApplyProblem<T>& p, const Threads& threads,
       const int64_t first = p.offsets[c];
       apply_class<T>(p.average, p.offsets[c + 1] - first, p.depth,
                      {p.batch_sums + first * p.depth, p.batch_counts + first,
-                      p.far_distances + c, p.far_features + c * p.depth},
+                      p.distortions + first, p.far_features + c * p.depth},
                      state.prototypes + first * p.depth,
                      state.sums + first * p.depth, state.masses + first);
     }

@@ -6,7 +6,8 @@
 //   apply:      for every class in the batch, per row
 //               sum = momentum sum + batch, mass = momentum mass + count,
 //               prototype = sum / mass (cosine: sum / |sum|), and the lightest
-//               row starts anew at the class's farthest sample if it is dead.
+//               row, if it is dead, starts anew as one half of the row with the
+//               greatest distortion.
 //
 //   update:     both at once, for a batch that one process holds.
 //
@@ -43,6 +44,7 @@ struct Accumulated {
   int64_t* assignments;  // [n]: a row; -1: ignored, or distance not finite
   T* sums;               // [rows, depth]; cosine: of unit features
   T* counts;             // [rows]
+  T* distortions;        // [rows]; sums of the samples' distances
   T* far_distances;      // [classes]; of the farthest sample, -1: none
   T* far_features;       // [classes, depth]
 };
@@ -73,10 +75,10 @@ struct ApplyProblem {
   const int64_t* offsets;  // [classes + 1]
   int64_t classes;
   int64_t depth;
-  const T* batch_sums;     // [rows, depth]
-  const T* batch_counts;   // [rows]
-  const T* far_distances;  // [classes]
-  const T* far_features;   // [classes, depth]
+  const T* batch_sums;    // [rows, depth]
+  const T* batch_counts;  // [rows]
+  const T* distortions;   // [rows]
+  const T* far_features;  // [classes, depth]
 };
 
 template <typename T>

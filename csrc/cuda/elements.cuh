@@ -60,9 +60,10 @@ inline bool aligned_to(const void* pointer, size_t bytes) {
 inline size_t element_size(Scalar type) {
   return type == Scalar::kFloat64 ? 8 : type == Scalar::kFloat32 ? 4 : 2;
 }
-inline size_t real_size(Scalar type) {
-  return type == Scalar::kFloat64 ? 8 : 4;
+inline Scalar real_type(Scalar type) {
+  return type == Scalar::kFloat64 ? type : Scalar::kFloat32;
 }
+inline size_t real_size(Scalar type) { return element_size(real_type(type)); }
 
 // Calls function.template operator()<T>() for the type's T.
 template <typename Function>

@@ -7,14 +7,17 @@
 //   first_farthest  A thread per sample: the first of those as far as that,
 //                   again by an atomic maximum.
 //   write_farthest  A warp per class.
-//   rows_by_key.cu  Sums and counts, by assignments in the place of labels.
+//   rows_by_key.cu  Sums and counts, by assignments in the place of labels;
+//                   then distances, as rows of one column.
 // apply: a block owns a class. Its first warp goes over the masses, then all
-// warps take rows in turn.
+// warps take rows in turn, then the first warp splits a row if another is dead.
 //
 // Atomics are of whole numbers alone, so the order of blocks does not show:
 // the same bits on every run. Products and sums are in Real, added up over the
 // lanes by shuffles. A label that is not below the number of classes stops the
 // kernel; offsets are kept within the state, whatever they are.
+#include <algorithm>
+
 #include "elements.cuh"
 #include "prototypes.h"
 #include "rows_by_key.h"
@@ -25,6 +28,7 @@ namespace {
 constexpr int kBlock = 256;
 constexpr int kBlockWarps = kBlock / 32;
 constexpr int kAtOnce = 4;
+constexpr double kSplit = 0.03;  // as in csrc/cpu/prototypes.cpp
 
 template <typename T>
 struct Assign {
@@ -66,6 +70,15 @@ __device__ inline Real inverse_norm(Real squares) {
 template <typename Real>
 __device__ inline Real sum_of_lanes(Real x) {
   for (int mask = 16; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
+  return x;
+}
+
+template <typename Real>
+__device__ inline Real greatest_of_lanes(Real x) {
+  for (int mask = 16; mask > 0; mask /= 2) {
+    const Real other = shuffle_xor(x, mask);
+    x = other > x ? other : x;
+  }
   return x;
 }
 
@@ -187,7 +200,7 @@ struct Apply {
   int64_t rows, depth;
   const Real* batch_sums;
   const Real* batch_counts;
-  const Real* far_distances;
+  const Real* distortions;
   const Real* far_features;
   Real* prototypes;
   Real* sums;
@@ -195,47 +208,91 @@ struct Apply {
 };
 
 // What the first warp finds out about a class.
-template <typename Real>
 struct ClassState {
   bool present;
-  int64_t reborn;  // a row, or -1
+  int64_t dead, parent;  // rows; -1: none is split
 };
+
+// The first row of [first, last) for which `is(row)` holds, or -1, for all
+// lanes of a warp, which look at 32 rows in turn.
+template <typename Is>
+__device__ inline int64_t first_row(int64_t first, int64_t last, const Is& is) {
+  const int lane = thread_x() % 32;
+  for (int64_t row = first; row < last; row += 32) {
+    const uint32_t who = warp_ballot(row + lane < last && is(row + lane));
+    if (who != 0) return row + count_bits((who & (0u - who)) - 1);
+  }
+  return -1;
+}
 
 // Brings the masses of a class up to date; all lanes get the state.
 template <typename Real>
-__device__ inline ClassState<Real> update_masses(const Apply<Real>& a,
-                                                 int64_t c, int64_t first,
-                                                 int64_t last) {
+__device__ inline ClassState update_masses(const Apply<Real>& a, int64_t first,
+                                           int64_t last) {
   const int lane = thread_x() % 32;
   bool present = false;
   for (int64_t row = first + lane; row < last; row += 32)
     present = present || a.batch_counts[row] > 0;
-  if (!warp_any(present)) return {false, -1};
-  Real total = 0, least = infinity<Real>();
+  if (!warp_any(present)) return {false, -1, -1};
+  Real before = 0, total = 0, least = infinity<Real>();
   for (int64_t row = first + lane; row < last; row += 32) {
+    before += a.masses[row];
     const Real mass = a.momentum * a.masses[row] + a.batch_counts[row];
     a.masses[row] = mass;
     total += mass;
     least = mass < least ? mass : least;
   }
+  before = sum_of_lanes(before);
   total = sum_of_lanes(total);
-  for (int mask = 16; mask > 0; mask /= 2) {
-    const Real other = shuffle_xor(least, mask);
-    least = other < least ? other : least;
-  }
+  least = -greatest_of_lanes(-least);
   const Real limit = a.expire_below * total / static_cast<Real>(last - first);
-  if (!(least <= limit && a.far_distances[c] > 0)) return {true, -1};
-  // The first row with that mass: lanes look at 32 rows in turn.
-  for (int64_t row = first; row < last; row += 32) {
-    const bool own = row + lane < last && a.masses[row + lane] == least;
-    const uint32_t who = warp_ballot(own);
-    if (who == 0) continue;
-    const int64_t reborn = row + count_bits((who & (0u - who)) - 1);
-    if (reborn == row + lane)
-      a.masses[reborn] = 2 * limit > 1 ? 2 * limit : Real(1);
-    return {true, reborn};
+  // The first batch of a class has distances to no prototype.
+  if (!(before > 0 && least <= limit)) return {true, -1, -1};
+  const int64_t dead = first_row(
+      first, last, [&](int64_t row) { return a.masses[row] == least; });
+  Real most = 0;
+  for (int64_t row = first + lane; row < last; row += 32)
+    if (row != dead && a.distortions[row] > most) most = a.distortions[row];
+  most = greatest_of_lanes(most);
+  const int64_t parent = first_row(first, last, [&](int64_t row) {
+    return row != dead && most > 0 && a.distortions[row] == most;
+  });
+  return {true, dead, parent};
+}
+
+// The prototype of a row's sum, whose squares `squares` are this lane's part
+// of. Unit vectors that cancel have no direction: the old one stays.
+template <typename Real>
+__device__ inline void move_prototype(const Apply<Real>& a, int64_t row,
+                                      Real mass, Real squares) {
+  const Real scale = a.cosine ? inverse_norm(sum_of_lanes(squares)) : 1 / mass;
+  if (!(scale > 0)) return;
+  for (int64_t d = thread_x() % 32; d < a.depth; d += 32)
+    a.prototypes[row * a.depth + d] = scale * a.sums[row * a.depth + d];
+}
+
+// One warp makes the halves of `parent` two rows.
+template <typename Real>
+__device__ inline void split(const Apply<Real>& a, const Real* far,
+                             int64_t parent, int64_t child) {
+  const int lane = thread_x() % 32;
+  const Real mass = a.masses[parent] / 2;
+  // The parent last: the child is made of it.
+#pragma unroll 1
+  for (int half = 0; half < 2; ++half) {
+    const int64_t row = half == 0 ? child : parent;
+    const Real step = Real(half == 0 ? kSplit : -kSplit) * mass;
+    Real squares = 0;
+    for (int64_t d = lane; d < a.depth; d += 32) {
+      const int64_t at = parent * a.depth + d;
+      const Real now = a.sums[at] / 2 + step * (far[d] - a.prototypes[at]);
+      a.sums[row * a.depth + d] = now;
+      squares += now * now;
+    }
+    move_prototype(a, row, mass, squares);
   }
-  return {true, -1};
+  warp_barrier();  // all lanes have read the parent's mass
+  if (lane == 0) a.masses[parent] = a.masses[child] = mass;
 }
 
 template <typename Real>
@@ -244,40 +301,30 @@ __global__ void __launch_bounds__(kBlock) apply_class(Apply<Real> a) {
   const int64_t first = within(a.offsets[c], 0, a.rows);
   const int64_t last = within(a.offsets[c + 1], first, a.rows);
   const int lane = thread_x() % 32, warp = thread_x() / 32;
-  auto* state = reinterpret_cast<ClassState<Real>*>(shared_memory());
+  auto* state = reinterpret_cast<ClassState*>(shared_memory());
   if (warp == 0) {
-    const ClassState<Real> found = update_masses(a, c, first, last);
+    const ClassState found = update_masses(a, first, last);
     if (lane == 0) *state = found;
   }
   block_barrier();
   if (!state->present) return;
   for (int64_t row = first + warp; row < last; row += kBlockWarps) {
     Real* sum = a.sums + row * a.depth;
-    Real* prototype = a.prototypes + row * a.depth;
-    const Real* batch = a.batch_sums + row * a.depth;
-    if (row == state->reborn) {
-      const Real* far = a.far_features + c * a.depth;
-      for (int64_t d = lane; d < a.depth; d += 32) {
-        sum[d] = a.masses[row] * far[d];
-        prototype[d] = far[d];
-      }
-    } else if (a.batch_counts[row] > 0) {
-      Real squares = 0;
-      for (int64_t d = lane; d < a.depth; d += 32) {
-        const Real now = a.momentum * sum[d] + batch[d];
-        sum[d] = now;
-        squares += now * now;
-      }
-      const Real scale =
-          a.cosine ? inverse_norm(sum_of_lanes(squares)) : 1 / a.masses[row];
-      // Unit vectors that cancel have no direction: the old one stays.
-      if (!(scale > 0)) continue;
-      for (int64_t d = lane; d < a.depth; d += 32)
-        prototype[d] = scale * sum[d];
-    } else {
+    if (!(a.batch_counts[row] > 0)) {
       for (int64_t d = lane; d < a.depth; d += 32) sum[d] *= a.momentum;
+      continue;
     }
+    Real squares = 0;
+    for (int64_t d = lane; d < a.depth; d += 32) {
+      const Real now = a.momentum * sum[d] + a.batch_sums[row * a.depth + d];
+      sum[d] = now;
+      squares += now * now;
+    }
+    move_prototype(a, row, a.masses[row], squares);
   }
+  block_barrier();
+  if (warp == 0 && state->parent >= 0)
+    split(a, a.far_features + c * a.depth, state->parent, state->dead);
 }
 
 // The parts of the workspace.
@@ -292,7 +339,11 @@ Parts parts_of(const AccumulateProblem& p) {
   parts.distances = padded(16 * static_cast<size_t>(p.classes));
   parts.scales = parts.distances + padded(real * static_cast<size_t>(p.n));
   parts.sums = parts.scales + padded(real * static_cast<size_t>(p.n));
-  parts.end = parts.sums + add_rows_workspace(p.type, 1, p.n, p.rows, p.depth);
+  // Used for the sums, then for the distortions.
+  parts.end =
+      parts.sums +
+      std::max(add_rows_workspace(p.type, 1, p.n, p.rows, p.depth),
+               add_rows_workspace(real_type(p.type), 1, p.n, p.rows, 1));
   return parts;
 }
 
@@ -350,13 +401,13 @@ Status apply_as(const ApplyProblem& p, void* prototypes, void* sums,
                       p.depth,
                       static_cast<const Real*>(p.batch_sums),
                       static_cast<const Real*>(p.batch_counts),
-                      static_cast<const Real*>(p.far_distances),
+                      static_cast<const Real*>(p.distortions),
                       static_cast<const Real*>(p.far_features),
                       static_cast<Real*>(prototypes),
                       static_cast<Real*>(sums),
                       static_cast<Real*>(masses)};
   return launch(apply_class<Real>, {p.classes, 1, 1}, kBlock,
-                sizeof(ClassState<Real>), stream, a);
+                sizeof(ClassState), stream, a);
 }
 
 }  // namespace
@@ -379,7 +430,13 @@ Status accumulate_prototypes(const AccumulateProblem& p, void* workspace,
   const RowsByKey set{
       p.features, out.assignments, p.cosine ? work + parts.scales : nullptr,
       p.n,        out.sums,        out.counts};
-  return add_rows(p.type, &set, 1, p.rows, p.depth, work + parts.sums, stream);
+  status =
+      add_rows(p.type, &set, 1, p.rows, p.depth, work + parts.sums, stream);
+  if (!status.ok()) return status;
+  const RowsByKey column{work + parts.distances, out.assignments, nullptr, p.n,
+                         out.distortions,        nullptr};
+  return add_rows(real_type(p.type), &column, 1, p.rows, 1, work + parts.sums,
+                  stream);
 }
 
 Status apply_prototypes(const ApplyProblem& p, void* prototypes, void* sums,

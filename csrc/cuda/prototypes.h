@@ -27,6 +27,7 @@ struct Accumulated {
   int64_t* assignments;  // [n]
   void* sums;            // [rows, depth] Real
   void* counts;          // [rows] Real
+  void* distortions;     // [rows] Real
   void* far_distances;   // [classes] Real
   void* far_features;    // [classes, depth] Real
 };
@@ -45,10 +46,10 @@ struct ApplyProblem {
   int64_t rows;
   int64_t classes;
   int64_t depth;
-  const void* batch_sums;     // [rows, depth] Real
-  const void* batch_counts;   // [rows] Real
-  const void* far_distances;  // [classes] Real
-  const void* far_features;   // [classes, depth] Real
+  const void* batch_sums;    // [rows, depth] Real
+  const void* batch_counts;  // [rows] Real
+  const void* distortions;   // [rows] Real
+  const void* far_features;  // [classes, depth] Real
 };
 
 // In place: prototypes, sums [rows, depth], masses [rows].

@@ -82,13 +82,14 @@ void check(Metric metric, int64_t n, int64_t classes, int64_t depth) {
   }
   const auto assignments = block<int64_t>(n);
   const auto batch = block<T>(rows * depth), counts = block<T>(rows);
+  const auto distortions = block<T>(rows);
   const auto far = block<T>(classes), far_features = block<T>(classes * depth);
   accumulate_prototypes<T, Element>(
       {metric, features.get(), labels.get(), prototypes.get(), masses.get(),
        offsets.get(), n, classes, depth},
       kThreads,
-      {assignments.get(), batch.get(), counts.get(), far.get(),
-       far_features.get()});
+      {assignments.get(), batch.get(), counts.get(), distortions.get(),
+       far.get(), far_features.get()});
 
   const auto distance = [&](int64_t i, int64_t row) {
     double dot = 0, gap = 0, square = 0;
@@ -103,6 +104,7 @@ void check(Metric metric, int64_t n, int64_t classes, int64_t depth) {
   };
   std::vector<double> right(static_cast<size_t>(rows * depth));
   std::vector<double> number(static_cast<size_t>(rows));
+  std::vector<double> distortion(static_cast<size_t>(rows));
   for (int64_t i = 0; i < n; ++i) {
     const int64_t label = labels[i], row = assignments[i];
     if (label < 0) {
@@ -126,12 +128,18 @@ void check(Metric metric, int64_t n, int64_t classes, int64_t depth) {
       right[static_cast<size_t>(row * depth + d)] +=
           scale * wide[i * depth + d];
     number[static_cast<size_t>(row)] += 1;
+    distortion[static_cast<size_t>(row)] += found;
   }
   for (int64_t at = 0; at < rows * depth; ++at)
     require(std::abs(batch[at] - right[static_cast<size_t>(at)]) < 1e-3,
             "a sum", at);
   for (int64_t r = 0; r < rows; ++r)
     require(counts[r] == number[static_cast<size_t>(r)], "a count", r);
+  for (int64_t r = 0; r < rows; ++r) {
+    const double right_one = distortion[static_cast<size_t>(r)];
+    require(std::abs(distortions[r] - right_one) < 1e-3 * (1 + right_one),
+            "a distortion", r);
+  }
 
   const auto copy = [](const std::unique_ptr<T[]>& from, int64_t size) {
     auto to = block<T>(size);
@@ -143,7 +151,7 @@ void check(Metric metric, int64_t n, int64_t classes, int64_t depth) {
              masses_too = copy(masses, rows);
   const MovingAverage<T> average{metric, T(0.9), T(0.1)};
   apply_prototypes<T>({average, offsets.get(), classes, depth, batch.get(),
-                       counts.get(), far.get(), far_features.get()},
+                       counts.get(), distortions.get(), far_features.get()},
                       kThreads, {prototypes.get(), sums.get(), masses.get()});
   const auto assignments_too = block<int64_t>(n);
   update_prototypes<T, Element>(

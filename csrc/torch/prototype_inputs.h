@@ -73,7 +73,8 @@ struct AccumulateInputs : SampleInputs {
   AccumulateInputs(const Tensor& features_in, const Tensor& labels_in,
                    const Tensor& prototypes_in, const Tensor& masses_in,
                    const Tensor& offsets_in, const Tensor& sums_in,
-                   const Tensor& counts_in, const Tensor& far_distances_in,
+                   const Tensor& counts_in, const Tensor& distortions_in,
+                   const Tensor& far_distances_in,
                    const Tensor& far_features_in)
       : SampleInputs(features_in, labels_in),
         prototypes(prototypes_in),
@@ -81,6 +82,7 @@ struct AccumulateInputs : SampleInputs {
         offsets(offsets_of(offsets_in, device)),
         sums(sums_in),
         counts(counts_in),
+        distortions(distortions_in),
         far_distances(far_distances_in),
         far_features(far_features_in) {
     STD_TORCH_CHECK(prototypes.dim() == 2, "prototypes must be [S, D], got ",
@@ -92,16 +94,18 @@ struct AccumulateInputs : SampleInputs {
         device);
     masses = as_contiguous(state(masses, device, type, rows, -1, "masses"),
                            type, device);
-    require_contiguous({sums, counts, far_distances, far_features}, "out");
+    require_contiguous({sums, counts, distortions, far_distances, far_features},
+                       "out");
     state(sums, device, type, rows, depth, "out.sums");
     state(counts, device, type, rows, -1, "out.counts");
+    state(distortions, device, type, rows, -1, "out.distortions");
     state(far_distances, device, type, classes, -1, "out.far_distances");
     state(far_features, device, type, classes, depth, "out.far_features");
   }
 
   int64_t rows = 0, classes = 0;
   Tensor prototypes, masses, offsets;
-  Tensor sums, counts, far_distances, far_features;  // results
+  Tensor sums, counts, distortions, far_distances, far_features;  // results
 };
 
 struct StateInputs {
@@ -137,15 +141,15 @@ struct ApplyInputs : StateInputs {
   ApplyInputs(const Tensor& prototypes_in, const Tensor& sums_in,
               const Tensor& masses_in, const Tensor& offsets_in,
               const Tensor& batch_sums_in, const Tensor& batch_counts_in,
-              const Tensor& far_distances_in, const Tensor& far_features_in)
+              const Tensor& distortions_in, const Tensor& far_features_in)
       : StateInputs(prototypes_in, sums_in, masses_in, offsets_in),
         batch_sums(checked(batch_sums_in, rows, depth, "batch_sums")),
         batch_counts(checked(batch_counts_in, rows, -1, "batch_counts")),
-        far_distances(checked(far_distances_in, classes, -1, "far_distances")),
+        distortions(checked(distortions_in, rows, -1, "distortions")),
         far_features(checked(far_features_in, classes, depth, "far_features")) {
   }
 
-  Tensor batch_sums, batch_counts, far_distances, far_features;
+  Tensor batch_sums, batch_counts, distortions, far_features;
 
  private:
   Tensor checked(const Tensor& tensor, int64_t count, int64_t width,

@@ -62,10 +62,11 @@ s3h::cpu::MovingAverage<T> average_of(bool cosine, double momentum,
 Tensor accumulate_prototypes(const Tensor& features, const Tensor& labels,
                              const Tensor& prototypes, const Tensor& masses,
                              const Tensor& offsets, const Tensor& sums,
-                             const Tensor& counts, const Tensor& far_distances,
+                             const Tensor& counts, const Tensor& distortions,
+                             const Tensor& far_distances,
                              const Tensor& far_features, bool cosine) {
   const AccumulateInputs in(features, labels, prototypes, masses, offsets, sums,
-                            counts, far_distances, far_features);
+                            counts, distortions, far_distances, far_features);
   check_offsets(in.offsets, in.rows);
   check_labels(in, in.classes);
   const Tensor assignments =
@@ -78,8 +79,8 @@ Tensor accumulate_prototypes(const Tensor& features, const Tensor& labels,
          in.depth},
         torch_threads(),
         {mutable_data<int64_t>(assignments), mutable_data<T>(in.sums),
-         mutable_data<T>(in.counts), mutable_data<T>(in.far_distances),
-         mutable_data<T>(in.far_features)});
+         mutable_data<T>(in.counts), mutable_data<T>(in.distortions),
+         mutable_data<T>(in.far_distances), mutable_data<T>(in.far_features)});
   });
   return assignments;
 }
@@ -90,17 +91,17 @@ void apply_as(const ApplyInputs& in, double momentum, double expire_below,
   s3h::cpu::apply_prototypes<T>(
       {average_of<T>(cosine, momentum, expire_below), data<int64_t>(in.offsets),
        in.classes, in.depth, data<T>(in.batch_sums), data<T>(in.batch_counts),
-       data<T>(in.far_distances), data<T>(in.far_features)},
+       data<T>(in.distortions), data<T>(in.far_features)},
       torch_threads(), state_of<T>(in));
 }
 
 void apply_prototypes_(const Tensor& prototypes, const Tensor& sums,
                        const Tensor& masses, const Tensor& offsets,
                        const Tensor& batch_sums, const Tensor& batch_counts,
-                       const Tensor& far_distances, const Tensor& far_features,
+                       const Tensor& distortions, const Tensor& far_features,
                        double momentum, double expire_below, bool cosine) {
   const ApplyInputs in(prototypes, sums, masses, offsets, batch_sums,
-                       batch_counts, far_distances, far_features);
+                       batch_counts, distortions, far_features);
   check_offsets(in.offsets, in.rows);
   const auto apply =
       in.type == ScalarType::Double ? &apply_as<double> : &apply_as<float>;

@@ -12,6 +12,7 @@ from torch.overrides import _get_current_function_mode
 import benchmarks.prototypes
 from benchmarks import (
     prototypes_cuda,
+    prototypes_quality,
     similarity,
     similarity_cuda,
     tables,
@@ -47,6 +48,27 @@ def test_prototypes_are_timed_in_turns(tmp_path, monkeypatch):
 def run(program, monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["it", *map(str, arguments)])
     program.main()
+
+
+def test_quality_is_measured_against_kmeans(tmp_path, monkeypatch):
+    case = prototypes_quality.Case("isotropic", "euclidean", 4, 3, 100, 50)
+    monkeypatch.setattr(prototypes_quality, "cases", lambda: [case])
+    run(prototypes_quality, monkeypatch, "--output", tmp_path)
+    with (tmp_path / "prototypes_quality.csv").open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert row["births"] == "split"
+    assert 2 < float(row["least_perplexity"]) <= float(row["perplexity"]) <= 3
+    assert 0.9 < float(row["error_to_kmeans"]) < 1.3
+
+
+def test_kmeans_finds_planted_clusters():
+    centres = 50 * torch.eye(4, 8)
+    samples = centres.repeat_interleave(25, dim=0)
+    assert prototypes_quality.kmeans(samples, 4, "euclidean") == 0
+    # Two pairs, or one alone and three: half of 50^2 in the mean, either way.
+    assert prototypes_quality.kmeans(samples, 2, "euclidean") == pytest.approx(1250)
+    units = torch.nn.functional.normalize(samples, dim=1)
+    assert prototypes_quality.kmeans(units, 4, "cosine") == pytest.approx(0, abs=1e-6)
 
 
 def test_a_table_of_other_columns_is_left_alone(tmp_path):

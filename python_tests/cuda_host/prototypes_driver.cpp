@@ -34,24 +34,26 @@ int main(int count, char** arguments) {
   const Memory assignments = problem.empty(labels.bytes());
   const Memory batch_sums = problem.empty(sums.bytes());
   const Memory counts = problem.empty(masses.bytes());
+  const Memory distortions = problem.empty(masses.bytes());
   const Memory far = problem.empty(static_cast<size_t>(classes) * real);
   const Memory far_features =
       problem.empty(static_cast<size_t>(classes * depth) * real);
   {
     const Memory workspace(accumulate_prototypes_workspace(p));
-    check(accumulate_prototypes(p, workspace.get(),
-                                {assignments.get<int64_t>(), batch_sums.get(),
-                                 counts.get(), far.get(), far_features.get()},
-                                nullptr));
+    check(accumulate_prototypes(
+        p, workspace.get(),
+        {assignments.get<int64_t>(), batch_sums.get(), counts.get(),
+         distortions.get(), far.get(), far_features.get()},
+        nullptr));
   }
   check(apply_prototypes(
       {cosine, type == Scalar::kFloat64, momentum, expire_below,
        offsets.get<const int64_t>(), rows, classes, depth, batch_sums.get(),
-       counts.get(), far.get(), far_features.get()},
+       counts.get(), distortions.get(), far_features.get()},
       prototypes.get(), sums.get(), masses.get(), nullptr));
   Result result(arguments[2]);
-  for (const Memory* each : {&assignments, &batch_sums, &counts, &far,
-                             &far_features, &prototypes, &sums, &masses})
+  for (const Memory* each : {&assignments, &batch_sums, &counts, &distortions,
+                             &far, &far_features, &prototypes, &sums, &masses})
     result.put(*each);
   return result.status();
 }

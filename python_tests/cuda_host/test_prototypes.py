@@ -14,8 +14,8 @@ TYPES = {
     "fp64": torch.float64,
 }
 NAMES = (
-    "assignments sums counts far_distances far_features new_prototypes new_sums "
-    "new_masses"
+    "assignments sums counts distortions far_distances far_features new_prototypes "
+    "new_sums new_masses"
 ).split()
 
 
@@ -24,8 +24,8 @@ def execute(problem, metric, momentum=0.9, expire_below=0.3, **execution):
     features, labels, prototypes, sums, masses, offsets = problem
     n, depth = features.shape
     rows, classes, real = len(masses), len(offsets) - 1, masses.dtype
-    types = [torch.int64, *[real] * 7]
-    shapes = [(n,), (rows, depth), (rows,), (classes,), (classes, depth)]
+    types = [torch.int64, *[real] * 8]
+    shapes = [(n,), (rows, depth), (rows,), (rows,), (classes,), (classes, depth)]
     shapes += [(rows, depth), (rows, depth), (rows,)]
     type_number = kernels.SCALARS.index(features.dtype)
     return kernels.execute(
@@ -47,8 +47,9 @@ def by_tensors(problem, metric, momentum=0.9, expire_below=0.3, wide=False):
     assignments, *update = plain.accumulate_prototypes(
         features, labels, prototypes, masses, offsets, cosine
     )
+    added = [*update[:3], update[-1]]
     plain.apply_prototypes_(
-        prototypes, sums, masses, offsets, *update, momentum, expire_below, cosine
+        prototypes, sums, masses, offsets, *added, momentum, expire_below, cosine
     )
     return [assignments, *update, prototypes, sums, masses]
 
@@ -122,8 +123,8 @@ def test_first_of_equally_far_samples():
     labels, offsets = torch.zeros(4, dtype=torch.int64), torch.tensor([0, 1])
     for seed in range(4):
         found = execute((features, labels, *state, offsets), "euclidean", seed=seed)
-        assert found[3].item() == 4
-        assert found[4].item() == 2
+        assert found[4].item() == 4
+        assert found[5].item() == 2
 
 
 def test_a_label_out_of_range_stops():

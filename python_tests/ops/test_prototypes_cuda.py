@@ -44,8 +44,9 @@ def exactly(problem, metric):
     assignments, *update = reference_prototypes.accumulate_prototypes(
         features, labels, prototypes, masses, offsets, cosine
     )
+    added = [*update[:3], update[-1]]
     reference_prototypes.apply_prototypes_(
-        prototypes, sums, masses, offsets, *update, *SETTINGS.values(), cosine
+        prototypes, sums, masses, offsets, *added, *SETTINGS.values(), cosine
     )
     return [assignments, *update, prototypes, sums, masses]
 
@@ -82,8 +83,8 @@ def test_empty_batch(device, metric):
     problem = draw(n=0)
     found = step(*on(device, problem), metric)
     assert (found[1] == 0).all()
-    assert (found[3] == -1).all()
-    assert torch.equal(found[5].cpu(), problem[2])
+    assert (found[4] == -1).all()
+    assert torch.equal(found[6].cpu(), problem[2])
 
 
 @on_devices

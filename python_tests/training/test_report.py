@@ -25,7 +25,7 @@ from s3h_ext.training.report import write_report
 from s3h_ext.training.results import read_results, write_evaluation
 from s3h_ext.training.subclasses import FIGURES as SUBCLASS_FIGURES
 from s3h_ext.training.subclasses import FILE as SUBCLASS_FILE
-from s3h_ext.training.subclasses import read_subclasses
+from s3h_ext.training.subclasses import Subclasses, read_subclasses
 from s3h_ext.training.trainer import Trainer
 
 QUICK = (
@@ -398,6 +398,11 @@ def test_sub_classes_have_their_part(tmp_path):
     ]
     assert found.images.shape == (16, 10, 32, 32, 3)
     assert found.moments.tolist() == [0.5, 1.0]
+    sizes = found.sizes[-1, found.rows(0)] / 144
+    used = np.exp(-sum(p * np.log(p) for p in sizes if p > 0))
+    assert found.perplexity()[0] == pytest.approx(used)
+    assert f"<td>{used:.1f} of 4</td>" in page
+    assert "sub-classes in use" in page
     for name in SUBCLASS_FIGURES:
         with Image.open(tmp_path / name) as picture:
             assert len(picture.convert("RGB").getcolors(1 << 24)) > 50
@@ -407,4 +412,15 @@ def test_sub_classes_have_their_part(tmp_path):
 
 
 def test_runs_without_sub_classes_have_no_such_part(trained):
-    assert "Sub-classes" not in (trained.output / "report.html").read_text()
+    page = (trained.output / "report.html").read_text()
+    assert "Sub-classes" not in page
+    assert "sub-classes" not in page
+
+
+def test_the_effective_number_of_sub_classes():
+    nothing = np.empty(0)
+    sizes = np.array([[1.0, 1, 1, 1, 1, 1, 1], [30, 30, 30, 50, 0, 0, 0]])
+    found = Subclasses(
+        np.array([0, 3, 5, 6, 7]), np.array([0.5, 1]), sizes, *[nothing] * 6
+    )
+    np.testing.assert_allclose(found.perplexity(), [3, 1, 1, 1])

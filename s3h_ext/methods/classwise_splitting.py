@@ -81,7 +81,7 @@ class ClasswiseSplitting(Method):
         metric: distance to the prototypes, ``"euclidean"`` or ``"cosine"``.
         momentum: of the prototypes' moving averages, per step with the class in it.
         expire_below: a row with less than this share of its fair part of the class's
-            images starts anew at the class's farthest image.
+            images starts anew as one half of another.
         noise: of the copies when classes are split, relative to the weights' length.
     """
 

@@ -7,8 +7,8 @@ and adds it up, :func:`all_reduce_update` where several processes hold parts of 
 batch, and :func:`apply_prototypes_`, which needs no data any more. Where one process
 holds the batch, :func:`update_prototypes_` does the step at once, and faster.
 
-All of them start from zeros: a row of mass 0 is unborn, and one row of a class is born
-in each step, at the sample farthest from the prototypes there are.
+All of them start from zeros: a row of mass 0 is unborn. Rows are born by splitting, one
+of a class in each step: the row with the greatest distortion parts in two.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ Metric = Literal["euclidean", "cosine"]
 LIBRARY.define(
     "accumulate_prototypes(Tensor features, Tensor labels, Tensor prototypes, "
     "Tensor masses, Tensor offsets, Tensor(a!) sums, Tensor(b!) counts, "
-    "Tensor(c!) far_distances, Tensor(d!) far_features, bool cosine) -> Tensor"
+    "Tensor(c!) distortions, Tensor(d!) far_distances, Tensor(e!) far_features, "
+    "bool cosine) -> Tensor"
 )
 LIBRARY.define(
     "apply_prototypes_(Tensor(a!) prototypes, Tensor(b!) sums, Tensor(c!) masses, "
-    "Tensor offsets, Tensor batch_sums, Tensor batch_counts, Tensor far_distances, "
+    "Tensor offsets, Tensor batch_sums, Tensor batch_counts, Tensor distortions, "
     "Tensor far_features, float momentum, float expire_below, bool cosine) -> ()"
 )
 LIBRARY.define(
@@ -50,6 +51,8 @@ class PrototypeUpdate(NamedTuple):
         assignments: int64 ``[N]``, each sample's row; -1 where it was ignored.
         sums: ``[S, D]``, of the samples of each row (cosine: of unit features).
         counts: ``[S]``, samples of each row.
+        distortions: ``[S]``, sum of the distances of each row's samples to its
+            prototype, squared if Euclidean.
         far_distances: ``[C]``, distance of the class's farthest sample to its
             prototype, squared if Euclidean; -1 for a class without samples.
         far_features: ``[C, D]``, that sample; 0 for a class without samples.
@@ -58,6 +61,7 @@ class PrototypeUpdate(NamedTuple):
     assignments: Tensor
     sums: Tensor
     counts: Tensor
+    distortions: Tensor
     far_distances: Tensor
     far_features: Tensor
 
@@ -141,6 +145,7 @@ def accumulate_prototypes(
             labels,
             prototypes.new_empty(prototypes.shape),
             masses.new_empty(masses.shape),
+            masses.new_empty(masses.shape),
             prototypes.new_empty(classes),
             prototypes.new_empty(classes, depth),
         )
@@ -161,9 +166,10 @@ def all_reduce_update(
 ) -> PrototypeUpdate:
     """Joins the updates of all processes; each of them gets the whole.
 
-    Sums and counts are added. Of the farthest samples of a class the farthest one wins,
-    of equally far ones that of the lowest rank: with consecutive parts of a batch on
-    consecutive ranks that is what one process with the whole batch finds.
+    Sums, counts and distortions are added. Of the farthest samples of a class the
+    farthest one wins, of equally far ones that of the lowest rank: with consecutive
+    parts of a batch on consecutive ranks that is what one process with the whole batch
+    finds.
 
     Args:
         update: of this process; every process has the same shapes but for N.
@@ -184,13 +190,15 @@ def all_reduce_update(
     far_distances, owner = torch.stack(parts).max(dim=0)
     mine = owner == dist.get_rank(group)
     far_features = torch.where(mine[:, None], update.far_features, 0)
-    packed = torch.cat((update.sums.flatten(), update.counts, far_features.flatten()))
+    parts = [update.sums, update.counts, update.distortions, far_features]
+    packed = torch.cat([part.flatten() for part in parts])
     dist.all_reduce(packed, group=group)
-    sums, counts, far = packed.split((rows * depth, rows, far_features.numel()))
+    sums, counts, distortions, far = packed.split([part.numel() for part in parts])
     return PrototypeUpdate(
         update.assignments,
         sums.view(rows, depth),
         counts,
+        distortions,
         far_distances,
         far.view(-1, depth),
     )
@@ -216,9 +224,17 @@ def apply_prototypes_(
 
     with momentum g. A row without samples in the batch keeps its prototype, and classes
     absent from the batch keep everything. Then the lightest row of the class is *dead*
-    if its mass is at most ``expire_below`` times the class's mass per row: it moves to
-    the class's farthest sample f, with twice that mass (at least 1), so that it has
-    time to find members. One row of a class in one step.
+    if its mass is at most ``expire_below`` times the class's mass per row: it becomes
+    one half of the other row whose samples in the batch have the greatest distortion,
+
+    .. math:: m \to \tfrac{m}{2}, \tfrac{m}{2}, \quad
+              s \to \tfrac{1}{2} (s \pm 0.03\, m (f - p)),
+
+    for that row's new prototype p and the class's farthest sample f: Linde, Buzo and
+    Gray's splitting (IEEE Trans. Communications 28(1), 1980). The two halves share the
+    row's samples whatever D is, and the averages part them. One row of a class in one
+    step, and none in the first batch of a class, or where no other row has a distortion
+    above 0.
 
     Args:
         prototypes: ``[S, D]`` float32 or float64, contiguous, like all of the state.
@@ -254,7 +270,10 @@ def apply_prototypes_(
         sums,
         masses,
         offsets,
-        *update[1:],
+        update.sums,
+        update.counts,
+        update.distortions,
+        update.far_features,
         momentum,
         expire_below,
         _is_cosine(metric),
@@ -336,6 +355,7 @@ def _accumulate_plain(
     offsets: Tensor,
     sums: Tensor,
     counts: Tensor,
+    distortions: Tensor,
     far_distances: Tensor,
     far_features: Tensor,
     cosine: bool,
@@ -343,7 +363,7 @@ def _accumulate_plain(
     assignments, *results = reference_prototypes.accumulate_prototypes(
         features, labels, prototypes, masses, offsets, cosine
     )
-    outputs = (sums, counts, far_distances, far_features)
+    outputs = (sums, counts, distortions, far_distances, far_features)
     for output, result in zip(outputs, results, strict=True):
         output.copy_(result)
     return assignments

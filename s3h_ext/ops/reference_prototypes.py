@@ -14,6 +14,8 @@ from torch import Tensor
 from s3h_ext.ops.reference import compute_dtype, outside_autocast
 
 _CHUNK_ELEMENTS = 1 << 22
+# As in csrc/cpu/prototypes.cpp.
+_SPLIT = 0.03
 
 
 def _inverse_norms(rows: Tensor) -> Tensor:
@@ -57,13 +59,14 @@ def accumulate_prototypes(
     masses: Tensor,
     offsets: Tensor,
     cosine: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Assigns and adds up; arguments and results as in the operation's schema."""
     count, depth = features.shape
     rows, classes = len(prototypes), len(offsets) - 1
     features = features.to(compute_dtype(features.dtype))
     sums = features.new_zeros(rows + 1, depth)
     counts = features.new_zeros(rows + 1)
+    distortions = torch.zeros_like(counts)
     far = features.new_full((classes + 1,), -1.0)
     if not count or not classes:
         assignments = torch.full_like(labels, -1)
@@ -71,6 +74,7 @@ def accumulate_prototypes(
             assignments,
             sums[:rows],
             counts[:rows],
+            distortions[:rows],
             far[:classes],
             features.new_zeros(classes, depth),
         )
@@ -92,6 +96,7 @@ def accumulate_prototypes(
     row = torch.where(kept, row, rows)
     sums.index_add_(0, row, features)
     counts.index_add_(0, row, torch.ones_like(distance))
+    distortions.index_add_(0, row, distance)
     label = torch.where(kept, labels, classes)
     distance = torch.where(kept, distance, -1)
     far.scatter_reduce_(0, label, distance, "amax")
@@ -105,6 +110,7 @@ def accumulate_prototypes(
         torch.where(kept, row, -1),
         sums[:rows],
         counts[:rows],
+        distortions[:rows],
         torch.where(farthest < count, far[:classes], -1),
         torch.where((farthest < count)[:, None], chosen, 0),
     )
@@ -117,7 +123,7 @@ def apply_prototypes_(
     offsets: Tensor,
     batch_sums: Tensor,
     batch_counts: Tensor,
-    far_distances: Tensor,
+    distortions: Tensor,
     far_features: Tensor,
     momentum: float,
     expire_below: float,
@@ -133,30 +139,42 @@ def apply_prototypes_(
     def per_class(values: Tensor) -> Tensor:
         return values.new_zeros(classes).index_add_(0, owner, values)
 
+    def first_where(held: Tensor) -> Tensor:
+        first = torch.full_like(offsets[1:], rows)
+        numbers_held = torch.where(held, numbers, rows)
+        return first.scatter_reduce_(0, owner, numbers_held, "amin")
+
     present = (per_class(batch_counts) > 0)[owner]
     new_masses = momentum * masses + batch_counts
     least = expire_below * per_class(new_masses) / offsets.diff()
     lightest = new_masses.new_full((classes,), math.inf)
     lightest.scatter_reduce_(0, owner, new_masses, "amin")
-    candidates = torch.where(new_masses == lightest[owner], numbers, rows)
-    place = torch.full_like(offsets[1:], rows)
-    place.scatter_reduce_(0, owner, candidates, "amin")
-    dead = (lightest <= least) & (far_distances > 0)
-    reborn = present & (numbers == torch.where(dead, place, rows)[owner])
-    new_masses = torch.where(
-        reborn,
-        (2 * least).clamp(min=1)[owner],
-        torch.where(present, new_masses, masses),
-    )
-    seeds = far_features.index_select(0, owner)
-    new_sums = torch.where(
-        reborn[:, None],
-        seeds * new_masses[:, None],
-        torch.where(present[:, None], momentum * sums + batch_sums, sums),
-    )
-    scale = _inverse_norms(new_sums) if cosine else 1 / new_masses
-    moved = present & (batch_counts > 0) & (scale > 0)
-    updated = torch.where(moved[:, None], new_sums * scale[:, None], prototypes)
-    prototypes.copy_(torch.where(reborn[:, None], seeds, updated))
+    dead = first_where(new_masses == lightest[owner])
+    # The first batch of a class has distances to no prototype.
+    dead = torch.where((per_class(masses) > 0) & (lightest <= least), dead, rows)
+    errors = torch.where(numbers == dead[owner], 0, distortions)
+    greatest = errors.new_zeros(classes).scatter_reduce_(0, owner, errors, "amax")
+    parent = first_where((errors == greatest[owner]) & (errors > 0))
+    split = present & (torch.maximum(dead, parent) < rows)[owner]
+    children = split & (numbers == dead[owner])
+    halves = children | (split & (numbers == parent[owner]))
+
+    new_masses = torch.where(present, new_masses, masses)
+    new_sums = torch.where(present[:, None], momentum * sums + batch_sums, sums)
+
+    def moved(which: Tensor, old: Tensor) -> Tensor:
+        scale = _inverse_norms(new_sums) if cosine else 1 / new_masses
+        which = which & (scale > 0)
+        return torch.where(which[:, None], new_sums * scale[:, None], old)
+
+    updated = moved(present & (batch_counts > 0), prototypes)
+    origin = torch.where(split, parent[owner], numbers)
+    half = new_masses[origin] / 2
+    away = far_features.index_select(0, owner) - updated[origin]
+    shift = _SPLIT * half[:, None] * away
+    shift = torch.where(children[:, None], shift, -shift)
+    new_sums = torch.where(halves[:, None], new_sums[origin] / 2 + shift, new_sums)
+    new_masses = torch.where(halves, half, new_masses)
+    prototypes.copy_(moved(halves, updated))
     sums.copy_(new_sums)
     masses.copy_(new_masses)

@@ -22,7 +22,7 @@ from s3h_ext.training.figures import (
 from s3h_ext.training.files import write_bytes, write_text
 from s3h_ext.training.metrics import FEW_BELOW, GROUPS, MANY_ABOVE, class_groups
 from s3h_ext.training.results import RunResults, read_results
-from s3h_ext.training.subclasses import read_subclasses
+from s3h_ext.training.subclasses import Subclasses, read_subclasses
 
 __all__ = ["try_report", "write_report"]
 
@@ -76,10 +76,12 @@ def write_report(folder: Path) -> Path:
     """
     results = read_results(folder)
     config = folder / "config.yaml"
-    pictures = draw(results, read_subclasses(folder))
+    subclasses = read_subclasses(folder)
+    pictures = draw(results, subclasses)
     page = _page(
         results,
         pictures,
+        subclasses,
         config.read_text(encoding="utf-8") if config.is_file() else None,
     )
     for name, content in pictures.items():
@@ -143,7 +145,12 @@ def _figure(png: bytes, title: str, caption: str) -> str:
     )
 
 
-def _page(results: RunResults, pictures: dict[str, bytes], config: str | None) -> str:
+def _page(
+    results: RunResults,
+    pictures: dict[str, bytes],
+    subclasses: Subclasses | None,
+    config: str | None,
+) -> str:
     summary = results.summary
     title = f"{summary['method']} on {summary['dataset']}"
     single = len(results.class_counts) <= MATRIX_CLASSES
@@ -192,9 +199,9 @@ def _page(results: RunResults, pictures: dict[str, bytes], config: str | None) -
             "Loss terms, learning rate and accuracy over the epochs",
             "The accuracy shown for each epoch is that of the weights at its end.",
         ),
-        *_subclasses(pictures),
+        *_subclasses(pictures, subclasses),
         "<h2>Classes</h2>",
-        _class_table(results),
+        _class_table(results, subclasses),
         "<h2>Run</h2>",
         _run_table(summary),
     ]
@@ -212,12 +219,17 @@ def _page(results: RunResults, pictures: dict[str, bytes], config: str | None) -
     )
 
 
-def _subclasses(pictures: dict[str, bytes]) -> list[str]:
+def _subclasses(pictures: dict[str, bytes], found: Subclasses | None) -> list[str]:
     """Return the part on sub-classes, nothing where the run has none."""
-    if "subclass-sizes.png" not in pictures:
+    if found is None:
         return []
+    rows, used = np.diff(found.offsets), found.perplexity()
+    divided = rows > 1
     return [
         "<h2>Sub-classes</h2>",
+        f'<p class="note">Of the {rows[divided].mean():.1f} sub-classes that a divided '
+        f"class has on average, {used[divided].mean():.1f} are in use: the perplexity "
+        "of their shares of the class's training images.</p>",
         '<p class="note">The classes with the most sub-classes, on training images '
         "without augmentation. Colours mean the same in all three pictures.</p>",
         _figure(
@@ -300,7 +312,7 @@ def _group_table(results: RunResults) -> str:
     return _table(header, rows, text_columns=1)
 
 
-def _class_table(results: RunResults) -> str:
+def _class_table(results: RunResults, subclasses: Subclasses | None) -> str:
     classes = len(results.class_names)
     per_class = results.metrics.per_class
     order = by_frequency(results)
@@ -321,6 +333,10 @@ def _class_table(results: RunResults) -> str:
     # The last of equal classes wins below, so that the lowest number does.
     wrong = wrong[np.lexsort((-wrong[:, 1], wrong[:, 2]))]
     mistaken = {int(t): (int(p), int(n)) for t, p, n in wrong}
+    in_use: dict[int, str] = {}
+    if subclasses is not None:
+        pairs = zip(subclasses.perplexity(), np.diff(subclasses.offsets), strict=True)
+        in_use = {c: f"{used:.1f} of {own}" for c, (used, own) in enumerate(pairs)}
     rows = []
     # Where the pictures have no room for names, they have ranks.
     ranked = classes > NAMED_CLASSES
@@ -338,13 +354,15 @@ def _class_table(results: RunResults) -> str:
                 other,
                 *([str(rank[c])] if ranked else []),
                 str(int(results.class_counts[c])),
+                *([in_use[c]] if in_use else []),
                 str(tested),
                 _percent(per_class[c]),
                 _percent(100 * hits[c] / totals[c] if totals[c] else None),
             ]
         )
     header = ["class", "most often mistaken for", *(["rank"] if ranked else [])]
-    header += ["training images", "test images", "accuracy", "precision"]
+    header += ["training images", *(["sub-classes in use"] if in_use else [])]
+    header += ["test images", "accuracy", "precision"]
     return f'<p class="note">{note}</p>\n' + _table(header, rows, text_columns=2)
 
 

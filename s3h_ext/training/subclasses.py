@@ -66,6 +66,19 @@ class Subclasses:
         """Returns a class's rows among all S."""
         return slice(int(self.offsets[label]), int(self.offsets[label + 1]))
 
+    def perplexity(self) -> np.ndarray:
+        """Returns each class's effective number of rows in the end, ``[C]``.
+
+        The perplexity ``exp(-sum p log p)`` of their shares p of the class's images: K
+        where K rows are equally large, 1 where one has them all, or there are none.
+        """
+        starts = self.offsets[:-1]
+        sizes = self.sizes[-1].astype(np.float64)
+        totals = np.repeat(np.add.reduceat(sizes, starts), np.diff(self.offsets))
+        shares = sizes / np.maximum(totals, 1)
+        logs = np.log(np.where(shares > 0, shares, 1))
+        return np.exp(-np.add.reduceat(shares * logs, starts))
+
 
 def write_subclasses(
     folder: Path,
