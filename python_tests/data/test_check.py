@@ -191,7 +191,10 @@ BAD = oct_arrays()
         ({**BAD, "train_labels": BAD["train_labels"].astype(np.int64)}, "got int64"),
         ({**BAD, "train_images": BAD["train_images"][:, :27]}, r"28, 28\), got"),
         ({**BAD, "train_images": BAD["train_images"] / 255}, "got float64"),
-        ({**BAD, "train_images": np.asfortranarray(BAD["train_images"])}, "uint8"),
+        (
+            {**BAD, "train_images": np.asfortranarray(BAD["train_images"])},
+            "C order, got",
+        ),
     ],
 )
 def test_a_wrong_octmnist_is_refused(tmp_path, arrays, message):
