@@ -107,7 +107,7 @@ class FileSource:
         Raises:
             ValueError: an argument is out of range.
             UnreadableImageError: an image could not be read and the policy is
-                ``"error"``, or no image of a batch could be.
+                ``"error"``, or no image at all can be.
         """
         if not 0 <= epoch < self.epochs:
             raise ValueError(f"epoch: expected 0 <= epoch < {self.epochs}, got {epoch}")
@@ -159,26 +159,42 @@ class FileSource:
 
         largest = max((s.stop - s.start for s in spans), default=0) * len(orders)
         decoded = self._decoder.images(wanted(), largest)
-        for step, span in enumerate(spans):
+        for span in spans:
             images = next(decoded)
             shown = _Decoded(waiting.popleft(), images)
+            drawn = {}
+            for name, order in orders.items():
+                drawn[name], shown = self._readable(order, span, shown)
             batches = {}
             for number, name in enumerate(names):
                 leader = self.streams[name].follows or name
-                indices, repeats = (order[span] for order in orders[leader])
-                there = shown.readable(indices)
-                if not bool(there.any()):
-                    raise UnreadableImageError(
-                        f"none of the {len(indices)} images of step "
-                        f"{start_step + step + 1} of epoch {epoch + 1}, stream "
-                        f"{name!r}, can be read"
-                    )
-                batches[name] = self._batch(
-                    name, number, epoch, indices[there], repeats[there], shown
-                )
+                batches[name] = self._batch(name, number, epoch, *drawn[leader], shown)
             # Photographs at their own size: not to be kept while the next are decoded.
             del images, shown
             yield batches
+
+    def _readable(
+        self, order: tuple[Tensor, Tensor], span: slice, shown: _Decoded
+    ) -> tuple[tuple[Tensor, Tensor], _Decoded]:
+        """Returns what of a step's draws can be read, and the images of the step.
+
+        Where that is nothing, the next draw of the epoch that can be read is shown in
+        its place, for losses need an image, and in several processes each of them one.
+        """
+        indices, repeats = (part[span] for part in order)
+        there = shown.readable(indices)
+        if bool(there.any()):
+            return (indices[there], repeats[there]), shown
+        total = len(self._labels)
+        for place in range(span.stop, span.stop + total):
+            one = slice(place % total, place % total + 1)
+            index, repeat = (part[one] for part in order)
+            if not bool(shown.readable(index)):
+                (images,) = self._decoder.images([index.numpy()], 1)
+                shown = shown.with_one(int(index), images[0])
+            if bool(shown.readable(index)):
+                return (index, repeat), shown
+        raise UnreadableImageError(f"none of the {total} training images can be read")
 
     def _batch(
         self,
@@ -304,6 +320,15 @@ class _Decoded:
         self._indices = torch.from_numpy(indices)[torch.tensor(there, dtype=torch.bool)]
         sides = [image.shape[:2] for image in self._images]
         self._sizes = torch.tensor(sides, dtype=torch.int64).reshape(-1, 2)
+
+    def with_one(self, index: int, image: Tensor | None) -> _Decoded:
+        """Returns the images with one more, if it could be read."""
+        if image is None:
+            return self
+        found = dict(zip(self._indices.tolist(), self._images, strict=True))
+        found[index] = image
+        indices = sorted(found)
+        return _Decoded(np.array(indices), [found[i] for i in indices])
 
     def readable(self, indices: Tensor) -> Tensor:
         """Returns which of the images are there, bool ``[B]``."""
