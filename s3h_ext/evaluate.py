@@ -134,7 +134,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             batch_size=options.batch_size,
             feed=feed,
         )
-        summary = _summary(run, options.split, found, feed.met.found)
+        left_out = dict(feed.met.found)
+        if options.split == "train":
+            left_out |= dict.fromkeys(run.card.unreadable, "left out of the training")
+        summary = _summary(run, options.split, found, left_out)
         folder.mkdir(parents=True, exist_ok=True)
         write_evaluation(
             folder,
@@ -147,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CheckpointError, ValueError, TypeError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for path, reason in sorted(feed.met.found.items()):
+    for path, reason in sorted(left_out.items()):
         print(f"left out: {printable(path)}: {reason}", file=sys.stderr)
     for name, value in summary.items():
         shown = f"{value:.2f}" if isinstance(value, float) else printable(value)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s3h_ext.data.decode import UnreadableImageError
+from s3h_ext.data.files import printable
+from s3h_ext.data.naming import class_lines
 from s3h_ext.training.checkpoint import CheckpointError, checkpoint_paths
 from s3h_ext.training.config import TrainConfig
 from s3h_ext.training.distributed import (
@@ -58,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # photographs may take minutes to be read
+        print("\nstopped before the training began", file=sys.stderr)
+        return 130
     if world.first:
         _announce(trainer)
     try:
@@ -88,6 +93,8 @@ def _announce(trainer: Trainer) -> None:
         f"in {trainer.output}",
         file=sys.stderr,
     )
+    for line in (*class_lines(trainer.dataset), *trainer.dataset.notes):
+        print(printable(line), file=sys.stderr)
     if trainer.epochs_done:
         print(f"going on after epoch {trainer.epochs_done}", file=sys.stderr)
 

@@ -62,6 +62,31 @@ def test_what_pillow_refuses_for_its_size_does_not_go_to_dali(monkeypatch):
                 decode_image(content)
 
 
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_numbers_without_a_range_are_refused_for_what_they_are(mode):
+    buffer = io.BytesIO()
+    Image.new(mode, (4, 4)).save(buffer, "TIFF")
+    kind = {"I": "whole numbers of 32 bits or with a sign", "F": "floating-point"}[mode]
+    with pytest.raises(ValueError, match=f"without a sign, not {kind}"):
+        decode_image(buffer.getvalue())
+
+
+def test_whole_numbers_of_sixteen_bits_with_a_sign_are_refused():
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(buffer, "TIFF", tiffinfo={339: 2})
+    with pytest.raises(ValueError, match="not whole numbers of 32 bits or with a sign"):
+        decode_image(buffer.getvalue())
+
+
+def test_damaged_tiffs_write_nothing_to_the_terminal(capfd):
+    whole = bytearray(encoded(noise(0, 64, 64), "TIFF", compression="tiff_lzw"))
+    for place in range(100, 2000):
+        whole[place] ^= 0x5A
+    with pytest.raises(OSError, match="decoder error"):
+        decode_image(bytes(whole))
+    assert capfd.readouterr().err == ""
+
+
 def test_alpha_is_dropped():
     pixels = noise(0)
     image = decode_image(encoded(np.dstack([pixels, 255 - pixels[..., :1]])))

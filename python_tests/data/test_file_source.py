@@ -211,12 +211,43 @@ def test_the_first_bad_file_ends_the_epoch_by_its_path(tmp_path):
         list(source.epoch(0))
 
 
-def test_a_batch_without_any_image_ends_the_epoch(tmp_path):
-    data, _, _ = bad_folder(tmp_path)
-    source = Feed(unreadable="skip").training(
-        data, PAIR, batch_size=1, epochs=2, seed=0
-    )
-    with pytest.raises(UnreadableImageError, match="none of the 1 images of step"):
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_no_batch_is_empty_while_an_image_can_be_read(tmp_path, world_size):
+    data, _, bad = bad_folder(tmp_path)
+    names = [Path(data.train.name(i)).name for i in range(len(data.train))]
+    for rank in range(world_size):
+        feed = Feed(unreadable="skip")
+        part = {"rank": rank, "world_size": world_size}
+        source = feed.training(
+            data, STREAMS, batch_size=world_size, epochs=2, seed=0, **part
+        )
+        steps = list(source.epoch(0))
+        assert len(steps) == source.steps_per_epoch == -(-len(names) // world_size)
+        for step in steps:
+            assert step.keys() == STREAMS.keys()
+            for name, batch in step.items():
+                assert len(batch.indices) == len(batch.labels) == 1, name
+                assert names[int(batch.indices)] not in bad
+                assert batch.images.isfinite().all()
+            # What follows shows the stand-in too.
+            assert torch.equal(step["again"].indices, step["contrast"].indices)
+        assert {Path(path).name for path in feed.met.found} <= bad
+        # It depends on nothing that came before.
+        anew = Feed(unreadable="skip").training(
+            data, STREAMS, batch_size=world_size, epochs=2, seed=0, **part
+        )
+        assert_same_steps(anew.epoch(0, 7), steps[7:])
+
+
+def test_an_epoch_of_which_nothing_can_be_read_ends(tmp_path):
+    grow(tmp_path, (3, 2))
+    grow(tmp_path, (1, 1), split="test")
+    data = load_dataset("folder", root=tmp_path, size=16)
+    for path in (tmp_path / "train").rglob("*.jpg"):
+        path.write_bytes(b"")
+    feed = Feed(unreadable="skip")
+    source = feed.training(data, PAIR, batch_size=2, epochs=1, seed=0)
+    with pytest.raises(UnreadableImageError, match="none of the 5 training images"):
         list(source.epoch(0))
 
 

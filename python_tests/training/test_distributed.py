@@ -14,9 +14,13 @@ import pytest
 import torch
 
 from s3h_ext.train import main
+from s3h_ext.training.card import read_card
 from s3h_ext.training.checkpoint import checkpoint_paths, load_checkpoint
 from s3h_ext.training.config import DistributedConfig
 from s3h_ext.training.distributed import World, join_world
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+from photographs import grow
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 spec = importlib.util.spec_from_file_location("two_processes", SCRIPT)
@@ -203,3 +207,35 @@ def test_a_failed_process_leaves_its_group_as_it_is(group, status, said):
     command = [sys.executable, "-c", LEAVE, group, str(status)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (status, said), done.stderr
+
+
+def test_two_processes_leave_out_the_same_and_name_every_file(tmp_path):
+    root = grow(tmp_path / "set", (9, 6, 1), size=(40, 56))
+    grow(root, (2, 2, 1), split="test", size=(40, 56))
+    bad = sorted((root / "train" / "class 0").iterdir())[1:8:3]
+    bad += (root / "train" / "class 2").iterdir()
+    bad += sorted((root / "test" / "class 1").iterdir())[:1]
+    for path in bad:
+        path.write_bytes(b"")
+    run = tmp_path / "run"
+    options = (
+        "--preset folder/hybrid-psc --data.size 32 --data.workers 1 --batch_size 2 "
+        "--epochs 2 --eval_batch_size 3 --device cpu --precision fp32 --report false "
+        "--data.unreadable skip"
+    ).split()
+    options += ["--data.root", str(root), "--output", str(run)]
+    processes = start([str(SCRIPT), "train", *options])
+    said = [process.communicate(timeout=250)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    log = (run / "train.log").read_text()
+    for path in bad:
+        line = f"left out: {path}: no image of a known format\n"
+        assert log.count(line) == 1
+        # Each process names those that it has read itself.
+        assert sum(text.count(line) for text in said) == 1
+    assert all("left out: " in text for text in said)
+    assert "'class 2', with 1 test images" in log
+    card = read_card(run)
+    assert card.classes == ("class 0", "class 1")
+    assert card.train_images == (6, 6)
+    assert json.loads((run / "summary.json").read_text())["unreadable_images"] == 5

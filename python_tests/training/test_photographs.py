@@ -3,9 +3,11 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 from s3h_ext import evaluate
+from s3h_ext.data.decode import UnreadableImageError
 from s3h_ext.train import main
 from s3h_ext.training.card import read_card
 from s3h_ext.training.checkpoint import checkpoint_paths, load_checkpoint
@@ -21,7 +24,7 @@ from s3h_ext.training.subclasses import read_subclasses
 from s3h_ext.training.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-from photographs import grow, grow_bad, grow_odd
+from photographs import grow, grow_bad, grow_odd, noise, save
 
 TINY = (
     "--data.name folder --data.imbalance null --data.size 32 --data.workers 2 "
@@ -58,10 +61,19 @@ def test_a_run_says_what_it_was_fed_and_what_it_left_out(tmp_path, capsys, monke
     assert main(arguments) == 0
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["unreadable_images"] == len(bad)
-    # (35 + 11) * 0.8, of each class
-    assert summary["train_images"] == 28 + 9
-    assert summary["imbalance"] == pytest.approx(28 / 9)
+    # (35 + 11) * 0.8, of each class, without what cannot be read
+    counts = [28 - len([n for n in read_card(folder).unreadable if n[-3:] == "jpg"]), 9]
+    assert counts[0] < 28
+    assert summary["train_images"] == sum(counts)
+    assert summary["imbalance"] == pytest.approx(counts[0] / counts[1])
+    assert read_card(folder).train_images == tuple(counts)
+    said = capsys.readouterr().err
+    assert f"2 classes: 'class 0' {counts[0]}, 'class 1' {counts[1]}\n" in said
+    assert "has no test split: 9 images" in said
+    assert all(said.count(f"/{name}: ") == 1 for name in bad)
     log = (folder / "train.log").read_text()
+    first = log[: log.index("epoch 1,")]
+    assert all(f"/{name}: " in first for name in bad)
     assert "has no test split: 9 images, 0.2 of each class" in log
     assert all(f"/{name}: " in log for name in bad)
     assert log.count("left out: ") == len(bad)
@@ -124,17 +136,137 @@ def test_names_that_are_no_text_end_nothing(tmp_path):
     assert odd + b"/caf\xe9.jpg,cannot be read" in done.stdout
 
 
-@pytest.mark.parametrize("steps", [2, 4])
-def test_what_was_left_out_is_known_after_a_stop(tmp_path, steps):
-    root = grow(tmp_path / "set", (12, 4))
-    grow(root, (2, 2), split="test")
-    bad = root / "train" / "class 0" / "000.jpg"
-    whole = bad.read_bytes()
-    bad.write_bytes(b"")
+def damaged(root):
+    """Writes a set with damaged files: some of class 0, the only one of class 2."""
+    grow(root, (9, 6, 1, 3))
+    grow(root, (2, 2, 1, 1), split="test")
+    bad = sorted((root / "train" / "class 0").iterdir())[:3]
+    bad += (root / "train" / "class 2").iterdir()
+    bad += (root / "test" / "class 3").iterdir()
+    for path in bad:
+        path.write_bytes(path.read_bytes()[:200])
+    return bad
+
+
+@pytest.mark.parametrize(
+    ("options", "batch"),
+    [
+        ("--preset folder/hybrid-psc", 1),
+        ("--preset folder/s3h", 3),
+        ("--method Baseline --method.sampler class-balanced", 1),
+        ("--method Baseline --method.loss logit-adjusted", 4),
+        ("--method Baseline --method.loss ldam --model.classifier cosine", 4),
+        ("--method Baseline --method.weight_beta 0.99", 4),
+    ],
+)
+def test_everything_follows_the_images_that_can_be_read(
+    tmp_path, capsys, options, batch
+):
+    root, run = tmp_path / "set", tmp_path / "run"
+    bad = damaged(root)
+    arguments = [*options.split(), *TINY, "--batch_size", str(batch), "--epochs", "1"]
+    arguments += ["--data.root", str(root), "--report", "false"]
+    arguments += ["--output", str(run)]
+    assert main([*arguments, "--data.unreadable", "skip"]) == 0
+    said, log = capsys.readouterr().err, (run / "train.log").read_text()
+    note = (
+        "left out, as none of their training images can be read: 'class 2', with 1 "
+        "test images"
+    )
+    for text in (said, log):
+        assert all(text.count(f"left out: {path}: ") == 1 for path in bad)
+        assert note in text
+        assert "test: no image that can be read of 'class 3'" in text
+        assert "3 classes: 'class 0' 6, 'class 1' 6, 'class 3' 3\n" in text
+    card = read_card(run)
+    assert card.classes == ("class 0", "class 1", "class 3")
+    assert card.train_images == (6, 6, 3)
+    assert json.loads((run / "summary.json").read_text())["unreadable_images"] == 5
+    # What is left is what a set of these files alone is.
+    for path in bad[:4]:
+        path.unlink()
+    for split in ("train", "test"):
+        shutil.rmtree(root / split / "class 2")
+    clean = tmp_path / "clean"
+    arguments[-1] = str(clean)
+    assert main([*arguments, "--data.unreadable", "skip"]) == 0
+    expected, weights = final_weights(clean), final_weights(run)
+    for name, value in expected.items():
+        assert torch.equal(value, weights[name]), name
+
+
+def test_a_file_that_is_lost_on_the_way_is_named_at_once(tmp_path, capsys):
+    root = grow(grow(tmp_path / "set", (4, 3)), (2, 2), split="test")
+    arguments = [*TINY, "--batch_size", "1", "--data.root", str(root)]
+    arguments += ["--data.unreadable", "skip", "--report", "false"]
+    config, record, _ = parse_options(arguments)
+    trainer = Trainer(config, record, tmp_path / "run")
+    lost = sorted((root / "train" / "class 1").iterdir())
+    for path in lost:
+        path.unlink()
+    seen = []
+
+    def look(method):
+        seen.append((tmp_path / "run" / "train.log").read_text().count("left out: "))
+
+    trainer.method.after_step = look.__get__(trainer.method)
+    summary = trainer.fit()
+    assert summary["unreadable_images"] == len(lost)
+    assert seen[0] < seen[6] == len(lost)  # in the first epoch of seven steps
+    said = capsys.readouterr().err
+    assert all(said.count(f"left out: {path}: ") == 1 for path in lost)
+    # Counted as when the run began.
+    assert summary["train_images"] == 7
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("train", "train: none of the 5 images can be read"),
+        ("test", "test: none of the 3 images can be read"),
+    ],
+)
+def test_a_run_of_which_nothing_is_left_does_not_begin(
+    tmp_path, capsys, split, message
+):
+    root = grow(grow(tmp_path / "set", (3, 2)), (2, 1), split="test")
+    for path in (root / split).rglob("*.jpg"):
+        path.write_bytes(b"")
+    arguments = [*TINY, "--data.root", str(root), "--data.unreadable", "skip"]
+    assert main([*arguments, "--output", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stop_while_files_are_read_leaves_nothing(tmp_path, capsys, monkeypatch):
+    root = grow(grow(tmp_path / "set", (40, 30)), (2, 1), split="test")
+    decoded = []
+
+    def decode(content):
+        decoded.append(len(content))
+        if len(decoded) == 5:
+            raise KeyboardInterrupt
+        return torch.zeros(4, 4, 3, dtype=torch.uint8)
+
+    monkeypatch.setattr("s3h_ext.data.decode.decode_image", decode)
+    arguments = [*TINY, "--data.root", str(root), "--data.unreadable", "skip"]
+    arguments += ["--data.workers", "1", "--output", str(tmp_path / "run")]
+    assert main(arguments) == 130
+    assert "stopped before the training began" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert not any(t.name.startswith("s3h-decode") for t in threading.enumerate())
+
+
+@pytest.mark.parametrize(("steps", "mended"), [(2, True), (4, False)])
+def test_a_resumed_run_leaves_out_what_it_left_out_before(tmp_path, steps, mended):
+    root = tmp_path / "set"
+    bad = damaged(root)
     arguments = [*TINY, "--epochs", "3", "--data.root", str(root), "--report", "false"]
     arguments += ["--data.unreadable", "skip"]
     config, record, _ = parse_options(arguments)
+    Trainer(config, record, tmp_path / "whole").fit()
     run = tmp_path / "run"
+    config, record, _ = parse_options(arguments)
     stopped, left = Trainer(config, record, run), steps
 
     def stop(method):
@@ -146,15 +278,39 @@ def test_what_was_left_out_is_known_after_a_stop(tmp_path, steps):
     stopped.method.after_step = stop.__get__(stopped.method)
     with pytest.raises(KeyboardInterrupt):
         stopped.fit()
-    line = f"left out: {bad}: no image"
-    assert (run / "train.log").read_text().count(line) == 1
-    bad.write_bytes(whole)
+    for number, path in enumerate(bad[:4]):
+        if mended:
+            save(path, noise(number))
+        elif path.parent.name == "class 0":  # class 2 keeps its folder
+            path.unlink()
+    config, record, _ = parse_options(arguments)
     summary = Trainer(config, record, run, resume=True).fit()
-    assert summary["unreadable_images"] == 1
+    assert summary["unreadable_images"] == len(bad)
     lines = (run / "train.log").read_text().splitlines()
-    assert sum(line in each for each in lines) == 1
-    first = next(i for i, each in enumerate(lines) if line in each)
-    assert not any("epoch 2," in each for each in lines[:first])
+    assert all(sum(f"left out: {p}: " in each for each in lines) == 1 for p in bad)
+    expected, weights = final_weights(tmp_path / "whole"), final_weights(run)
+    for name, value in expected.items():
+        assert torch.equal(value, weights[name]), name
+
+
+def test_a_run_that_met_an_unreadable_file_goes_on_without_it(tmp_path, capsys):
+    root = grow(grow(tmp_path / "set", (8, 4)), (2, 2), split="test")
+    arguments = [*TINY, "--epochs", "3", "--data.root", str(root), "--report", "false"]
+    arguments += ["--output", str(tmp_path / "run")]
+    config, record, _ = parse_options(arguments)
+    trainer = Trainer(config, record, tmp_path / "run")
+    bad = root / "train" / "class 0" / "000.jpg"
+
+    def spoil(method):
+        if trainer.epochs_done == 1:
+            bad.write_bytes(b"")
+
+    trainer.method.after_step = spoil.__get__(trainer.method)
+    with pytest.raises(UnreadableImageError, match="leave such images out with"):
+        trainer.fit()
+    assert main([*arguments, "--resume", "--data.unreadable", "skip"]) == 0
+    assert f"left out: {bad}: " in capsys.readouterr().err
+    assert read_card(tmp_path / "run").train_images == (8, 4)
 
 
 def test_an_older_checkpoint_knows_of_none_left_out(tmp_path):
@@ -174,18 +330,22 @@ def test_an_evaluation_says_what_it_left_out(tmp_path, capsys):
     grow(root, (3, 2), split="test")
     bad = root / "test" / "class 1" / "004.jpg"
     bad.write_text("not an image")
+    (root / "train" / "class 0" / "001.jpg").write_bytes(b"")
     run = tmp_path / "run"
     arguments = [*TINY, "--epochs", "1", "--data.root", str(root), "--report", "false"]
     arguments += ["--data.unreadable", "skip"]
     assert main([*arguments, "--output", str(run)]) == 0
-    for split, images, left_out in (("test", 4, 1), ("train", 10, 0)):
+    capsys.readouterr()
+    for split, images, left_out in (("test", 4, 1), ("train", 9, 1)):
         assert evaluate.main([str(run), "--split", split, "--device", "cpu"]) == 0
         metrics = run / f"evaluation-{split}" / "metrics.json"
         found = json.loads(metrics.read_text())
         assert (found["images"], found["unreadable_images"]) == (images, left_out)
         said = capsys.readouterr()
         assert f"unreadable_images {left_out}\n" in said.out
-        assert (f"left out: {bad}: no image" in said.err) == bool(left_out)
+        name = "train/class 0/001.jpg" if split == "train" else str(bad)
+        assert said.err.count("left out: ") == 1
+        assert f"left out: {name}: " in said.err
 
 
 KILLED = """

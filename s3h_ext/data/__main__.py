@@ -52,6 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument(
         "--lists", help="folder of the list files of photographs, if not the root"
     )
+    look.add_argument(
+        "--decode",
+        action="store_true",
+        help="decode every photograph and list those that cannot be read",
+    )
     into = commands.add_parser(
         "pack", help="write the images of a long-tailed cut into one small file"
     )
@@ -158,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 profile=options.profile,
                 size=options.size,
                 lists=options.lists,
+                decode=options.decode,
             )
             print(printable(report.text()))
             return 1 if report.problems else 0
@@ -170,7 +176,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             progress=not options.quiet,
         )
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        goes_on = "; the same command goes on from here"
+        print(
+            "\nstopped" + (goes_on if options.command == "download" else ""),
+            file=sys.stderr,
+        )
         return 130
     except (DownloadError, ArchiveError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

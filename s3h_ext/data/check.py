@@ -41,11 +41,12 @@ class CheckReport:
 
     def text(self) -> str:
         """Returns the report, problems last."""
-        verdict = (
-            [f"wrong: {problem}" for problem in self.problems]
-            if self.problems
-            else ["all is well"]
-        )
+        verdict = [f"wrong: {problem}" for problem in self.problems]
+        if not verdict:
+            doubtful = any(line.startswith("warning: ") for line in self.lines)
+            verdict = [
+                "nothing is wrong, but see the warning" if doubtful else "all is well"
+            ]
         return "\n".join([*self.lines, *verdict])
 
 
@@ -57,6 +58,7 @@ def check(
     profile: str = "exp",
     size: int | None = None,
     lists: str | Path | None = None,
+    decode: bool = False,
 ) -> CheckReport:
     """Checks a data set in ``root``.
 
@@ -72,6 +74,8 @@ def check(
         profile: ``"exp"`` or ``"step"``.
         size: Image side in pixels, for OCTMNIST: 28, 64, 128 or 224.
         lists: Folder of the list files of photographs; ``None`` for ``root``.
+        decode: Of photographs, decode every file, with a progress bar on stderr, and
+            list those that cannot be read.
 
     Returns:
         The report; it does not raise for what it finds on the disk.
@@ -91,10 +95,12 @@ def check(
         raise ValueError(f"size: {name} is checked in any; expected None, got {size}")
     if name not in LISTED and lists is not None:
         raise ValueError(f"lists: {name} has no lists; expected None, got {lists}")
+    if name not in PHOTOGRAPHS and decode:
+        raise ValueError(f"decode: {name} has no image files to decode")
     report = CheckReport()
     if name in PHOTOGRAPHS:
         found = look_at_photographs(
-            name, Path(root), None if lists is None else Path(lists)
+            name, Path(root), None if lists is None else Path(lists), decode=decode
         )
         return _of_photographs(name, report, found, imbalance, profile)
     source = find_source(name, size)
@@ -288,33 +294,31 @@ def _report_factors(
 ) -> None:
     if counts.min() == 0:
         return
-    asked = dict.fromkeys([*(float(f) for f in FACTORS), *map(float, imbalance)])
-    possible = [
-        f for f in asked if feasible(counts, f, profile=profile, by_size=by_size)
-    ]
-    report.lines.append(
-        f"own imbalance {counts.max() / counts.min():.3g}; of the factors "
-        f"{', '.join(f'{f:g}' for f in sorted(asked))}, profile {profile}, can be cut: "
-        f"{', '.join(f'{f:g}' for f in sorted(possible)) or 'none'}"
-    )
-    if by_size and possible:
-        whole = [
-            f"{_whole_classes(counts, f, profile)} at factor {f:g}"
-            for f in sorted(possible)
-        ]
+    own = f"own imbalance {counts.max() / counts.min():.3g}"
+    if by_size:
+        report.lines.append(own)
+    else:
+        asked = sorted({*map(float, FACTORS), *map(float, imbalance)})
+        possible = [f for f in asked if feasible(counts, f, profile=profile)]
         report.lines.append(
-            f"of {len(counts)} classes, so many keep all their images: "
-            f"{', '.join(whole)}"
+            f"{own}; of the factors {', '.join(f'{f:g}' for f in asked)}, profile "
+            f"{profile}, can be cut: {', '.join(f'{f:g}' for f in possible) or 'none'}"
         )
     more = "" if by_size else "more images than are there, or "
     for factor in imbalance:
-        if float(factor) not in possible:
+        if not feasible(counts, factor, profile=profile, by_size=by_size):
             report.problems.append(
                 f"imbalance {factor:g} cannot be cut with profile {profile}: a class "
                 f"would have {more}none. Use another factor, or a more complete archive"
             )
+        elif by_size:
+            report.lines.append(_cut_by_size(counts, factor, profile))
 
 
-def _whole_classes(counts: NDArray[np.int64], imbalance: float, profile: str) -> int:
+def _cut_by_size(counts: NDArray[np.int64], imbalance: float, profile: str) -> str:
     kept = sorted_profile(counts, imbalance=imbalance, profile=profile)
-    return int((kept == counts).sum())
+    return (
+        f"cut to imbalance {imbalance:g}, profile {profile}: {kept.sum()} images, "
+        f"{kept.max()} to {kept.min()} a class; {(kept == counts).sum()} of "
+        f"{len(counts)} classes keep all their images"
+    )

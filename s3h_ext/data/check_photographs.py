@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from s3h_ext.data.decode import Unreadable
 from s3h_ext.data.files import ImageFiles
 from s3h_ext.data.lists import LISTED, blob_hash
+from s3h_ext.data.naming import classes_by_size, empty_classes, some
 from s3h_ext.data.photographs import read_photographs
+from s3h_ext.data.readable import find_unreadable
 
 __all__ = ["HOW_TO_GET", "Findings", "look_at_photographs"]
 
@@ -42,15 +46,17 @@ class Findings:
     class_counts: list[int] = field(default_factory=list)
 
 
-def look_at_photographs(name: str, root: Path, lists: Path | None = None) -> Findings:
+def look_at_photographs(
+    name: str, root: Path, lists: Path | None = None, *, decode: bool = False
+) -> Findings:
     """Looks at a data set of photographs; it does not raise for what it finds.
-
-    Every file of every split must be there; none is opened.
 
     Args:
         name: One of :data:`~.photographs.PHOTOGRAPHS`.
         root: Folder of the images.
         lists: Folder of the list files; ``None`` for ``root``.
+        decode: Decode every file of every split, with a progress bar; if not, every
+            file must be there, and none is opened.
     """
     found = Findings()
     if name in LISTED:
@@ -63,8 +69,13 @@ def look_at_photographs(name: str, root: Path, lists: Path | None = None) -> Fin
     found.lines += data.notes
     splits = {"train": data.train, "val": data.val, "test": data.test}
     for split, files in splits.items():
-        if files is not None:
-            _look_at_split(split, files, len(data.class_names), found)
+        if files is None:
+            continue
+        _count(split, files, data.class_names, found)
+        if decode:
+            _decode(split, files, data.class_names, found)
+        else:
+            _look_for_files(split, files, found)
     counts = np.bincount(data.train.labels, minlength=len(data.class_names))
     found.class_counts = counts.tolist()
     return found
@@ -91,22 +102,62 @@ def _look_at_lists(name: str, folder: Path, found: Findings) -> None:
     found.official = all(verdicts) if verdicts else None
 
 
-def _look_at_split(
-    split: str, files: ImageFiles, classes: int, found: Findings
+def _count(
+    title: str, files: ImageFiles, names: Sequence[str], found: Findings
 ) -> None:
+    """Adds how many images there are, of which classes most and fewest, of which none.
+
+    Args:
+        title: The split; ``"train"`` is looked at more closely.
+        files: Its images.
+        names: Of the classes.
+        found: Takes the lines.
+    """
+    classes = len(names)
     counts = np.bincount(files.labels, minlength=classes)
     shape = (
         f"{counts[0]} of each of {classes} classes"
         if counts.min() == counts.max()
         else f"{counts.max()} to {counts.min()} a class, {classes} classes"
     )
-    if split == "train":
+    if title.startswith("train"):
         many, few = int((counts > 100).sum()), int((counts < 20).sum())
         shape += f" ({many} many, {classes - many - few} medium, {few} few)"
-    found.lines.append(f"{split}: {len(files)} images, {shape}")
+        shape += f": {classes_by_size(counts, names)}"
+    if empty := empty_classes(files.labels, names):
+        shape += f"; none of {some(empty)}"
+    found.lines.append(f"{title}: {len(files)} images, {shape}")
+
+
+def _look_for_files(split: str, files: ImageFiles, found: Findings) -> None:
     missing = [i for i in range(len(files)) if not os.path.isfile(files.path(i))]
     if missing:
         found.problems.append(
             f"{split}: {len(missing)} of {len(files)} images are not there, the first "
             f"is {files.path(missing[0])}"
+        )
+
+
+def _decode(
+    split: str, files: ImageFiles, names: Sequence[str], found: Findings
+) -> None:
+    """Adds every file that cannot be read, and what the split is without them."""
+    met = Unreadable("skip")
+    bad = find_unreadable(files, met, title=f"reading {split}")
+    if not len(bad):
+        found.lines.append(f"{split}: all images can be read")
+        return
+    found.problems += [
+        f"{path}: {reason}" for path, reason in sorted(met.found.items())
+    ]
+    found.problems.append(
+        f"{split}: {len(bad)} of {len(files)} images cannot be read. Mend or remove "
+        "them, or train without them: --data.unreadable skip"
+    )
+    rest = files.subset(np.delete(np.arange(len(files)), bad))
+    _count(f"{split} without what cannot be read", rest, names, found)
+    lost = np.setdiff1d(files.labels, rest.labels)
+    if len(lost):
+        found.problems.append(
+            f"{split}: no image can be read of {some([names[i] for i in lost])}"
         )

@@ -88,6 +88,8 @@ class LongTailDataset:
         mean: Per channel, of pixels in [0, 1].
         std: Per channel, of pixels in [0, 1].
         notes: What a reader of results should know of the data, a sentence each.
+        unreadable: Names of training images that were left out because they cannot be
+            read, relative to the root.
     """
 
     name: str
@@ -98,6 +100,7 @@ class LongTailDataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     notes: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:

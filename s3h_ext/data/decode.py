@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import io
 import os
@@ -10,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import cache
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import numpy as np
@@ -42,6 +44,11 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 #: The longest side that :func:`s3h_ext.ops.render_views` takes a box of.
 LONGEST_SIDE = 65536
 _ORIENTATION = 0x0112
+# Pillow's modes of pixels without a range that could be mapped to 0 .. 255.
+_OTHER_NUMBERS = {
+    "I": "whole numbers of 32 bits or with a sign",
+    "F": "floating-point numbers",
+}
 _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -80,7 +87,8 @@ class Unreadable:
         if self.policy == "error":
             raise UnreadableImageError(
                 f"{path}: expected an image, got: {reason}. Mend or remove it, or "
-                "leave such images out with --data.unreadable skip"
+                "leave such images out with --data.unreadable skip; python -m "
+                "s3h_ext.data check NAME --root DIR --decode lists all of them"
             ) from error
         with self._lock:
             self.found[path] = reason
@@ -120,6 +128,8 @@ def decode_image(content: bytes) -> Tensor:
             raise ValueError(
                 f"sides of at most {LONGEST_SIDE} pixels, not {image.size}"
             )
+        if opened.format == "TIFF":
+            _quieten_libtiff()
         image.load()
         upright = _upright(image)
         if upright is not None:
@@ -127,14 +137,34 @@ def decode_image(content: bytes) -> Tensor:
         if image.mode.startswith("I;16") or (image.mode, opened.format) == ("I", "PPM"):
             grey = (np.asarray(image) >> 8).astype(np.uint8)
             return torch.from_numpy(np.repeat(grey[..., None], 3, axis=-1))
-        if image.mode in ("I", "F"):
-            raise ValueError(f"pixels of 8 or 16 bits, not of mode {image.mode}")
+        if image.mode in _OTHER_NUMBERS:
+            raise ValueError(
+                "pixels of 8 or 16 bits without a sign, not "
+                f"{_OTHER_NUMBERS[image.mode]} (mode {image.mode})"
+            )
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")
         if image.mode != "RGB":
             image = image.convert("RGB")
         # A copy, for the array of an image cannot be written to.
         return torch.from_numpy(np.array(image))
+
+
+@cache
+def _quieten_libtiff() -> None:
+    """Keeps libtiff from writing to stderr what Pillow raises as an exception.
+
+    Pillow has no way to ask for it. The lookup finds the libtiff that Pillow is linked
+    to; where the system's loader does not search there, its messages stay.
+    """
+    from PIL import _imaging
+
+    try:
+        set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
+    except (OSError, AttributeError):
+        return
+    set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+    set_handler(None)
 
 
 def _upright(image: Image.Image) -> Transpose | None:

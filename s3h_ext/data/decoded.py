@@ -27,6 +27,15 @@ class DecodedImages:
         sides = [image.shape[:2] for image in self._images]
         self._sizes = torch.tensor(sides, dtype=torch.int64).reshape(-1, 2)
 
+    def with_one(self, index: int, image: Tensor | None) -> DecodedImages:
+        """Returns the images with one more, if it could be read."""
+        if image is None:
+            return self
+        found = dict(zip(self._indices.tolist(), self._images, strict=True))
+        found[index] = image
+        indices = sorted(found)
+        return DecodedImages(np.array(indices), [found[i] for i in indices])
+
     def readable(self, indices: Tensor) -> Tensor:
         """Returns which of the images are there, bool of the shape of ``indices``."""
         return torch.isin(indices, self._indices)

@@ -111,7 +111,7 @@ class FileSource:
         Raises:
             ValueError: an argument is out of range.
             UnreadableImageError: an image could not be read and the policy is
-                ``"error"``, or no image of a batch could be.
+                ``"error"``, or no image at all can be.
         """
         if not 0 <= epoch < self.epochs:
             raise ValueError(f"epoch: expected 0 <= epoch < {self.epochs}, got {epoch}")
@@ -203,33 +203,49 @@ class FileSource:
         )
         largest = max((s.stop - s.start for s in spans), default=0) * shown_of_one
         decoded = self._decoder.images(wanted(), largest)
-        for step, span in enumerate(spans):
+        for step, span in zip(steps, spans, strict=True):
             images = next(decoded)
             needed, mixes = waiting.popleft()
             shown = DecodedImages(needed, images)
+            places = {}
+            for name, order in orders.items():
+                places[name], shown = self._readable(order[0], span, shown)
             batches = {}
             for name, stream in self.streams.items():
                 leader = stream.follows or name
-                indices, repeats = (order[span] for order in orders[leader])
-                there = shown.readable(indices)
-                if not bool(there.any()):
-                    raise UnreadableImageError(
-                        f"none of the {len(indices)} images of step "
-                        f"{start_step + step + 1} of epoch {epoch + 1}, stream "
-                        f"{name!r}, can be read"
-                    )
+                order, place = orders[leader], places[leader]
                 mix = mixes.get(name)
-                batches[name] = self._batch(
-                    name,
-                    epoch,
-                    indices[there],
-                    repeats[there],
-                    shown,
-                    None if mix is None else mix.select(there),
-                )
+                if mix is not None and span.start <= int(place[0]) < span.stop:
+                    mix = mix.select(place - span.start)
+                elif mix is not None:
+                    mix = self._mix(name, epoch, step, order, place)
+                indices, repeats = order[0][place], order[1][place]
+                batches[name] = self._batch(name, epoch, indices, repeats, shown, mix)
             # Photographs at their own size: not to be kept while the next are decoded.
             del images, shown
             yield batches
+
+    def _readable(
+        self, order: Tensor, span: slice, shown: DecodedImages
+    ) -> tuple[Tensor, DecodedImages]:
+        """Returns which of a step's places in the order can be read, and its images.
+
+        Where that is none, the next place of the epoch that can be read stands in for
+        them: losses need an image, and in several processes each of them one.
+        """
+        places = torch.arange(span.start, span.stop)
+        places = places[shown.readable(order[span])]
+        if len(places):
+            return places, shown
+        total = len(self._labels)
+        for place in range(span.stop, span.stop + total):
+            index = order[place % total]
+            if not bool(shown.readable(index)):
+                (images,) = self._decoder.images([index[None].numpy()], 1)
+                shown = shown.with_one(int(index), images[0])
+            if bool(shown.readable(index)):
+                return torch.tensor([place % total]), shown
+        raise UnreadableImageError(f"none of the {total} training images can be read")
 
     def _batch(
         self,
@@ -306,12 +322,12 @@ class FileSource:
         epoch: int,
         step: int,
         order: tuple[Tensor, Tensor],
-        span: slice,
+        places: slice | Tensor,
     ) -> Mix:
         mixing, size = self.streams[name].mixing, self._recipes[name].out_size
         assert mixing is not None
         assert size is not None
-        indices, repeats = (part[span] for part in order)
+        indices, repeats = (part[places] for part in order)
         return mixing.draw(
             self._order,
             size,

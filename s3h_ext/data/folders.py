@@ -8,10 +8,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from s3h_ext.data.files import ImageFiles
+from s3h_ext.data.naming import some
 
 __all__ = [
     "EXTENSIONS",
@@ -139,8 +137,8 @@ def read_folder(
     unknown = sorted(set(_folders(root)) - set(classes))
     if unknown:
         raise ValueError(
-            f"{root}: expected the classes of the training images, got "
-            f"{', '.join(map(repr, unknown[:5]))} as well"
+            f"{root}: expected the classes of the training images, got {some(unknown)} "
+            "as well"
         )
     base = root if relative_to is None else relative_to
     prefix = "" if base == root else f"{root.relative_to(base)}/"
@@ -179,11 +177,3 @@ def image_names(
                 yield from image_names(folder / entry.name, below, within=within)
             elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
                 yield prefix + entry.name
-
-
-def empty_classes(
-    labels: NDArray[np.int64], classes: Sequence[str], limit: int = 5
-) -> list[str]:
-    """Returns the names of the classes without an image, at most ``limit``."""
-    counts = np.bincount(labels, minlength=len(classes))
-    return [classes[label] for label in np.flatnonzero(counts == 0)[:limit].tolist()]

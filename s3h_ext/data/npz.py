@@ -171,8 +171,13 @@ def _array(
         if reader is None:
             raise ArchiveError(f"{path}: {key}: numpy format {version} is not known")
         shape, fortran, dtype = reader(file)
-        if dtype != np.uint8 or (fortran and len(shape) > 1):
+        if dtype != np.uint8:
             raise ArchiveError(f"{path}: {key}: expected uint8, got {dtype}")
+        if fortran and len(shape) > 1:
+            raise ArchiveError(
+                f"{path}: {key}: expected C order, got Fortran order; save it again "
+                "from numpy.ascontiguousarray"
+            )
         yield file, shape
 
 

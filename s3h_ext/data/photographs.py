@@ -12,13 +12,14 @@ import numpy as np
 from s3h_ext.data.files import ImageFiles
 from s3h_ext.data.folders import (
     class_folders,
-    empty_classes,
     passed_over,
     read_folder,
     split_folders,
 )
 from s3h_ext.data.lists import ListedDataset, blob_hash, find_list, parse_list
 from s3h_ext.data.longtail import hold_out, pick_subset, sorted_profile
+from s3h_ext.data.naming import empty_classes, some
+from s3h_ext.data.nesting import nesting_note
 
 __all__ = ["PHOTOGRAPHS", "Photographs", "read_photographs"]
 
@@ -182,8 +183,7 @@ def _check_classes(train: ImageFiles, names: tuple[str, ...]) -> None:
     missing = empty_classes(train.labels, names)
     if missing:
         raise ValueError(
-            "train: expected images of every class, found none of "
-            f"{', '.join(map(repr, missing))}"
+            f"train: expected images of every class, found none of {some(missing)}"
         )
 
 
@@ -199,8 +199,12 @@ def _read_folder(
     train, notes = files["train"], []
     _check_classes(train, names)
     if beside := passed_over(root):
-        shown = ", ".join(map(repr, beside[:5])) + (", ..." if len(beside) > 5 else "")
-        notes.append(f"left out, as they are beside {folders['train']}: {shown}")
+        notes.append(f"left out, as they are beside {folders['train']}: {some(beside)}")
+    nested = nesting_note(
+        train, names, folders["train"], is_root=folders["train"] == root
+    )
+    if nested is not None:
+        notes.append(nested)
     if "test" not in files:
         test_fraction = TEST_FRACTION if test_fraction is None else test_fraction
         if not 0 < test_fraction < 1:

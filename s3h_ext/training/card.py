@@ -34,6 +34,8 @@ class DatasetCard:
         std: per channel.
         recipe: of the evaluation, ``"none"`` for images at their own size,
             ``"evaluation"`` for photographs.
+        unreadable: names of training images that were left out because they cannot be
+            read, relative to the root.
     """
 
     name: str
@@ -43,6 +45,7 @@ class DatasetCard:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     recipe: str = "none"
+    unreadable: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, dataset: LongTailDataset) -> DatasetCard:
@@ -55,6 +58,7 @@ class DatasetCard:
             mean=tuple(dataset.mean),
             std=tuple(dataset.std),
             recipe="evaluation" if isinstance(dataset.train, ImageFiles) else "none",
+            unreadable=dataset.unreadable,
         )
 
     def stand_in(self) -> LongTailDataset:

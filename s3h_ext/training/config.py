@@ -48,7 +48,8 @@ class DataConfig:
             ``dali`` decodes photographs. ``auto``: ``resident`` or ``pil``.
         workers: threads that read and decode photographs; 0: one per CPU.
         unreadable: of photographs that cannot be read, the first one ends the run
-            (``error``), or they are left out, counted and named (``skip``).
+            (``error``); or every file is read once before a run begins, and those that
+            cannot be are named and left out of all counts (``skip``).
     """
 
     name: Literal[

@@ -11,6 +11,7 @@ import torch
 
 from s3h_ext.data import LongTailDataset, load_dataset, unused_images
 from s3h_ext.data.photographs import PHOTOGRAPHS, TEST_FRACTION
+from s3h_ext.data.readable import without_unreadable
 from s3h_ext.methods import Method
 from s3h_ext.models import ImageClassifier, build_model
 from s3h_ext.training.average import averaged_state
@@ -292,7 +293,7 @@ def split_images(
             f"split: {data.name} is cut from no archive, so it has no unused images; "
             "expected train, val or test"
         )
-    dataset = open_dataset(data)
+    dataset = without_unreadable(open_dataset(data), run.card.unreadable)
     if DatasetCard.of(dataset) != run.card:
         raise ValueError(
             f"data-root: {dataset.name} is not what {run.folder} was trained on: "

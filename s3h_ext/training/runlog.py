@@ -14,7 +14,9 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from s3h_ext.data.files import printable
 from s3h_ext.training.files import write_text
+from s3h_ext.training.metrics import FEW_BELOW, MANY_ABOVE
 
 Row = Mapping[str, float | int | None]
 
@@ -90,6 +92,11 @@ class RunLog:
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         print(now, text, sep="  ", file=self._log, flush=True)
 
+    def tell(self, text: str) -> None:
+        """Write a line to ``train.log`` and, above the bar, to the terminal."""
+        self.note(text)
+        tqdm.write(printable(text), file=sys.stderr)
+
     def close(self) -> None:
         """Close the bar, the log and the event file."""
         self._bar.close()
@@ -98,7 +105,7 @@ class RunLog:
 
 
 class SilentLog(RunLog):
-    """A log that tells nothing: that of all processes but the first."""
+    """A log without files: that of all processes but the first."""
 
     def __init__(self) -> None:
         pass
@@ -114,6 +121,10 @@ class SilentLog(RunLog):
     def note(self, text: str) -> None:
         """Tell nothing."""
 
+    def tell(self, text: str) -> None:
+        """Write a line to the terminal, on which there is a bar of another process."""
+        print(f"\n{printable(text)}", file=sys.stderr, flush=True)
+
     def close(self) -> None:
         """Close nothing."""
 
@@ -121,6 +132,23 @@ class SilentLog(RunLog):
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Write ``summary.json``."""
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+_GROUPS = {
+    "many": f"over {MANY_ABOVE}",
+    "medium": f"{FEW_BELOW} to {MANY_ABOVE}",
+    "few": f"under {FEW_BELOW}",
+}
+
+
+def _empty_groups(summary: Mapping[str, Any]) -> list[str]:
+    """Say why a group of classes has no accuracy."""
+    empty = [
+        f"{sizes} ({name})" for name, sizes in _GROUPS.items() if summary[name] is None
+    ]
+    if not empty:
+        return []
+    return [f"no tested class has {' or '.join(empty)} training images"]
 
 
 def results_table(summary: Mapping[str, Any]) -> str:
@@ -143,6 +171,7 @@ def results_table(summary: Mapping[str, Any]) -> str:
         f"accuracy in percent on the test split, last epoch",
         "  ".join(h.rjust(w) for h, w in zip(header, widths, strict=True)),
         "  ".join(v.rjust(w) for v, w in zip(values, widths, strict=True)),
+        *_empty_groups(summary),
         f"{summary['seconds']:.0f} s, {summary['images_per_second']:.0f} images/s in "
         f"training, {summary['precision']} on {summary['device']}",
     ]

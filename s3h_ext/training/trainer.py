@@ -13,8 +13,10 @@ import yaml
 from torch import Tensor
 
 from s3h_ext.data import Batch, Feed, LongTailDataset, ResidentSource
+from s3h_ext.data.naming import class_lines
+from s3h_ext.data.readable import without_unreadable
 from s3h_ext.training.average import WeightAverage
-from s3h_ext.training.card import write_card
+from s3h_ext.training.card import read_card, write_card
 from s3h_ext.training.checkpoint import (
     CheckpointError,
     latest_checkpoint,
@@ -34,6 +36,7 @@ from s3h_ext.training.meter import EpochMeter
 from s3h_ext.training.metrics import Evaluation
 from s3h_ext.training.optimizer import build_optimizer, optimizer_state
 from s3h_ext.training.precision import resolve_device, resolve_precision
+from s3h_ext.training.reading import read_once
 from s3h_ext.training.recording import Replayer, choose_recorder
 from s3h_ext.training.resume import check_card, check_free, check_together
 from s3h_ext.training.runlog import RunLog, SilentLog
@@ -89,6 +92,12 @@ class Trainer:
         data = config.data
         self.feed = Feed(data.source, data.workers, data.unreadable)
         self.left_out: dict[str, str] = {}  # images that could not be read, and why
+        if found is not None:  # it goes on with the images that it began with
+            card = read_card(output)
+            known = () if card is None else card.unreadable
+            self.dataset = without_unreadable(self.dataset, known)
+        elif data.unreadable == "skip":
+            self.dataset = read_once(self.dataset, self.feed, world)
         self.first_stage: str | None = None  # whose network the training starts from
         torch.manual_seed(config.seed)
         self.method = config.method
@@ -213,9 +222,10 @@ class Trainer:
             else SilentLog()
         )
         log.note(f"{run_line(self)}, from step {done} of {steps * self.epochs}")
-        for note in self.dataset.notes:
+        for note in (*class_lines(self.dataset), *self.dataset.notes):
             log.note(note)
         try:
+            self._note_left_out(log)
             with StopRequest() as stop:
                 agreed = AgreedStop(stop, self.world)
                 for epoch in range(self.epochs_done, self.epochs):
@@ -335,6 +345,7 @@ class Trainer:
             views = sum(b.images.shape[0] * b.images.shape[1] for b in batch.values())
             meter.update(terms, views)
             log.step(epoch, meter.last_loss, meter.images / meter.seconds)
+            self._tell_left_out(log)
             if stop is not None and stop.requested:
                 self._note_left_out(log)
                 self._save(meter)
@@ -379,15 +390,20 @@ class Trainer:
             device=self.device,
         )
 
-    def _note_left_out(self, log: RunLog) -> None:
-        """Take note of images that some process could not read, and log new ones."""
-        met: dict[str, str] = {}
-        # A copy, for threads may be adding to it.
-        for found in self.world.gather(dict(self.feed.met.found)):
-            met.update(found)
+    def _tell_left_out(self, log: RunLog) -> dict[str, str]:
+        """Name images that this process could not read, as soon as it met them."""
+        met = self.feed.met.found.copy()  # threads may be adding to it
         for path in sorted(met.keys() - self.left_out.keys()):
             self.left_out[path] = met[path]
-            log.note(f"left out: {path}: {met[path]}")
+            log.tell(f"left out: {path}: {met[path]}")
+        return met
+
+    def _note_left_out(self, log: RunLog) -> None:
+        """Take note of images that some process could not read, and log new ones."""
+        for met in self.world.gather(self._tell_left_out(log)):
+            for path in sorted(met.keys() - self.left_out.keys()):
+                self.left_out[path] = met[path]
+                log.note(f"left out: {path}: {met[path]}")
 
     def _save(self, meter: EpochMeter | None = None) -> None:
         """Write a checkpoint; inside an epoch ``meter`` says how far that has come."""

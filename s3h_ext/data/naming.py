@@ -1,0 +1,68 @@
+"""Names of classes and folders as messages show them: a few, and how many more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from s3h_ext.data.dataset import LongTailDataset
+
+__all__ = ["class_lines", "classes_by_size", "empty_classes", "some"]
+
+
+def some(names: Sequence[str], limit: int = 5) -> str:
+    """Returns the first names in quotes, and how many more there are.
+
+    Example:
+        >>> some(["a", "b", "c", "d"], limit=2)
+        "'a', 'b' and 2 more"
+    """
+    shown = ", ".join(map(repr, names[:limit]))
+    more = len(names) - limit
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def classes_by_size(
+    counts: NDArray[np.int64], names: Sequence[str], limit: int = 3
+) -> str:
+    """Returns the largest and the smallest classes with their images.
+
+    Args:
+        counts: Images of each class, int64 ``[C]``.
+        names: Of the classes.
+        limit: How many of each end; all are shown where they are not more than twice.
+
+    Example:
+        >>> classes_by_size(np.array([5, 9, 2]), ["cat", "dog", "owl"], limit=1)
+        "'dog' 9, ..., 'owl' 2"
+    """
+    order = np.argsort(-counts, kind="stable").tolist()
+    shown = [f"{names[label]!r} {counts[label]}" for label in order]
+    if len(shown) > 2 * limit:
+        shown = [*shown[:limit], "...", *shown[-limit:]]
+    return ", ".join(shown)
+
+
+def empty_classes(labels: NDArray[np.int64], classes: Sequence[str]) -> list[str]:
+    """Returns the names of the classes without an image, labels int64 ``[N]``."""
+    counts = np.bincount(labels, minlength=len(classes))
+    return [classes[label] for label in np.flatnonzero(counts == 0).tolist()]
+
+
+def class_lines(dataset: LongTailDataset) -> list[str]:
+    """Returns what a person needs to see that the right classes were found.
+
+    Returns:
+        The largest and the smallest classes; and those without a test image, if any.
+    """
+    names, counts = dataset.class_names, dataset.class_counts
+    lines = [f"{len(names)} classes: {classes_by_size(counts, names)}"]
+    if missing := empty_classes(dataset.test.labels, names):
+        lines.append(
+            f"no test image of {len(missing)} of {len(names)} classes: {some(missing)}"
+        )
+    return lines

@@ -1,0 +1,66 @@
+"""Photographs that cannot be read: what a run does about them before it begins."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s3h_ext.data import Feed, ImageFiles, LongTailDataset
+from s3h_ext.data.decode import UnreadableImageError
+from s3h_ext.data.naming import some
+from s3h_ext.data.readable import find_unreadable, without_unreadable
+from s3h_ext.training.distributed import World
+
+__all__ = ["read_once"]
+
+
+def read_once(dataset: LongTailDataset, feed: Feed, world: World) -> LongTailDataset:
+    """Read every photograph once, so that nothing counts one that cannot be read.
+
+    Each process reads its part; ``feed.met`` keeps the reasons of those it found.
+
+    Args:
+        dataset: of the run.
+        feed: of the run, whose policy is ``"skip"``.
+        world: the processes of the run.
+
+    Returns:
+        The data set without the training images that cannot be read. Validation and
+        test images stay in it: they are left out whenever they are evaluated.
+
+    Raises:
+        UnreadableImageError: no image of a split can be read.
+        ValueError: fewer than two classes can be trained on.
+    """
+    splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
+    names: list[str] = []
+    notes: list[str] = []
+    for split, files in splits.items():
+        if not isinstance(files, ImageFiles):
+            continue
+        own = world.share(len(files))
+        part = files.subset(np.arange(own.start, own.stop))
+        title = f"reading {split}" if world.first else None
+        found = find_unreadable(part, feed.met, workers=feed.workers, title=title)
+        bad = np.concatenate(world.gather(found + own.start))
+        if len(bad) == len(files) > 0:
+            raise UnreadableImageError(
+                f"{split}: none of the {len(files)} images can be read"
+            )
+        if split == "train":
+            names = [files.name(index) for index in bad.tolist()]
+        elif lost := _lost(dataset, files, bad):
+            notes.append(f"{split}: no image that can be read of {some(lost)}")
+    dataset = without_unreadable(dataset, names)
+    return replace(dataset, notes=(*dataset.notes, *notes)) if notes else dataset
+
+
+def _lost(
+    dataset: LongTailDataset, files: ImageFiles, bad: NDArray[np.int64]
+) -> list[str]:
+    """Return the classes of a split that have images, of which none can be read."""
+    readable = np.delete(files.labels, bad)
+    lost = np.setdiff1d(files.labels, readable)
+    return [dataset.class_names[label] for label in lost.tolist()]
