@@ -5,7 +5,7 @@
 #   make train [ARGS="--preset cifar100-lt/hybrid-psc --data.root DIR"]
 #   make test  [ARGS="-k similarity"]
 #   make lint | format | setup | build | cuda-compile | clean
-#   make gpu-check [STEPS="build info tests"]     on a machine with an NVIDIA GPU
+#   make gpu-check [STAGES="a b"]     on a machine with an NVIDIA GPU
 #   make oldest-torch   one binary for every PyTorch from the oldest supported one on
 #   make check-all      .ci/run, CUDA sources for newer GPUs, native tests on arm64
 #   make sanitize [ARGS="avx2"] | sanitize-quick | arm64-compile | arm64-test
@@ -104,16 +104,16 @@ check-all:
 	$(MAKE) arm64-test
 	CUDA_ARCHS="100 120" PYTHON=$(BIN)/python tools/cuda_compile.sh
 
-# STEPS, STEP_SECONDS, OUT, TEST_ARGS, BENCHMARK_ARGS, RESULTS_ARGS: see
-# docs/gpu-status.md.
+# STAGES, OUT, BENCHMARK_ARGS, BATCH_ARGS: see docs/gpu-status.md.
 # GPU_PYTHON: an interpreter that already holds the requirements, its own PyTorch
 # among them, to be used in place of the virtual environment.
+STAGES ?= a b full
 ifdef GPU_PYTHON
 gpu-check:
-	tools/gpu_check.sh $(GPU_PYTHON)
+	PYTHON=$(GPU_PYTHON) tools/gpu_evidence.sh $(STAGES)
 else
-gpu-check: $(STAMPS)/base $(STAMPS)/dev
-	tools/gpu_check.sh $(BIN)/python
+gpu-check: $(STAMPS)/build $(STAMPS)/dev
+	PYTHON=$(BIN)/python tools/gpu_evidence.sh $(STAGES)
 endif
 
 clean:
