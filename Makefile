@@ -5,9 +5,10 @@
 #   make train [ARGS="--preset cifar100-lt/hybrid-psc --data.root DIR"]
 #   make test  [ARGS="-k similarity"]
 #   make lint | format | setup | build | cuda-compile | clean
-#   make gpu-check [STEPS="build info tests"]     on a machine with an NVIDIA GPU
-#   make check-all      .ci/run, and the CUDA sources for newer GPUs too
-#   make sanitize [ARGS="avx2"] | sanitize-quick | arm64-compile
+#   make gpu-check [STAGES="a b"]     on a machine with an NVIDIA GPU
+#   make oldest-torch   one binary for every PyTorch from the oldest supported one on
+#   make check-all      .ci/run, CUDA sources for newer GPUs, native tests on arm64
+#   make sanitize [ARGS="avx2"] | sanitize-quick | arm64-compile | arm64-test
 #   make docs           the pages of docs/, into build/docs
 #   make wheel          a wheel in dist/, and a try of it in an environment of its own
 #   make fuzz  [FUZZ_SECONDS=600] [ARGS="archive options"]
@@ -35,7 +36,8 @@ NATIVE := setup.py CMakeLists.txt $(shell find csrc cmake -type f 2>/dev/null)
 CXX_SOURCES = $(shell find csrc python_tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: train test setup setup-dali build lint format docs wheel sanitize \
-	sanitize-quick fuzz arm64-compile cuda-compile check-all gpu-check clean
+	sanitize-quick fuzz arm64-compile arm64-test cuda-compile oldest-torch \
+	check-all gpu-check clean
 
 train: $(STAMPS)/build
 	$(BIN)/python -m s3h_ext.train $(ARGS)
@@ -86,23 +88,32 @@ fuzz: $(STAMPS)/build
 arm64-compile:
 	tools/arm64_compile.sh
 
+# Under emulation. Needs g++-aarch64-linux-gnu and qemu-user.
+arm64-test: $(STAMPS)/base
+	PATH="$(abspath $(BIN)):$$PATH" tools/arm64_test.sh
+
 cuda-compile: $(STAMPS)/base
 	PYTHON=$(BIN)/python tools/cuda_compile.sh
 
+# CUDA_ARCHS, as in TORCH_CUDA_ARCH_LIST: what its CUDA library is built for.
+oldest-torch: $(STAMPS)/build
+	tools/oldest_torch.sh $(BIN)/python
+
 check-all:
 	.ci/run
+	$(MAKE) arm64-test
 	CUDA_ARCHS="100 120" PYTHON=$(BIN)/python tools/cuda_compile.sh
 
-# STEPS, STEP_SECONDS, OUT, TEST_ARGS, BENCHMARK_ARGS, RESULTS_ARGS: see
-# docs/gpu-status.md.
+# STAGES, OUT, BENCHMARK_ARGS, BATCH_ARGS: see docs/gpu-status.md.
 # GPU_PYTHON: an interpreter that already holds the requirements, its own PyTorch
 # among them, to be used in place of the virtual environment.
+STAGES ?= a b full
 ifdef GPU_PYTHON
 gpu-check:
-	tools/gpu_check.sh $(GPU_PYTHON)
+	PYTHON=$(GPU_PYTHON) tools/gpu_evidence.sh $(STAGES)
 else
-gpu-check: $(STAMPS)/base $(STAMPS)/dev
-	tools/gpu_check.sh $(BIN)/python
+gpu-check: $(STAMPS)/build $(STAMPS)/dev
+	PYTHON=$(BIN)/python tools/gpu_evidence.sh $(STAGES)
 endif
 
 clean:
@@ -134,7 +145,8 @@ $(STAMPS)/build: $(STAMPS)/base $(STAMPS)/config $(NATIVE) \
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@
 
-SETTING = $(S3H_CUDA) $(S3H_WERROR) $(TORCH_CUDA_ARCH_LIST) $(CURDIR)
+SETTING = $(S3H_CUDA) $(S3H_WERROR) $(TORCH_CUDA_ARCH_LIST) $(NVCC_CCBIN) \
+	$(CMAKE_ARGS) $(if $(filter environment,$(origin CXX)),$(CXX)) $(CURDIR)
 # Changes when the build would come out otherwise with the same sources: another
 # setting, or a checkout that was moved together with its environment.
 $(STAMPS)/config: $(STAMPS)/base FORCE

@@ -4,17 +4,23 @@ Environment:
     S3H_CUDA: auto (default: where nvcc is found and torch has CUDA), on or off.
     TORCH_CUDA_ARCH_LIST: GPU architectures, "8.0;9.0+PTX" where unset.
     CUDA_HOME: the CUDA toolkit.
+    NVCC_CCBIN: the C++ compiler that nvcc calls, its own choice where unset.
+    CXX: the C++ compiler.
+    CMAKE_ARGS: further options of CMake's configuration.
     S3H_WERROR: 1 lets a compiler's warning stop the build.
     MAX_JOBS: compile jobs, Ninja's own choice where unset.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -23,6 +29,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 INSTALL_LINE = "pip install --no-build-isolation ."
+BUILD_TOOLS = "'setuptools>=77' wheel pybind11 cmake ninja"
 MIN_TORCH = (2, 11)
 MIN_NVCC = (12, 0)  # the first with C++20
 
@@ -34,8 +41,8 @@ def find_torch() -> tuple[Path, str, str | None]:
     except ImportError:
         raise SystemExit(
             "s3h_ext builds against the torch you have, and none is importable "
-            "here. pip's isolated build environment hides it; install torch "
-            "first (pip install 'torch>=2.11'), then run:\n\n"
+            "here. pip's isolated build environment hides it. Run:\n\n"
+            f"    pip install 'torch>=2.11' {BUILD_TOOLS}\n"
             f"    {INSTALL_LINE}\n"
         ) from None
     major, minor = (int(part) for part in torch.__version__.split(".")[:2])
@@ -90,10 +97,34 @@ def nvcc_version(nvcc: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
+@functools.cache
+def refusal(nvcc: str) -> str | None:
+    """Returns why nvcc compiles nothing, None where it does.
+
+    It refuses a host compiler that is newer than it knows, for example.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "try.cu"
+        source.write_text("#include <cstdint>\n__global__ void kernel() {}\n")
+        run = subprocess.run(
+            [nvcc, "-std=c++20", "-c", str(source), "-o", f"{folder}/try.o"],
+            capture_output=True,
+            text=True,
+        )
+    if run.returncode == 0:
+        return None
+    lines = (run.stdout + run.stderr).strip().splitlines()
+    said = next((line for line in lines if "error" in line), *lines[-1:] or ["no word"])
+    # "/path:8:2: error: #error -- unsupported GNU version! gcc versions later ..."
+    said = re.sub(r"^.*?error\s*:\s*(#error\s*(-- )?)?", "", said)
+    return re.sub(r'["\\;$]', " ", said)[:200]  # it goes through CMake
+
+
 def choose_cuda(torch_version: str, torch_cuda: str | None) -> tuple[str | None, str]:
     """Returns nvcc to build the CUDA kernels with, or None, and why.
 
-    ``auto`` builds where they can be used: with nvcc, for a torch that has CUDA.
+    ``auto`` builds where they can be used: with an nvcc that works, for a torch that
+    has CUDA.
     """
     wish = os.environ.get("S3H_CUDA", "auto")
     if wish not in ("auto", "on", "off"):
@@ -124,15 +155,36 @@ def choose_cuda(torch_version: str, torch_cuda: str | None) -> tuple[str | None,
                 f"    CUDA_HOME=/path/to/cuda S3H_CUDA=on {INSTALL_LINE}\n"
             )
         return None, f"{asked}, {old}"
+    refused = refusal(nvcc)
+    if refused is not None:
+        if wish == "on":
+            raise SystemExit(
+                f"S3H_CUDA=on, but {nvcc} does not compile: {refused}\n\n"
+                "Name a C++ compiler that it takes, for example g++-12, then run:\n\n"
+                f"    NVCC_CCBIN=g++-12 S3H_CUDA=on {INSTALL_LINE}\n\n"
+                "Or build without the CUDA kernels: S3H_CUDA=off\n"
+            )
+        note = (
+            f"{asked}, {nvcc} does not compile: {refused} (NVCC_CCBIN names a C++ "
+            "compiler that it takes, S3H_CUDA=off leaves it alone)"
+        )
+        print(f"s3h_ext: no CUDA kernels: {note}", file=sys.stderr)
+        return None, note
     return nvcc, asked
 
 
-def forget_other_checkout(build: Path) -> None:
-    """Removes CMake's cache of a checkout that was moved, which it would refuse."""
-    cache = build / "CMakeCache.txt"
-    line = f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}"
-    if cache.is_file() and line not in cache.read_text().splitlines():
-        cache.unlink()
+def forget_other_settings(build: Path) -> None:
+    """Removes CMake's cache of another configuration.
+
+    CMake would refuse that of a checkout that was moved, and keep an old compiler.
+    """
+    names = ("CXX", "NVCC_CCBIN", "CMAKE_ARGS")
+    settings = "".join(f"{name}={os.environ.get(name, '')}\n" for name in names)
+    settings += f"{ROOT}\n"
+    record = build / "settings.txt"
+    if not record.is_file() or record.read_text(encoding="utf-8") != settings:
+        (build / "CMakeCache.txt").unlink(missing_ok=True)
+        record.write_text(settings, encoding="utf-8")
 
 
 class CMakeBuild(build_ext):
@@ -149,7 +201,7 @@ class CMakeBuild(build_ext):
         # only what changed, and compile_commands.json stays for the editor.
         build = ROOT / "build" / f"cmake-torch-{torch_version}"
         build.mkdir(parents=True, exist_ok=True)
-        forget_other_checkout(build)
+        forget_other_settings(build)
         output.mkdir(parents=True, exist_ok=True)
         if nvcc is None:  # what another setting has left here would be loaded
             (output / "_s3h_cuda.so").unlink(missing_ok=True)
@@ -172,6 +224,7 @@ class CMakeBuild(build_ext):
         ]
         if nvcc:
             configure.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
+        configure += shlex.split(os.environ.get("CMAKE_ARGS", ""))
         jobs = os.environ.get("MAX_JOBS")
         target = ext.name.rpartition("._")[2]
         compile_ = [cmake, "--build", str(build), "--target", target]

@@ -425,7 +425,7 @@ def cases(device: str, quick: bool) -> list[Case]:
             *(Case("supcon", 64, 64, 16, dtype) for dtype in (single, half)),
             Case("prototypes", 64, 40, 16, single),
         ]
-    sizes = (1024, 8192) if quick else (256, 1024, 4096, 8192, 16_384, 32_768, 65_536)
+    sizes = (1024, 32_768) if quick else (256, 1024, 4096, 8192, 16_384, 32_768, 65_536)
     found = [Case("supcon", n, n, 128, t) for n in sizes for t in (single, half)]
     classes = (8192,) if quick else (1000, 8192, 100_000, 1_000_000)
     found += [

@@ -64,6 +64,75 @@ def test_an_old_nvcc_is_not_taken(build, tmp_path, monkeypatch, release, taken):
             build["choose_cuda"]("2.13.0", "13.0")
 
 
+REFUSES = r"""#!/bin/sh
+[ "$1" = --version ] && { echo "Cuda compilation tools, release 13.0, V13.0"; exit; }
+echo 'In file included from <command-line>:'
+echo '/cuda/host.h:8:2: error: #error -- unsupported GNU version! gcc "16"; $no \n'
+exit 1
+"""
+
+
+@pytest.fixture
+def refusing_nvcc(tmp_path, monkeypatch):
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(REFUSES)
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    return nvcc
+
+
+def test_an_nvcc_that_refuses_the_compiler_leaves_the_cpu_library(
+    build, refusing_nvcc, monkeypatch, capfd
+):
+    monkeypatch.setenv("S3H_CUDA", "auto")
+    found, note = build["choose_cuda"]("2.13.0", "13.0")
+    assert found is None
+    assert f"{refusing_nvcc} does not compile: unsupported GNU version! gcc" in note
+    assert "NVCC_CCBIN" in note
+    assert "S3H_CUDA=off" in note
+    assert not set('";$\\') & set(note)  # it becomes a macro, by way of CMake
+    assert note in capfd.readouterr().err
+
+
+def test_an_nvcc_that_refuses_the_compiler_fails_where_it_was_asked_for(
+    build, refusing_nvcc, monkeypatch
+):
+    monkeypatch.setenv("S3H_CUDA", "on")
+    with pytest.raises(SystemExit, match="unsupported GNU version") as raised:
+        build["choose_cuda"]("2.13.0", "13.0")
+    assert "NVCC_CCBIN=g++-12 S3H_CUDA=on pip install" in str(raised.value)
+    assert "S3H_CUDA=off" in str(raised.value)
+
+
+def test_another_compiler_is_another_configuration(build, tmp_path, monkeypatch):
+    cache = tmp_path / "CMakeCache.txt"
+
+    def kept(**variables):
+        for name in ("CXX", "NVCC_CCBIN", "CMAKE_ARGS"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        cache.touch()
+        build["forget_other_settings"](tmp_path)
+        return cache.exists()
+
+    assert not kept()
+    assert kept()
+    assert not kept(CXX="g++-13")
+    assert kept(CXX="g++-13")
+    assert not kept(CXX="g++-13", CMAKE_ARGS="-DS3H_LEVELS=")
+    assert not kept()
+
+
+def test_without_torch_the_build_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(SystemExit, match="isolated build environment") as raised:
+        runpy.run_path(str(ROOT / "setup.py"))
+    assert "pip install 'torch>=2.11' 'setuptools>=77' wheel" in str(raised.value)
+    assert "pip install --no-build-isolation ." in str(raised.value)
+
+
 CUDA_STREAM = """
 int aoti_torch_get_current_cuda_stream(int device, void** stream);
 int use(void** stream) { return aoti_torch_get_current_cuda_stream(0, stream); }

@@ -20,9 +20,10 @@ except ModuleNotFoundError:  # Python 3.10: pip, always there in a venv, carries
 def main(groups: list[str]) -> None:
     root = Path(__file__).resolve().parent.parent
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    dependencies = project["project"]["dependencies"]  # torch comes first
     known = {
-        "build": project["build-system"]["requires"],
-        "runtime": project["project"]["dependencies"],
+        "build": [*project["build-system"]["requires"], *dependencies[:1]],
+        "runtime": dependencies,
         **project["project"]["optional-dependencies"],
     }
     if not groups or not set(groups) <= set(known):

@@ -214,10 +214,6 @@ __device__ inline float unpack_fp16(uint16_t bits) {
 
 // -------------------------------------------------------------------- host
 
-struct Grid {
-  int64_t x = 1, y = 1, z = 1;
-};
-
 inline Status status_of(cudaError_t error) {
   switch (error) {
     case cudaSuccess:
@@ -253,6 +249,7 @@ inline size_t shared_memory_limit() {
 template <typename... Parameters>
 Status launch(void (*kernel)(Parameters...), Grid grid, int threads,
               size_t shared_bytes, Stream stream, Parameters... arguments) {
+  if (!fits(grid)) return {StatusCode::kCudaError, "invalid grid"};
   const auto entry = reinterpret_cast<const void*>(kernel);
   if (shared_bytes > 48 * 1024) {
     // All that there is, not what this launch takes: another thread may be

@@ -13,9 +13,10 @@
 // where they are.
 //
 // float32 is split in two TF32 numbers, x = high + low to 22 bits, and a
-// product takes three multiplications; the fourth, low . low, is below
-// float32's last place. Tensor cores cut off instead of rounding when they add,
-// so long sums in float32 are taken out of them after every tile.
+// product takes three multiplications; the fourth, low . low, is at most 2^-22
+// of the product, where a rounding of float32 is 2^-24. Tensor cores cut off
+// instead of rounding when they add, so long sums in float32 are taken out of
+// them after every tile.
 #pragma once
 
 #include <cstdint>

@@ -22,8 +22,7 @@ class CudaCall {
   // torch's current stream on the device.
   cuda::Stream stream() const {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_get_current_cuda_stream(index_, &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
     return static_cast<cuda::Stream>(stream);
   }
 

@@ -315,6 +315,7 @@ inline int exponent_of(float x) {
   return static_cast<int>((float_to_bits(x) >> 23) & 0xff) - 127;
 }
 inline uint32_t to_tf32(float x) {
+  if (std::isnan(x)) return 0x7fffffffu;
   return (float_to_bits(x) + 0x1000u) & ~0x1fffu;
 }
 inline uint32_t pack_bf16(float low, float high) {
@@ -325,18 +326,12 @@ inline uint32_t pack_fp16(float low, float high) {
 }
 inline float unpack_fp16(uint16_t bits) { return host::from_fp16(bits); }
 
-struct Grid {
-  int64_t x = 1, y = 1, z = 1;
-};
-
 template <typename... Parameters>
 Status launch(void (*kernel)(Parameters...), Grid grid, int threads,
               size_t shared_bytes, Stream, Parameters... arguments) {
   if (shared_bytes > host::shared_limit)
     return {StatusCode::kCudaError, "too much shared memory"};
-  if (grid.x <= 0 || grid.y <= 0 || grid.z <= 0 || grid.x > 0x7fffffff ||
-      grid.y > 65535 || grid.z > 65535)
-    return {StatusCode::kCudaError, "invalid grid"};
+  if (!fits(grid)) return {StatusCode::kCudaError, "invalid grid"};
   const auto body = [&] { kernel(arguments...); };
   host::run(
       {{static_cast<int>(grid.x), static_cast<int>(grid.y),

@@ -3,6 +3,7 @@
 // memory.
 //
 //   planted DEFECT
+//   planted grid | nan      what a device refuses, and what it keeps
 #include <cstdio>
 #include <cstring>
 
@@ -59,9 +60,32 @@ __global__ void sum_of_block(Defect defect, const float* from, float* to) {
   if (defect == Defect::kDivergent && i < 32) warp_barrier();
 }
 
+// A grid whose lower 32 bits a device would take.
+bool takes_a_grid_that_is_too_large() {
+  const Grid grid{(int64_t{1} << 32) + 1, 1, 1};
+  return launch(sum_of_block, grid, kCount, 0, nullptr, Defect::kNone,
+                static_cast<const float*>(nullptr),
+                static_cast<float*>(nullptr))
+      .ok();
+}
+
+// Each of these NaNs, as TF32, whose lower 13 bits a product does not read.
+bool loses_a_nan() {
+  const uint32_t nans[] = {0x7fffffffu, 0xffffffffu, 0x7fc00000u, 0x7f800001u};
+  for (uint32_t bits : nans) {
+    const uint32_t read = to_tf32(bits_to_float(bits)) & ~0x1fffu;
+    const float value = bits_to_float(read);
+    if (value == value) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
+  if (count == 2 && std::strcmp(arguments[1], "grid") == 0)
+    return takes_a_grid_that_is_too_large();
+  if (count == 2 && std::strcmp(arguments[1], "nan") == 0) return loses_a_nan();
   const char* const names[] = {
       "sound",   "barrier",        "second-barrier", "warp-barrier", "wait",
       "overrun", "global-overrun", "divergent",      "lanes",        "blocks"};

@@ -29,6 +29,12 @@ def test_overrun_is_seen(defect):
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
 
 
+@pytest.mark.parametrize("case", ["grid", "nan"])
+def test_what_a_device_refuses_and_what_it_keeps(case):
+    done = kernels.run_program("plain", "planted", case)
+    assert done.returncode == 0, done.stderr
+
+
 def test_reading_a_copy_before_its_wait_gives_nan():
     done = kernels.run_program("plain", "planted", "wait")
     assert done.returncode == 1

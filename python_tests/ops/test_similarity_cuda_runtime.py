@@ -3,11 +3,6 @@
 What makes sense on the CPU runs there too, so that the test code is seen to work.
 """
 
-import os
-import shutil
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -219,53 +214,3 @@ def test_nothing_waits_for_the_device(dtype, symmetric):
         (lse + dots).sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-SANITIZED = """
-import sys
-import torch
-from s3h_ext.ops import class_sum_dots, similarity_logsumexp
-
-device = sys.argv[1]
-for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-    for n, m, depth in ((1, 1, 1), (65, 130, 7), (129, 70, 128)):
-        q = torch.randn(n, depth, device=device).to(dtype).requires_grad_()
-        k = torch.randn(m, depth, device=device).to(dtype).requires_grad_()
-        y, x = (torch.arange(size, device=device) % 3 for size in (n, m))
-        for flag in (False, True):
-            torch.use_deterministic_algorithms(flag)
-            labels = dict(query_labels=y, same_label_bias=0.5, temperature=0.1)
-            similarity_logsumexp(q, **labels).sum().backward()
-            similarity_logsumexp(
-                q, k, key_labels=x, self_index=y, key_bias=x.float(), **labels
-            ).sum().backward()
-        class_sum_dots(q, query_classes=y, num_classes=3).sum().backward()
-        class_sum_dots(
-            q, k, query_classes=y, key_classes=x, num_classes=3
-        ).sum().backward()
-print("done", float(q.grad.sum()))
-"""
-
-
-def test_sanitized_script_runs_by_itself():
-    subprocess.run([sys.executable, "-c", SANITIZED, "cpu"], check=True)
-
-
-@pytest.mark.cuda
-@needs_kernels
-@pytest.mark.skipif(
-    shutil.which("compute-sanitizer") is None, reason="compute-sanitizer is not here"
-)
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
-def test_compute_sanitizer(tool):
-    environment = os.environ | {
-        # One allocation a tensor, so that an overrun is one; cuBLAS is not ours.
-        "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    }
-    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
-    command += [sys.executable, "-c", SANITIZED, "cuda"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=1500
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
