@@ -43,6 +43,7 @@ from benchmarks.cifar_like import dataset_of
 from benchmarks.similarity_cuda import machine
 from benchmarks.tables import append
 from benchmarks.training_cuda import PRESETS, TINY, commit, graph_modes, unseen, wait
+from s3h_ext.command_line import Parser
 from s3h_ext.training.options import parse_options
 from s3h_ext.training.runlog import RunLog
 from s3h_ext.training.trainer import Trainer
@@ -355,7 +356,7 @@ def say(rows: Sequence[Row]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.profile_step",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -6,8 +6,10 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from s3h_ext.data.decode import UnreadableImageError
+from s3h_ext.ops.similarity import CPU
 from s3h_ext.training.checkpoint import CheckpointError, checkpoint_paths
 from s3h_ext.training.config import TrainConfig
 from s3h_ext.training.distributed import (
@@ -17,6 +19,7 @@ from s3h_ext.training.distributed import (
     leave,
 )
 from s3h_ext.training.meter import DivergedError
+from s3h_ext.training.option_names import as_typed
 from s3h_ext.training.options import OptionError, parse_options
 from s3h_ext.training.trainer import Trainer
 
@@ -41,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     world = World()
+    record: dict[str, Any] = {}
     try:
+        CPU.require()
         config, record, resume = parse_options(arguments)
         world, config.device = join_world(config.device, config.distributed)
         with world.watched():
@@ -56,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         OSError,
         ImportError,
     ) as error:
-        print(f"error: {error}", file=sys.stderr)
+        text = as_typed(str(error), record.get("method"))
+        print(f"error: {text}", file=sys.stderr)
         return 2
     if world.first:
         _announce(trainer)
@@ -88,6 +94,8 @@ def _announce(trainer: Trainer) -> None:
         f"in {trainer.output}",
         file=sys.stderr,
     )
+    for warning in trainer.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     if trainer.epochs_done:
         print(f"going on after epoch {trainer.epochs_done}", file=sys.stderr)
 

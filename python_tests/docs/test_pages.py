@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shlex
 import sys
 import types
 from pathlib import Path
@@ -12,7 +13,8 @@ from torch import nn
 
 from s3h_ext import losses
 from s3h_ext.data import recipes, samplers
-from s3h_ext.training.options import preset_names
+from s3h_ext.training.consistency import check_options
+from s3h_ext.training.options import parse_options, preset_names
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -147,3 +149,20 @@ def test_supcontrast_is_a_factor_away():
     positive = (every[:, None] == every) & others
     theirs = -(0.1 / 0.07) * (log_share * positive).sum(1) / positive.sum(1)
     torch.testing.assert_close(SupConLoss(0.1)(z, labels) * (0.1 / 0.07), theirs.mean())
+
+
+def test_the_methods_on_folders_are_those_the_page_names():
+    page = (ROOT / "docs/photographs.md").read_text("utf-8").replace("\\\n", " ")
+    start = shlex.split(
+        re.search(r'^TRAIN="python -m s3h_ext.train (.*)"$', page, re.M)[1]
+    )
+    found = set()
+    for line in re.findall(r"^\$TRAIN (.*)$", page, re.M):
+        options = shlex.split(line, comments=True)
+        config, record, _ = parse_options([*start, *options])
+        assert check_options(config, record) == [], line
+        found.add(config.method.label)
+    assert found == {
+        *("balanced-softmax", "focal", "cb-ce", "ce-drw", "ldam-drw", "bcl", "crt"),
+        "tau-norm",
+    }

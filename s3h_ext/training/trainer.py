@@ -21,6 +21,7 @@ from s3h_ext.training.checkpoint import (
     set_rng_state,
 )
 from s3h_ext.training.config import TrainConfig
+from s3h_ext.training.consistency import check_options
 from s3h_ext.training.distributed import AgreedStop, World
 from s3h_ext.training.evaluation import evaluate_method
 from s3h_ext.training.files import write_text
@@ -54,6 +55,7 @@ class Trainer:
         world: the processes of the run; the first one writes.
 
     Raises:
+        ValueError: options contradict each other.
         FileExistsError: ``output`` holds a run and ``resume`` is false, or another
             process is training there.
         CheckpointError: ``resume`` finds checkpoints and none that this run can go on
@@ -75,6 +77,7 @@ class Trainer:
         self.record = dict(record)
         self.output = output
         self.checkpoints = output / "checkpoints"
+        self.warnings = check_options(config, self.record, world.size)
         if world.first and not resume:
             check_free(output)
         elif world.first and output.is_dir():
@@ -208,7 +211,7 @@ class Trainer:
             else SilentLog()
         )
         log.note(f"{run_line(self)}, from step {done} of {steps * self.epochs}")
-        for note in self.dataset.notes:
+        for note in (*self.warnings, *self.dataset.notes):
             log.note(note)
         try:
             with StopRequest() as stop:
