@@ -27,6 +27,7 @@ import argparse
 import datetime
 import json
 import re
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -34,6 +35,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from s3h_ext import huge_pages
+
+if __name__ == "__main__":
+    huge_pages.restart(sys.argv[1:])  # before PyTorch is imported
 
 import torch
 from torch.profiler import ProfilerActivity, profile

@@ -22,9 +22,15 @@ import contextlib
 import datetime
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
+
+from s3h_ext import huge_pages
+
+if __name__ == "__main__":
+    huge_pages.restart(sys.argv[1:])  # before PyTorch is imported
 
 import numpy as np
 import torch

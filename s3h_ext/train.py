@@ -8,6 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from s3h_ext import huge_pages
+
+if __name__ == "__main__":
+    huge_pages.restart(sys.argv[1:])  # before PyTorch is imported
+
 from s3h_ext.data.decode import UnreadableImageError
 from s3h_ext.ops.similarity import CPU
 from s3h_ext.training.checkpoint import CheckpointError, checkpoint_paths

@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from s3h_ext import huge_pages
 from s3h_ext.data import Batch, Feed, LongTailDataset, ResidentSource
 from s3h_ext.training.card import write_card
 from s3h_ext.training.checkpoint import (
@@ -211,6 +212,8 @@ class Trainer:
             else SilentLog()
         )
         log.note(f"{run_line(self)}, from step {done} of {steps * self.epochs}")
+        if self.device.type == "cpu":
+            log.note(huge_pages.describe())
         for note in (*self.warnings, *self.dataset.notes):
             log.note(note)
         try:
