@@ -45,6 +45,7 @@ from benchmarks.reproduce import (
     refuse,
     train,
 )
+from s3h_ext.command_line import Parser
 from s3h_ext.data.photographs import PHOTOGRAPHS
 from s3h_ext.evaluate import main as evaluate
 from s3h_ext.training.metrics import GROUPS, class_groups
@@ -231,7 +232,7 @@ def run_folder(options: argparse.Namespace, row: str, seed: int) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.ablation",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

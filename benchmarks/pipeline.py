@@ -36,6 +36,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from s3h_ext import huge_pages
+
+if __name__ == "__main__":
+    huge_pages.restart(["--device=cpu"])  # before PyTorch is imported
+
 import numpy as np
 import torch
 from PIL import Image

@@ -27,6 +27,7 @@ import argparse
 import datetime
 import json
 import re
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -34,6 +35,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from s3h_ext import huge_pages
+
+if __name__ == "__main__":
+    huge_pages.restart(sys.argv[1:])  # before PyTorch is imported
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -43,6 +49,7 @@ from benchmarks.cifar_like import dataset_of
 from benchmarks.similarity_cuda import machine
 from benchmarks.tables import append
 from benchmarks.training_cuda import PRESETS, TINY, commit, graph_modes, unseen, wait
+from s3h_ext.command_line import Parser
 from s3h_ext.training.options import parse_options
 from s3h_ext.training.runlog import RunLog
 from s3h_ext.training.trainer import Trainer
@@ -355,7 +362,7 @@ def say(rows: Sequence[Row]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.profile_step",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

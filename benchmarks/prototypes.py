@@ -23,6 +23,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from s3h_ext import huge_pages
+
+if __name__ == "__main__":
+    huge_pages.restart(["--device=cpu"])  # before PyTorch is imported
+
 import torch
 from torch import Tensor
 

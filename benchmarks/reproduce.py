@@ -36,6 +36,7 @@ from typing import IO
 
 import yaml
 
+from s3h_ext.command_line import Parser
 from s3h_ext.training.checkpoint import differences
 from s3h_ext.training.options import (
     OTHER_FACTORS,
@@ -201,12 +202,13 @@ def refuse(
     """
     for argument in rest:
         name = argument.partition("=")[0]
-        if name in instead:
-            parser.error(f"{name}: expected {instead[name]}, got {argument}")
+        known = f"--{name[2:].replace('-', '_')}"  # the trainer's spelling
+        if known in instead:
+            parser.error(f"{name}: expected {instead[known]}, got {argument}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.reproduce",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -18,20 +18,26 @@ Appends a row to ``training.csv`` in ``--output`` and prints it.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import datetime
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
+
+from s3h_ext import huge_pages
+
+if __name__ == "__main__":
+    huge_pages.restart(sys.argv[1:])  # before PyTorch is imported
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from benchmarks.tables import append
+from s3h_ext.command_line import Parser
 from s3h_ext.data import ImageSet, LongTailDataset
 from s3h_ext.methods import S3H
 from s3h_ext.models import build_model, momentum_copy
@@ -100,9 +106,7 @@ def bare_rate(trainer: Trainer, steps: int, batch_size: int) -> float:
 
 def main() -> None:
     """Run the comparison."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0], allow_abbrev=False
-    )
+    parser = Parser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--preset", default="cifar100-lt/ce")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
     parser.add_argument("--device", default="auto")

@@ -44,6 +44,7 @@ from benchmarks.apart import apart
 from benchmarks.cifar_like import dataset_of
 from benchmarks.similarity_cuda import machine
 from benchmarks.tables import append
+from s3h_ext.command_line import Parser
 from s3h_ext.data import LongTailDataset
 from s3h_ext.training.config import TrainConfig
 from s3h_ext.training.options import parse_options
@@ -295,7 +296,7 @@ def say(row: Row) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.training_cuda",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

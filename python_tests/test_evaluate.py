@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ from s3h_ext.data import load_dataset
 from s3h_ext.data.decode import UnreadableImageError
 from s3h_ext.data.digits import read_digits
 from s3h_ext.evaluate import main
+from s3h_ext.training.card import DatasetCard
 from s3h_ext.training.evaluation import evaluate_method
-from s3h_ext.training.loading import load_run, split_images
+from s3h_ext.training.loading import load_run, open_dataset, split_images
 from s3h_ext.training.results import read_results
 
 
@@ -115,3 +117,46 @@ def test_lists_may_have_moved(digits_run, monkeypatch):
     with pytest.raises(FileNotFoundError):
         split_images(run, "test", "images", "lists")
     assert opened == [("images", "lists")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, []),
+        ({"classes": ("a", "c", "b")}, ["the classes in another order"]),
+        ({"classes": ("a", "b", "x")}, ["other classes, without c and with x"]),
+        (
+            {"classes": ("a", "b"), "train_images": (9, 4)},
+            ["other classes, without c"],
+        ),
+        (
+            {"train_images": (9, 5, 1)},
+            ["other numbers of training images: b 4 -> 5"],
+        ),
+        ({"mean": (0.25,) * 3}, [f"pixels' mean {(0.5,) * 3} -> {(0.25,) * 3}"]),
+        (
+            {"image_shape": (64, 64, 3), "recipe": "evaluation"},
+            ["image_shape (32, 32, 3) -> (64, 64, 3)", "recipe none -> evaluation"],
+        ),
+    ],
+)
+def test_what_differs_in_the_data_is_named(changes, said):
+    card = DatasetCard(
+        "set", ("a", "b", "c"), (9, 4, 1), (32, 32, 3), (0.5,) * 3, (0.25,) * 3
+    )
+    assert card.differences(replace(card, **changes)) == said
+
+
+def test_other_data_than_the_runs_are_refused_with_what_differs(
+    digits_run, monkeypatch, capsys
+):
+    def cut(data):
+        found = open_dataset(data)
+        return replace(found, train=found.train.subset(np.arange(1, len(found.train))))
+
+    monkeypatch.setattr("s3h_ext.training.loading.open_dataset", cut)
+    assert main([str(digits_run), "--device", "cpu"]) == 2
+    message = capsys.readouterr().err
+    assert "error: --data.root: digits-lt is not what" in message
+    assert "other numbers of training images: " in message
+    assert message.count("->") == 1

@@ -37,6 +37,8 @@ def test_onnx_gives_the_networks_logits_and_says_what_it_is(
     for images in (test_split, test_split[:1]):
         (found,) = session.run(["logits"], {"images": images.numpy()})
         np.testing.assert_allclose(found, logits_of(digits_run, images), atol=1e-4)
+    ends = (*session.get_inputs(), *session.get_outputs())
+    assert [end.shape[0] for end in ends] == ["batch", "batch"]
     about = session.get_modelmeta().custom_metadata_map
     check_metadata(about)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
@@ -47,6 +49,7 @@ def check_metadata(about):
     assert about["method"] == "cb-ce"
     assert json.loads(about["classes"]) == list("0123456789")
     steps = json.loads(about["preprocessing"])
+    assert steps["orientation"] == "upright by EXIF"
     data = load_dataset("digits-lt", val_fraction=0.2)
     assert steps["mean"] == list(data.mean)
     assert steps["std"] == list(data.std)
@@ -87,7 +90,7 @@ def test_an_image_that_cannot_be_read_is_named(digits_run, tmp_path, capsys):
     broken.write_bytes(b"no image")
     for path in (broken, missing):
         assert main([str(digits_run), "--images", str(path)]) == 2
-        assert f"error: images: {path}: " in capsys.readouterr().err
+        assert f"error: --images: {path}: " in capsys.readouterr().err
 
 
 def test_logits_that_are_not_numbers_are_not_written(digits_run, tmp_path):

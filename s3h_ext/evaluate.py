@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
+
+from s3h_ext.command_line import evaluate_parser
+
+if __name__ == "__main__":
+    evaluate_parser().parse_args()  # before PyTorch is imported
 
 import numpy as np
 
 from s3h_ext.data import Feed
 from s3h_ext.data.files import printable
 from s3h_ext.data.photographs import PHOTOGRAPHS
+from s3h_ext.ops.similarity import CPU
 from s3h_ext.training.checkpoint import CheckpointError
 from s3h_ext.training.evaluation import evaluate_method
 from s3h_ext.training.files import write_text
@@ -23,7 +27,6 @@ from s3h_ext.training.metrics import Evaluation
 from s3h_ext.training.precision import device_name
 from s3h_ext.training.results import write_evaluation
 
-SPLITS = ("test", "val", "train", "unused")
 _MEASURES = ("top1", "many", "medium", "few", "macro_f1", "worst_class")
 
 
@@ -95,25 +98,7 @@ def _summary(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m s3h_ext.evaluate",
-        description="Evaluate a run's newest checkpoint and write metrics.json, "
-        "per_class.csv, confusion.csv and calibration.csv.",
-    )
-    parser.add_argument("run", type=Path, help="folder of a run")
-    parser.add_argument(
-        "--split",
-        choices=SPLITS,
-        default="test",
-        help="unused: all of the archive's training images that the run has not seen",
-    )
-    parser.add_argument("--data-root", help="where the data are, if they were moved")
-    parser.add_argument("--lists", help="where the list files are, likewise")
-    parser.add_argument("--batch-size", type=int, help="the run's own if not set")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
-    parser.add_argument(
-        "--output", type=Path, help="folder; RUN/evaluation-SPLIT if not set"
-    )
+    parser = evaluate_parser()
     options = parser.parse_args(arguments)
     folder = options.output or options.run / f"evaluation-{options.split}"
     if folder.exists() and not folder.is_dir():
@@ -124,12 +109,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"results of its training, got {printable(folder)}"
         )
     try:
+        CPU.require()
         run = load_run(options.run, device=options.device)
         feed = _feed(run)
         found = evaluate_run(
             run,
             options.split,
-            root=options.data_root,
+            root=options.root,
             lists=options.lists,
             batch_size=options.batch_size,
             feed=feed,
@@ -148,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         write_text(folder / "metrics.json", json.dumps(summary, indent=2) + "\n")
     except (CheckpointError, ValueError, TypeError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {parser.as_typed(str(error))}", file=sys.stderr)
         return 2
     for path, reason in sorted(left_out.items()):
         print(f"left out: {printable(path)}: {reason}", file=sys.stderr)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence, Sized
 from contextlib import suppress
 from pathlib import Path
+
+from s3h_ext.command_line import export_parser
+
+if __name__ == "__main__":
+    export_parser().parse_args()  # before PyTorch is imported
 
 import numpy as np
 import torch
@@ -15,8 +19,9 @@ from torch import Tensor
 from s3h_ext.data import ImageSet
 from s3h_ext.data.files import printable
 from s3h_ext.data.pictures import Preprocessing, find_pictures, read_picture
+from s3h_ext.ops.similarity import CPU
 from s3h_ext.training.checkpoint import CheckpointError
-from s3h_ext.training.exporting import FORMATS, ExportError, export_run
+from s3h_ext.training.exporting import ExportError, export_run
 from s3h_ext.training.loading import Run, load_run, split_images
 
 
@@ -80,31 +85,15 @@ def _prepared(prepare: Preprocessing, path: Path) -> Tensor:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m s3h_ext.export",
-        description="Write a run's network, from normalised images to logits, as ONNX "
-        "or as a PyTorch program (pt2). The file is run on real images and compared "
-        "with the network before it gets its name.",
-    )
-    parser.add_argument("run", type=Path, help="folder of a run")
-    parser.add_argument("--format", choices=FORMATS, default="onnx")
-    parser.add_argument("--output", type=Path, help="RUN/model.FORMAT if not set")
-    parser.add_argument(
-        "--images",
-        type=Path,
-        nargs="+",
-        default=(),
-        help="files or folders to check with; test images of the data set if not set",
-    )
-    parser.add_argument("--data-root", help="where the data are, if they were moved")
-    parser.add_argument("--lists", help="where the list files are, likewise")
+    parser = export_parser()
     options = parser.parse_args(arguments)
     output = options.output or options.run / f"model.{options.format}"
     try:
+        CPU.require()
         torch.manual_seed(0)
         run = load_run(options.run, device="cpu")
         images = check_images(
-            run, options.images, root=options.data_root, lists=options.lists
+            run, options.images, root=options.root, lists=options.lists
         )
         difference = export_run(run, images, output, options.format)
     except (
@@ -115,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         OSError,
         ImportError,
     ) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {parser.as_typed(str(error))}", file=sys.stderr)
         return 2
     print(
         f"{printable(output)}: on {len(images)} images the logits differ by at most "

@@ -5,6 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
+from collections.abc import Sequence
+
+from s3h_ext.command_line import info_parser
+
+if __name__ == "__main__":
+    info_parser().parse_args()  # before PyTorch is imported
 
 import torch
 
@@ -80,8 +86,9 @@ def describe() -> dict[str, str]:
     return lines
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Prints :func:`describe`."""
+    info_parser().parse_args(arguments)
     lines = describe()
     width = max(map(len, lines))
     for label, text in lines.items():

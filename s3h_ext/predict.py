@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -13,10 +12,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from s3h_ext.command_line import predict_parser
+
+if __name__ == "__main__":
+    predict_parser().parse_args()  # before PyTorch is imported
+
 import torch
 
 from s3h_ext.data.files import printable
 from s3h_ext.data.pictures import Preprocessing, find_pictures, read_picture
+from s3h_ext.ops.similarity import CPU
 from s3h_ext.training.checkpoint import CheckpointError
 from s3h_ext.training.files import write_pieces
 from s3h_ext.training.loading import Run, load_run
@@ -112,43 +117,22 @@ def _places(given: Sequence[str]) -> Iterator[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m s3h_ext.predict",
-        description="Name the most probable classes of image files. An image that "
-        "cannot be read is reported on standard error and in the output, and the rest "
-        "is done. Exit status: 0, 1 where an image could not be read, 2 where nothing "
-        "could be done.",
-    )
-    parser.add_argument("run", type=Path, help="folder of a run")
-    parser.add_argument(
-        "images", nargs="+", help="files, folders, or - for a list of paths on stdin"
-    )
-    parser.add_argument("--top", type=int, default=5, help="classes to name")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        help="file, which appears when it is complete, before that as FILE.partial; "
-        "standard output if not set",
-    )
-    parser.add_argument(
-        "--format", choices=("csv", "json"), help="by the output's suffix, else csv"
-    )
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+    parser = predict_parser()
     options = parser.parse_args(arguments)
     for name in ("top", "batch_size"):
         if getattr(options, name) < 1:
-            parser.error(f"{name}: expected at least 1, got {getattr(options, name)}")
+            parser.error(f"--{name}: expected at least 1, got {getattr(options, name)}")
     suffix = options.output.suffix if options.output else ""
     form = options.format or ("json" if suffix == ".json" else "csv")
     try:
+        CPU.require()
         run = load_run(options.run, device=options.device)
         paths = find_pictures(_places(options.images))
         first = next(paths, None)
         if first is None:
             raise ValueError(f"images: none in {' '.join(options.images)}")
-    except (CheckpointError, ValueError, TypeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (CheckpointError, ValueError, TypeError, OSError, ImportError) as error:
+        print(f"error: {parser.as_typed(str(error))}", file=sys.stderr)
         return 2
     failed = 0
 

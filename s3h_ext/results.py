@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+
+from s3h_ext.command_line import BEGIN, END, results_parser
+
+if __name__ == "__main__":
+    results_parser().parse_args()  # before PyTorch is imported
 
 from s3h_ext.training.files import write_text
 from s3h_ext.training.tables import Row, collect, draw, markdown, read_published
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 NOTES = """\
 Top-1 accuracy in percent on the balanced test images; ours is the **last** epoch, mean
 ± standard deviation over n seeds. Many, medium and few: classes with more than 100, 20
@@ -52,22 +54,7 @@ def _insert(readme: str, table: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m s3h_ext.results",
-        description="Write FOLDER/README.md, FOLDER/results.png and the table in a "
-        "readme from the finished runs in FOLDER and FOLDER/published.csv.",
-    )
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("results"))
-    parser.add_argument(
-        "--readme",
-        type=Path,
-        help=f"file whose part between {BEGIN} and {END} is replaced",
-    )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="write nothing; fail where a text would change",
-    )
+    parser = results_parser()
     options = parser.parse_args(arguments)
     if not options.folder.is_dir():
         parser.error(f"folder: expected a folder of runs, got {options.folder}")

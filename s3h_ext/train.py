@@ -6,10 +6,17 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from s3h_ext import huge_pages
+
+if __name__ == "__main__":
+    huge_pages.restart(sys.argv[1:])  # before PyTorch is imported
 
 from s3h_ext.data.decode import UnreadableImageError
 from s3h_ext.data.files import printable
 from s3h_ext.data.naming import class_lines
+from s3h_ext.ops.similarity import CPU
 from s3h_ext.training.checkpoint import CheckpointError, checkpoint_paths
 from s3h_ext.training.config import TrainConfig
 from s3h_ext.training.distributed import (
@@ -19,6 +26,7 @@ from s3h_ext.training.distributed import (
     leave,
 )
 from s3h_ext.training.meter import DivergedError
+from s3h_ext.training.option_names import as_typed
 from s3h_ext.training.options import OptionError, parse_options
 from s3h_ext.training.trainer import Trainer
 
@@ -43,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     world = World()
+    record: dict[str, Any] = {}
     try:
+        CPU.require()
         config, record, resume = parse_options(arguments)
         world, config.device = join_world(config.device, config.distributed)
         with world.watched():
@@ -58,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         OSError,
         ImportError,
     ) as error:
-        print(f"error: {error}", file=sys.stderr)
+        text = as_typed(str(error), record.get("method"))
+        print(f"error: {text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # photographs may take minutes to be read
         print("\nstopped before the training began", file=sys.stderr)
@@ -93,6 +104,8 @@ def _announce(trainer: Trainer) -> None:
         f"in {trainer.output}",
         file=sys.stderr,
     )
+    for warning in trainer.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     for line in (*class_lines(trainer.dataset), *trainer.dataset.notes):
         print(printable(line), file=sys.stderr)
     if trainer.epochs_done:

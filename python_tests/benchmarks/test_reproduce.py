@@ -8,7 +8,8 @@ import time
 import pytest
 
 import benchmarks.reproduce
-from benchmarks.reproduce import SUITES, environment, main, suite_presets
+from benchmarks.reproduce import SUITES, environment, main, refuse, suite_presets
+from s3h_ext.command_line import Parser
 from s3h_ext.training.options import preset_names
 
 QUICK = (
@@ -119,3 +120,12 @@ def test_an_unknown_method_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["--methods", "ce", "hybird"])
     assert "expected some of" in capsys.readouterr().err
+
+
+def test_another_spelling_is_refused_too(capsys):
+    parser = Parser(prog="it")
+    with pytest.raises(SystemExit):
+        refuse(
+            parser, ["--data.val-fraction=0.5"], {"--data.val_fraction": "--holdout"}
+        )
+    assert "--data.val-fraction: expected --holdout" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shlex
 import sys
 import types
 from pathlib import Path
@@ -11,7 +12,8 @@ from torch import nn
 
 from s3h_ext import losses
 from s3h_ext.data import recipes, samplers
-from s3h_ext.training.options import preset_names
+from s3h_ext.training.consistency import check_options
+from s3h_ext.training.options import parse_options, preset_names
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -131,3 +133,20 @@ def test_every_sampler_and_recipe_is_listed():
     assert listed == list(samplers.SAMPLERS)
     listed = first_column("recipes.md", "any recipes on the same images")
     assert set(listed) == set(recipes.RECIPES)
+
+
+def test_the_methods_on_folders_are_those_the_page_names():
+    page = (ROOT / "docs/photographs.md").read_text("utf-8").replace("\\\n", " ")
+    start = shlex.split(
+        re.search(r'^TRAIN="python -m s3h_ext.train (.*)"$', page, re.M)[1]
+    )
+    found = set()
+    for line in re.findall(r"^\$TRAIN (.*)$", page, re.M):
+        options = shlex.split(line, comments=True)
+        config, record, _ = parse_options([*start, *options])
+        assert check_options(config, record) == [], line
+        found.add(config.method.label)
+    assert found == {
+        *("balanced-softmax", "focal", "cb-ce", "ce-drw", "ldam-drw", "bcl", "crt"),
+        "tau-norm",
+    }

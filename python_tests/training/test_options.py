@@ -178,14 +178,27 @@ def test_a_method_can_be_named_by_its_class():
     ("arguments", "message"),
     [
         ("--preset cifar100-lt/hybrid-pcs", "did you mean 'cifar100-lt/hybrid-psc'"),
-        ("--optim.weight_decoy 1", "did you mean 'optim.weight_decay'"),
-        ("--epoch 3", "did you mean 'epochs'"),
-        ("--data-root somewhere", "did you mean 'data.root'"),
+        (
+            "--preset octmnist-lt/s3h",
+            "octmnist-lt/ has cb-ce, ce, cws\ns3h is a preset",
+        ),
+        (
+            "--preset folders/ce",
+            "did you mean 'folder/ce'.*\ncifar10-lt/: bal.*\ncifar",
+        ),
+        ("--optim.weight_decoy 1", "did you mean '--optim.weight_decay'"),
+        ("--epoch 3", "--epoch 3; did you mean '--epochs'"),
+        ("--data-root somewhere", "--data-root.*did you mean '--data.root'"),
+        ("--lr 0.1", "did you mean '--optim.lr'"),
+        ("--tau 1", "did you mean '--method.tau'"),
+        ("--momentum 0", "'--optim.momentum' or '--method.momentum'"),
         ("--method.temprature 1", "did you mean 'temperature'"),
         ("--data.name cifar100", "did you mean 'cifar100-lt'"),
         ("--method Hibrid", "did you mean 'Hybrid'"),
         ("--epochs many", "int"),
-        ("--epochs 0", "epochs: expected a whole number >= 1, got 0"),
+        ("--epochs 0", "^--epochs: expected a whole number >= 1, got 0"),
+        ("--batch-size 0", "^--batch_size: expected a whole number >= 1, got 0"),
+        ("--data.split_seed -1", "^--data.split_seed: expected a whole number in"),
         ("--seed -1", "seed: expected a whole number in"),
         (
             "--data.imbalance 0.5",
@@ -198,8 +211,13 @@ def test_a_method_can_be_named_by_its_class():
             "--optim.nesterov true --optim.momentum 0",
             "optim.nesterov: expected false where optim.momentum is 0, got True",
         ),
-        ("--method.temperature -1", "temperature"),
-        ("--method.views 0", "views: expected a whole number >= 1, got 0"),
+        ("--method.temperature -1", "^--method.temperature: expected a finite"),
+        ("--method.views 0", "^--method.views: expected a whole number >= 1, got 0"),
+        ("--method.views null", "^--method.views: expected int, got null"),
+        (
+            "--preset digits-lt/cws --method.inner.weight_beta 2",
+            "^--method.inner.weight_beta: expected a number in",
+        ),
     ],
 )
 def test_bad_options_are_refused_with_the_nearest_name(arguments, message):
@@ -212,3 +230,74 @@ def test_unknown_keys_in_a_file_are_refused(tmp_path):
     path.write_text("optim: {lrate: 0.1}\n")
     with pytest.raises(OptionError, match="lrate"):
         parse_options(["--config", str(path)])
+
+
+METHODS = [name for name in methods.__all__ if name not in ("Method", "BCL")]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_null_is_refused_for_each_option_of_a_method_that_takes_none(name):
+    inside = ["--method.inner", "Baseline"] if name == "ClasswiseSplitting" else []
+    options = inspect.signature(getattr(methods, name)).parameters.values()
+    refused = [o for o in options if "None" not in str(o.annotation)]
+    assert refused
+    for option in refused:
+        arguments = ["--method", name, *inside, f"--method.{option.name}", "null"]
+        with pytest.raises(OptionError, match="null|None") as error:
+            parse_options(arguments)
+        assert option.name in str(error.value)
+        assert "not supported between" not in str(error.value)
+
+
+def test_dashes_and_underscores_are_the_same():
+    spelt = (
+        "--batch{0}size 7 --data.val{0}fraction=0.25 --eval{0}every 2 --output a-b-c"
+    )
+    first, second = (parse_options(spelt.format(s).split())[1] for s in "-_")
+    assert first == second
+    assert (first["batch_size"], first["output"]) == (7, "a-b-c")
+    inner = "--preset digits-lt/cws --method.inner.weight{}beta 0.5"
+    first, second = (parse_options(inner.format(s).split())[1] for s in "-_")
+    assert first == second
+
+
+def test_help_lists_every_preset(capsys):
+    with pytest.raises(SystemExit) as status:
+        parse_options(["--help"])
+    assert status.value.code == 0
+    _, _, listed = capsys.readouterr().out.partition("\npresets:\n")
+    rows = {}
+    for words in (line.split() for line in listed.splitlines()):
+        if words[0].endswith("/:"):
+            row = rows.setdefault(words.pop(0)[:-1], [])
+        row += [word.strip(",") for word in words]
+    for name in preset_names():
+        data_set, _, method = name.partition("/")
+        assert method.partition("-if")[0] in rows[f"{data_set}/"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("--preset folder/hybrid-psc --epochs 2", 2 * 5 / 90),
+        ("--preset folder/hybrid-psc --epochs 5", 5 * 5 / 90),
+        ("--preset folder/hybrid-psc --epochs 6", 5),
+        ("--preset cifar100-lt/s3h-400epochs --epochs 8", 8 * 10 / 400),
+        ("--preset digits-lt/ce", 5),
+        ("--preset digits-lt/ce --epochs 3 --optim.warmup_epochs 1", 1),
+        ("--preset folder/ce --epochs 1", 0),  # this preset has none
+        (
+            "--preset digits-lt/ce --epochs 3 --optim.warmup_epochs 4",
+            4,
+        ),  # refused later
+    ],
+)
+def test_a_presets_warmup_keeps_its_share_of_a_short_run(arguments, expected, tmp_path):
+    config, record, _ = parse_options(arguments.split())
+    assert config.optim.warmup_epochs == pytest.approx(expected, abs=1e-3)
+    assert record["optim"]["warmup_epochs"] == config.optim.warmup_epochs
+    # What a run has recorded is read back as it is.
+    path = tmp_path / "config.yaml"
+    record["optim"]["warmup_epochs"] = 5.0
+    path.write_text(yaml.safe_dump(record))
+    assert parse_options(["--config", str(path)])[1] == record

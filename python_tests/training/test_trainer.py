@@ -388,7 +388,7 @@ def test_resume_with_other_data_is_refused_and_leaves_the_run_as_it_was(tmp_path
     Trainer(config, record, tmp_path, dataset=dataset).fit()
     before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
     other = replace(dataset, mean=(0.5, 0.5, 0.5))
-    message = r"data\.root: expected the data of .*dataset\.json, got .*: mean differ"
+    message = r"data\.root: expected the data of .*dataset\.json, got .*: pixels' mean "
     with pytest.raises(CheckpointError, match=message):
         Trainer(config, record, tmp_path, dataset=other, resume=True)
     assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from s3h_ext.command_line import Parser
 from s3h_ext.data.archives import LAYOUTS, ArchiveError
 from s3h_ext.data.check import check
 from s3h_ext.data.download import DownloadError, download
@@ -21,7 +22,7 @@ from s3h_ext.data.unpack import unpack
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m s3h_ext.data", description=__doc__, allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -39,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
             "--size", type=int, choices=OCTMNIST_SIZES, help="pixels, for octmnist"
         )
     get.add_argument("--url", help="another address of the same file")
-    get.add_argument("--keep-archive", action="store_true", help="after unpacking it")
+    get.add_argument("--keep_archive", action="store_true", help="after unpacking it")
     get.add_argument("--quiet", action="store_true", help="no progress bar")
     look.add_argument(
         "--imbalance",
@@ -94,9 +95,11 @@ def _parser() -> argparse.ArgumentParser:
 def _show(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     # Presets are a matter of training, which imports this package.
     from s3h_ext.data.show import draw_views
+    from s3h_ext.ops.similarity import CPU
     from s3h_ext.training.loading import open_dataset
     from s3h_ext.training.options import parse_options
 
+    CPU.require()
     config, _, _ = parse_options(arguments)
     dataset = open_dataset(config.data)
     streams = config.method.streams()
@@ -182,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
-    except (DownloadError, ArchiveError, ValueError, OSError) as error:
+    except (DownloadError, ArchiveError, ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{options.name} is in {printable(place)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -327,17 +328,37 @@ def _root(name: str, root: str | Path | None) -> Path:
         raise ValueError(
             f"root: expected the folder that holds the files of {name}, got "
             "None, and the environment variable S3H_DATA_ROOT is not set"
+            f"{_remedy(name, 'DIR')}"
         )
     return Path(root)
+
+
+def _remedy(name: str, root: str | Path) -> str:
+    """Returns what to do about data that are not there."""
+    if name == "folder":
+        return ""
+    if name in PHOTOGRAPHS:
+        return "; docs/photographs.md says where they come from"
+    source = name.removesuffix("-lt")
+    command = (
+        f"python -m s3h_ext.data download {source} --root {shlex.quote(str(root))}"
+    )
+    return f"; to fetch them: {command}"
 
 
 def _read(name: str, root: str | Path | None, size: int | None) -> Archive:
     if name == "digits-lt":
         return read_digits()
     folder = _root(name, root)
-    if name == "octmnist-lt":
-        return read_octmnist(folder, size)
-    return read_archive(name.removesuffix("-lt"), folder)
+    try:
+        if name == "octmnist-lt":
+            return read_octmnist(folder, size)
+        return read_archive(name.removesuffix("-lt"), folder)
+    except FileNotFoundError as error:
+        size_option = "" if size is None else f" --size {size}"
+        raise FileNotFoundError(
+            f"{error}{_remedy(name, folder)}{size_option}"
+        ) from None
 
 
 def _statistics(

@@ -127,6 +127,7 @@ class Preprocessing:
         if isinstance(crop, Centre):
             share = crop.share
         return {
+            "orientation": "upright by EXIF",
             "channels": "RGB" if self.image_shape[2] == 3 else "grey",
             "crop": "whole image" if isinstance(crop, Whole) else "centred square",
             "crop_share_of_shorter_side": share,

@@ -67,6 +67,15 @@ class NativeLibrary:
         function.restype = ctypes.c_char_p
         return str(function().decode())
 
+    def require(self) -> None:
+        """Says at the start of a program what its first kernel would say.
+
+        Raises:
+            ImportError: the library is not loaded.
+        """
+        if not self.loaded:
+            raise ImportError(str(self.failure())) from self.error
+
     def failure(self) -> RuntimeError:
         """Returns the error to raise at a call, its cause attached."""
         error = RuntimeError(

@@ -7,6 +7,7 @@ are not.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,35 @@ class DatasetCard:
             unreadable=dataset.unreadable,
         )
 
+    def differences(self, other: DatasetCard) -> list[str]:
+        """Return in words what of ``other`` is not as here; empty if all is."""
+        found = []
+        missing = sorted(set(self.classes) - set(other.classes))
+        added = sorted(set(other.classes) - set(self.classes))
+        if missing or added:
+            parts = (("without", missing), ("with", added))
+            found.append(
+                "other classes, "
+                + " and ".join(f"{word} {_some(n)}" for word, n in parts if n)
+            )
+        elif self.classes != other.classes:
+            found.append("the classes in another order")
+        else:
+            counts = zip(
+                self.classes, self.train_images, other.train_images, strict=True
+            )
+            changed = [
+                f"{name} {then} -> {now}" for name, then, now in counts if then != now
+            ]
+            if changed:
+                found.append(f"other numbers of training images: {_some(changed)}")
+        for name in ("name", "image_shape", "mean", "std", "recipe"):
+            then, now = getattr(self, name), getattr(other, name)
+            if then != now:
+                label = f"pixels' {name}" if name in ("mean", "std") else name
+                found.append(f"{label} {then} -> {now}")
+        return found
+
     def stand_in(self) -> LongTailDataset:
         """Return a data set with these labels and black images.
 
@@ -79,6 +109,11 @@ class DatasetCard:
             mean=self.mean,
             std=self.std,
         )
+
+
+def _some(names: Sequence[str], limit: int = 5) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def write_card(folder: Path, dataset: LongTailDataset) -> None:

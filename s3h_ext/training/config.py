@@ -95,6 +95,12 @@ class DataConfig:
             self.test_fraction,
         )
         _require(self.workers >= 0, "data.workers", "a whole number >= 0", self.workers)
+        _require(
+            0 <= self.split_seed < 2**32,
+            "data.split_seed",
+            "a whole number in [0, 2**32)",
+            self.split_seed,
+        )
 
 
 @dataclass
@@ -135,7 +141,9 @@ class OptimConfig:
         weight_decay: L2 penalty.
         decay_norm_and_bias: apply it to batch-norm parameters and biases too, as the
             CIFAR-LT codebases do.
-        warmup_epochs: epochs over which the rate rises linearly from 0 to ``lr``.
+        warmup_epochs: epochs over which the rate rises linearly from 0 to ``lr``; fewer
+            than the run has. A preset's are cut to their share of a run that would not
+            outlast them.
         schedule: ``step``, ``cosine`` (to 0) or ``constant``.
         milestones: for ``step``: shares of the training at which the rate is multiplied
             by ``gamma``; 0.8 is epoch 160 of 200.
@@ -248,7 +256,9 @@ class TrainConfig:
         eval_every: epochs between evaluations; the last epoch always has one.
         eval_batch_size: images in a batch of evaluation.
         report: draw ``report.html`` at the end.
-        preset: name of the preset that the options started from, for the record.
+        preset: the options to start from, as ``cifar100-lt/hybrid-psc``: DATASET/METHOD
+            of those listed below. Without it and without ``--config`` it is
+            ``digits-lt/hybrid-psc``.
     """
 
     data: DataConfig = field(default_factory=DataConfig)

@@ -9,21 +9,20 @@ import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from s3h_ext import __version__
+from s3h_ext.command_line import FORMATS
 from s3h_ext.data.pictures import Preprocessing
 from s3h_ext.methods import Method
 from s3h_ext.training.files import write_bytes
 from s3h_ext.training.loading import Run
 
-__all__ = ["FORMATS", "ExportError", "export_run", "metadata"]
+__all__ = ["ExportError", "export_run", "metadata"]
 
-FormatName = Literal["onnx", "pt2"]
-FORMATS: tuple[str, ...] = get_args(FormatName)
 #: Largest difference of a logit, relative to the largest one there is.
 TOLERANCE = 1e-4
 
@@ -146,6 +145,8 @@ def _onnx(
             _program(network, example),
             input_names=["images"],
             output_names=["logits"],
+            # Of the program's own names for its axes none is left.
+            dynamic_shapes={"images": {0: "batch"}},
             dynamo=True,
             verbose=False,
         )

@@ -294,10 +294,10 @@ def split_images(
             "expected train, val or test"
         )
     dataset = without_unreadable(open_dataset(data), run.card.unreadable)
-    if DatasetCard.of(dataset) != run.card:
+    if different := run.card.differences(DatasetCard.of(dataset)):
         raise ValueError(
-            f"data-root: {dataset.name} is not what {run.folder} was trained on: "
-            "classes, counts or pixels differ"
+            f"data.root: {dataset.name} is not what {run.folder} was trained on: "
+            f"{'; '.join(different)}"
         )
     if split == "unused":
         unused = unused_images(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import textwrap
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,14 @@ import yaml
 from s3h_ext import methods
 from s3h_ext.methods.base import ClassifierMethod
 from s3h_ext.training import plain_yaml
-from s3h_ext.training.config import TrainConfig
+from s3h_ext.training.config import OptimConfig, TrainConfig
+from s3h_ext.training.option_names import (
+    as_typed,
+    method_options,
+    nearest,
+    nearest_option,
+    underscored,
+)
 
 DEFAULT_PRESET = "digits-lt/hybrid-psc"
 OTHER_FACTORS = (50, 10)
@@ -32,6 +39,15 @@ _NoOptions = type(
     (ClassifierMethod,),
     dict.fromkeys(ClassifierMethod.__abstractmethods__),
 )
+
+
+class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
+    """Keeps the lines of what stands behind the options."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(
+            line for part in text.splitlines() for line in textwrap.wrap(part, width)
+        )
 
 
 class OptionError(ValueError):
@@ -68,13 +84,50 @@ def preset_arguments(name: str) -> list[str]:
         OptionError: there is no preset of that name.
     """
     if name not in preset_names():
-        raise OptionError(
-            f"preset: {name!r} does not exist{_nearest(name, preset_names())}; there "
-            f"are {', '.join(preset_names())}"
-        )
+        raise OptionError(_no_preset(name))
     file, _, factor = name.partition("-if")
     arguments = ["--config", str(_preset_root() / f"{file}.yaml")]
     return [*arguments, "--data.imbalance", factor] if factor else arguments
+
+
+def _presets_by_data_set() -> dict[str, list[str]]:
+    """Return the methods of each data set's presets, without the factors."""
+    found: dict[str, list[str]] = {}
+    for name in preset_names():
+        data_set, _, method = name.partition("/")
+        if "-if" not in method:
+            found.setdefault(data_set, []).append(method)
+    return found
+
+
+def _preset_list() -> str:
+    lines = [
+        f"{data_set}/: {', '.join(found)}"
+        + (" (each also as NAME-if50, NAME-if10)" if data_set.startswith(CUT) else "")
+        for data_set, found in _presets_by_data_set().items()
+    ]
+    return "\n".join(lines)
+
+
+def _no_preset(name: str) -> str:
+    """Return what to say of a preset that does not exist: those it could have been."""
+    data_set, _, method = name.partition("/")
+    there = _presets_by_data_set()
+    if data_set not in there:
+        guess = nearest(name, preset_names())
+        return f"--preset: {name!r} does not exist{guess}\n{_preset_list()}"
+    own = [preset for preset in preset_names() if preset.startswith(f"{data_set}/")]
+    text = (
+        f"--preset: {name!r} does not exist{nearest(name, own)}\n{data_set}/ has "
+        f"{', '.join(there[data_set])}"
+    )
+    others = [other for other, found in there.items() if method in found]
+    if others:
+        text += (
+            f"\n{method} is a preset of {', '.join(others)}; docs/photographs.md and "
+            "--method.help say which options make it on other data"
+        )
+    return text
 
 
 def make_parser() -> jsonargparse.ArgumentParser:
@@ -82,6 +135,8 @@ def make_parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(
         prog="python -m s3h_ext.train",
         description="Train an image classifier on long-tailed data.",
+        epilog=f"presets:\n{_preset_list()}",
+        formatter_class=_HelpFormatter,
         exit_on_error=False,
         allow_abbrev=False,
         parser_mode=plain_yaml.MODE,
@@ -108,6 +163,7 @@ def parse_options(
     """Turn command-line arguments into a checked configuration.
 
     A preset comes first, then ``--config`` files and dotted options in the order given.
+    A preset's warm-up that would outlast the run keeps its share of it.
     Another class of method starts from its own defaults. Without ``--preset`` and
     ``--config`` it is the built-in job, ``digits-lt/hybrid-psc``.
 
@@ -127,7 +183,8 @@ def parse_options(
         >>> config.seed, record["data"]["name"], resume
         (3, 'digits-lt', False)
     """
-    arguments = list(arguments)
+    parser = make_parser()
+    arguments = underscored(arguments, parser.get_defaults().keys())
     first = argparse.ArgumentParser(
         add_help=False, allow_abbrev=False, exit_on_error=False
     )
@@ -143,9 +200,11 @@ def parse_options(
     if chosen.preset is not None:
         arguments = [*preset_arguments(chosen.preset), *arguments]
 
-    parser = make_parser()
+    method = None
     try:
         namespace = parser.parse_args(_with_fresh_methods(arguments))
+        method = namespace.method.as_dict()
+        _refuse_null(method)
         record = yaml.safe_load(parser.dump(namespace))
         parts = vars(parser.instantiate(namespace))
         parts = {k: v for k, v in parts.items() if k not in ("config", "resume")}
@@ -153,10 +212,62 @@ def parse_options(
     except argparse.ArgumentError as error:
         raise OptionError(_explain(_cut(str(error)), parser)) from error
     except (ValueError, TypeError) as error:
-        raise OptionError(_cut(str(error))) from error
+        raise OptionError(as_typed(_cut(str(error)), method)) from error
     for name in ("config", "resume"):
         record.pop(name, None)
+    if chosen.preset is not None:
+        whole, length = _preset_warmup(chosen.preset)
+        if config.optim.warmup_epochs == whole:
+            warmup = short_warmup(whole, length, config.epochs)
+            config.optim.warmup_epochs = record["optim"]["warmup_epochs"] = warmup
     return config, record, bool(namespace.resume)
+
+
+def short_warmup(whole: float, length: int, epochs: int) -> float:
+    """Return a preset's epochs of warm-up in a run of ``epochs``.
+
+    A run that does not outlast its warm-up never reaches its learning rate, and a trial
+    of a few epochs would say nothing about its preset. There the warm-up keeps its
+    share.
+
+    Args:
+        whole: the preset's epochs of warm-up.
+        length: the preset's epochs.
+        epochs: of the run.
+    """
+    if epochs > whole or whole >= length:
+        return whole
+    return round(whole * epochs / length, 3)
+
+
+def _preset_warmup(preset: str) -> tuple[float, int]:
+    """Return a preset's own epochs of warm-up and of training."""
+    text = Path(preset_arguments(preset)[1]).read_text(encoding="utf-8")
+    content = plain_yaml.load_yaml(text)
+    optim = content.get("optim", {})
+    return (
+        float(optim.get("warmup_epochs", OptimConfig.warmup_epochs)),
+        int(content.get("epochs", TrainConfig.epochs)),
+    )
+
+
+def _refuse_null(method: object, prefix: str = "method") -> None:
+    """Refuse null where an option of a method takes none, which the parser lets pass.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if not isinstance(method, Mapping):
+        return
+    owner = getattr(methods, str(method.get("class_path")).rpartition(".")[2], None)
+    types = typing.get_type_hints(owner.__init__) if owner else {}
+    for name, value in (method.get("init_args") or {}).items():
+        if value is None and name in types:
+            if type(None) not in typing.get_args(types[name]):
+                kind = getattr(types[name], "__name__", "a value")
+                raise ValueError(f"{prefix}.{name}: expected {kind}, got null")
+        else:
+            _refuse_null(value, f"{prefix}.{name}")
 
 
 def _with_fresh_methods(arguments: Sequence[str]) -> list[str]:
@@ -218,41 +329,29 @@ def _cut(message: str, limit: int = 2000) -> str:
     return f"{message[: limit // 2]} [...] {message[-limit // 2 :]}"
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else ""
-
-
-def _method_options(class_path: str | None = None) -> list[str]:
-    classes = [getattr(methods, name) for name in methods.__all__ if name != "Method"]
-    if class_path is not None:
-        classes = [c for c in classes if c.__name__ == class_path.rpartition(".")[2]]
-    return [n for c in classes for n in inspect.signature(c).parameters]
-
-
 def _explain(message: str, parser: jsonargparse.ArgumentParser) -> str:
     """Add the nearest valid name to a message of the parser."""
     options = [
         key for key, _ in parser.get_defaults().items() if not key.startswith("method.")
     ]
-    leaves = [*options, *(f"method.{name}" for name in _method_options())]
+    leaves = [*options, *(f"method.{name}" for name in method_options())]
     if found := re.search(
         r"unrecognized arguments: --([\w.-]+)", message, re.IGNORECASE
     ):
-        return message + _nearest(found[1], leaves)
+        return message + nearest_option(found[1], leaves)
     if found := re.search(r"Group '([\w.]+)' does not accept option '(\w+)'", message):
         inside = [o.rpartition(".")[2] for o in options if o.startswith(f"{found[1]}.")]
-        return message + _nearest(found[2], inside)
+        return message + nearest(found[2], inside)
     if found := re.search(
         r"class_path '([\w.]+)'.*Option '(\w+)' is not", message, re.DOTALL
     ):
-        return message + _nearest(found[2], _method_options(found[1]))
+        return message + nearest(found[2], method_options(found[1]))
     if found := re.search(r"Option '([\w.]+)' is not accepted", message):
-        return message + _nearest(found[1], leaves)
+        return message + nearest_option(found[1], leaves)
     if found := re.search(r"Literal\[(.*)\]. Got value: (.*)", message):
-        return message + _nearest(found[2], re.findall(r"'([^']*)'", found[1]))
+        return message + nearest(found[2], re.findall(r"'([^']*)'", found[1]))
     if found := re.search(r"dot import path string: (\w+)", message):
-        return message + _nearest(
+        return message + nearest(
             found[1], [n for n in methods.__all__ if n != "Method"]
         )
     return message

@@ -35,13 +35,10 @@ def check_card(folder: Path, dataset: LongTailDataset) -> None:
         CheckpointError: ``dataset`` is not what the run in ``folder`` was begun on.
     """
     old, new = read_card(folder), DatasetCard.of(dataset)
-    if old is not None and old != new:
-        differing = [
-            name for name, value in vars(old).items() if value != getattr(new, name)
-        ]
+    if old is not None and (different := old.differences(new)):
         raise CheckpointError(
             f"data.root: expected the data of {folder / FILE}, got others: "
-            f"{', '.join(differing)} differ"
+            f"{'; '.join(different)}"
         )
 
 

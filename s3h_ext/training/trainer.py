@@ -12,6 +12,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from s3h_ext import huge_pages
 from s3h_ext.data import Batch, Feed, LongTailDataset, ResidentSource
 from s3h_ext.data.naming import class_lines
 from s3h_ext.data.readable import without_unreadable
@@ -25,6 +26,7 @@ from s3h_ext.training.checkpoint import (
     set_rng_state,
 )
 from s3h_ext.training.config import TrainConfig
+from s3h_ext.training.consistency import check_options
 from s3h_ext.training.distributed import AgreedStop, World
 from s3h_ext.training.evaluation import evaluate_method
 from s3h_ext.training.files import write_text
@@ -59,6 +61,7 @@ class Trainer:
         world: the processes of the run; the first one writes.
 
     Raises:
+        ValueError: options contradict each other.
         FileExistsError: ``output`` holds a run and ``resume`` is false, or another
             process is training there.
         CheckpointError: ``resume`` finds checkpoints and none that this run can go on
@@ -80,6 +83,7 @@ class Trainer:
         self.record = dict(record)
         self.output = output
         self.checkpoints = output / "checkpoints"
+        self.warnings = check_options(config, self.record, world.size)
         if world.first and not resume:
             check_free(output)
         elif world.first and output.is_dir():
@@ -222,7 +226,13 @@ class Trainer:
             else SilentLog()
         )
         log.note(f"{run_line(self)}, from step {done} of {steps * self.epochs}")
-        for note in (*class_lines(self.dataset), *self.dataset.notes):
+        if self.device.type == "cpu":
+            log.note(huge_pages.describe())
+        for note in (
+            *self.warnings,
+            *class_lines(self.dataset),
+            *self.dataset.notes,
+        ):
             log.note(note)
         try:
             self._note_left_out(log)

@@ -1,0 +1,106 @@
+"""What the commands share: spelling, quick help, and a package that is not built."""
+
+import subprocess
+import sys
+
+import pytest
+
+from s3h_ext import command_line, evaluate, export, info, predict, train
+from s3h_ext.data import __main__ as data
+from s3h_ext.ops import similarity
+from s3h_ext.ops._library import NativeLibrary
+
+QUICK = ("evaluate", "predict", "export", "results", "info")
+
+
+@pytest.mark.parametrize("command", QUICK)
+@pytest.mark.parametrize(("option", "status"), [("--help", 0), ("--bogus", 2)])
+def test_an_answer_about_options_needs_no_torch(command, option, status):
+    code = (
+        "import runpy, sys; sys.argv = ['it', sys.argv[2]]\n"
+        f"try: runpy.run_module('s3h_ext.{command}', run_name='__main__')\n"
+        "except SystemExit as end: code = end.code\n"
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code, "-", option], capture_output=True, text=True
+    )
+    assert answer.returncode == status, answer.stderr
+    printed = answer.stderr if status else answer.stdout
+    assert f"usage: python -m s3h_ext.{command}" in printed
+
+
+@pytest.mark.parametrize("command", [*QUICK[:4]])
+def test_every_option_may_be_spelt_either_way(command):
+    parser = getattr(command_line, f"{command}_parser")()
+    spelt = [o for o in parser._option_string_actions if set(o[2:]) & set("-_.")]
+    positional = {"predict": ["run", "image"], "results": []}.get(command, ["run"])
+    assert spelt or command == "results"
+    for option in spelt:
+        action = parser._option_string_actions[option]
+        for name in (
+            option,
+            *(f"--{option[2:].translate({95: x, 46: x})}" for x in "-_"),
+        ):
+            for arguments in ([name, "7"], [f"{name}=7"]):
+                found = parser.parse_args([*positional, *arguments])
+                assert str(getattr(found, action.dest)) == "7"
+    for action in parser._actions:
+        assert action.help, f"{action.dest} has no help"
+
+
+def test_options_of_a_subcommand_may_be_spelt_either_way():
+    for name in ("--keep_archive", "--keep-archive"):
+        given = ["download", "cifar10", "--root", "x-y_z", name]
+        found = data._parser().parse_args(given)
+        assert found.keep_archive
+        assert found.root == "x-y_z"
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("root: expected", "--data.root: expected"),
+        ("data.root: other data", "--data.root: other data"),
+        ("lists: none", "--data.lists: none"),
+        ("batch_size: expected", "--batch_size: expected"),
+        ("split: expected", "--split: expected"),
+        ("run: expected", "run: expected"),
+        ("runs/a/checkpoints: damaged", "runs/a/checkpoints: damaged"),
+    ],
+)
+def test_an_error_names_the_option_as_typed(message, expected):
+    assert command_line.evaluate_parser().as_typed(message) == expected
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        (train, ["--preset", "digits-lt/ce", "--output", "made"]),
+        (evaluate, ["run"]),
+        (predict, ["run", "image.png"]),
+        (export, ["run"]),
+        (data, ["show", "--out", "made"]),
+    ],
+    ids=["train", "evaluate", "predict", "export", "data show"],
+)
+def test_a_package_that_is_not_built_says_so(
+    module, arguments, monkeypatch, tmp_path, capsys
+):
+    missing = NativeLibrary(tmp_path / "_s3h_cpu.so")
+    for place in (module, similarity):
+        monkeypatch.setattr(place, "CPU", missing, raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert module.main(arguments) in (1, 2)
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: the native library _s3h_cpu.so is not available")
+    assert "pip install --no-build-isolation -e ." in printed
+    assert len(printed.splitlines()) == 1
+    assert not (tmp_path / "made").exists()
+
+
+def test_info_takes_no_option(capsys):
+    with pytest.raises(SystemExit) as status:
+        info.main(["--bogus"])
+    assert status.value.code == 2
+    assert "unrecognized arguments: --bogus" in capsys.readouterr().err

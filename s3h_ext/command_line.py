@@ -1,0 +1,175 @@
+"""Arguments of the commands that use a run, apart from what the commands do.
+
+Nothing here imports PyTorch, so ``--help`` and a wrong option need not wait for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+SPLITS = ("test", "val", "train", "unused")
+FORMATS = ("onnx", "pt2")
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes ``--batch-size`` for ``--batch_size`` and the other way round."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse arguments whose options are spelt either way."""
+        given = sys.argv[1:] if args is None else args
+        return super().parse_known_args([*map(self._respelt, given)], namespace)
+
+    def _respelt(self, argument: str) -> str:
+        name, equals, value = argument.partition("=")
+        if not name.startswith("--") or name in self._option_string_actions:
+            return argument
+        for option in self._option_string_actions:
+            if _plain(option) == _plain(name):
+                return f"{option}{equals}{value}"
+        return argument
+
+    def as_typed(self, message: str) -> str:
+        """Return an error with the option that it begins with as it is typed."""
+        found = re.match(r"(?:data\.)?([a-z_.]+): ", message)
+        for option in self._option_string_actions if found else ():
+            if found and option in (f"--{found[1]}", f"--data.{found[1]}"):
+                return f"{option}{message[found.end(1) :]}"
+        return message
+
+
+def _plain(option: str) -> str:
+    return re.sub(r"[-_.]", "-", option)
+
+
+def evaluate_parser() -> Parser:
+    """Return the parser of ``python -m s3h_ext.evaluate``."""
+    parser = Parser(
+        prog="python -m s3h_ext.evaluate",
+        description="Evaluate a run's newest checkpoint and write metrics.json, "
+        "per_class.csv, confusion.csv and calibration.csv.",
+    )
+    parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument(
+        "--split",
+        choices=SPLITS,
+        default="test",
+        help="unused: all of the archive's training images that the run has not seen",
+    )
+    _add_data(parser)
+    parser.add_argument("--batch_size", type=int, help="the run's own if not set")
+    _add_device(parser)
+    parser.add_argument(
+        "--output", type=Path, help="folder; RUN/evaluation-SPLIT if not set"
+    )
+    return parser
+
+
+def predict_parser() -> Parser:
+    """Return the parser of ``python -m s3h_ext.predict``."""
+    parser = Parser(
+        prog="python -m s3h_ext.predict",
+        description="Name the most probable classes of image files. An image that "
+        "cannot be read is reported on standard error and in the output, and the rest "
+        "is done. Exit status: 0, 1 where an image could not be read, 2 where nothing "
+        "could be done.",
+    )
+    parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument(
+        "images", nargs="+", help="files, folders, or - for a list of paths on stdin"
+    )
+    parser.add_argument("--top", type=int, default=5, help="classes to name")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="file, which appears when it is complete, before that as FILE.partial; "
+        "standard output if not set",
+    )
+    parser.add_argument(
+        "--format", choices=("csv", "json"), help="by the output's suffix, else csv"
+    )
+    parser.add_argument("--batch_size", type=int, default=64, help="images in one pass")
+    _add_device(parser)
+    return parser
+
+
+def export_parser() -> Parser:
+    """Return the parser of ``python -m s3h_ext.export``."""
+    parser = Parser(
+        prog="python -m s3h_ext.export",
+        description="Write a run's network, from normalised images to logits, as ONNX "
+        "or as a PyTorch program (pt2). The file is run on real images and compared "
+        "with the network before it gets its name.",
+    )
+    parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument(
+        "--format", choices=FORMATS, default="onnx", help="onnx if not set"
+    )
+    parser.add_argument("--output", type=Path, help="RUN/model.FORMAT if not set")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        nargs="+",
+        default=(),
+        help="files or folders to check with; test images of the data set if not set",
+    )
+    _add_data(parser)
+    return parser
+
+
+def results_parser() -> Parser:
+    """Return the parser of ``python -m s3h_ext.results``."""
+    parser = Parser(
+        prog="python -m s3h_ext.results",
+        description="Write FOLDER/README.md, FOLDER/results.png and the table in a "
+        "readme from the finished runs in FOLDER and FOLDER/published.csv.",
+    )
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=Path("results"),
+        help="folder whose folders are runs; results if not given",
+    )
+    parser.add_argument(
+        "--readme",
+        type=Path,
+        help=f"file whose part between {BEGIN} and {END} is replaced",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; fail where a text would change",
+    )
+    return parser
+
+
+def info_parser() -> Parser:
+    """Return the parser of ``python -m s3h_ext.info``."""
+    return Parser(
+        prog="python -m s3h_ext.info",
+        description="Say which versions there are, what is built, and why something is "
+        "missing.",
+    )
+
+
+def _add_data(parser: Parser) -> None:
+    # The trainer's names, and what these options were called before.
+    for name, what in (("root", "the data"), ("lists", "the list files")):
+        parser.add_argument(
+            f"--data.{name}",
+            *(["--lists"] if name == "lists" else []),
+            dest=name,
+            help=f"where {what} are, if they were moved",
+        )
+
+
+def _add_device(parser: Parser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
