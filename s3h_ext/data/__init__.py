@@ -10,6 +10,7 @@ from s3h_ext.data.dataset import (
 from s3h_ext.data.feed import Feed
 from s3h_ext.data.file_source import FileBatches, FileSource
 from s3h_ext.data.files import ImageFiles
+from s3h_ext.data.mixing import Mixing
 from s3h_ext.data.resident import ResidentSource
 from s3h_ext.data.streams import Stream
 from s3h_ext.data.thumbnails import thumbnails
@@ -23,6 +24,7 @@ __all__ = [
     "ImageFiles",
     "ImageSet",
     "LongTailDataset",
+    "Mixing",
     "ResidentSource",
     "Stream",
     "load_dataset",

@@ -160,7 +160,8 @@ def _mixed(
         return render(sources, crops, Pasted(rows, boxes[rows]))
     images = render(sources, crops, None)
     images, others = images[: len(own)], images[len(own) :]
-    weights = mix.weights.flatten()[rows].to(images.dtype)
+    # Photographs are drawn on the host and rendered on the device.
+    weights, rows = mix.weights.flatten()[rows].to(images), rows.to(images.device)
     images[rows] = torch.lerp(others, images[rows], weights[:, None, None, None])
     return images
 

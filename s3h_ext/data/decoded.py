@@ -70,7 +70,7 @@ class DecodedImages:
             mean=mean,
             std=std,
             dtype=dtype,
-            pasted=pasted,
+            pasted=None if pasted is None else pasted.to(device),
         )
 
     def _places(self, indices: Tensor) -> Tensor:

@@ -43,6 +43,10 @@ class Pasted:
     view: Tensor
     rect: Tensor
 
+    def to(self, device: torch.device) -> Pasted:
+        """Returns the same on a device."""
+        return Pasted(self.view.to(device), self.rect.to(device))
+
 
 class Renderer:
     """Images resident on a device, rendered view by view.

@@ -74,9 +74,9 @@ class WeightAverage:
             return
         with torch.no_grad():
             kept = {name: value.clone() for name, value in self._values.items()}
-            for name, value in self._values.items():
-                value.copy_(self._sums[name] / self._share)
             try:
+                for name, value in self._values.items():
+                    value.copy_(self._sums[name] / self._share)
                 yield
             finally:
                 for name, value in self._values.items():
