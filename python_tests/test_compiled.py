@@ -125,6 +125,12 @@ def focal(gamma, *tensors):
     return FOCAL(*tensors)
 
 
+def mixed(number, logits, labels, _):
+    weight = labels.new_full(labels.shape, 0.25, dtype=logits.dtype)
+    two = losses.MixedLabels(labels, labels.flip(0), weight)
+    return number * losses.mixed_cross_entropy(logits, two)
+
+
 def similarity(number, queries, query_labels, keys, key_labels):
     return ops.similarity_logsumexp(
         queries,
@@ -236,6 +242,7 @@ LOSSES = {
         function(losses.balanced_contrastive_loss), with_centres
     ),
     "cross_model_contrastive_loss": Case(cross_function, with_keys),
+    "mixed_cross_entropy": Case(mixed, classified),
     "prototypical_supcon_loss": Case(
         function(losses.prototypical_supcon_loss), with_centres
     ),
@@ -245,7 +252,7 @@ CASES = OPERATIONS | LOSSES
 FUNCTIONS = {name for name in LOSSES if name.endswith("_loss")}
 #: Types of arguments and results, and what prepares a training on the host.
 NOT_CALLED = {"Operation", "Patches", "PrototypeUpdate", "ViewBoxes"}
-NOT_COMPILED = {"ContrastiveStats", "effective_number_weights"}
+NOT_COMPILED = {"ContrastiveStats", "MixedLabels", "effective_number_weights"}
 
 
 def test_each_has_a_case():

@@ -243,7 +243,7 @@ def test_null_is_refused_for_each_option_of_a_method_that_takes_none(name):
     assert refused
     for option in refused:
         arguments = ["--method", name, *inside, f"--method.{option.name}", "null"]
-        with pytest.raises(OptionError, match="null|None") as error:
+        with pytest.raises(OptionError, match="null|None|required") as error:
             parse_options(arguments)
         assert option.name in str(error.value)
         assert "not supported between" not in str(error.value)

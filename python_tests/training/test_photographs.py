@@ -51,7 +51,7 @@ def test_a_run_says_what_it_was_fed_and_what_it_left_out(tmp_path, capsys, monke
     folder = tmp_path / "run"
     cws = (
         "--method ClasswiseSplitting --method.inner Baseline --method.split_from 0.5 "
-        "--method.inner.recipe resized-crop-flip"
+        "--method.inner.recipe resized-crop-flip --optim.lr 0.01"
     ).split()
     arguments = [*TINY, *cws, "--data.root", str(tmp_path / "set"), "--output"]
     assert main([*arguments, str(folder)]) == 1

@@ -66,7 +66,7 @@ def test_the_table_says_what_was_run_and_what_was_not(folder):
     [
         *("model.weights a.pth", "init_from runs/a", "data.size 64"),
         *("data.imbalance null", "data.val_fraction 0.1", "batch_size 64"),
-        *("optim.lr 0.3", "optim.weight_decay 0.1", "epochs 3"),
+        *("optim.lr 0.3", "optim.weight_decay 0.1", "epochs 30"),
     ],
 )
 def test_options_that_change_a_run_make_a_row_of_their_own(tmp_path, option):
@@ -117,13 +117,13 @@ def test_a_title_has_what_the_run_does_not_share_with_the_one_after_it():
         return parse_options(["--preset", f"cifar100-lt/{method}", *arguments])[1]
 
     held_out = ("--data.val_fraction", "0.1")
-    crt = options("crt", *held_out, "--epochs", "5")
+    crt = options("crt", *held_out, "--epochs", "50")
     assert run_title(options("ce", *held_out), beside=crt) == "cifar100-lt/ce"
-    first = options("ce", *held_out, "--epochs", "5", "--model.classifier", "cosine")
-    title = "cifar100-lt/ce (epochs 5, model.classifier cosine)"
+    first = options("ce", *held_out, "--epochs", "50", "--model.classifier", "cosine")
+    title = "cifar100-lt/ce (epochs 50, model.classifier cosine)"
     assert run_title(first, beside=crt) == title
     assert run_title(crt, "a") == (
-        "cifar100-lt/crt (data.val_fraction 0.1, epochs 5, init_from a)"
+        "cifar100-lt/crt (data.val_fraction 0.1, epochs 50, init_from a)"
     )
     assert run_title({"preset": "no-such/preset"}) is None
 

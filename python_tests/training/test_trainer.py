@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -283,9 +284,10 @@ def test_stopping_inside_an_epoch_keeps_its_numbers(tmp_path, monkeypatch):
         "from step 0 of 12",
         "from step 3 of 12",
     ]
-    assert lines[1] == "stopped in epoch 1: KeyboardInterrupt()"
-    assert [line.split(",")[0] for line in lines[3:5]] == ["epoch 1", "epoch 2"]
-    assert lines[5].startswith("finished: top1 ")
+    told = [line for line in lines if re.match("stopped|epoch |finished", line)]
+    assert told[0] == "stopped in epoch 1: KeyboardInterrupt()"
+    assert [line.split(",")[0] for line in told[1:3]] == ["epoch 1", "epoch 2"]
+    assert told[3].startswith("finished: top1 ")
 
 
 class StopAt:

@@ -117,11 +117,12 @@ def _no_preset(name: str) -> str:
         guess = nearest(name, preset_names())
         return f"--preset: {name!r} does not exist{guess}\n{_preset_list()}"
     own = [preset for preset in preset_names() if preset.startswith(f"{data_set}/")]
+    others = [other for other, found in there.items() if method in found]
+    guess = "" if others else nearest(name, own)
     text = (
-        f"--preset: {name!r} does not exist{nearest(name, own)}\n{data_set}/ has "
+        f"--preset: {name!r} does not exist{guess}\n{data_set}/ has "
         f"{', '.join(there[data_set])}"
     )
-    others = [other for other, found in there.items() if method in found]
     if others:
         text += (
             f"\n{method} is a preset of {', '.join(others)}; docs/photographs.md and "
