@@ -104,3 +104,29 @@ def test_info_takes_no_option(capsys):
         info.main(["--bogus"])
     assert status.value.code == 2
     assert "unrecognized arguments: --bogus" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("preset", "remedy"),
+    [
+        ("cifar100-lt/ce", "python -m s3h_ext.data download cifar100 --root "),
+        ("cifar10-lt/s3h-if10", "python -m s3h_ext.data download cifar10 --root "),
+        ("octmnist-lt/ce", "python -m s3h_ext.data download octmnist --root "),
+        ("imagenet-lt/ce", "docs/photographs.md says where they come from"),
+    ],
+)
+def test_data_that_are_not_there_come_with_what_to_do(
+    preset, remedy, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.delenv("S3H_DATA_ROOT", raising=False)
+    arguments = ["--preset", preset, "--output", str(tmp_path / "run")]
+    assert train.main(arguments) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: --data.root: expected the folder that holds")
+    assert remedy in printed
+    if "download" in remedy:
+        empty = tmp_path / "two words"
+        empty.mkdir()
+        assert train.main([*arguments, "--data.root", str(empty)]) == 2
+        assert f"{remedy}'{empty}'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
