@@ -6,10 +6,12 @@ Nothing here imports PyTorch, so ``--help`` and a wrong option need not wait for
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 SPLITS = ("test", "val", "train", "unused")
@@ -69,6 +71,7 @@ def evaluate_parser() -> Parser:
     parser.add_argument(
         "--output", type=Path, help="folder; RUN/evaluation-SPLIT if not set"
     )
+    _add_import(parser)
     return parser
 
 
@@ -97,6 +100,7 @@ def predict_parser() -> Parser:
     )
     parser.add_argument("--batch_size", type=int, default=64, help="images in one pass")
     _add_device(parser)
+    _add_import(parser)
     return parser
 
 
@@ -121,6 +125,7 @@ def export_parser() -> Parser:
         help="files or folders to check with; test images of the data set if not set",
     )
     _add_data(parser)
+    _add_import(parser)
     return parser
 
 
@@ -173,3 +178,24 @@ def _add_data(parser: Parser) -> None:
 
 def _add_device(parser: Parser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+
+
+def _add_import(parser: Parser) -> None:
+    parser.add_argument(
+        "--import",
+        dest="imported",
+        type=_module,
+        action="append",
+        metavar="MODULE",
+        help="module of the run's method, where that is your own; a run's folder runs "
+        "no code by itself",
+    )
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # a module may raise anything
+        raise argparse.ArgumentTypeError(
+            f"cannot import {name}: {type(error).__name__}: {error}"
+        ) from error

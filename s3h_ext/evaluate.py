@@ -22,6 +22,7 @@ from s3h_ext.ops.similarity import CPU
 from s3h_ext.training.checkpoint import CheckpointError
 from s3h_ext.training.evaluation import evaluate_method
 from s3h_ext.training.files import write_text
+from s3h_ext.training.finite import DivergedError
 from s3h_ext.training.loading import Run, load_run, split_images
 from s3h_ext.training.metrics import Evaluation
 from s3h_ext.training.precision import device_name
@@ -88,6 +89,7 @@ def _summary(
         "images": int(found.confusion[:, 2].sum()),
         **({"unreadable_images": len(left_out)} if files else {}),
         "epochs_done": run.epochs_done,
+        **({"steps_done": run.steps_done} if run.steps_done else {}),
         **{name: getattr(found, name) for name in _MEASURES},
         # Not a number where a confidence is none, and JSON knows no NaN.
         "calibration_error": error if math.isfinite(error) else None,
@@ -133,7 +135,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             images_column="evaluated_images",
         )
         write_text(folder / "metrics.json", json.dumps(summary, indent=2) + "\n")
-    except (CheckpointError, ValueError, TypeError, OSError, ImportError) as error:
+    except (
+        CheckpointError,
+        DivergedError,
+        ValueError,
+        TypeError,
+        OSError,
+        ImportError,
+    ) as error:
         print(f"error: {parser.as_typed(str(error))}", file=sys.stderr)
         return 2
     for path, reason in sorted(left_out.items()):

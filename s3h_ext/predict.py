@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import sys
@@ -26,6 +24,7 @@ from s3h_ext.training.checkpoint import CheckpointError
 from s3h_ext.training.files import write_pieces
 from s3h_ext.training.loading import Run, load_run
 from s3h_ext.training.precision import autocast
+from s3h_ext.training.table_files import format_row
 
 #: Of one image: its path, and either an error or (class, name, probability) by rank.
 Answer = tuple[str, str | None, list[tuple[int, str, float]]]
@@ -82,10 +81,7 @@ def _csv_rows(answers: Iterable[Answer], top: int) -> Iterator[list[Any]]:
 
 
 def _to_csv(answers: Iterable[Answer], top: int) -> Iterator[str]:
-    for row in _csv_rows(answers, top):
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(row)
-        yield text.getvalue()
+    return map(format_row, _csv_rows(answers, top))
 
 
 def _to_json(answers: Iterable[Answer]) -> Iterator[str]:

@@ -25,7 +25,7 @@ from s3h_ext.training.distributed import (
     join_world,
     leave,
 )
-from s3h_ext.training.meter import DivergedError
+from s3h_ext.training.finite import DivergedError
 from s3h_ext.training.option_names import as_typed
 from s3h_ext.training.options import OptionError, parse_options
 from s3h_ext.training.trainer import Trainer
@@ -81,8 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if world.first:
             print(
-                f"\nstopped in epoch {trainer.epochs_done + 1}; to go on, run the same "
-                f"command with --output {shlex.quote(str(output))} --resume",
+                f"\nstopped {trainer.place}; to go on, run the same command "
+                f"with --output {shlex.quote(str(output))} --resume",
                 file=sys.stderr,
             )
         return 130
@@ -90,6 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         saved = any(checkpoint_paths(trainer.checkpoints))
         last = "the last checkpoint is in" if saved else "there is no checkpoint yet in"
         print(f"error: {error}; {last} {output}", file=sys.stderr)
+        if isinstance(error, DivergedError) and saved:
+            print(
+                "--resume would go the same way again; a new run with a lower "
+                "--optim.lr or a longer --optim.warmup_epochs may not",
+                file=sys.stderr,
+            )
         return 1
     world.close()
     return 0

@@ -141,3 +141,77 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir()] == [kept.name]
     assert kept.read_bytes() == before
+
+
+def begun(folder, epochs_done, steps=3):
+    state = {"config": CONFIG, "unfinished_epoch": {"steps": steps}}
+    return save_checkpoint(folder, epochs_done, state)
+
+
+def test_a_state_inside_an_epoch_takes_no_whole_one_s_place(tmp_path):
+    def names():
+        return [path.name for path in checkpoint_paths(tmp_path)]
+
+    begun(tmp_path, 0)
+    assert names() == ["epoch_00000_and_more.pt"]
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    begun(tmp_path, 2)
+    begun(tmp_path, 2, steps=5)
+    assert names() == ["epoch_00002_and_more.pt", "epoch_00002.pt", "epoch_00001.pt"]
+    _, state = latest_checkpoint(tmp_path, CONFIG)
+    assert state["unfinished_epoch"]["steps"] == 5
+    save(tmp_path, 3)
+    assert names() == ["epoch_00003.pt", "epoch_00002.pt"]
+    # A damaged one that would come later is not taken for this one's successor.
+    begun(tmp_path, 3).write_bytes(b"")
+    assert begun(tmp_path, 2).is_file()
+
+
+def test_pytorch_s_own_error_is_that_of_the_disk(tmp_path, monkeypatch):
+    kept = save(tmp_path, 1)
+
+    def full(state, file):
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError:
+            raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904  # as PyTorch
+
+    monkeypatch.setattr(module.torch, "save", full)
+    with pytest.raises(OSError, match=r"No space left on device.*epoch_00002\.pt"):
+        save(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == [kept.name]
+
+    def broken(state, file):
+        raise RuntimeError("no disk's")
+
+    monkeypatch.setattr(module.torch, "save", broken)
+    with pytest.raises(RuntimeError, match="no disk's"):
+        save(tmp_path, 2)
+
+
+def test_precision_is_what_was_computed_in(tmp_path):
+    config = {**CONFIG, "precision": "auto"}
+    save_checkpoint(tmp_path, 1, {"config": config, "precision": "bf16"})
+    named = {**CONFIG, "precision": "bf16"}
+    for record in (config, named):
+        assert latest_checkpoint(tmp_path, record, "bf16") is not None
+        assert latest_checkpoint(tmp_path, record) is not None  # to be evaluated
+        with pytest.raises(CheckpointError, match="precision was 'bf16', is 'fp32'"):
+            latest_checkpoint(tmp_path, record, "fp32")
+    # An older one says what was asked for.
+    save_checkpoint(tmp_path, 2, {"config": config})
+    assert latest_checkpoint(tmp_path, config, "fp32") is not None
+    assert latest_checkpoint(tmp_path, CONFIG, "fp32") is not None
+    with pytest.raises(CheckpointError, match="precision was 'auto', is 'bf16'"):
+        latest_checkpoint(tmp_path, named, "bf16")
+
+
+def test_more_epochs_are_another_run(tmp_path):
+    save(tmp_path / "my run" / "checkpoints", 1)
+    with pytest.raises(
+        CheckpointError, match=r"epochs was 200.*--init_from '.*my run'"
+    ):
+        latest_checkpoint(tmp_path / "my run" / "checkpoints", {**CONFIG, "epochs": 4})
+    with pytest.raises(CheckpointError, match="another --output$"):
+        latest_checkpoint(tmp_path / "my run" / "checkpoints", {**CONFIG, "seed": 1})

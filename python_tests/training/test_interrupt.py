@@ -40,3 +40,29 @@ def test_a_finished_run_has_its_report_though_it_was_to_stop(tmp_path, monkeypat
         pytest.fail("the signal ended it")
     assert (tmp_path / "report.html").exists()
     assert (tmp_path / "per_class.csv").exists()
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_stop_in_the_last_evaluation_comes_too_late(tmp_path, monkeypatch, last):
+    options = "--preset digits-lt/ce --model.backbone resnet20 --epochs 2 --device cpu"
+    options += " --batch_size 489 --precision fp32 --report false"
+    config, record, _ = parse_options(options.split())
+    trainer = Trainer(config, record, tmp_path)
+    evaluate, done = trainer.evaluate, []
+
+    def stop_in_it(split):
+        done.append(1)
+        if len(done) == 1 + last:
+            signal.raise_signal(signal.SIGTERM)
+        return evaluate(split)
+
+    monkeypatch.setattr(trainer, "evaluate", stop_in_it)
+    if last:
+        trainer.fit()
+        assert (tmp_path / "summary.json").is_file()
+        return
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    # Epoch 2 was never begun.
+    assert trainer.place == "after epoch 1"
+    assert "stopped after epoch 1: Key" in (tmp_path / "train.log").read_text()

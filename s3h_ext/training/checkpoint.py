@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -16,9 +18,11 @@ from torch import Tensor
 from s3h_ext.data.pickles import brief
 from s3h_ext.training.audit import audit_checkpoint, is_plain
 from s3h_ext.training.config import TrainConfig
+from s3h_ext.training.files import open_new
 
 FORMAT = "s3h_ext-checkpoint-1"
 KEEP = 2
+_MORE = "_and_more"
 
 # What may differ between the run that wrote a checkpoint and the run that goes on.
 FREE_KEYS = frozenset(
@@ -106,14 +110,19 @@ def _sync_folder(folder: Path) -> None:
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:
-    """Return the checkpoints in ``folder``, the newest first."""
+    """Return the checkpoints in ``folder``, the newest first.
+
+    ``epoch_00002.pt`` is the state after epoch 2; ``epoch_00002_and_more.pt`` is a
+    later one, before epoch 3 has its results.
+    """
     return sorted(folder.glob("epoch_*.pt"), reverse=True)
 
 
 def save_checkpoint(folder: Path, epochs_done: int, state: Mapping[str, Any]) -> Path:
     """Write ``state`` as ``folder/epoch_NNNNN.pt`` and keep the last two.
 
-    A state inside an epoch takes the name of the last whole one and its place.
+    A state behind which there is no whole epoch (``unfinished_epoch``) has a name of
+    its own, and is kept beside the two until the epoch after them is whole.
 
     The file gets its name only when all of it is on the disk, so a reader never sees a
     part of one, whenever the process or the machine stops.
@@ -122,22 +131,43 @@ def save_checkpoint(folder: Path, epochs_done: int, state: Mapping[str, Any]) ->
         OSError: the disk is full or the folder not writable; what was there stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"epoch_{epochs_done:05d}.pt"
+    more = _MORE if state.get("unfinished_epoch") else ""
+    path = folder / f"epoch_{epochs_done:05d}{more}.pt"
     partial = path.with_suffix(".partial")
     try:
-        with partial.open("wb") as file:
+        with open_new(partial) as file:
             torch.save({"format": FORMAT, "epochs_done": epochs_done, **state}, file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if (cause := _os_error(error)) is None:
+            raise
+        if cause.filename is None:  # a write that fails does not say where
+            cause.filename = str(path)
+        raise cause from None
     _sync_folder(folder)
+    begun = set(folder.glob(f"epoch_*{_MORE}.pt"))
+    whole = [old for old in checkpoint_paths(folder) if old not in begun]
     # Older checkpoints, and what a killed process left half-written.
-    for old in [*checkpoint_paths(folder)[KEEP:], *folder.glob("*.partial")]:
+    for old in [*whole[KEEP:], *begun - {path}, *folder.glob("*.partial")]:
         old.unlink()
     return path
+
+
+def drop_unfinished(folder: Path) -> None:
+    """Delete the state behind which there is no whole epoch, if there is one."""
+    for path in folder.glob(f"epoch_*{_MORE}.pt"):
+        path.unlink()
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """Return the error of the system behind another one: PyTorch hides it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -177,20 +207,36 @@ def sound_checkpoints(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def latest_checkpoint(
-    folder: Path, record: Mapping[str, Any]
+    folder: Path, record: Mapping[str, Any], precision: str | None = None
 ) -> tuple[Path, dict[str, Any]] | None:
     """Return the newest sound checkpoint in ``folder``; ``None`` without any.
+
+    Args:
+        folder: of the checkpoints.
+        record: options of the run that takes it.
+        precision: that it computes in, ``"fp32"`` or ``"bf16"``, to train on; not set,
+            precision does not matter.
 
     Raises:
         CheckpointError: there are checkpoints and all are damaged, or the newest sound
             one belongs to a run with other options.
     """
     for path, state in sound_checkpoints(folder):
-        wrong = differences(state["config"], record)
+        default = {"precision": _defaults()["precision"]}
+        saved, current = {**default, **state["config"]}, {**default, **record}
+        if precision is None:
+            current["precision"] = saved["precision"]
+        elif "precision" in state:  # "auto" is not the same everywhere
+            saved["precision"], current["precision"] = state["precision"], precision
+        wrong = differences(saved, current)
         if wrong:
+            longer = any(name.startswith("epochs was") for name in wrong)
             raise CheckpointError(
                 f"{path}: written by a run with other options: {'; '.join(wrong)}. "
                 "Give the same options, or another --output"
+                + longer
+                * f". To train longer on its network, begin a new run from it "
+                f"when it is finished: --init_from {shlex.quote(str(folder.parent))}"
             )
         return path, state
     if checkpoint_paths(folder):

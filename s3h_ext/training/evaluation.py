@@ -12,6 +12,7 @@ from s3h_ext.data import Batch
 from s3h_ext.data.decode import UnreadableImageError
 from s3h_ext.methods import Method
 from s3h_ext.training.distributed import World
+from s3h_ext.training.finite import DivergedError
 from s3h_ext.training.metrics import Evaluation, evaluate_predictions
 from s3h_ext.training.precision import autocast
 
@@ -28,8 +29,8 @@ def predict_batches(
     precision: str,
     device: torch.device,
     predict: Predict | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return true classes, predicted classes and confidences, each ``[N]``.
+) -> tuple[np.ndarray, ...]:
+    """Return true and predicted classes, confidences and if logits are finite, ``[N]``.
 
     Args:
         method: left in the mode, training or evaluation, that it is in.
@@ -41,20 +42,22 @@ def predict_batches(
     predict = predict or method.predict
     # Kept on the device to the end: no batch waits for its results.
     empty = torch.zeros(0, dtype=torch.int64, device=device)
-    found: list[tuple[Tensor, Tensor, Tensor]] = [(empty, empty, empty.float())]
+    found: list[tuple[Tensor, ...]] = [(empty, empty, empty.float(), empty.bool())]
     training = method.training
     method.eval()
     with torch.inference_mode(), autocast(precision, device, cache=False):
         for batch in batches:
             logits = predict(batch.images[0]).float()  # [B, C]
             confidence = (logits.amax(1) - logits.logsumexp(1)).exp()
-            found.append((batch.labels, logits.argmax(1), confidence))
+            finite = logits.isfinite().all(1)
+            found.append((batch.labels, logits.argmax(1), confidence, finite))
     method.train(training)
-    truth, predicted, confidence = map(torch.cat, zip(*found, strict=True))
+    truth, predicted, confidence, sound = map(torch.cat, zip(*found, strict=True))
     return (
         truth.cpu().numpy(),
         predicted.cpu().numpy(),
         confidence.cpu().numpy(),
+        sound.cpu().numpy(),
     )
 
 
@@ -80,13 +83,19 @@ def evaluate_method(
         predict: in place of the method's own.
 
     Raises:
+        DivergedError: the logits of some image are not finite.
         UnreadableImageError: no image could be read.
     """
     found = predict_batches(
         method, batches, precision=precision, device=device, predict=predict
     )
     parts = (world or World()).gather(found)
-    truth, predicted, confidence = map(np.concatenate, zip(*parts, strict=True))
+    truth, predicted, confidence, sound = map(np.concatenate, zip(*parts, strict=True))
     if not len(truth):
         raise UnreadableImageError("evaluation: no image of the split could be read")
+    if not sound.all():
+        raise DivergedError(
+            f"evaluation: the logits of {(~sound).sum()} of {len(sound)} images are "
+            "not finite"
+        )
     return evaluate_predictions(truth, predicted, confidence, class_counts)

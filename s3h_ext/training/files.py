@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing: the name appears when the content is complete."""
-    write_pieces(path, [content])
+    """Write a whole file or nothing: the name appears when the content is complete.
+
+    Raises:
+        OSError: the disk is full or the folder not writable; what was there stays.
+    """
+    try:
+        write_pieces(path, [content])
+    except BaseException:
+        with suppress(OSError):
+            _partial(path).unlink(missing_ok=True)
+        raise
 
 
 def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
@@ -18,10 +29,41 @@ def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
     What there is when ``pieces`` raise is left in a file whose name ends in
     ``.partial``.
     """
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.writelines(pieces)
-    os.replace(partial, path)
+    partial = _partial(path)
+    try:
+        with open_new(partial) as file:
+            file.writelines(pieces)
+        os.replace(partial, path)
+    except OSError as error:
+        if error.filename is None:  # a write that fails does not say where
+            error.filename = str(path)
+        raise
+
+
+def open_new(path: Path) -> IO[bytes]:
+    """Open a file to write it anew, in place of a link of its name.
+
+    A folder from somebody else may hold links to what is not theirs.
+    """
+    if path.is_symlink():
+        path.unlink()
+    return open(path, "wb", opener=_no_link)
+
+
+def open_to_append(path: Path) -> IO[str]:
+    r"""Open a text file to write on at its end; a link of its name is refused.
+
+    What is no UTF-8 in the name of a file or class is written out, as ``\udce9``.
+    """
+    return open(path, "a", encoding="utf-8", errors="backslashreplace", opener=_no_link)
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -199,6 +199,7 @@ class Run:
         method: with the weights of the newest checkpoint, averaged ones where the run
             has them (``optim.ema_decay``), in evaluation mode.
         epochs_done: whole epochs behind those weights.
+        steps_done: steps of the epoch after them, where a run was stopped inside it.
         device: where the method is.
         precision: ``"fp32"`` or ``"bf16"``.
     """
@@ -208,6 +209,7 @@ class Run:
     card: DatasetCard
     method: Method
     epochs_done: int
+    steps_done: int
     device: torch.device
     precision: str
 
@@ -220,7 +222,8 @@ class Run:
 def load_run(folder: Path, *, device: str = "auto") -> Run:
     """Load a run's method and weights from its folder.
 
-    The images are not needed, unless the run was made before ``dataset.json`` was.
+    The images are not needed, unless the run was made before ``dataset.json`` was. No
+    code is run that the folder names: a method of your own has to be imported before.
 
     Args:
         folder: as ``python -m s3h_ext.train`` left it.
@@ -247,6 +250,11 @@ def load_run(folder: Path, *, device: str = "auto") -> Run:
     if found is None:
         raise FileNotFoundError(f"run: {folder} has no checkpoint")
     path, state = found
+    epochs_done, steps_done = state["epochs_done"], 0
+    if unfinished := state.get("unfinished_epoch"):
+        whole = unfinished["steps"] == unfinished.get("of")  # it was not evaluated yet
+        epochs_done += whole
+        steps_done = 0 if whole else unfinished["steps"]
     card = read_card(folder) or DatasetCard.of(open_dataset(config.data))
     dataset = card.stand_in()
     method = config.method
@@ -263,7 +271,8 @@ def load_run(folder: Path, *, device: str = "auto") -> Run:
         config=config,
         card=card,
         method=method.eval(),
-        epochs_done=state["epochs_done"],
+        epochs_done=epochs_done,
+        steps_done=steps_done,
         device=place,
         precision=resolve_precision(config.precision, place),
     )

@@ -11,10 +11,7 @@ import torch
 from torch import Tensor
 
 from s3h_ext.training.distributed import World
-
-
-class DivergedError(RuntimeError):
-    """A loss term is no longer a finite number; the message names it and the step."""
+from s3h_ext.training.finite import DivergedError
 
 
 class EpochMeter:
@@ -63,13 +60,18 @@ class EpochMeter:
         """Seconds of the epoch so far, those before an interruption included."""
         return self._earlier_seconds + time.perf_counter() - self._started
 
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint inside the epoch keeps, of all processes."""
+    def state(self, of: int) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the epoch, for all processes.
+
+        Args:
+            of: steps that the epoch has.
+        """
         sums = self._sums
         return {
             "names": self._names,
             "sums": None if sums is None else self._world.mean(sums).cpu(),
             "steps": self.steps,
+            "of": of,
             "images": self._world.sum(self.images),
             "seconds": self.seconds,
         }

@@ -11,7 +11,11 @@ from s3h_ext.training.config import OptimConfig
 
 
 def parameter_groups(module: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
-    """Return groups of what is trained: with weight decay and, if asked, without."""
+    """Return groups of what is trained: with weight decay and, if asked, without.
+
+    Without it are batch norm's parameters and biases, which have one dimension. The
+    prototypes of PSC are decayed as weights are; the loss sees their directions alone.
+    """
     decayed: list[nn.Parameter] = []
     exempt: list[nn.Parameter] = []
     for parameter in module.parameters():

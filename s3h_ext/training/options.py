@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 import textwrap
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import yaml
 
 from s3h_ext import methods
 from s3h_ext.methods.base import ClassifierMethod
-from s3h_ext.training import plain_yaml
+from s3h_ext.training import classes, plain_yaml
 from s3h_ext.training.config import OptimConfig, TrainConfig
 from s3h_ext.training.option_names import (
     as_typed,
@@ -31,13 +33,14 @@ OTHER_FACTORS = (50, 10)
 # The data sets that are cut to a factor; others come as they are.
 CUT = ("cifar", "octmnist")
 METHOD = "s3h_ext.methods.Baseline"
+_GROUPS = [f.name for f in fields(TrainConfig) if is_dataclass(f.default_factory)]
 
 # When a class changes, the parser keeps the options that the new one has too, such as
 # the temperature of Hybrid for S3H. With this one between them it keeps none.
 _NoOptions = type(
     "_NoOptions",
     (ClassifierMethod,),
-    dict.fromkeys(ClassifierMethod.__abstractmethods__),
+    {"__module__": __name__, **dict.fromkeys(ClassifierMethod.__abstractmethods__)},
 )
 
 
@@ -168,6 +171,9 @@ def parse_options(
     Another class of method starts from its own defaults. Without ``--preset`` and
     ``--config`` it is the built-in job, ``digits-lt/hybrid-psc``.
 
+    A file runs no code: it may name the methods of ``s3h_ext`` and those of modules
+    that are imported already. A class after ``--method`` is imported.
+
     Args:
         arguments: as on the command line, without the program's name.
 
@@ -201,13 +207,15 @@ def parse_options(
     if chosen.preset is not None:
         arguments = [*preset_arguments(chosen.preset), *arguments]
 
+    _import_classes(arguments)
     method = None
     try:
-        namespace = parser.parse_args(_with_fresh_methods(arguments))
-        method = namespace.method.as_dict()
-        _refuse_null(method)
-        record = yaml.safe_load(parser.dump(namespace))
-        parts = vars(parser.instantiate(namespace))
+        with classes.known_classes_only():
+            namespace = parser.parse_args(_with_fresh_methods(arguments))
+            method = namespace.method.as_dict()
+            _refuse_null(method)
+            record = yaml.safe_load(parser.dump(namespace))
+            parts = vars(parser.instantiate(namespace))
         parts = {k: v for k, v in parts.items() if k not in ("config", "resume")}
         config = TrainConfig(**parts)
     except argparse.ArgumentError as error:
@@ -271,22 +279,75 @@ def _refuse_null(method: object, prefix: str = "method") -> None:
             _refuse_null(value, f"{prefix}.{name}")
 
 
+def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield each argument, and the option and value that it begins, if it does."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        yield argument, name, value if equals else following
+
+
+def _import_classes(arguments: Sequence[str]) -> None:
+    """Import the classes after ``--method``; refuse files that name other files.
+
+    Raises:
+        OptionError: a class cannot be imported, or such a file.
+    """
+    for _, name, value in _pairs(arguments):
+        if name == "--config":
+            _check_groups(value)
+            continue
+        for option, class_path in _named_classes(name, value):
+            module = class_path.rpartition(".")[0]
+            try:
+                importlib.import_module(module)
+            except Exception as error:  # a module may raise anything
+                missing = isinstance(error, ModuleNotFoundError) and error.name
+                if option != "method" and f"{module}.".startswith(f"{missing}."):
+                    continue  # any value with a dot in it
+                raise OptionError(
+                    f"{option}: {class_path} cannot be imported: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+
+
+def _check_groups(value: str) -> None:
+    """Refuse a file that names another one where its options are to be."""
+    try:
+        content = _content(value)
+    except (OSError, ValueError, yaml.YAMLError):
+        return  # the parser says why
+    if not isinstance(content, Mapping):
+        return
+    for name, part in content.items():
+        if name == "config" or (name in _GROUPS and not isinstance(part, Mapping)):
+            raise OptionError(
+                f"{name}: expected the options themselves, got {part!r}; a file of "
+                "options names no other one"
+            )
+
+
+def _content(value: str) -> object:
+    """Return what ``--config`` is given: the content of a file, or of the value."""
+    path = Path(value)
+    text = path.read_text(encoding="utf-8") if path.is_file() else value
+    return plain_yaml.load_yaml(text)
+
+
 def _with_fresh_methods(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with a method's old options dropped where its class changes.
 
     The same goes for a method inside of another.
     """
     result: list[str] = []
-    classes = {"method": METHOD}
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, equals, value = argument.partition("=")
-        for option, class_path in _named_classes(name, value if equals else following):
-            if classes.get(option, class_path) != class_path:
+    chosen = {"method": METHOD}
+    for argument, name, value in _pairs(arguments):
+        for option, class_path in _named_classes(name, value):
+            if chosen.get(option, class_path) != class_path:
                 result += [f"--{option}", f"{__name__}.{_NoOptions.__name__}"]
-                inside = [key for key in classes if key.startswith(f"{option}.")]
+                inside = [key for key in chosen if key.startswith(f"{option}.")]
                 for key in inside:
-                    del classes[key]
-            classes[option] = class_path
+                    del chosen[key]
+            chosen[option] = class_path
         result.append(argument)
     return result
 
@@ -295,9 +356,7 @@ def _named_classes(name: str, value: str) -> Iterator[tuple[str, str]]:
     """Yield the options of methods that an argument sets, and their classes."""
     try:
         if name == "--config":
-            path = Path(value)
-            text = path.read_text(encoding="utf-8") if path.is_file() else value
-            content = plain_yaml.load_yaml(text)
+            content = _content(value)
             if isinstance(content, Mapping):
                 yield from _classes_in("method", content.get("method"))
         elif name.split(".")[0] == "--method":
@@ -332,6 +391,8 @@ def _cut(message: str, limit: int = 2000) -> str:
 
 def _explain(message: str, parser: jsonargparse.ArgumentParser) -> str:
     """Add the nearest valid name to a message of the parser."""
+    if denied := classes.explain(message):
+        return denied
     options = [
         key for key, _ in parser.get_defaults().items() if not key.startswith("method.")
     ]

@@ -14,6 +14,7 @@ import numpy as np
 
 from s3h_ext.training.files import write_text
 from s3h_ext.training.metrics import Calibration, Evaluation, Metrics, metrics_of_cells
+from s3h_ext.training.table_files import format_rows, plain_text
 
 __all__ = ["RunResults", "read_results", "write_evaluation"]
 
@@ -197,11 +198,7 @@ def _number(text: str) -> float:
 
 
 def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    write_text(path, format_rows([header, *rows]))
 
 
 def _read(
@@ -214,13 +211,15 @@ def _read(
         raise ValueError(f"{path}: not UTF-8 text: {error}") from None
     rows = csv.reader(io.StringIO(text), strict=True)
     try:
-        columns = next(rows, [])
+        columns = list(map(plain_text, next(rows, [])))
         missing = [name for name in header if name not in columns]
         if missing:
             raise ValueError(
                 f"expected the columns {', '.join(header)}, got none called "
                 f"{', '.join(missing)}"
             )
-        return [parse(dict(zip(columns, row, strict=True))) for row in rows]
+        return [
+            parse(dict(zip(columns, map(plain_text, row), strict=True))) for row in rows
+        ]
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{path}: line {max(rows.line_num, 1)}: {error}") from None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from s3h_ext.data.files import printable
-from s3h_ext.training.files import write_text
+from s3h_ext.training.files import open_to_append, write_text
 from s3h_ext.training.metrics import FEW_BELOW, MANY_ABOVE
+from s3h_ext.training.table_files import format_rows
 
 Row = Mapping[str, float | int | None]
 
@@ -51,10 +51,7 @@ class RunLog:
         )
         self._rows.extend(history)
         self._write_csv()
-        # The names of files need not be UTF-8.
-        self._log = (folder / "train.log").open(
-            "a", encoding="utf-8", errors="backslashreplace"
-        )
+        self._log = open_to_append(folder / "train.log")
 
     def step(
         self, epoch: int, loss: float | None, images_per_second: float | None
@@ -81,11 +78,8 @@ class RunLog:
     def _write_csv(self) -> None:
         # Not every epoch is evaluated, so the columns are those of all rows together.
         columns = list(dict.fromkeys(name for row in self._rows for name in row))
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, columns)
-        writer.writeheader()
-        writer.writerows(self._rows)
-        write_text(self._folder / "metrics.csv", text.getvalue())
+        rows = ([row.get(name) for name in columns] for row in self._rows)
+        write_text(self._folder / "metrics.csv", format_rows([columns, *rows]))
 
     def note(self, text: str) -> None:
         """Append a line with the local time to ``train.log``."""
@@ -100,8 +94,11 @@ class RunLog:
     def close(self) -> None:
         """Close the bar, the log and the event file."""
         self._bar.close()
-        self._log.close()
-        self._tensorboard.close()
+        # Of a full disk the line that found it full has told.
+        with suppress(OSError):
+            self._log.close()
+        with suppress(OSError):
+            self._tensorboard.close()
 
 
 class SilentLog(RunLog):

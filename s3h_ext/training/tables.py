@@ -19,7 +19,9 @@ import yaml
 
 from s3h_ext import methods
 from s3h_ext.training.checkpoint import with_defaults
+from s3h_ext.training.files import write_bytes
 from s3h_ext.training.options import parse_options, preset_names
+from s3h_ext.training.plain_yaml import load_yaml
 
 __all__ = [
     "Published",
@@ -213,7 +215,7 @@ def _read_run(folder: Path) -> Run | None:
     """The run in ``folder``; None where it belongs to no preset."""
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        options = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        options = load_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
         preset = options["preset"]
     except (ValueError, KeyError, TypeError, OSError, yaml.YAMLError) as error:
         raise ValueError(f"{folder}: not a finished run: {error}") from error
@@ -340,7 +342,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.legend(loc="outside upper left", ncols=2, frameon=False)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, metadata={"Software": None})
+    write_bytes(path, picture.getvalue())
 
 
 def _dataset(row: Row) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from s3h_ext.training.average import WeightAverage
 from s3h_ext.training.card import read_card, write_card
 from s3h_ext.training.checkpoint import (
     CheckpointError,
+    drop_unfinished,
     latest_checkpoint,
     rng_state,
     save_checkpoint,
@@ -30,6 +31,7 @@ from s3h_ext.training.consistency import check_options
 from s3h_ext.training.distributed import AgreedStop, World
 from s3h_ext.training.evaluation import evaluate_method
 from s3h_ext.training.files import write_text
+from s3h_ext.training.finite import DivergedError, check_finite, spoiled
 from s3h_ext.training.interrupt import StopRequest
 from s3h_ext.training.leaving import leave_results
 from s3h_ext.training.loading import build_network, open_dataset, take_weights
@@ -88,9 +90,11 @@ class Trainer:
             check_free(output)
         elif world.first and output.is_dir():
             lock_folder(output)  # before its checkpoints are read
-        found = latest_checkpoint(self.checkpoints, self.record) if resume else None
         self.device = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
+        found = None
+        if resume:
+            found = latest_checkpoint(self.checkpoints, self.record, self.precision)
         self.dataset = dataset or open_dataset(config.data)
         self.dataset_given = dataset is not None
         data = config.data
@@ -109,6 +113,7 @@ class Trainer:
         if found is None:  # a checkpoint has it all, and the files may have moved
             self.first_stage = take_weights(model, config, self.record, self.dataset)
         self.method.build(model, self.dataset)
+        self._unset = frozenset(spoiled({"method": self.method.state_dict()}))
         # The stubs of torch lack this overload.
         self.method.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         world.prepare(self.method, config.distributed, self.device)
@@ -145,6 +150,7 @@ class Trainer:
         self.best_top1: float | None = None
         self._evaluated: dict[str, Evaluation] = {}  # with the newest weights
         self._progress = 0.0  # of the newest epoch that was begun
+        self._inside = False  # of an epoch
         self.train_seconds = 0.0  # inside training steps
         self.run_seconds = 0.0  # everything, over all parts of an interrupted run
         self._clock = time.perf_counter()
@@ -199,13 +205,20 @@ class Trainer:
         """The split that epochs are compared on: held-out images if there are any."""
         return "val" if self.dataset.val is not None else "test"
 
+    @property
+    def place(self) -> str:
+        """Where the training is, as in ``"in epoch 3"``."""
+        if self._inside:
+            return f"in epoch {self.epochs_done + 1}"
+        return f"after epoch {self.epochs_done}" if self.epochs_done else "at the start"
+
     def fit(self) -> dict[str, Any]:
         """Train to the last epoch and return the summary, which is also written.
 
         Raises:
             KeyboardInterrupt: on SIGINT or SIGTERM, after the step that was under way
                 and a checkpoint; at once on a SIGINT after that.
-            DivergedError: a loss term is not finite.
+            DivergedError: a loss term, a weight or a logit is not finite.
             LostProcessError: another process of the run has ended or hangs.
         """
         try:
@@ -258,7 +271,8 @@ class Trainer:
                     )
             log.note(f"finished: top1 {test.top1:.2f} on the test split")
         except (Exception, KeyboardInterrupt) as error:
-            log.note(f"stopped in epoch {self.epochs_done + 1}: {error!r}")
+            with suppress(OSError):  # it may be what ends the run
+                log.note(f"stopped {self.place}: {error!r}")
             raise
         finally:
             log.close()
@@ -282,10 +296,11 @@ class Trainer:
             row.update(self._evaluate_epoch())
         self.history.append(row)
         self.epochs_done = epoch + 1
+        self._inside = False
         self._note_left_out(log)
-        # Once, for a stop in between would go without its checkpoint; and in the last
-        # epoch too, for all processes ask together.
-        stopping = stop.requested
+        # Once, for a stop in between would go without its checkpoint. In the last epoch
+        # all processes ask together too, and end what is nearly over.
+        stopping = stop.requested and not last
         if due or stopping:
             self._save()
         log.epoch(row)
@@ -343,6 +358,7 @@ class Trainer:
             KeyboardInterrupt: ``stop`` was requested; a checkpoint was written.
         """
         config, steps = self.config, self.source.steps_per_epoch
+        self._inside = True
         self._progress = progress = epoch / config.epochs
         meter = EpochMeter(self.device, epoch, self.unfinished_epoch, self.world)
         self.unfinished_epoch = None
@@ -373,7 +389,13 @@ class Trainer:
     def _evaluate_epoch(self) -> dict[str, float | None]:
         split = self.selection_split
         self._settle()
-        metrics = self.evaluate(split)
+        try:
+            metrics = self.evaluate(split)
+        except DivergedError:
+            # What was saved before the evaluation is of no use.
+            if self.world.first:
+                drop_unfinished(self.checkpoints)
+            raise
         self._evaluated = {split: metrics}
         if self.best_top1 is None or metrics.top1 > self.best_top1:
             self.best_top1 = metrics.top1
@@ -416,21 +438,30 @@ class Trainer:
                 log.note(f"left out: {path}: {met[path]}")
 
     def _save(self, meter: EpochMeter | None = None) -> None:
-        """Write a checkpoint; inside an epoch ``meter`` says how far that has come."""
+        """Write a checkpoint; inside an epoch ``meter`` says how far that has come.
+
+        Raises:
+            DivergedError: the state is not finite, and nothing was written.
+        """
         self.run_seconds = time.perf_counter() - self._clock
         self._settle()
-        unfinished = None if meter is None else meter.state()
+        steps = self.source.steps_per_epoch
+        trained = {
+            "unfinished_epoch": None if meter is None else meter.state(steps),
+            "method": self.method.state_dict(),
+            "optimizer": optimizer_state(self.optimizer),
+            "average": None if self.average is None else self.average.state_dict(),
+        }
+        check_finite(trained, self.place, self._unset)  # in all processes
         if not self.world.first:
             return
         save_checkpoint(
             self.checkpoints,
             self.epochs_done,
             {
-                "unfinished_epoch": unfinished,
+                **trained,
                 "config": self.record,
-                "method": self.method.state_dict(),
-                "optimizer": optimizer_state(self.optimizer),
-                "average": None if self.average is None else self.average.state_dict(),
+                "precision": self.precision,
                 "rng": rng_state(self.device),
                 "history": self.history,
                 "best_top1": self.best_top1,

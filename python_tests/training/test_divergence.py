@@ -1,0 +1,162 @@
+"""A run that diverges ends so, and leaves what can be used."""
+
+import json
+
+import pytest
+import torch
+
+from s3h_ext.evaluate import main as evaluate
+from s3h_ext.methods import Baseline
+from s3h_ext.train import main
+from s3h_ext.training.checkpoint import checkpoint_paths, load_checkpoint
+from s3h_ext.training.finite import check_finite, spoiled
+from s3h_ext.training.loading import load_run
+
+STEPS = 2
+QUICK = (
+    "--preset digits-lt/ce --model.backbone resnet20 --data.imbalance 100 "
+    "--batch_size 200 --epochs 3 --device cpu --precision fp32 --report false"
+).split()
+
+
+def run(folder, *arguments):
+    return main([*QUICK, "--output", str(folder), *arguments])
+
+
+def names(folder):
+    return [path.name for path in checkpoint_paths(folder / "checkpoints")]
+
+
+@pytest.fixture
+def after_step(monkeypatch):
+    """Lets a test do something to the method behind the update of a step."""
+
+    def set_to(step, change):
+        done = []
+
+        def spoil(method):
+            done.append(1)
+            if len(done) == step:
+                with torch.no_grad():
+                    change(method)
+
+        monkeypatch.setattr(Baseline, "after_step", spoil)
+
+    return set_to
+
+
+def spoil_weight(method):
+    next(method.model.classifier.parameters())[0, 0] = torch.nan
+
+
+def spoil_statistics(method):
+    buffer = dict(method.model.named_buffers())
+    next(b for n, b in buffer.items() if n.endswith("running_var"))[0] = torch.inf
+
+
+def spoil_logits(method):  # with finite weights
+    for parameter in method.model.classifier.parameters():
+        parameter.fill_(3e38)
+
+
+# The last step of an epoch, and the last of all.
+@pytest.mark.parametrize(
+    ("spoil", "step", "every"),
+    [
+        (spoil_weight, 2 * STEPS, "1"),
+        (spoil_statistics, 3 * STEPS, "1"),
+        (spoil_logits, 3 * STEPS, "1"),
+        (spoil_weight, 2 * STEPS, "2"),
+    ],
+)
+def test_the_last_update_of_an_epoch_spoils_no_checkpoint(
+    tmp_path, capsys, after_step, spoil, step, every
+):
+    after_step(step, spoil)
+    assert run(tmp_path, "--checkpoint_every", every) == 1
+    error = capsys.readouterr().err
+    assert "finite" in error
+    # From the last one everything is finite.
+    kept = checkpoint_paths(tmp_path / "checkpoints")
+    for path in kept:
+        state = load_checkpoint(path)
+        assert not list(spoiled({k: state[k] for k in ("method", "optimizer")}))
+        assert not state["unfinished_epoch"]
+    assert ("--resume would go the same way again" in error) == bool(kept)
+    assert not (tmp_path / "summary.json").exists()
+    if every == "1":
+        assert kept[0].name == f"epoch_{step // STEPS - 1:05d}.pt"
+        assert load_run(tmp_path, device="cpu").epochs_done == step // STEPS - 1
+        after_step(0, spoil)  # as on another machine
+        assert run(tmp_path, "--resume") == 0
+        assert json.loads((tmp_path / "summary.json").read_text())["epochs"] == 3
+
+
+def test_a_last_step_that_diverges_leaves_no_results(tmp_path, capsys):
+    arguments = "--epochs 1 --optim.lr 1e30 --optim.warmup_epochs 0".split()
+    arguments += ["--optim.schedule", "constant"]
+    assert run(tmp_path, "--batch_size", "1000", *arguments) == 1
+    assert "finite" in capsys.readouterr().err
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_older_epochs_survive(tmp_path):
+    """The two that are kept are of different epochs, whatever is saved between them."""
+    assert run(tmp_path) == 0
+    assert names(tmp_path) == ["epoch_00003.pt", "epoch_00002.pt"]
+    new, old = (
+        load_checkpoint(path)["method"]["model.classifier.weight"]
+        for path in checkpoint_paths(tmp_path / "checkpoints")
+    )
+    assert not torch.equal(new, old)
+
+
+def test_an_evaluation_says_how_far_its_weights_are(tmp_path, monkeypatch, capsys):
+    predict, done = Baseline.predict, []
+
+    def fail(method, images):
+        done.append(1)
+        if len(done) == 2:
+            raise OSError("no image")
+        return predict(method, images)
+
+    monkeypatch.setattr(Baseline, "predict", fail)
+    arguments = ["--data.val_fraction", "0.2", "--eval_batch_size", "1000"]
+    assert run(tmp_path, *arguments) == 1
+    assert names(tmp_path) == ["epoch_00001_and_more.pt", "epoch_00001.pt"]
+    assert evaluate([str(tmp_path), "--device", "cpu"]) == 0
+    measured = tmp_path / "evaluation-test" / "metrics.json"
+    assert json.loads(measured.read_text())["epochs_done"] == 2
+    path = checkpoint_paths(tmp_path / "checkpoints")[0]
+    state = load_checkpoint(path)
+    state["unfinished_epoch"]["steps"] = 1  # stopped inside of it
+    torch.save(state, path)
+    assert evaluate([str(tmp_path), "--device", "cpu"]) == 0
+    found = json.loads(measured.read_text())
+    assert (found["epochs_done"], found["steps_done"]) == (1, 1)
+    path.unlink()
+    assert evaluate([str(tmp_path), "--device", "cpu"]) == 0
+    found = json.loads(measured.read_text())
+    assert found["epochs_done"] == 1
+    assert "steps_done" not in found
+
+
+def test_an_old_run_with_spoiled_weights_is_evaluated_as_such(tmp_path, capsys):
+    assert run(tmp_path, "--epochs", "1") == 0
+    for path in checkpoint_paths(tmp_path / "checkpoints"):
+        state = load_checkpoint(path)
+        state["method"]["model.classifier.weight"][0, 0] = torch.nan
+        torch.save(state, path)
+    assert evaluate([str(tmp_path), "--device", "cpu"]) == 2
+    assert "logits of" in capsys.readouterr().err
+    assert not (tmp_path / "evaluation-test").exists()
+
+
+def test_what_is_unset_at_first_is_no_divergence(tmp_path):
+    state = {"a": torch.tensor([torch.nan]), "b": torch.zeros(1)}
+    check_finite(state, "here", frozenset({"a"}))
+    with pytest.raises(RuntimeError, match="a is not finite here"):
+        check_finite(state, "here")
+    cws = "--preset digits-lt/cws --epochs 1".split()
+    assert run(tmp_path, *cws) == 0  # whose history has no number yet
+    assert list(spoiled(load_checkpoint(checkpoint_paths(tmp_path / "checkpoints")[0])))

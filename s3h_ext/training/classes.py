@@ -1,0 +1,80 @@
+"""Which classes a file of options may name: those that are there already.
+
+The parser of options imports whatever class a file names, and to import a module is to
+run it. So while it parses, it may import the methods that this process knows and
+nothing else: those of ``s3h_ext``, and those of modules that the caller has imported,
+or named on the command line.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from jsonargparse import _common, set_parsing_settings
+
+from s3h_ext.methods import Method
+
+__all__ = ["explain", "known_classes_only"]
+
+_DENIED = re.compile(r"Importing '([\w.]+)' is not allowed")
+
+
+def _with_subclasses(base: type) -> Iterator[type]:
+    yield base
+    subclasses: list[type] = base.__subclasses__()
+    for each in subclasses:
+        yield from _with_subclasses(each)
+
+
+def _known_names() -> Iterator[str]:
+    """Yield the import paths of the methods that are defined in this process.
+
+    A class has several where a package passes on what a module of it defines.
+    """
+    for each in _with_subclasses(Method):
+        parts = each.__module__.split(".")
+        for length in range(1, len(parts) + 1):
+            module = ".".join(parts[:length])
+            found = getattr(sys.modules.get(module), each.__qualname__, None)
+            if found is each:
+                yield f"{module}.{each.__qualname__}"
+
+
+@contextmanager
+def known_classes_only() -> Iterator[None]:
+    """While entered, jsonargparse imports the known methods and nothing else.
+
+    Its settings are the process's; those of the caller's own parsers come back.
+    """
+    settings = _common.parsing_settings
+    before = dict(settings)
+    try:
+        # Only what is allowed below counts, not what the caller allows.
+        settings["import_path_verdicts"] = {}
+        set_parsing_settings(
+            import_path_denylist=["*"],
+            import_path_allowlist=sorted(_known_names()),
+            instantiate_subclass_spec_in_any=False,
+        )
+        yield
+    finally:
+        settings.update(before)
+
+
+def explain(message: str) -> str | None:
+    """Return what to say where the parser was about to import another class."""
+    found = _DENIED.search(message)
+    if found is None:
+        return None
+    name, module = found[1], found[1].rpartition(".")[0]
+    if module in sys.modules:
+        return f"method: {name} is no subclass of s3h_ext.methods.Method"
+    return (
+        f"method: {name} is not one of s3h_ext's, and its module is not imported. A "
+        "file of options imports nothing, for that would run its code. If you trust "
+        f"it: --method {name} for train, --import {module} for evaluate, predict and "
+        "export; from Python, import it first"
+    )

@@ -1,0 +1,48 @@
+"""A training that goes on has finite numbers in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+__all__ = ["DivergedError", "check_finite", "spoiled"]
+
+
+class DivergedError(RuntimeError):
+    """Numbers of the training are no longer finite; the message names which ones."""
+
+
+def spoiled(state: object, prefix: str = "") -> Iterator[str]:
+    """Yield the names of the tensors in nested state that are not finite.
+
+    Example:
+        >>> import torch
+        >>> list(spoiled({"a": torch.ones(2), "b": [torch.tensor(torch.nan)]}))
+        ['b.0']
+    """
+    if isinstance(state, Tensor):
+        if not bool(state.isfinite().all()):
+            yield prefix
+    elif isinstance(state, (Mapping, list, tuple)):
+        items = state.items() if isinstance(state, Mapping) else enumerate(state)
+        for name, part in items:
+            yield from spoiled(part, f"{prefix}.{name}" if prefix else str(name))
+
+
+def check_finite(
+    state: Mapping[str, object], where: str, unset: frozenset[str] = frozenset()
+) -> None:
+    """Refuse to keep a state that nothing can be trained on from.
+
+    Args:
+        state: of a checkpoint.
+        where: the training is, for the message.
+        unset: names of what is no number before the training has filled it in.
+
+    Raises:
+        DivergedError: a tensor of the state is not finite.
+    """
+    name = next((name for name in spoiled(state) if name not in unset), None)
+    if name is not None:
+        raise DivergedError(f"{name} is not finite {where}")
