@@ -143,7 +143,8 @@ def save_checkpoint(folder: Path, epochs_done: int, state: Mapping[str, Any]) ->
     except BaseException as error:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-        if (cause := _os_error(error)) is None:
+        cause = _os_error(error) if isinstance(error, Exception) else None
+        if cause is None:
             raise
         if cause.filename is None:  # a write that fails does not say where
             cause.filename = str(path)

@@ -206,10 +206,10 @@ def _read(
 ) -> list[_T]:
     """Return what ``parse`` makes of each row; ``header`` has to be in the file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode()  # as it is: a name may hold a line's end
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text: {error}") from None
-    rows = csv.reader(io.StringIO(text), strict=True)
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         columns = list(map(plain_text, next(rows, [])))
         missing = [name for name in header if name not in columns]

@@ -27,11 +27,12 @@ def format_row(cells: Iterable[Any]) -> str:
         '\'=1+1,-1,"a,b"\n'
     """
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerow(
+    # With both in the end of a line, text that has one of them is quoted.
+    csv.writer(text, lineterminator="\r\n").writerow(
         f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
         for cell in cells
     )
-    return text.getvalue()
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def format_rows(rows: Iterable[Iterable[Any]]) -> str:
