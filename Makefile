@@ -146,7 +146,7 @@ $(STAMPS)/build: $(STAMPS)/base $(STAMPS)/config $(NATIVE) \
 	@touch $@
 
 SETTING = $(S3H_CUDA) $(S3H_WERROR) $(TORCH_CUDA_ARCH_LIST) $(NVCC_CCBIN) \
-	$(CMAKE_ARGS) $(if $(filter environment,$(origin CXX)),$(CXX)) $(CURDIR)
+	$(CMAKE_ARGS) $(if $(filter default,$(origin CXX)),,$(CXX)) $(CURDIR)
 # Changes when the build would come out otherwise with the same sources: another
 # setting, or a checkout that was moved together with its environment.
 $(STAMPS)/config: $(STAMPS)/base FORCE

@@ -110,6 +110,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "--output: expected another folder than the run's own, which holds the "
             f"results of its training, got {printable(folder)}"
         )
+    if options.output is None and folder.is_symlink():
+        parser.error(
+            f"--output: {printable(folder)} is a link, which is not followed; name the "
+            "folder that you mean"
+        )
     try:
         CPU.require()
         run = load_run(options.run, device=options.device)

@@ -44,6 +44,9 @@ def restart(arguments: Sequence[str]) -> None:
         arguments: of the program; ``--device`` and ``--config`` among them say where it
             will run.
     """
+    given = sys.argv[1:]
+    if sys.orig_argv[len(sys.orig_argv) - len(given) :] != given:
+        return  # another program runs this one inside of its process
     if not sys.executable or _on_gpu(arguments, os.environ):
         return
     environment = asking(os.environ)

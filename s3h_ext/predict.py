@@ -22,6 +22,7 @@ from s3h_ext.data.pictures import Preprocessing, find_pictures, read_picture
 from s3h_ext.ops.similarity import CPU
 from s3h_ext.training.checkpoint import CheckpointError
 from s3h_ext.training.files import write_pieces
+from s3h_ext.training.finite import DivergedError
 from s3h_ext.training.loading import Run, load_run
 from s3h_ext.training.precision import autocast
 from s3h_ext.training.table_files import format_row
@@ -58,6 +59,11 @@ def predict(
             batch = torch.cat(images).to(run.device)
             with torch.inference_mode(), autocast(run.precision, run.device):
                 probabilities = run.method.predict(batch).float().softmax(1)  # [B, C]
+            if not bool(probabilities.isfinite().all()):
+                raise DivergedError(
+                    f"{run.folder}: its network's logits are not finite; the run has "
+                    "diverged"
+                )
             values, classes = (part.tolist() for part in probabilities.topk(top))
             found = [
                 [(c, card.classes[c], p) for c, p in zip(*row, strict=True)]
@@ -154,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for piece in coded:
                 sys.stdout.buffer.write(piece)
             sys.stdout.flush()
-    except OSError as error:
+    except (DivergedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if failed:

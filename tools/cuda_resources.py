@@ -26,8 +26,6 @@ MAY_SPILL = {
     # alive: some addresses do not fit into registers.
     ("scores_backward<Bf16, false>", ""),
     ("scores_backward<Fp16, false>", ""),
-    # The row scales are four registers too many, 48 bytes.
-    ("scores_backward<Fp16, true>", "sm_80"),
     # At most 80 bytes, on architectures that the kernels were not fitted to.
     *(
         (f"scores_backward<{element}, true>", arch)

@@ -16,7 +16,8 @@
 #   full     without a limit: all benchmarks, and the tests that compile
 #
 # OUT       folder of the logs and tables (default: gpu-results); at most 8 files a stage
-# PLAYED=1  a CPU takes the part of the GPU: tries this script, measures nothing
+# PLAYED=1  a CPU takes the part of the GPU: tries this script, measures nothing; needs
+#           something called nvidia-smi, ncu and compute-sanitizer on the PATH
 #
 # Status: 0; 1 where a step failed; 3 where there are no kernels that load, which ends
 # the visit at once.
@@ -184,7 +185,7 @@ stage_a() {
   measure similarity 80
   measure views 45
   measure prototypes 30
-  step 170 tests.txt "$0" test-files "not compile_full_graph"
+  step 170 tests.txt tools/gpu_evidence.sh test-files "not compile_full_graph"
   grep -E '^python_tests.*status|^FAILED' "$out/tests.txt" | head -n 40
   # Whether a kernel's message is seen though it ends in a trap.
   step 20 sanitizer.txt "$python" tools/gpu_evidence_times.py stop --device $device
@@ -196,6 +197,7 @@ stage_a() {
     "$python" tools/gpu_evidence_times.py profile --device $device
   grep -E '^ +[a-z].*\(|Duration|Compute \(SM\) Thr|L1/TEX Cache Thr|Issue Slots Busy' \
     "$out/ncu.txt" | head -n 40
+  sanitizer synccheck
 }
 
 # Of photographs, whose files the GPU decodes; DALI takes some 200 MB.
@@ -230,7 +232,10 @@ stage_batch() {
   mkdir "$runs"
   for part in "$out" $packed; do
     if [ -f "$part/runs.tgz.aa" ]; then
-      cat "$part"/runs.tgz.* | tar xz -C "$runs"
+      if ! cat "$part"/runs.tgz.* | tar xz -C "$runs"; then
+        echo "gpu-evidence: $part/runs.tgz.* are not whole; nothing was changed" >&2
+        exit 1
+      fi
       break
     fi
   done
@@ -242,15 +247,19 @@ stage_batch() {
   for part in "$runs"/*/summary.json; do
     [ ! -f "$part" ] || rm -rf "${part%/*}/checkpoints"
   done
-  rm -f "$out"/runs.tgz.*
-  tar cz -C "$runs" . | split -b 15m - "$out/runs.tgz."
+  if tar cz -C "$runs" . | split -b 15m - "$out/new.tgz."; then
+    rm -f "$out"/runs.tgz.*
+    for part in "$out"/new.tgz.*; do mv "$part" "$out/runs.tgz.${part##*.}"; done
+  else
+    failed+=("packing the runs")
+  fi
   tail -n 12 "$out/batch.txt"
 }
 
 stage_full() {
   setup
   local m=("$python" -m)
-  step 3600 tests-compiled.txt "$0" test-files compile_full_graph
+  step 3600 tests-compiled.txt tools/gpu_evidence.sh test-files compile_full_graph
   local name
   for name in similarity_cuda views_cuda prototypes_cuda; do
     step 3600 $name.txt "${m[@]}" benchmarks.$name --device $device --output "$out" \
@@ -264,7 +273,7 @@ stage_full() {
 }
 
 start=$SECONDS
-[ $# -gt 0 ] || { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' tools/gpu_evidence.sh >&2; exit 2; }
 if [ "$1" = test-files ]; then # a step of its own, so that it can be ended
   trap 'cat "$scratch"/*.log; rm -rf "$scratch"' EXIT
   test_files "$2"

@@ -253,29 +253,37 @@ def profile(device: torch.device) -> None:
     ours(moved(make_work("photos", 256 if gpu else 2), device))()
 
 
+def _sanitize_similarity(
+    shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device
+) -> None:
+    n, m, depth = shape
+    q = torch.randn(n, depth, device=device).to(dtype).requires_grad_()
+    k = torch.randn(m, depth, device=device).to(dtype).requires_grad_()
+    y, x = (torch.arange(size, device=device) % 3 for size in (n, m))
+    unit = F.normalize(q.float(), dim=1).to(dtype)
+    similarity_logsumexp(unit, temperature=TAU, assume_normalized=True).sum().backward()
+    same = {"query_labels": y, "same_label_bias": 0.5}
+    similarity_logsumexp(
+        q, temperature=TAU, key_bias=y.float(), **same
+    ).sum().backward()
+    similarity_logsumexp(
+        *(q, k),
+        temperature=TAU,
+        key_labels=x,
+        self_index=y % m,
+        key_bias=x.float(),
+        **same,
+    ).sum().backward()
+    class_sum_dots(q, k, query_classes=y, key_classes=x, num_classes=3).sum().backward()
+
+
 def sanitize(device: torch.device) -> None:
     """Every family at small odd shapes, for compute-sanitizer."""
-    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
-        for n, m, depth in ((65, 130, 7), (129, 70, 136)):
-            q = torch.randn(n, depth, device=device).to(dtype).requires_grad_()
-            k = torch.randn(m, depth, device=device).to(dtype).requires_grad_()
-            y, x = (torch.arange(size, device=device) % 3 for size in (n, m))
-            unit = F.normalize(q.float(), dim=1).to(dtype)
-            similarity_logsumexp(
-                unit, temperature=TAU, assume_normalized=True
-            ).sum().backward()
-            similarity_logsumexp(
-                *(q, k),
-                temperature=TAU,
-                query_labels=y,
-                key_labels=x,
-                self_index=y,
-                same_label_bias=0.5,
-                key_bias=x.float(),
-            ).sum().backward()
-            class_sum_dots(
-                q, k, query_classes=y, key_classes=x, num_classes=3
-            ).sum().backward()
+    for deterministic in (True, False):
+        torch.use_deterministic_algorithms(deterministic)
+        for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+            for shape in ((1, 1, 1), (65, 130, 7), (129, 70, 136)):
+                _sanitize_similarity(shape, dtype, device)
     rows = [torch.randn(6, 20, device=device), torch.zeros(6, 20, device=device)]
     update_prototypes_(
         torch.randn(50, 20, device=device),

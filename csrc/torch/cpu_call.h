@@ -5,12 +5,15 @@
 
 #include <algorithm>
 
+#include "../cpu/dispatch.h"
 #include "../cpu/similarity.h"
 #include "tensors.h"
 
 namespace s3h::stable {
 
 inline cpu::Threads torch_threads() {
+  // Here, for an error inside of parallel_for loses its message.
+  cpu::dispatch_level();
   const int64_t count = torch::stable::get_num_threads();
   return {count,
           [count](int64_t begin, int64_t end, const cpu::RangeFunction& body) {

@@ -94,14 +94,20 @@ def _parser() -> argparse.ArgumentParser:
 
 def _show(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     # Presets are a matter of training, which imports this package.
+    from s3h_ext.data.feed import Feed
     from s3h_ext.data.show import draw_views
     from s3h_ext.ops.similarity import CPU
+    from s3h_ext.training.distributed import World
     from s3h_ext.training.loading import open_dataset
     from s3h_ext.training.options import parse_options
+    from s3h_ext.training.reading import read_once
 
     CPU.require()
     config, _, _ = parse_options(arguments)
     dataset = open_dataset(config.data)
+    if config.data.unreadable == "skip":  # what a training would begin with
+        feed = Feed("auto", config.data.workers, "skip")
+        dataset = read_once(dataset, feed, World())
     streams = config.method.streams()
     if options.recipe:
         leader = options.recipe[0]

@@ -29,10 +29,10 @@ class FileSource:
 
     Draws are those of :class:`~.resident.ResidentSource`: functions of (seed, epoch,
     stream, image, how often that image was drawn before in the epoch, view), whatever
-    decodes. An image is decoded once for all its views and streams of a step, those it
-    is mixed into too. Views have the files' ``side``, unless their recipe has a size of
-    its own. Where images that cannot be read are left out, nothing is mixed in in the
-    place of one.
+    decodes. An image is decoded once for all its views and streams of a step, including
+    the views it is mixed into. Views have the files' ``side``, unless their recipe has
+    a size of its own. Where images that cannot be read are left out, a view whose
+    partner is one of them is not mixed.
 
     With several processes a step's images are dealt out among them in stretches whose
     sizes differ by at most one; together they draw what one process draws, but for
@@ -113,18 +113,13 @@ class FileSource:
             UnreadableImageError: an image could not be read and the policy is
                 ``"error"``, or no image at all can be.
         """
-        if not 0 <= epoch < self.epochs:
-            raise ValueError(f"epoch: expected 0 <= epoch < {self.epochs}, got {epoch}")
-        if not 0 <= start_step <= self.steps_per_epoch:
-            raise ValueError(
-                f"start_step: expected 0 .. {self.steps_per_epoch}, got {start_step}"
-            )
+        self._check_position(epoch, start_step)
         return self._steps(epoch, start_step)
 
     def crops(self, epoch: int, step: int) -> dict[str, ViewSpec]:
         """Describes the crops that a step's views, of this process, are made of.
 
-        Their images are decoded for it, and have to be readable.
+        Their images are decoded for it.
 
         Args:
             epoch: In [0, epochs).
@@ -132,16 +127,31 @@ class FileSource:
 
         Returns:
             By stream, the crops ``[V, B]``, or ``[4 V, B]`` of montages.
+
+        Raises:
+            ValueError: an argument is out of range.
+            UnreadableImageError: one of the images cannot be read.
         """
+        self._check_position(epoch, step)
         span, orders, found = self._span(step), self._orders(epoch), {}
         for name, stream in self.streams.items():
             indices, repeats = (part[span] for part in orders[stream.follows or name])
             needed = indices.unique().numpy()
             (images,) = self._decoder.images([needed], len(needed))
             shown = DecodedImages(needed, images)
+            if not bool(shown.readable(indices).all()):
+                raise UnreadableImageError(f"an image of {name!r} cannot be read")
             view = self._views(name, repeats)
             found[name] = self._describe(name, epoch, indices, indices, view, shown)
         return found
+
+    def _check_position(self, epoch: int, step: int) -> None:
+        if not 0 <= epoch < self.epochs:
+            raise ValueError(f"epoch: expected 0 <= epoch < {self.epochs}, got {epoch}")
+        if not 0 <= step <= self.steps_per_epoch:
+            raise ValueError(
+                f"start_step: expected 0 .. {self.steps_per_epoch}, got {step}"
+            )
 
     def fallbacks(self) -> dict[str, tuple[int, int]]:
         """Counts the crops whose box is the fallback of its constraint.
@@ -219,6 +229,8 @@ class FileSource:
                     mix = mix.select(place - span.start)
                 elif mix is not None:
                     mix = self._mix(name, epoch, step, order, place)
+                    for index in mix.partners.flatten():
+                        shown = self._tried(index, shown)
                 indices, repeats = order[0][place], order[1][place]
                 batches[name] = self._batch(name, epoch, indices, repeats, shown, mix)
             # Photographs at their own size: not to be kept while the next are decoded.
@@ -240,12 +252,17 @@ class FileSource:
         total = len(self._labels)
         for place in range(span.stop, span.stop + total):
             index = order[place % total]
-            if not bool(shown.readable(index)):
-                (images,) = self._decoder.images([index[None].numpy()], 1)
-                shown = shown.with_one(int(index), images[0])
+            shown = self._tried(index, shown)
             if bool(shown.readable(index)):
                 return torch.tensor([place % total]), shown
         raise UnreadableImageError(f"none of the {total} training images can be read")
+
+    def _tried(self, index: Tensor, shown: DecodedImages) -> DecodedImages:
+        """Decodes one more image, if it is not there yet."""
+        if bool(shown.readable(index)):
+            return shown
+        (images,) = self._decoder.images([index[None].numpy()], 1)
+        return shown.with_one(int(index), images[0])
 
     def _batch(
         self,

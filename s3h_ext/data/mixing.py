@@ -99,8 +99,8 @@ class Mixing:
         sampler: how the image mixed in is drawn from all training images:
             ``"class-balanced"`` as in CMO, ``"instance-balanced"`` (every image alike),
             ``"square-root"`` or ``"progressive"``.
-        unit: what draws anew whether to mix, the weight and the place of the box: each
-            ``"image"``, or each ``"batch"``. Partners are drawn for each image.
+        unit: whether each ``"image"`` or each ``"batch"`` has its own decision to mix,
+            weight and position of the box. Partners are drawn for each image.
         start: share of the training before which nothing is mixed.
         end: share from which on nothing is; 0.985 is epoch 197 of 200.
 

@@ -34,7 +34,7 @@ def classes_by_size(
     Args:
         counts: Images of each class, int64 ``[C]``.
         names: Of the classes.
-        limit: How many of each end; all are shown where they are not more than twice.
+        limit: How many of each end; up to twice as many classes are all shown.
 
     Example:
         >>> classes_by_size(np.array([5, 9, 2]), ["cat", "dog", "owl"], limit=1)

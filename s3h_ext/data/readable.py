@@ -73,7 +73,7 @@ def without_unreadable(
     Args:
         dataset: Of files; returned as it is where there are no names.
         names: Of training images, relative to their root. A name that is not there
-            changes nothing.
+            leaves nothing out, and is still listed in ``unreadable``.
 
     Returns:
         The data set, with the names in ``unreadable``.

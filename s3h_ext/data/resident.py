@@ -29,7 +29,8 @@ class ResidentSource:
     Every draw is a function of (seed, epoch, stream, image, how often that image was
     drawn before in the epoch, view): neither the batch size nor the step the epoch was
     entered at matters. Streams are numbered in the order of ``streams``. A montage
-    alone depends on its batch: it shows crops of several of the batch's images.
+    depends on its batch: it shows crops of several of the batch's images. With
+    ``Mixing(unit="batch")``, what a batch shares is a function of its step.
 
     With several processes, each renders its part of the batch that one would: the parts
     of a step follow each other in the order of the ranks, and their sizes differ by at
@@ -281,7 +282,9 @@ class _DrawnStream:
                 epoch=self._epoch,
                 index=indices,
                 view=view,
-                step=steps.repeat_interleave(sizes)[part].to(indices.device),
+                step=steps.repeat_interleave(sizes)[part].to(
+                    indices.device, non_blocking=True
+                ),
                 stream=self._number,
                 progress=self._epoch / source.epochs,
             )

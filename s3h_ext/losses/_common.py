@@ -192,6 +192,21 @@ def check_weight(weight: Tensor | None, logits: Tensor) -> Tensor | None:
     return weight.to(logits.dtype)
 
 
+def check_shares(name: str, shares: Tensor, logits: Tensor) -> Tensor:
+    """Returns one number for each row of logits ``[N, C]``, in their type."""
+    check_tensor(name, shares)
+    if not shares.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {shares.dtype}")
+    if shares.shape != logits.shape[:1]:
+        raise ValueError(
+            f"{name} must have shape ({logits.shape[0]},), one for each row of logits, "
+            f"got {tuple(shares.shape)}"
+        )
+    if shares.device != logits.device:
+        raise ValueError(f"{name} must be on {logits.device}, got {shares.device}")
+    return shares.to(logits.dtype)
+
+
 def flatten_views(
     features: Tensor, labels: Tensor, num_classes: int | None
 ) -> tuple[Tensor, Tensor]:

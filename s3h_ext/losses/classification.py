@@ -21,6 +21,7 @@ from s3h_ext.losses._common import (
     check_labels,
     check_logits,
     check_number,
+    check_shares,
     check_weight,
 )
 
@@ -84,15 +85,18 @@ def _counts(class_counts: Counts) -> Tensor:
     return counts
 
 
-def _cross_entropy(logits: Tensor, labels: Labels) -> tuple[Tensor, Tensor]:
+def _cross_entropy(
+    logits: Tensor, labels: Labels, name: str = "labels"
+) -> tuple[Tensor, Tensor]:
     """Returns ``[N]`` losses, 0 for rows without a class, and which rows have one."""
     if isinstance(labels, MixedLabels):
-        first, whole = _cross_entropy(logits, labels.first)
-        second, other = _cross_entropy(logits, labels.second)
+        first, whole = _cross_entropy(logits, labels.first, "labels.first")
+        second, other = _cross_entropy(logits, labels.second, "labels.second")
         counted = whole & other
-        rows = torch.lerp(second, first, labels.weight.to(first.dtype))
+        weight = check_shares("labels.weight", labels.weight, logits)
+        rows = torch.lerp(second, first, weight)
         return rows.where(counted, 0), counted
-    labels = check_labels("labels", labels, logits, "logits", logits.shape[1])
+    labels = check_labels(name, labels, logits, "logits", logits.shape[1])
     counted = labels >= 0
     targets = labels.masked_fill(~counted, -100)
     rows = F.cross_entropy(logits, targets, reduction="none", ignore_index=-100)

@@ -7,6 +7,7 @@ are not.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -141,6 +142,8 @@ def read_card(folder: Path) -> DatasetCard | None:
         card = DatasetCard(**fields)
         if len(card.classes) != len(card.train_images) or len(card.image_shape) != 3:
             raise ValueError("the fields do not fit together")
+        for name in card.classes:
+            os.fsencode(name)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: {type(error).__name__}: {error}") from None
     return card

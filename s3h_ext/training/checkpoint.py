@@ -153,7 +153,7 @@ def save_checkpoint(folder: Path, epochs_done: int, state: Mapping[str, Any]) ->
     begun = set(folder.glob(f"epoch_*{_MORE}.pt"))
     whole = [old for old in checkpoint_paths(folder) if old not in begun]
     # Older checkpoints, and what a killed process left half-written.
-    for old in [*whole[KEEP:], *begun - {path}, *folder.glob("*.partial")]:
+    for old in [*whole[KEEP:], *begun - {path}, *folder.glob("epoch_*.partial")]:
         old.unlink()
     return path
 
@@ -192,6 +192,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: epochs_done: expected a whole number, got {brief(epochs_done)}"
         )
+    if not isinstance(state.get("method"), dict):
+        raise CheckpointError(f"{path}: method: expected named tensors")
     config = state.get("config")
     if not isinstance(config, dict) or not is_plain(config):
         raise CheckpointError(f"{path}: config: expected nested options")

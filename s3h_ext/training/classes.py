@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import re
 import sys
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 
 from jsonargparse import _common, set_parsing_settings
 
@@ -29,12 +31,26 @@ def _with_subclasses(base: type) -> Iterator[type]:
         yield from _with_subclasses(each)
 
 
+def _with_options(base: type) -> Iterator[type]:
+    """Yield a class, its subclasses, and the data classes that their options are."""
+    for each in _with_subclasses(base):
+        yield each
+        try:
+            hints = typing.get_type_hints(each.__init__)  # type: ignore[misc]
+        except Exception:  # names that only type checkers know
+            continue
+        for hint in hints.values():
+            for part in (hint, *typing.get_args(hint)):
+                if isinstance(part, type) and is_dataclass(part):
+                    yield part
+
+
 def _known_names() -> Iterator[str]:
-    """Yield the import paths of the methods that are defined in this process.
+    """Yield the import paths of the methods in this process, and of their options.
 
     A class has several where a package passes on what a module of it defines.
     """
-    for each in _with_subclasses(Method):
+    for each in _with_options(Method):
         parts = each.__module__.split(".")
         for length in range(1, len(parts) + 1):
             module = ".".join(parts[:length])

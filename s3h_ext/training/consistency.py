@@ -23,6 +23,7 @@ from s3h_ext.methods import (
     Method,
     TauNormalization,
 )
+from s3h_ext.methods.base import ClassifierMethod
 from s3h_ext.training.config import TrainConfig
 from s3h_ext.training.options import parse_options, short_warmup
 
@@ -85,6 +86,12 @@ def _late(config: TrainConfig) -> Iterator[str]:
                 )
     last = (epochs - 1) / epochs  # the progress of the last epoch
     for prefix, method in _nested(config.method):
+        mixing = method.mixing if isinstance(method, ClassifierMethod) else None
+        if mixing and not any(mixing.active(e / epochs) for e in range(epochs)):
+            yield (
+                f"{prefix}.mixing: no epoch of {run} begins in [{mixing.start:g}, "
+                f"{mixing.end:g}), so nothing is mixed"
+            )
         if isinstance(method, Baseline) and method.reweight_from > last:
             yield (
                 f"{prefix}.reweight_from: no epoch of {run} begins at "

@@ -7,12 +7,14 @@ import fcntl
 from pathlib import Path
 from typing import IO
 
+from s3h_ext.training.files import open_to_append
+
 __all__ = ["FILE", "lock_folder", "unlock_folder"]
 
 FILE = ".lock"
 _TAKEN = (errno.EACCES, errno.EAGAIN)
 # A lock is the process's, and closing any file of it ends it: there is one of a folder.
-_held: dict[Path, IO[bytes]] = {}
+_held: dict[Path, IO[str]] = {}
 
 
 def lock_folder(folder: Path) -> None:
@@ -30,7 +32,7 @@ def lock_folder(folder: Path) -> None:
     folder = folder.resolve()
     if folder in _held:
         return
-    file = (folder / FILE).open("ab")
+    file = open_to_append(folder / FILE)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -42,21 +42,21 @@ def check_card(folder: Path, dataset: LongTailDataset) -> None:
         )
 
 
-def check_together(
-    world: World, epochs_done: int, unfinished: Mapping[str, Any] | None, folder: Path
-) -> None:
+def check_together(world: World, state: Mapping[str, Any] | None, folder: Path) -> None:
     """Refuse processes that go on from different places.
 
     Args:
         world: the processes of the run.
-        epochs_done: whole epochs in this process's checkpoint.
-        unfinished: what that keeps of an epoch it is inside of.
+        state: this process's checkpoint, if it found one.
         folder: of the checkpoints.
 
     Raises:
         CheckpointError: some process is elsewhere.
     """
-    places = world.gather((epochs_done, unfinished["steps"] if unfinished else 0))
+    unfinished = state and state["unfinished_epoch"]
+    places = world.gather(
+        (state["epochs_done"] if state else 0, unfinished["steps"] if unfinished else 0)
+    )
     if len(set(places)) > 1:
         found = "; ".join(f"epoch {done}, step {step}" for done, step in places)
         raise CheckpointError(

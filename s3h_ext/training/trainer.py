@@ -95,6 +95,8 @@ class Trainer:
         found = None
         if resume:
             found = latest_checkpoint(self.checkpoints, self.record, self.precision)
+            # Before anything else is done together.
+            check_together(world, found and found[1], self.checkpoints)
         self.dataset = dataset or open_dataset(config.data)
         self.dataset_given = dataset is not None
         data = config.data
@@ -168,10 +170,6 @@ class Trainer:
                 check_free(output)  # again: nobody else can begin a run here now
         if found is not None:
             self._resume(*found)
-        if resume:
-            check_together(
-                world, self.epochs_done, self.unfinished_epoch, self.checkpoints
-            )
         recorder = choose_recorder(
             config.graphs,
             self.device,
@@ -293,7 +291,7 @@ class Trainer:
         # An evaluation that fails, or is killed, costs no training.
         row.update(self.train_epoch(epoch, log, stop, save=due and evaluated))
         if evaluated:
-            row.update(self._evaluate_epoch())
+            row.update(self._evaluate_epoch(saved=due))
         self.history.append(row)
         self.epochs_done = epoch + 1
         self._inside = False
@@ -386,14 +384,14 @@ class Trainer:
         self.images_trained += images
         return {"lr": rate, **means, "images_per_second": images / seconds}
 
-    def _evaluate_epoch(self) -> dict[str, float | None]:
+    def _evaluate_epoch(self, *, saved: bool = False) -> dict[str, float | None]:
         split = self.selection_split
         self._settle()
         try:
             metrics = self.evaluate(split)
         except DivergedError:
             # What was saved before the evaluation is of no use.
-            if self.world.first:
+            if saved and self.world.first:
                 drop_unfinished(self.checkpoints)
             raise
         self._evaluated = {split: metrics}
