@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -70,6 +71,21 @@ def test_results_of_the_training_are_not_overwritten(digits_run, name, capsys):
     assert status.value.code == 2
     assert "error: --output: expected " in capsys.readouterr().err
     assert (digits_run / "per_class.csv").read_bytes() == before
+
+
+def test_a_folder_of_results_that_is_a_link_is_not_followed(
+    digits_run, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(digits_run, run)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (run / "evaluation-test").symlink_to(elsewhere)
+    with pytest.raises(SystemExit) as status:
+        main([str(run)])
+    assert status.value.code == 2
+    assert "is a link" in capsys.readouterr().err
+    assert not any(elsewhere.iterdir())
 
 
 def test_no_image_in_a_batch(digits_run, tmp_path, capsys):

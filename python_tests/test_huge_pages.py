@@ -69,6 +69,14 @@ def test_a_decision_is_left_alone(kernel, environment):
     assert huge_pages.asking(environment) is None
 
 
+def test_a_program_that_runs_this_one_is_not_started_again(kernel, monkeypatch):
+    kernel("madvise")
+    monkeypatch.setattr(sys, "orig_argv", ["python", "host.py"])
+    monkeypatch.setattr(sys, "argv", ["train", "--device", "cpu"])
+    monkeypatch.setattr(os, "execve", lambda *arguments: pytest.fail("started again"))
+    huge_pages.restart(sys.argv[1:])
+
+
 def test_it_takes_a_kernel_and_a_library_that_can(kernel, monkeypatch):
     for mode, wanted in (("always", True), ("madvise", True), ("never", False)):
         kernel(mode)

@@ -447,6 +447,38 @@ def test_nothing_is_mixed_in_for_an_image_that_cannot_be_read(tmp_path):
     assert {int(index) for index in mixed.indices.flatten()} <= readable
 
 
+def test_what_stands_in_for_an_unreadable_image_is_mixed_by_its_address(tmp_path):
+    grow(tmp_path, (9, 2))
+    grow(tmp_path, (1, 1), split="test")
+    grow_bad(tmp_path)
+    data = load_dataset("folder", root=tmp_path, size=16)
+    mix = Mixing(probability=1.0, sampler="instance-balanced")
+
+    def shown(batch_size):
+        source = FileSource(
+            data.train,
+            {"mixed": Stream(recipe=RESIZED, mixing=mix)},
+            PillowDecoder(data.train, Unreadable("skip")),
+            num_classes=2,
+            mean=data.mean,
+            std=data.std,
+            batch_size=batch_size,
+            epochs=1,
+            seed=0,
+        )
+        found = {}
+        for batch in (step["mixed"] for step in source.epoch(0)):
+            partners, weights = batch.mixed.indices[0], batch.mixed.weights[0]
+            for place, index in enumerate(batch.indices.tolist()):
+                found[index] = int(partners[place]), float(weights[place])
+        return found
+
+    together = shown(len(data.train))
+    assert any(weight < 1 for _, weight in together.values())
+    for batch_size in (1, 2, 5):  # some hold no image that can be read
+        assert shown(batch_size) == together
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -30,8 +30,8 @@ def test_every_kind_of_tensor_passes(tmp_path):
     state["empty"] = torch.zeros(0, 3)
     state["parameter"] = torch.nn.Parameter(torch.ones(2))
     state["module"] = torch.nn.BatchNorm1d(2).state_dict()
-    path = save_checkpoint(tmp_path, 1, {"config": {"seed": 1}, "state": state})
-    loaded = load_checkpoint(path)["state"]
+    path = save_checkpoint(tmp_path, 1, {"config": {"seed": 1}, "method": state})
+    loaded = load_checkpoint(path)["method"]
     assert torch.equal(loaded["view"], state["view"])
     assert loaded["module"].keys() == state["module"].keys()
 
@@ -99,9 +99,9 @@ def test_overlapping_records_are_refused(tmp_path):
         audit_checkpoint(tmp_path / "file")
 
 
-@pytest.mark.parametrize("missing", ["config", "epochs_done"])
-def test_without_options_or_epoch_it_is_no_checkpoint(tmp_path, missing):
-    values = {"config": {"seed": 1}} | {missing: None}
+@pytest.mark.parametrize("missing", ["config", "epochs_done", "method"])
+def test_without_what_every_one_has_it_is_no_checkpoint(tmp_path, missing):
+    values = {"config": {"seed": 1}, "method": {}} | {missing: None}
     path = save_checkpoint(tmp_path, 1, values)
     with pytest.raises(CheckpointError, match=rf"{missing}: expected .*"):
         load_checkpoint(path)

@@ -23,7 +23,7 @@ def save(folder, epochs_done):
     return save_checkpoint(
         folder,
         epochs_done,
-        {"config": CONFIG, "weights": torch.full((5000,), epochs_done)},
+        {"config": CONFIG, "method": {"weights": torch.full((5000,), epochs_done)}},
     )
 
 
@@ -37,7 +37,7 @@ def test_the_last_two_are_kept(tmp_path):
     path, state = latest_checkpoint(tmp_path, CONFIG)
     assert path.name == "epoch_00010.pt"
     assert state["epochs_done"] == 10
-    assert (state["weights"] == 10).all()
+    assert (state["method"]["weights"] == 10).all()
 
 
 def test_nothing_there_is_no_error(tmp_path):
@@ -144,7 +144,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
 
 
 def begun(folder, epochs_done, steps=3):
-    state = {"config": CONFIG, "unfinished_epoch": {"steps": steps}}
+    state = {"config": CONFIG, "method": {}, "unfinished_epoch": {"steps": steps}}
     return save_checkpoint(folder, epochs_done, state)
 
 
@@ -192,7 +192,8 @@ def test_pytorch_s_own_error_is_that_of_the_disk(tmp_path, monkeypatch):
 
 def test_precision_is_what_was_computed_in(tmp_path):
     config = {**CONFIG, "precision": "auto"}
-    save_checkpoint(tmp_path, 1, {"config": config, "precision": "bf16"})
+    state = {"config": config, "method": {}}
+    save_checkpoint(tmp_path, 1, {**state, "precision": "bf16"})
     named = {**CONFIG, "precision": "bf16"}
     for record in (config, named):
         assert latest_checkpoint(tmp_path, record, "bf16") is not None
@@ -200,7 +201,7 @@ def test_precision_is_what_was_computed_in(tmp_path):
         with pytest.raises(CheckpointError, match="precision was 'bf16', is 'fp32'"):
             latest_checkpoint(tmp_path, record, "fp32")
     # An older one says what was asked for.
-    save_checkpoint(tmp_path, 2, {"config": config})
+    save_checkpoint(tmp_path, 2, state)
     assert latest_checkpoint(tmp_path, config, "fp32") is not None
     assert latest_checkpoint(tmp_path, CONFIG, "fp32") is not None
     with pytest.raises(CheckpointError, match="precision was 'auto', is 'bf16'"):

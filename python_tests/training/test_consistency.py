@@ -63,6 +63,11 @@ WARNED = {
         "epochs: in a run of 1 epoch the progressive sampler is the instance-balanced "
         "one",
     ),
+    "--preset digits-lt/ce --epochs 3 --optim.warmup_epochs 0 --method.mixing.kind "
+    "cutmix --method.mixing.start 0.9": (
+        "method.mixing: no epoch of a run of 3 epochs begins in [0.9, 1), so nothing "
+        "is mixed",
+    ),
     "--preset folder/ce --data.profile step": (
         "data.profile: has no effect where data.imbalance is not set, got step",
     ),

@@ -1,12 +1,16 @@
 """A run that diverges ends so, and leaves what can be used."""
 
 import json
+import signal
+from math import nan
 
 import pytest
 import torch
+from PIL import Image
 
 from s3h_ext.evaluate import main as evaluate
-from s3h_ext.methods import Baseline
+from s3h_ext.methods import Baseline, Method
+from s3h_ext.predict import main as predict
 from s3h_ext.train import main
 from s3h_ext.training.checkpoint import checkpoint_paths, load_checkpoint
 from s3h_ext.training.finite import check_finite, spoiled
@@ -98,6 +102,31 @@ def test_a_last_step_that_diverges_leaves_no_results(tmp_path, capsys):
     assert run(tmp_path, "--batch_size", "1000", *arguments) == 1
     assert "finite" in capsys.readouterr().err
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_checkpoint_of_before_survives_an_evaluation_that_diverges(
+    tmp_path, after_step
+):
+    every = ["--checkpoint_every", "3"]
+    after_step(1, lambda method: signal.raise_signal(signal.SIGINT))
+    assert run(tmp_path, *every) == 130
+    assert names(tmp_path) == ["epoch_00000_and_more.pt"]
+    after_step(1, spoil_logits)
+    assert run(tmp_path, *every, "--resume") == 1
+    assert names(tmp_path) == ["epoch_00000_and_more.pt"]
+
+
+def test_an_answer_of_a_network_that_diverged_is_an_error(
+    tmp_path, monkeypatch, capsys
+):
+    assert run(tmp_path / "run", "--epochs", "1") == 0
+    Image.new("RGB", (32, 32)).save(tmp_path / "grey.png")
+    monkeypatch.setattr(
+        Method, "predict", lambda self, images: images.new_full((len(images), 10), nan)
+    )
+    asked = [str(tmp_path / "run"), str(tmp_path / "grey.png"), "--device", "cpu"]
+    assert predict(asked) == 2
+    assert "logits are not finite" in capsys.readouterr().err
 
 
 def test_older_epochs_survive(tmp_path):

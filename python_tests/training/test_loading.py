@@ -79,6 +79,10 @@ def test_folders_that_are_no_runs(tmp_path, copy):
     (copy / "dataset.json").write_text(json.dumps(card))
     with pytest.raises(ValueError, match="do not fit together"):
         load_run(copy)
+    card["classes"] = ["\ud800", *map(str, range(1, 10))]
+    (copy / "dataset.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=r"dataset\.json: UnicodeEncodeError"):
+        load_run(copy)
     (copy / "dataset.json").unlink()
     for path in checkpoint_paths(copy / "checkpoints"):
         path.unlink()

@@ -134,4 +134,12 @@ def test_processes_that_go_on_from_different_places_are_refused(tmp_path):
     world = SimpleNamespace(gather=lambda place: [place, (0, 0)])
     message = "got epoch 1, step 3; epoch 0, step 0 as the newest"
     with pytest.raises(CheckpointError, match=message):
-        check_together(world, 1, {"steps": 3}, tmp_path)
+        check_together(
+            world, {"epochs_done": 1, "unfinished_epoch": {"steps": 3}}, tmp_path
+        )
+
+
+def test_a_process_without_the_checkpoint_of_the_others_is_refused(tmp_path):
+    world = SimpleNamespace(gather=lambda place: [place, (2, 0)])
+    with pytest.raises(CheckpointError, match="got epoch 0, step 0; epoch 2, step 0"):
+        check_together(world, None, tmp_path)

@@ -111,10 +111,10 @@ def test_resume_gives_the_bits_of_the_run_that_was_not_stopped(
     stopped = Trainer(config, record, tmp_path / "parts")
     evaluate = stopped._evaluate_epoch
 
-    def stop_in_the_third_epoch():
+    def stop_in_the_third_epoch(**options):
         if stopped.epochs_done == 2:
             raise KeyboardInterrupt
-        return evaluate()
+        return evaluate(**options)
 
     monkeypatch.setattr(stopped, "_evaluate_epoch", stop_in_the_third_epoch)
     with pytest.raises(KeyboardInterrupt):
@@ -328,10 +328,10 @@ def test_a_resumed_run_keeps_the_curves_of_all_epochs(tmp_path):
     stopped = Trainer(config, record, tmp_path)
     evaluate = stopped._evaluate_epoch
 
-    def stop_in_the_third_epoch():
+    def stop_in_the_third_epoch(**options):
         if stopped.epochs_done == 2:
             raise KeyboardInterrupt
-        return evaluate()
+        return evaluate(**options)
 
     stopped._evaluate_epoch = stop_in_the_third_epoch
     with pytest.raises(KeyboardInterrupt):

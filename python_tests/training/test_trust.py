@@ -295,6 +295,17 @@ class Passed(Baseline):
         self.anything = anything
 
 
+def test_options_that_are_a_data_class_come_back_from_a_file(tmp_path):
+    arguments = ["--preset", "cifar100-lt/s3h", "--method.mixing.kind", "mixup"]
+    config, record, _ = parse_options(arguments)
+    assert config.method.mixing.kind == "mixup"
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(record))
+    again, saved, _ = parse_options(["--config", str(file)])
+    assert again.method.mixing == config.method.mixing
+    assert saved == record
+
+
 @pytest.mark.parametrize("option", ["anything", "called"])
 @pytest.mark.parametrize("value", [TOUCH, json.dumps(TOUCH), f"{FOREIGN}.Path"])
 def test_options_of_a_known_method_import_nothing(stranger, option, value):

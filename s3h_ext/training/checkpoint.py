@@ -192,11 +192,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: epochs_done: expected a whole number, got {brief(epochs_done)}"
         )
-    if not isinstance(state.get("method"), dict):
-        raise CheckpointError(f"{path}: method: expected named tensors")
     config = state.get("config")
     if not isinstance(config, dict) or not is_plain(config):
         raise CheckpointError(f"{path}: config: expected nested options")
+    if not isinstance(state.get("method"), dict):
+        raise CheckpointError(f"{path}: method: expected named tensors")
     return state
 
 
