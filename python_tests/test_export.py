@@ -36,7 +36,8 @@ def test_onnx_gives_the_networks_logits_and_says_what_it_is(
     session = onnxruntime.InferenceSession(path.read_bytes())
     for images in (test_split, test_split[:1]):
         (found,) = session.run(["logits"], {"images": images.numpy()})
-        np.testing.assert_allclose(found, logits_of(digits_run, images), atol=1e-4)
+        right = logits_of(digits_run, images)
+        assert np.abs(found - right).max() <= 1e-4 * np.abs(right).max()
     ends = (*session.get_inputs(), *session.get_outputs())
     assert [end.shape[0] for end in ends] == ["batch", "batch"]
     about = session.get_modelmeta().custom_metadata_map
@@ -64,7 +65,8 @@ def test_pt2_gives_the_networks_logits_without_us(digits_run, tmp_path, test_spl
     check_metadata(json.loads(extra["metadata.json"]))
     for images in (test_split[:7], test_split[:1]):
         found = program.module()(images).detach().numpy()
-        np.testing.assert_allclose(found, logits_of(digits_run, images), atol=1e-5)
+        right = logits_of(digits_run, images)
+        assert np.abs(found - right).max() <= 1e-5 * np.abs(right).max()
 
 
 def test_images_of_ones_own(digits_run, tmp_path, capsys):
@@ -111,10 +113,10 @@ def test_a_network_that_is_not_the_network_is_not_written(
 
     def spoiled(*arguments):
         content, call = make(*arguments)
-        return content, lambda images: call(images) + 0.01
+        return content, lambda images: call(images) * 1.01
 
     monkeypatch.setattr(exporting, "_pt2", spoiled)
-    with pytest.raises(ExportError, match=r"differ by up to 0\.01"):
+    with pytest.raises(ExportError, match=r"differ by up to"):
         export_run(run, images, tmp_path / "net.pt2", "pt2")
     assert not list(tmp_path.iterdir())
 

@@ -98,7 +98,8 @@ def test_the_first_stage_takes_values_and_times_first(played):
     calls = played.calls()
     assert "pip install" not in calls  # nothing was to be built
     assert families(calls) == (
-        "ceilings similarity views prototypes stop sanitize sanitize profile".split()
+        "ceilings similarity views prototypes stop sanitize sanitize profile "
+        "sanitize".split()
     )
     lines = calls.splitlines()
     tests = [i for i, line in enumerate(lines) if "-m pytest" in line]
