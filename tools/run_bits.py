@@ -107,7 +107,7 @@ def run_in_two_parts(case: str, output: str, scratch: Path) -> None:
 
 
 def weights_hash(folder: Path) -> str:
-    """Return a hash of a finished run's weights and buffers that ignores their names."""
+    """Return a hash of a finished run's weights and buffers, whatever their names."""
     newest = max((folder / "checkpoints").glob("epoch_*"))
     if newest.suffix == ".pt":
         tensors = torch.load(newest, weights_only=True)["method"].values()
