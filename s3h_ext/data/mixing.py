@@ -179,7 +179,7 @@ class Mixing:
         ).view(*view.shape, -1)
         shared = words
         if self.unit == "batch":
-            # The step in place of the image: one draw for all of a batch.
+            # Addressed by the step, not the image: a batch shares one draw.
             number = torch.arange(len(view), device=view.device)[:, None]
             shared = philox_words(
                 **address,

@@ -124,17 +124,21 @@ def check_labels(
     check_tensor(name, labels)
     if labels.dtype not in _LABELS:
         raise TypeError(f"{name} must be integers, got {labels.dtype}")
-    if labels.shape != rows.shape[:1]:
-        raise ValueError(
-            f"{name} must have shape ({rows.shape[0]},), one for each row of {of}, "
-            f"got {tuple(labels.shape)}"
-        )
-    if labels.device != rows.device:
-        raise ValueError(f"{name} must be on {rows.device}, got {labels.device}")
+    _check_one_a_row(name, labels, rows, of)
     labels = labels.long()
     if num_classes is not None:
         _check_below(name, labels, num_classes)
     return labels
+
+
+def _check_one_a_row(name: str, values: Tensor, rows: Tensor, of: str) -> None:
+    if values.shape != rows.shape[:1]:
+        raise ValueError(
+            f"{name} must have shape ({rows.shape[0]},), one for each row of {of}, "
+            f"got {tuple(values.shape)}"
+        )
+    if values.device != rows.device:
+        raise ValueError(f"{name} must be on {rows.device}, got {values.device}")
 
 
 def _check_below(name: str, labels: Tensor, num_classes: int) -> None:
@@ -197,13 +201,7 @@ def check_shares(name: str, shares: Tensor, logits: Tensor) -> Tensor:
     check_tensor(name, shares)
     if not shares.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {shares.dtype}")
-    if shares.shape != logits.shape[:1]:
-        raise ValueError(
-            f"{name} must have shape ({logits.shape[0]},), one for each row of logits, "
-            f"got {tuple(shares.shape)}"
-        )
-    if shares.device != logits.device:
-        raise ValueError(f"{name} must be on {logits.device}, got {shares.device}")
+    _check_one_a_row(name, shares, logits, "logits")
     return shares.to(logits.dtype)
 
 

@@ -33,7 +33,7 @@ __all__ = ["check_options"]
 def check_options(
     config: TrainConfig, record: Mapping[str, Any], processes: int = 1
 ) -> list[str]:
-    """Refuse options that contradict each other; return what is to be said of others.
+    """Refuse options that contradict each other; return warnings about the others.
 
     Args:
         config: the options of a run.

@@ -277,7 +277,7 @@ class Trainer:
         self.run_seconds = time.perf_counter() - self._clock
         summary = run_summary(self, test)
         if self.world.first:
-            # The run is over, and its folder is to be whole.
+            # A signal now must not leave the folder half written.
             with StopRequest(), self._averaged():
                 leave_results(self, summary, test)
         return summary
