@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from s3h_ext.data import ImageSet, LongTailDataset
-from s3h_ext.data.archives import LAYOUTS
 from s3h_ext.data.longtail import class_profile
-from s3h_ext.training.config import DataConfig
-from s3h_ext.training.loading import open_dataset
+from s3h_ext.data.sets.archives import LAYOUTS
+from s3h_ext.runs.config import DataConfig
+from s3h_ext.runs.loading import open_dataset
 
 #: Training images of the largest class and test images of each class.
 SIZES = {"cifar10-lt": (5000, 1000), "cifar100-lt": (500, 100)}

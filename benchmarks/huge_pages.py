@@ -40,7 +40,7 @@ import torch.nn.functional as F
 from benchmarks.tables import append
 from s3h_ext import huge_pages
 from s3h_ext.models import build_model
-from s3h_ext.training.precision import autocast, device_name, resolve_precision
+from s3h_ext.runs.precision import autocast, device_name, resolve_precision
 
 CPU = torch.device("cpu")
 PIECE = 1 << 16

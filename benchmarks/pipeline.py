@@ -49,10 +49,10 @@ from torch import Tensor
 from benchmarks.tables import append
 from benchmarks.views_work import resized_crop
 from s3h_ext.data import FileSource, ImageFiles, Stream
-from s3h_ext.data.decode import Decoder, PillowDecoder, Unreadable
-from s3h_ext.data.recipes import RECIPES, Recipe
+from s3h_ext.data.source.decode import Decoder, PillowDecoder, Unreadable
+from s3h_ext.data.views.recipes import RECIPES, Recipe
 from s3h_ext.ops.view_constraints import RandomResizedCrop
-from s3h_ext.training.precision import device_name
+from s3h_ext.runs.precision import device_name
 
 ROOT = Path(__file__).resolve().parent
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -102,7 +102,7 @@ def ours(files: ImageFiles, batch: int, threads: int, source: str) -> Turn:
     RECIPES["benchmark"] = Recipe(crop=RandomResizedCrop(SCALE), flip=0.5)
     decoder: Decoder
     if source == "dali":
-        from s3h_ext.data.dali import DaliDecoder
+        from s3h_ext.data.source.dali import DaliDecoder
 
         decoder = DaliDecoder(files, Unreadable(), workers=threads)
     else:

@@ -50,7 +50,7 @@ from benchmarks.similarity_cuda import machine
 from benchmarks.tables import append
 from benchmarks.training_cuda import PRESETS, TINY, commit, graph_modes, unseen, wait
 from s3h_ext.command_line import Parser
-from s3h_ext.training.options import parse_options
+from s3h_ext.runs.options import parse_options
 from s3h_ext.training.runlog import RunLog
 from s3h_ext.training.trainer import Trainer
 

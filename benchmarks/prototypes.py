@@ -40,7 +40,7 @@ from s3h_ext.ops import (
     reference_prototypes,
     update_prototypes_,
 )
-from s3h_ext.training.precision import device_name
+from s3h_ext.runs.precision import device_name
 
 ROOT = Path(__file__).resolve().parent
 MOMENTUM, EXPIRE_BELOW = 0.99, 0.1

@@ -5,9 +5,10 @@
     python -m benchmarks.reproduce --suite cifar100-lt --data-root DIR --jobs 8
 
 A finished run is left alone and an interrupted one goes on where it stopped, so the
-same command can be given until the table is full; ``python -m s3h_ext.results`` then
-writes it. A finished run of other options is an error. The default folder is that of
-the runs that come with the project: to train those again, give another ``--output``.
+same command can be given until the table is full; then
+``python -m benchmarks.results_table`` writes it. A finished run of other options is an
+error. The default folder is that of the runs that come with the project: to train those
+again, give another ``--output``.
 When the budget is spent, or SIGTERM comes, the runs under way save a checkpoint and
 stop, which takes seconds.
 
@@ -37,8 +38,8 @@ from typing import IO
 import yaml
 
 from s3h_ext.command_line import Parser
-from s3h_ext.training.checkpoint import differences
-from s3h_ext.training.options import (
+from s3h_ext.runs.checkpoint import differences
+from s3h_ext.runs.options import (
     OTHER_FACTORS,
     OptionError,
     parse_options,

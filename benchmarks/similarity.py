@@ -50,7 +50,7 @@ import s3h_ext
 from benchmarks.machine import ROOT, Peak, measure_peak
 from benchmarks.similarity_peers import OP, OURS, Peer, inputs, peers
 from benchmarks.similarity_plot import draw
-from s3h_ext.training.precision import device_name
+from s3h_ext.runs.precision import device_name
 
 # A peer that holds the matrix is not run where it has more elements than this.
 MOST_ELEMENTS = 1 << 28

@@ -41,8 +41,8 @@ from s3h_ext.command_line import Parser
 from s3h_ext.data import ImageSet, LongTailDataset
 from s3h_ext.methods import S3H
 from s3h_ext.models import build_model, momentum_copy
-from s3h_ext.training.options import parse_options
-from s3h_ext.training.precision import autocast, device_name
+from s3h_ext.runs.options import parse_options
+from s3h_ext.runs.precision import autocast, device_name
 from s3h_ext.training.runlog import RunLog
 from s3h_ext.training.trainer import Trainer
 

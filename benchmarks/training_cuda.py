@@ -46,8 +46,8 @@ from benchmarks.similarity_cuda import machine
 from benchmarks.tables import append
 from s3h_ext.command_line import Parser
 from s3h_ext.data import LongTailDataset
-from s3h_ext.training.config import TrainConfig
-from s3h_ext.training.options import parse_options
+from s3h_ext.runs.config import TrainConfig
+from s3h_ext.runs.options import parse_options
 from s3h_ext.training.runlog import RunLog
 from s3h_ext.training.trainer import Trainer
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from s3h_ext.data.host_boxes import sample_view_boxes_host
+from s3h_ext.data.views.host_boxes import sample_view_boxes_host
 from s3h_ext.ops import sample_view_boxes
 from s3h_ext.ops.view_boxes_plain import sample_view_boxes_plain
 from s3h_ext.ops.view_constraints import (

@@ -40,7 +40,7 @@ import torch
 from benchmarks.tables import append
 from benchmarks.views_peers import peers
 from benchmarks.views_work import CASES, make_work
-from s3h_ext.training.precision import device_name
+from s3h_ext.runs.precision import device_name
 
 ROOT = Path(__file__).resolve().parent
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.views_work import MEAN, STD, Work
-from s3h_ext.data.recipes import get_recipe
-from s3h_ext.data.render import render_crops
+from s3h_ext.data.views.recipes import get_recipe
+from s3h_ext.data.views.render import render_crops
 
 __all__ = ["CASE", "kornia", "ours", "torchvision"]
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from s3h_ext.data import load_dataset
-from s3h_ext.data.decode import UnreadableImageError
-from s3h_ext.data.digits import read_digits
+from s3h_ext.data.sets.digits import read_digits
+from s3h_ext.data.source.decode import UnreadableImageError
 from s3h_ext.evaluate import main
-from s3h_ext.training.card import DatasetCard
+from s3h_ext.report.evaluation_files import read_results
+from s3h_ext.runs.card import DatasetCard
+from s3h_ext.runs.loading import load_run, open_dataset, split_images
 from s3h_ext.training.evaluation import evaluate_method
-from s3h_ext.training.loading import load_run, open_dataset, split_images
-from s3h_ext.training.results import read_results
 
 
 def test_the_test_split_gives_the_numbers_of_the_summary(digits_run, tmp_path, capsys):
@@ -129,7 +129,7 @@ def test_lists_may_have_moved(digits_run, monkeypatch):
         opened.append((data.root, data.lists))
         raise FileNotFoundError
 
-    monkeypatch.setattr("s3h_ext.training.loading.open_dataset", note)
+    monkeypatch.setattr("s3h_ext.runs.loading.open_dataset", note)
     with pytest.raises(FileNotFoundError):
         split_images(run, "test", "images", "lists")
     assert opened == [("images", "lists")]
@@ -170,7 +170,7 @@ def test_other_data_than_the_runs_are_refused_with_what_differs(
         found = open_dataset(data)
         return replace(found, train=found.train.subset(np.arange(1, len(found.train))))
 
-    monkeypatch.setattr("s3h_ext.training.loading.open_dataset", cut)
+    monkeypatch.setattr("s3h_ext.runs.loading.open_dataset", cut)
     assert main([str(digits_run), "--device", "cpu"]) == 2
     message = capsys.readouterr().err
     assert "error: --data.root: digits-lt is not what" in message

@@ -9,9 +9,9 @@ from PIL import Image
 
 from s3h_ext.data import EvaluationBatches, load_dataset
 from s3h_ext.export import check_images, main
-from s3h_ext.training import exporting
-from s3h_ext.training.exporting import ExportError, export_run
-from s3h_ext.training.loading import load_run
+from s3h_ext.runs import exporting
+from s3h_ext.runs.exporting import ExportError, export_run
+from s3h_ext.runs.loading import load_run
 
 
 @pytest.fixture(scope="module")

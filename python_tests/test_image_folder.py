@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from s3h_ext import evaluate, export, predict, report, train
-from s3h_ext.training.table_files import plain_text
+from s3h_ext.report.table_files import plain_text
 
 #: Classes and how many images they have: unequal by nature, and names as people give.
 CLASSES = {

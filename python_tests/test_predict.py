@@ -14,7 +14,7 @@ from PIL import Image
 
 from s3h_ext.data import EvaluationBatches, load_dataset
 from s3h_ext.predict import main, predict
-from s3h_ext.training.loading import load_run
+from s3h_ext.runs.loading import load_run
 
 COMMAND = [sys.executable, "-m", "s3h_ext.predict"]
 

@@ -16,7 +16,6 @@ from typing import Any
 
 SPLITS = ("test", "val", "train", "unused")
 FORMATS = ("onnx", "pt2")
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 
 class Parser(argparse.ArgumentParser):
@@ -126,33 +125,6 @@ def export_parser() -> Parser:
     )
     _add_data(parser)
     _add_import(parser)
-    return parser
-
-
-def results_parser() -> Parser:
-    """Return the parser of ``python -m s3h_ext.results``."""
-    parser = Parser(
-        prog="python -m s3h_ext.results",
-        description="Write FOLDER/README.md, FOLDER/results.png and the table in a "
-        "readme from the finished runs in FOLDER and FOLDER/published.csv.",
-    )
-    parser.add_argument(
-        "folder",
-        nargs="?",
-        type=Path,
-        default=Path("results"),
-        help="folder whose folders are runs; results if not given",
-    )
-    parser.add_argument(
-        "--readme",
-        type=Path,
-        help=f"file whose part between {BEGIN} and {END} is replaced",
-    )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="write nothing; fail where a text would change",
-    )
     return parser
 
 

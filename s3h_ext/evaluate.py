@@ -16,17 +16,17 @@ if __name__ == "__main__":
 import numpy as np
 
 from s3h_ext.data import Feed
-from s3h_ext.data.files import printable
-from s3h_ext.data.photographs import PHOTOGRAPHS
+from s3h_ext.data.sets.photographs import PHOTOGRAPHS
+from s3h_ext.files import write_text
 from s3h_ext.ops.similarity import CPU
-from s3h_ext.training.checkpoint import CheckpointError
+from s3h_ext.report.evaluation_files import write_evaluation
+from s3h_ext.report.metrics import Evaluation
+from s3h_ext.runs.checkpoint import CheckpointError
+from s3h_ext.runs.loading import Run, load_run, split_images
+from s3h_ext.runs.precision import device_name
+from s3h_ext.text import printable
 from s3h_ext.training.evaluation import evaluate_method
-from s3h_ext.training.files import write_text
 from s3h_ext.training.finite import DivergedError
-from s3h_ext.training.loading import Run, load_run, split_images
-from s3h_ext.training.metrics import Evaluation
-from s3h_ext.training.precision import device_name
-from s3h_ext.training.results import write_evaluation
 
 _MEASURES = ("top1", "many", "medium", "few", "macro_f1", "worst_class")
 
@@ -43,7 +43,7 @@ def evaluate_run(
     """Return the metrics of a run's network on a split of its data set.
 
     Args:
-        run: from :func:`~s3h_ext.training.loading.load_run`.
+        run: from :func:`~s3h_ext.runs.loading.load_run`.
         split: ``"test"``, ``"val"``, ``"train"`` without augmentation, or ``"unused"``:
             the archive's training images that the run does not train on.
         root: folder of the data, where it is not the run's own.

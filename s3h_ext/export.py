@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from s3h_ext.data import ImageSet
-from s3h_ext.data.files import printable
-from s3h_ext.data.pictures import Preprocessing, find_pictures, read_picture
+from s3h_ext.data.views.pictures import Preprocessing, find_pictures, read_picture
 from s3h_ext.ops.similarity import CPU
-from s3h_ext.training.checkpoint import CheckpointError
-from s3h_ext.training.exporting import ExportError, export_run
-from s3h_ext.training.loading import Run, load_run, split_images
+from s3h_ext.runs.checkpoint import CheckpointError
+from s3h_ext.runs.exporting import ExportError, export_run
+from s3h_ext.runs.loading import Run, load_run, split_images
+from s3h_ext.text import printable
 
 
 def check_images(
@@ -36,7 +36,7 @@ def check_images(
     """Return real inputs ``[B, C, H, W]`` of a run's network, up to ``limit``.
 
     Args:
-        run: from :func:`~s3h_ext.training.loading.load_run`.
+        run: from :func:`~s3h_ext.runs.loading.load_run`.
         places: image files and folders; test images of the data set if empty.
         root: folder of the data, where it is not the run's own.
         lists: folder of the list files, likewise.

@@ -17,15 +17,15 @@ if __name__ == "__main__":
 
 import torch
 
-from s3h_ext.data.files import printable
-from s3h_ext.data.pictures import Preprocessing, find_pictures, read_picture
+from s3h_ext.data.views.pictures import Preprocessing, find_pictures, read_picture
+from s3h_ext.files import write_pieces
 from s3h_ext.ops.similarity import CPU
-from s3h_ext.training.checkpoint import CheckpointError
-from s3h_ext.training.files import write_pieces
+from s3h_ext.report.table_files import format_row
+from s3h_ext.runs.checkpoint import CheckpointError
+from s3h_ext.runs.loading import Run, load_run
+from s3h_ext.runs.precision import autocast
+from s3h_ext.text import printable
 from s3h_ext.training.finite import DivergedError
-from s3h_ext.training.loading import Run, load_run
-from s3h_ext.training.precision import autocast
-from s3h_ext.training.table_files import format_row
 
 #: Of one image: its path, and either an error or (class, name, probability) by rank.
 Answer = tuple[str, str | None, list[tuple[int, str, float]]]
@@ -37,7 +37,7 @@ def predict(
     """Yield what a run says about image files, in their order.
 
     Args:
-        run: from :func:`~s3h_ext.training.loading.load_run`.
+        run: from :func:`~s3h_ext.runs.loading.load_run`.
         paths: of the files. One that cannot be read is answered by an error.
         top: classes to name, the most probable first; at most all there are.
         batch_size: images that go through the network together.

@@ -13,12 +13,14 @@ from s3h_ext import huge_pages
 if __name__ == "__main__":
     huge_pages.restart(sys.argv[1:])  # before PyTorch is imported
 
-from s3h_ext.data.decode import UnreadableImageError
-from s3h_ext.data.files import printable
-from s3h_ext.data.naming import class_lines
+from s3h_ext.data.sets.naming import class_lines
+from s3h_ext.data.source.decode import UnreadableImageError
 from s3h_ext.ops.similarity import CPU
-from s3h_ext.training.checkpoint import CheckpointError, checkpoint_paths
-from s3h_ext.training.config import TrainConfig
+from s3h_ext.runs.checkpoint import CheckpointError, checkpoint_paths
+from s3h_ext.runs.config import TrainConfig
+from s3h_ext.runs.option_names import as_typed
+from s3h_ext.runs.options import OptionError, parse_options
+from s3h_ext.text import printable
 from s3h_ext.training.distributed import (
     LostProcessError,
     World,
@@ -26,8 +28,6 @@ from s3h_ext.training.distributed import (
     leave,
 )
 from s3h_ext.training.finite import DivergedError
-from s3h_ext.training.option_names import as_typed
-from s3h_ext.training.options import OptionError, parse_options
 from s3h_ext.training.trainer import Trainer
 
 

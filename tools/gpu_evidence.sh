@@ -93,7 +93,7 @@ prepare() {
     'hypothesis>=6.100' 'pybind11>=2.13' 'setuptools>=77,<82'
   if [ ! -f $packed/cifar100.tar.xz ] && ls "${S3H_DATA_ROOT:-/nowhere}"/cifar-100* \
     >/dev/null 2>&1; then
-    "$own" -m s3h_ext.data pack cifar100 --root "$S3H_DATA_ROOT" \
+    "$own" -m tools.pack pack cifar100 --root "$S3H_DATA_ROOT" \
       --to $packed/cifar100.tar.xz --imbalance 100
   fi
   du -ah $packed
@@ -148,7 +148,7 @@ setup() {
   cat "$out/machine.txt"
   if [ -f $packed/cifar100.tar.xz ] && [ -z "${S3H_DATA_ROOT:-}" ]; then
     export S3H_DATA_ROOT=$PWD/$packed/data
-    [ -d "$S3H_DATA_ROOT" ] || "$python" -m s3h_ext.data unpack cifar100 \
+    [ -d "$S3H_DATA_ROOT" ] || "$python" -m tools.pack unpack cifar100 \
       $packed/cifar100.tar.xz --root "$S3H_DATA_ROOT" >/dev/null || unset S3H_DATA_ROOT
   fi
   say "the kernels load"

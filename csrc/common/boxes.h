@@ -9,7 +9,7 @@
 //   1 top   2 left   9 cell of the grid, where it is drawn
 //   12 + 2t, 13 + 2t   area and aspect ratio of try t of a resized crop
 //
-// (the others belong to flips and colours, s3h_ext/data/recipes.py). With
+// (the others belong to flips and colours, s3h_ext/data/views/recipes.py). With
 // bounds on the overlap the whole draw is made again until they hold; attempt
 // a uses the blocks from a << 16, so attempt 0 is the draw without bounds.
 #pragma once

@@ -67,7 +67,7 @@ py::tuple sample_view_boxes(const Whole& sizes, const Whole& sample_index,
 PYBIND11_MODULE(_s3h_host, module, py::mod_gil_not_used()) {
   module.doc() = "Kernels on NumPy arrays, without PyTorch.";
   module.def("sample_view_boxes", &sample_view_boxes,
-             "Draws view boxes; see s3h_ext.data.host_boxes.",
+             "Draws view boxes; see s3h_ext.data.views.host_boxes.",
              py::arg("sizes").noconvert(), py::arg("sample_index").noconvert(),
              py::arg("view").noconvert(), py::arg("constraint"), py::kw_only(),
              py::arg("seed"), py::arg("epoch"), py::arg("stream"));

@@ -20,7 +20,7 @@ from benchmarks.ablation import (
 )
 from s3h_ext.data import unused_images
 from s3h_ext.methods import BCL
-from s3h_ext.training.options import parse_options
+from s3h_ext.runs.options import parse_options
 
 QUICK = (
     "--preset digits-lt/s3h --rows bcl --epochs 1 --holdout 0.2 --model.backbone "

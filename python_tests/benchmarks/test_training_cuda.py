@@ -10,7 +10,7 @@ from benchmarks import profile_step, training_cuda
 from benchmarks.apart import apart
 from benchmarks.cifar_like import dataset_of, generated
 from s3h_ext.data.longtail import class_profile
-from s3h_ext.training.config import DataConfig
+from s3h_ext.runs.config import DataConfig
 from s3h_ext.training.trainer import Trainer
 
 SMALL = ["--device", "cpu", "--preset", "cifar100-lt/ce"]

@@ -16,9 +16,9 @@ from python_tests.ops.test_views import (
     in_unit,
 )
 from s3h_ext.data import ImageSet, ResidentSource, Stream
-from s3h_ext.data import batches as data_batches
-from s3h_ext.data import render as data_render
-from s3h_ext.data.mixing import Mixing
+from s3h_ext.data.source import batches as data_batches
+from s3h_ext.data.views import render as data_render
+from s3h_ext.data.views.mixing import Mixing
 from s3h_ext.ops import Patches
 from s3h_ext.ops.reference_views import render_views_reference
 from s3h_ext.ops.view_constraints import as_constraint

@@ -4,13 +4,13 @@ import zipfile
 import numpy as np
 import pytest
 
-from s3h_ext.data import check as module
 from s3h_ext.data import load_dataset
 from s3h_ext.data.__main__ import main
-from s3h_ext.data.archives import ArchiveError, read_archive
-from s3h_ext.data.check import check
-from s3h_ext.data.npz import read_octmnist_split
-from s3h_ext.data.sources import Source, md5_of
+from s3h_ext.data.sets import check as module
+from s3h_ext.data.sets.archives import ArchiveError, read_archive
+from s3h_ext.data.sets.check import check
+from s3h_ext.data.sets.npz import read_octmnist_split
+from s3h_ext.data.sets.registry import Source, md5_of
 
 COUNTS = {"train": (12, 4, 3, 20), "val": (2, 1, 1, 3), "test": (1, 1, 1, 1)}
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from s3h_ext.data import colour
-from s3h_ext.data.colour import ColorJitter, colour_matrix, draw_colour
+from s3h_ext.data.views import colour
+from s3h_ext.data.views.colour import ColorJitter, colour_matrix, draw_colour
 from s3h_ext.ops.philox import philox_uniform
 
 VIEWS = 4000

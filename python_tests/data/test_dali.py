@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from s3h_ext.data import Feed, ImageFiles, Stream, load_dataset
-from s3h_ext.data.decode import PillowDecoder, Unreadable, UnreadableImageError
-from s3h_ext.data.file_source import FileSource
+from s3h_ext.data.source.decode import PillowDecoder, Unreadable, UnreadableImageError
+from s3h_ext.data.source.file_source import FileSource
 
 from .photographs import grow, grow_bad, grow_odd, jpeg, noise, rotated
 from .test_file_source import STREAMS, assert_same_steps, resident_megabytes
 
 pytest.importorskip("nvidia.dali")
 
-from s3h_ext.data.dali import DaliDecoder, _for_dali
+from s3h_ext.data.source.dali import DaliDecoder, _for_dali
 
 
 def make(data, decoder=None, streams=STREAMS, **changes):

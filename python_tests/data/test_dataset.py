@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from s3h_ext.data import dataset
-from s3h_ext.data.archives import read_archive
 from s3h_ext.data.dataset import ImageSet, load_dataset, unused_images
-from s3h_ext.data.digits import read_digits
+from s3h_ext.data.sets.archives import read_archive
+from s3h_ext.data.sets.digits import read_digits
 
 
 def image_keys(images):

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from s3h_ext.data import ImageFiles
-from s3h_ext.data.dali import _for_dali
-from s3h_ext.data.decode import (
+from s3h_ext.data.source.dali import _for_dali
+from s3h_ext.data.source.decode import (
     PillowDecoder,
     Unreadable,
     UnreadableImageError,

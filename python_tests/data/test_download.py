@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from s3h_ext.data import download as module
 from s3h_ext.data.__main__ import main
-from s3h_ext.data.archives import ArchiveError
-from s3h_ext.data.download import DownloadError, download
-from s3h_ext.data.sources import SOURCES, Source, find_source
-from s3h_ext.data.unpack import unpack
+from s3h_ext.data.sets import download as module
+from s3h_ext.data.sets.archives import ArchiveError
+from s3h_ext.data.sets.download import DownloadError, download
+from s3h_ext.data.sets.registry import SOURCES, Source, find_source
+from s3h_ext.data.sets.unpack import unpack
 
 MEMBERS = {"train": os.urandom(300_000), "test": b"t" * 999, "meta": b"m"}
 
@@ -383,7 +383,7 @@ def test_modes_and_owners_are_not_taken_over(tmp_path):
 
 
 def test_an_archive_that_swells_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("s3h_ext.data.unpack.MAX_BYTES", 1000)
+    monkeypatch.setattr("s3h_ext.data.sets.unpack.MAX_BYTES", 1000)
     (tmp_path / "a.tar.gz").write_bytes(packed({"a": bytes(1001)}, prefix="box/"))
     with pytest.raises(ArchiveError, match="larger than"):
         unpack(tmp_path / "a.tar.gz", tmp_path, folder="box", wanted=[])

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from s3h_ext.data import Feed, ImageSet, Stream, load_dataset
-from s3h_ext.data.decode import PillowDecoder, Unreadable, UnreadableImageError
-from s3h_ext.data.file_source import FileBatches, FileSource
-from s3h_ext.data.resident import ResidentSource
+from s3h_ext.data.source.decode import PillowDecoder, Unreadable, UnreadableImageError
+from s3h_ext.data.source.file_source import FileBatches, FileSource
+from s3h_ext.data.source.resident import ResidentSource
 from s3h_ext.ops import sample_view_boxes
 from s3h_ext.ops.view_constraints import Centre
 

@@ -5,7 +5,7 @@ import pytest
 
 from s3h_ext.data import load_dataset
 from s3h_ext.data.__main__ import main
-from s3h_ext.data.folders import split_folders
+from s3h_ext.data.sets.folders import split_folders
 
 SIZES = {"Zwiebel": 20, "äpfel": 9, "red onion": 4, "1": 2}
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from s3h_ext.data.gather import GatherRenderer
-from s3h_ext.data.recipes import Recipe, get_recipe
-from s3h_ext.data.render import Renderer
+from s3h_ext.data.views.gather import GatherRenderer
+from s3h_ext.data.views.recipes import Recipe, get_recipe
+from s3h_ext.data.views.render import Renderer
 from s3h_ext.ops.view_constraints import RandomResizedCrop
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)

@@ -10,7 +10,7 @@ import pytest
 
 from s3h_ext.data import ImageFiles, load_dataset
 from s3h_ext.data.__main__ import main
-from s3h_ext.data.lists import LISTED, blob_hash, read_list
+from s3h_ext.data.sets.lists import LISTED, blob_hash, read_list
 
 
 def touch(root, *names):

@@ -7,13 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s3h_ext.data import ImageSet, batches, load_dataset, mixing
-from s3h_ext.data.decode import PillowDecoder, Unreadable
-from s3h_ext.data.file_source import FileSource
-from s3h_ext.data.mixing import Mixing
-from s3h_ext.data.recipes import get_recipe
-from s3h_ext.data.resident import ResidentSource
+from s3h_ext.data import ImageSet, load_dataset
+from s3h_ext.data.source import batches
+from s3h_ext.data.source.decode import PillowDecoder, Unreadable
+from s3h_ext.data.source.file_source import FileSource
+from s3h_ext.data.source.resident import ResidentSource
 from s3h_ext.data.streams import Stream
+from s3h_ext.data.views import mixing
+from s3h_ext.data.views.mixing import Mixing
+from s3h_ext.data.views.recipes import get_recipe
 from s3h_ext.ops.philox import philox_words
 
 from .photographs import grow, grow_bad

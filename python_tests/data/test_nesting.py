@@ -5,7 +5,7 @@ import pytest
 
 from s3h_ext.data import load_dataset
 from s3h_ext.data.__main__ import main
-from s3h_ext.data.naming import classes_by_size, some
+from s3h_ext.data.sets.naming import classes_by_size, some
 
 
 def grow(root, sizes):

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from s3h_ext.data import load_dataset
-from s3h_ext.data.__main__ import main
-from s3h_ext.data.archives import read_archive
-from s3h_ext.data.pack import pack
+from s3h_ext.data.sets.archives import read_archive
+from tools.pack import main, pack
 
 
 def carried(root, tmp_path, name, imbalance, profile="exp"):

@@ -5,7 +5,11 @@ import tracemalloc
 
 import pytest
 
-from s3h_ext.data.pickles import PlainUnpickler, RefusedGlobalError, brief
+from s3h_ext.data.sets.pickles import (
+    PlainUnpickler,
+    RefusedGlobalError,
+)
+from s3h_ext.text import describe_value
 
 PLAIN = {"a": [1, -1, 2**40, 1.5, None, True], "b": ("x", b"y", ()), 3: {}}
 
@@ -80,8 +84,8 @@ def test_a_value_in_a_message_is_short():
     nest = ()
     for _ in range(200):
         nest = (nest, nest)
-    assert brief(nest) == "tuple"
-    assert brief(10**5000) == "an integer of 16610 bits"
-    assert brief(-7) == "-7"
-    assert len(brief("x" * 10_000)) < 70
-    assert brief(None) == "None"
+    assert describe_value(nest) == "tuple"
+    assert describe_value(10**5000) == "an integer of 16610 bits"
+    assert describe_value(-7) == "-7"
+    assert len(describe_value("x" * 10_000)) < 70
+    assert describe_value(None) == "None"

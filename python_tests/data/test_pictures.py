@@ -5,9 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from s3h_ext.data import EvaluationBatches, ImageSet, pictures
-from s3h_ext.data.folders import EXTENSIONS, read_folder
-from s3h_ext.data.pictures import Preprocessing, find_pictures, read_picture
+from s3h_ext.data import EvaluationBatches, ImageSet
+from s3h_ext.data.sets.folders import EXTENSIONS, read_folder
+from s3h_ext.data.views import pictures
+from s3h_ext.data.views.pictures import Preprocessing, find_pictures, read_picture
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 

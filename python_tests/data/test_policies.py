@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from s3h_ext.data import policies
-from s3h_ext.data.policies import CIFAR10_POLICY, AutoAugment, RandAugment
+from s3h_ext.data.views import policies
+from s3h_ext.data.views.policies import CIFAR10_POLICY, AutoAugment, RandAugment
 from s3h_ext.ops.augment import Operation
 from s3h_ext.ops.philox import philox_uniform
 

@@ -7,8 +7,8 @@ import pytest
 
 from s3h_ext.data import load_dataset
 from s3h_ext.data.__main__ import main
-from s3h_ext.data.decode import Unreadable, UnreadableImageError
-from s3h_ext.data.readable import find_unreadable, without_unreadable
+from s3h_ext.data.sets.readable import find_unreadable, without_unreadable
+from s3h_ext.data.source.decode import Unreadable, UnreadableImageError
 
 from .photographs import grow, grow_bad, grow_odd
 

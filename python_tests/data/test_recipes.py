@@ -4,10 +4,10 @@ import math
 import pytest
 import torch
 
-from s3h_ext.data import recipes
-from s3h_ext.data.colour import ColorJitter
-from s3h_ext.data.policies import AutoAugment, RandAugment
-from s3h_ext.data.recipes import MAX_STREAMS, RECIPES, Recipe, get_recipe
+from s3h_ext.data.views import recipes
+from s3h_ext.data.views.colour import ColorJitter
+from s3h_ext.data.views.policies import AutoAugment, RandAugment
+from s3h_ext.data.views.recipes import MAX_STREAMS, RECIPES, Recipe, get_recipe
 from s3h_ext.ops.augment import Operation
 from s3h_ext.ops.view_constraints import Centre, PadCrop, RandomResizedCrop
 

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.overrides import TorchFunctionMode
 
-from s3h_ext.data import render as render_module
-from s3h_ext.data.policies import AutoAugment, RandAugment
-from s3h_ext.data.recipes import RECIPES, ColorJitter, Recipe, get_recipe
-from s3h_ext.data.render import Renderer, render_crops
+from s3h_ext.data.views import render as render_module
+from s3h_ext.data.views.policies import AutoAugment, RandAugment
+from s3h_ext.data.views.recipes import RECIPES, ColorJitter, Recipe, get_recipe
+from s3h_ext.data.views.render import Renderer, render_crops
 from s3h_ext.ops.augment import augment_images
 from s3h_ext.ops.view_constraints import PadCrop, RandomResizedCrop
 

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from s3h_ext.data import batches, resident
-from s3h_ext.data.batches import EvaluationBatches
 from s3h_ext.data.dataset import ImageSet
-from s3h_ext.data.recipes import RECIPES, Recipe, get_recipe
-from s3h_ext.data.resident import ResidentSource
 from s3h_ext.data.samplers import SAMPLERS
+from s3h_ext.data.source import batches, resident
+from s3h_ext.data.source.batches import EvaluationBatches
+from s3h_ext.data.source.resident import ResidentSource
 from s3h_ext.data.streams import Stream
+from s3h_ext.data.views.recipes import RECIPES, Recipe, get_recipe
 from s3h_ext.ops.view_constraints import RandomResizedCrop
 
 COUNTS = [70, 30, 12, 5, 3]

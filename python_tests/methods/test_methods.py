@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from s3h_ext.data import Batch
-from s3h_ext.data.batches import MixedViews
-from s3h_ext.data.mixing import Mixing
+from s3h_ext.data.source.batches import MixedViews
+from s3h_ext.data.views.mixing import Mixing
 from s3h_ext.losses import (
     FocalLoss,
     LDAMLoss,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from s3h_ext.data import Batch, ImageSet, ResidentSource
-from s3h_ext.data.batches import Quadrants
+from s3h_ext.data.source.batches import Quadrants
 from s3h_ext.losses import (
     BalancedContrastiveLoss,
     CrossModelContrastiveLoss,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from s3h_ext.training.options import parse_options
+from s3h_ext.runs.options import parse_options
 from s3h_ext.training.trainer import Trainer
 
 RUN = (

@@ -9,8 +9,8 @@ import torch
 from python_tests.ops.test_augment import PILLOW, samples
 from python_tests.ops.test_similarity_cuda import on_devices
 from python_tests.ops.test_similarity_cuda_runtime import needs_kernels
-from s3h_ext.data.recipes import RECIPES
-from s3h_ext.data.render import render_crops
+from s3h_ext.data.views.recipes import RECIPES
+from s3h_ext.data.views.render import render_crops
 from s3h_ext.ops.augment import Operation, augment_images
 
 SIZES = [(1, 1), (2, 5), (17, 40), (32, 32), (96, 96), (224, 224)]

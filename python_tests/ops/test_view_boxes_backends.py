@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from s3h_ext.data import host_boxes
-from s3h_ext.data.host_boxes import sample_view_boxes_host
+from s3h_ext.data.views import host_boxes
+from s3h_ext.data.views.host_boxes import sample_view_boxes_host
 from s3h_ext.ops import view_boxes_plain
 from s3h_ext.ops.view_boxes import sample_view_boxes
 from s3h_ext.ops.view_boxes_plain import sample_view_boxes_plain

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from python_tests.training.test_recording import Tape, build, few_images
+from s3h_ext.runs.checkpoint import CheckpointError, checkpoint_paths
+from s3h_ext.runs.loading import load_run
+from s3h_ext.runs.options import OptionError, parse_options
 from s3h_ext.training import trainer as trainer_module
-from s3h_ext.training.checkpoint import CheckpointError, checkpoint_paths
-from s3h_ext.training.loading import load_run
-from s3h_ext.training.options import OptionError, parse_options
 from s3h_ext.training.runlog import SilentLog
 from s3h_ext.training.trainer import Trainer
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from s3h_ext.runs.card import read_card
+from s3h_ext.runs.checkpoint import checkpoint_paths, load_checkpoint
+from s3h_ext.runs.config import DistributedConfig
 from s3h_ext.train import main
-from s3h_ext.training.card import read_card
-from s3h_ext.training.checkpoint import checkpoint_paths, load_checkpoint
-from s3h_ext.training.config import DistributedConfig
 from s3h_ext.training.distributed import World, join_world
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))

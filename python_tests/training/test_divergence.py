@@ -11,10 +11,10 @@ from PIL import Image
 from s3h_ext.evaluate import main as evaluate
 from s3h_ext.methods import Baseline, Method
 from s3h_ext.predict import main as predict
+from s3h_ext.runs.checkpoint import checkpoint_paths, load_checkpoint
+from s3h_ext.runs.loading import load_run
 from s3h_ext.train import main
-from s3h_ext.training.checkpoint import checkpoint_paths, load_checkpoint
 from s3h_ext.training.finite import check_finite, spoiled
-from s3h_ext.training.loading import load_run
 
 STEPS = 2
 QUICK = (

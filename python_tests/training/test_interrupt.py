@@ -4,9 +4,9 @@ import signal
 
 import pytest
 
+from s3h_ext.runs.options import parse_options
 from s3h_ext.training import leaving
 from s3h_ext.training.interrupt import SIGNALS, StopRequest
-from s3h_ext.training.options import parse_options
 from s3h_ext.training.trainer import Trainer
 
 

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from s3h_ext import evaluate
-from s3h_ext.data.decode import UnreadableImageError
+from s3h_ext.data.source.decode import UnreadableImageError
+from s3h_ext.report.subclasses import read_subclasses
+from s3h_ext.runs.card import read_card
+from s3h_ext.runs.checkpoint import checkpoint_paths, load_checkpoint
+from s3h_ext.runs.options import parse_options
 from s3h_ext.train import main
-from s3h_ext.training.card import read_card
-from s3h_ext.training.checkpoint import checkpoint_paths, load_checkpoint
-from s3h_ext.training.options import parse_options
-from s3h_ext.training.subclasses import read_subclasses
 from s3h_ext.training.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
@@ -248,7 +248,7 @@ def test_a_stop_while_files_are_read_leaves_nothing(tmp_path, capsys, monkeypatc
             raise KeyboardInterrupt
         return torch.zeros(4, 4, 3, dtype=torch.uint8)
 
-    monkeypatch.setattr("s3h_ext.data.decode.decode_image", decode)
+    monkeypatch.setattr("s3h_ext.data.source.decode.decode_image", decode)
     arguments = [*TINY, "--data.root", str(root), "--data.unreadable", "skip"]
     arguments += ["--data.workers", "1", "--output", str(tmp_path / "run")]
     assert main(arguments) == 130

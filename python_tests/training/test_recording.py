@@ -10,8 +10,8 @@ import torch
 
 from s3h_ext.data import load_dataset
 from s3h_ext.methods import Baseline, Hybrid
+from s3h_ext.runs.options import parse_options
 from s3h_ext.training import trainer as trainer_module
-from s3h_ext.training.options import parse_options
 from s3h_ext.training.recording import CudaGraphs, Replayer, choose_recorder
 from s3h_ext.training.trainer import Trainer
 

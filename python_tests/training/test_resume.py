@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from s3h_ext.runs.checkpoint import CheckpointError, load_checkpoint
+from s3h_ext.runs.lock import lock_folder, unlock_folder
+from s3h_ext.runs.options import parse_options
 from s3h_ext.train import main
-from s3h_ext.training.checkpoint import CheckpointError, load_checkpoint
-from s3h_ext.training.lock import lock_folder, unlock_folder
-from s3h_ext.training.options import parse_options
 from s3h_ext.training.resume import check_together
 from s3h_ext.training.trainer import Trainer
 
@@ -22,7 +22,7 @@ QUICK = (
 HOLDER = """
 import sys
 from pathlib import Path
-from s3h_ext.training.lock import lock_folder
+from s3h_ext.runs.lock import lock_folder
 lock_folder(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()

@@ -1,6 +1,6 @@
 import pytest
 
-from s3h_ext.training.config import OptimConfig
+from s3h_ext.runs.config import OptimConfig
 from s3h_ext.training.schedule import learning_rate
 
 

@@ -17,17 +17,17 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from s3h_ext.data import load_dataset
-from s3h_ext.data.recipes import RECIPES, Recipe
+from s3h_ext.data.views.recipes import RECIPES, Recipe
 from s3h_ext.methods import Hybrid
 from s3h_ext.ops.view_constraints import RandomResizedCrop
-from s3h_ext.train import main
-from s3h_ext.training.checkpoint import (
+from s3h_ext.runs.checkpoint import (
     CheckpointError,
     checkpoint_paths,
     load_checkpoint,
 )
+from s3h_ext.runs.options import parse_options
+from s3h_ext.train import main
 from s3h_ext.training.finite import DivergedError
-from s3h_ext.training.options import parse_options
 from s3h_ext.training.runlog import SilentLog
 from s3h_ext.training.schedule import learning_rate
 from s3h_ext.training.trainer import Trainer

@@ -23,10 +23,10 @@ from s3h_ext.losses import (
 from s3h_ext.methods import Hybrid
 from s3h_ext.models import ImageClassifier, build_classifier
 from s3h_ext.ops import gather_rows
+from s3h_ext.runs.config import DistributedConfig
+from s3h_ext.runs.options import parse_options
 from s3h_ext.train import main as train
-from s3h_ext.training.config import DistributedConfig
 from s3h_ext.training.distributed import join_world, leave
-from s3h_ext.training.options import parse_options
 from s3h_ext.training.trainer import Trainer
 
 
@@ -54,7 +54,7 @@ def small_model(name, num_classes, *, classifier, scale, in_channels):
     return ImageClassifier(SmallBackbone(), head)
 
 
-small = mock.patch("s3h_ext.training.loading.build_model", small_model)
+small = mock.patch("s3h_ext.runs.loading.build_model", small_model)
 
 QUICK = (
     "--data.imbalance 100 --batch_size 90 --epochs 2 "

@@ -1,19 +1,19 @@
 """Data sets, recipes and the sources that training draws its batches from."""
 
-from s3h_ext.data.batches import Batch, EvaluationBatches
 from s3h_ext.data.dataset import (
     ImageSet,
     LongTailDataset,
     load_dataset,
     unused_images,
 )
-from s3h_ext.data.feed import Feed
-from s3h_ext.data.file_source import FileBatches, FileSource
-from s3h_ext.data.files import ImageFiles
-from s3h_ext.data.mixing import Mixing
-from s3h_ext.data.resident import ResidentSource
+from s3h_ext.data.image_files import ImageFiles
+from s3h_ext.data.source.batches import Batch, EvaluationBatches
+from s3h_ext.data.source.feed import Feed
+from s3h_ext.data.source.file_source import FileBatches, FileSource
+from s3h_ext.data.source.resident import ResidentSource
 from s3h_ext.data.streams import Stream
-from s3h_ext.data.thumbnails import thumbnails
+from s3h_ext.data.views.mixing import Mixing
+from s3h_ext.data.views.thumbnails import thumbnails
 
 __all__ = [
     "Batch",

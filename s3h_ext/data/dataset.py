@@ -11,10 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from s3h_ext.data.archives import Archive, read_archive
-from s3h_ext.data.digits import read_digits
-from s3h_ext.data.files import ImageFiles
-from s3h_ext.data.lists import LISTED
+from s3h_ext.data.image_files import ImageFiles
 from s3h_ext.data.longtail import (
     PROFILES,
     class_profile,
@@ -22,8 +19,11 @@ from s3h_ext.data.longtail import (
     pick_subset,
     sorted_profile,
 )
-from s3h_ext.data.npz import read_octmnist
-from s3h_ext.data.photographs import PHOTOGRAPHS, read_photographs
+from s3h_ext.data.sets.archives import Archive, read_archive
+from s3h_ext.data.sets.digits import read_digits
+from s3h_ext.data.sets.lists import LISTED
+from s3h_ext.data.sets.npz import read_octmnist
+from s3h_ext.data.sets.photographs import PHOTOGRAPHS, read_photographs
 
 __all__ = ["DATASETS", "ImageSet", "LongTailDataset", "load_dataset", "unused_images"]
 

@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from s3h_ext.data.mixing import Mixing
-from s3h_ext.data.recipes import MAX_STREAMS, get_recipe
 from s3h_ext.data.samplers import SAMPLERS
+from s3h_ext.data.views.mixing import Mixing
+from s3h_ext.data.views.recipes import MAX_STREAMS, get_recipe
 
 __all__ = ["Stream", "check_plan"]
 
@@ -20,7 +20,7 @@ class Stream:
     Attributes:
         sampler: ``"instance-balanced"``, ``"class-balanced"``, ``"square-root"`` or
             ``"progressive"``.
-        recipe: A name of :data:`s3h_ext.data.recipes.RECIPES`.
+        recipe: A name of :data:`s3h_ext.data.views.recipes.RECIPES`.
         views: Views of each image; of a montage, as many as there are images.
         follows: Name of the stream whose images it shows again, in the same order; its
             own sampler is then not used. ``None`` for images of its own.

@@ -10,8 +10,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from s3h_ext.data import Batch, LongTailDataset, Stream
-from s3h_ext.data.mixing import Mixing
-from s3h_ext.data.recipes import get_recipe
+from s3h_ext.data.views.mixing import Mixing
+from s3h_ext.data.views.recipes import get_recipe
 from s3h_ext.losses.classification import Counts, Labels, MixedLabels
 from s3h_ext.models import ImageClassifier
 from s3h_ext.ops import gather_rows
@@ -124,7 +124,7 @@ class Method(nn.Module, ABC):
         that.
 
         Args:
-            batch: one :class:`~s3h_ext.data.resident.Batch` for each stream.
+            batch: one :class:`~s3h_ext.data.source.resident.Batch` for each stream.
             progress: epochs done / epochs in all, in [0, 1), the same for a whole
                 epoch.
         """

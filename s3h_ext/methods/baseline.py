@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s3h_ext.data import Batch, LongTailDataset, Stream
-from s3h_ext.data.mixing import Mixing
+from s3h_ext.data.views.mixing import Mixing
 from s3h_ext.losses.classification import (
     Counts,
     FocalLoss,
@@ -91,7 +91,7 @@ class Baseline(ClassifierMethod):
             ``"class-balanced"``, ``"square-root"``, or ``"progressive"``, from the
             first to the second.
         recipe: augmentation of the training images, a name of
-            ``s3h_ext.data.recipes.RECIPES``.
+            ``s3h_ext.data.views.recipes.RECIPES``.
         tau: strength of the logit adjustment.
         gamma: focusing strength of the focal loss.
         max_margin: LDAM's margin for the rarest class.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from s3h_ext.data.mixing import Mixing
+from s3h_ext.data.views.mixing import Mixing
 from s3h_ext.methods.s3h import S3H
 
 
@@ -30,10 +30,10 @@ class BCL(S3H):
             ``"class-balanced"``, ``"square-root"``, or ``"progressive"``, from the
             first to the second.
         recipe: augmentation of the classification view, a name of
-            ``s3h_ext.data.recipes.RECIPES``.
+            ``s3h_ext.data.views.recipes.RECIPES``.
         mixing: how other images are mixed into the classification view; not set: not
             at all. ConCutMix (Pan et al., IEEE TIP 2024) takes class-balanced CutMix
-            there, the defaults of :class:`~s3h_ext.data.mixing.Mixing`.
+            there, the defaults of :class:`~s3h_ext.data.views.mixing.Mixing`.
     """
 
     def __init__(

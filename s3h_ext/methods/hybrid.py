@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3h_ext.data import Batch, LongTailDataset, Stream
-from s3h_ext.data.recipes import get_recipe
+from s3h_ext.data.views.recipes import get_recipe
 from s3h_ext.losses import PrototypicalSupConLoss, SupConLoss
 from s3h_ext.losses.classification import Counts, Labels, mixed_cross_entropy
 from s3h_ext.methods.base import (
@@ -60,7 +60,7 @@ class Hybrid(ClassifierMethod):
         prototypes_per_class: prototypes of one class, with ``"prototypical"``.
         decay: course of alpha, ``"parabolic"`` or ``"linear"``.
         recipe: augmentation of both branches, a name of
-            ``s3h_ext.data.recipes.RECIPES``.
+            ``s3h_ext.data.views.recipes.RECIPES``.
         classifier_recipe: that of the classifier branch, where it is to be another;
             both have to give views of one size.
         contrast_sampler: how the contrastive batch is drawn: ``"instance-balanced"``,

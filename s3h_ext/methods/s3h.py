@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from s3h_ext.data import Batch, LongTailDataset, Stream
-from s3h_ext.data.mixing import Mixing
-from s3h_ext.data.recipes import get_recipe
+from s3h_ext.data.views.mixing import Mixing
+from s3h_ext.data.views.recipes import get_recipe
 from s3h_ext.losses import BalancedContrastiveLoss, CrossModelContrastiveLoss
 from s3h_ext.losses.classification import Counts, Labels, LogitAdjustedLoss
 from s3h_ext.methods.base import (
@@ -99,10 +99,10 @@ class S3H(ClassifierMethod):
             ``"class-balanced"``, ``"square-root"``, or ``"progressive"``, from the
             first to the second.
         recipe: augmentation of the classification view, a name of
-            ``s3h_ext.data.recipes.RECIPES``.
+            ``s3h_ext.data.views.recipes.RECIPES``.
         mixing: how other images are mixed into the classification view; not set: not
             at all. ConCutMix (Pan et al., IEEE TIP 2024) takes class-balanced CutMix
-            there, the defaults of :class:`~s3h_ext.data.mixing.Mixing`.
+            there, the defaults of :class:`~s3h_ext.data.views.mixing.Mixing`.
     """
 
     def __init__(

@@ -54,7 +54,7 @@ class ClassifierRetraining(SecondStage):
             ``"class-balanced"``, ``"square-root"``, or ``"progressive"``, from the
             first to the second.
         recipe: augmentation of the training images, a name of
-            ``s3h_ext.data.recipes.RECIPES``.
+            ``s3h_ext.data.views.recipes.RECIPES``.
     """
 
     def __init__(

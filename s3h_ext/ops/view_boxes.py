@@ -52,7 +52,7 @@ def sample_view_boxes(
     A box is a pure function of (seed, epoch, sample index, view, stream), its image's
     size and the constraint: it depends neither on the batch nor on the order, the
     device or the number of threads, and the bits are those of
-    :func:`s3h_ext.data.host_boxes.sample_view_boxes_host`.
+    :func:`s3h_ext.data.views.host_boxes.sample_view_boxes_host`.
 
     Args:
         sizes: int64 ``[N, 2]``, height and width of each image in [1, 2**24); or one

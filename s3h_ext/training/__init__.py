@@ -1,1 +1,1 @@
-"""The trainer: configuration, loop, schedule, checkpoints, metrics, logs."""
+"""The training loop and what a step needs."""

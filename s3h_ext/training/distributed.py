@@ -21,10 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 from s3h_ext.data import Batch, ImageFiles, ImageSet
 from s3h_ext.losses._common import ContrastiveModule
 from s3h_ext.methods import Method
+from s3h_ext.models.average import WeightAverage
+from s3h_ext.runs.config import DistributedConfig
+from s3h_ext.runs.precision import resolve_device
 from s3h_ext.training.batch_norm import average_statistics, synchronise_batch_norm
-from s3h_ext.training.config import DistributedConfig
 from s3h_ext.training.interrupt import StopRequest
-from s3h_ext.training.precision import resolve_device
 
 __all__ = ["AgreedStop", "LostProcessError", "World", "join_world", "leave"]
 
@@ -139,6 +140,18 @@ class World:
         """Make what processes track by themselves the same, to evaluate or save it."""
         if self.size > 1:
             average_statistics(method)
+
+    def settle_average(self, average: WeightAverage) -> None:
+        """Average the averaged batch-norm statistics over the processes.
+
+        Weights are the same in all of them.
+        """
+        sums = average.statistics
+        if self.size > 1 and sums:
+            joined = self.mean(torch.cat([each.flatten() for each in sums]))
+            parts = joined.split([each.numel() for each in sums])
+            for each, part in zip(sums, parts, strict=True):
+                each.copy_(part.view_as(each))
 
     @contextmanager
     def watched(self) -> Iterator[None]:

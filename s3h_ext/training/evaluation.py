@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from s3h_ext.data import Batch
-from s3h_ext.data.decode import UnreadableImageError
+from s3h_ext.data.source.decode import UnreadableImageError
 from s3h_ext.methods import Method
+from s3h_ext.report.metrics import Evaluation, evaluate_predictions
+from s3h_ext.runs.precision import autocast
 from s3h_ext.training.distributed import World
 from s3h_ext.training.finite import DivergedError
-from s3h_ext.training.metrics import Evaluation, evaluate_predictions
-from s3h_ext.training.precision import autocast
 
 __all__ = ["evaluate_method", "predict_batches"]
 

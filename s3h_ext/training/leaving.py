@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from s3h_ext.training.analysis import try_analysis
-from s3h_ext.training.metrics import Evaluation
-from s3h_ext.training.report import try_report
-from s3h_ext.training.results import write_evaluation
+from s3h_ext.report.analysis import try_analysis
+from s3h_ext.report.evaluation_files import write_evaluation
+from s3h_ext.report.metrics import Evaluation
+from s3h_ext.report.page import try_report
 from s3h_ext.training.runlog import results_table, write_summary
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from s3h_ext.training.config import OptimConfig
+from s3h_ext.runs.config import OptimConfig
 
 
 def parameter_groups(module: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3h_ext.data import Feed, ImageFiles, LongTailDataset
-from s3h_ext.data.decode import UnreadableImageError
-from s3h_ext.data.naming import some
-from s3h_ext.data.readable import find_unreadable, without_unreadable
+from s3h_ext.data.sets.naming import some
+from s3h_ext.data.sets.readable import find_unreadable, without_unreadable
+from s3h_ext.data.source.decode import UnreadableImageError
 from s3h_ext.training.distributed import World
 
 __all__ = ["read_once"]

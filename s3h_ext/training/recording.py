@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from s3h_ext.training.config import GraphsName
+from s3h_ext.runs.config import GraphsName
 
 __all__ = ["CudaGraphs", "Recorder", "Replayer", "choose_recorder"]
 

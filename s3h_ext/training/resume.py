@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from s3h_ext.data import LongTailDataset
-from s3h_ext.training.card import FILE, DatasetCard, read_card
-from s3h_ext.training.checkpoint import CheckpointError, checkpoint_paths
+from s3h_ext.runs.card import FILE, DatasetCard, read_card
+from s3h_ext.runs.checkpoint import CheckpointError, checkpoint_paths
 from s3h_ext.training.distributed import World
 
 __all__ = ["check_card", "check_free", "check_together"]

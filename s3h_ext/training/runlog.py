@@ -13,10 +13,10 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from s3h_ext.data.files import printable
-from s3h_ext.training.files import open_to_append, write_text
-from s3h_ext.training.metrics import FEW_BELOW, MANY_ABOVE
-from s3h_ext.training.table_files import format_rows
+from s3h_ext.files import open_to_append, write_text
+from s3h_ext.report.metrics import FEW_BELOW, MANY_ABOVE
+from s3h_ext.report.table_files import format_rows
+from s3h_ext.text import printable
 
 Row = Mapping[str, float | int | None]
 

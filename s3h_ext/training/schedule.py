@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from s3h_ext.training.config import OptimConfig
+from s3h_ext.runs.config import OptimConfig
 
 
 def learning_rate(optim: OptimConfig, position: float, epochs: int) -> float:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from s3h_ext.data import Batch
 from s3h_ext.methods import Method
-from s3h_ext.training.average import WeightAverage
+from s3h_ext.models.average import WeightAverage
+from s3h_ext.runs.precision import autocast
 from s3h_ext.training.distributed import Step
-from s3h_ext.training.precision import autocast
 from s3h_ext.training.recording import Replayer
 
 __all__ = ["RecordedStep", "TrainingStep"]

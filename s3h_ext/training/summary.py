@@ -11,8 +11,8 @@ import torch
 
 from s3h_ext import __version__
 from s3h_ext.data.dataset import DATASETS
-from s3h_ext.training.metrics import Evaluation
-from s3h_ext.training.precision import device_name
+from s3h_ext.report.metrics import Evaluation
+from s3h_ext.runs.precision import device_name
 
 if TYPE_CHECKING:
     from s3h_ext.training.trainer import Trainer

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from s3h_ext import huge_pages
 from s3h_ext.data import Batch, Feed, LongTailDataset, ResidentSource
-from s3h_ext.data.naming import class_lines
-from s3h_ext.data.readable import without_unreadable
-from s3h_ext.training.average import WeightAverage
-from s3h_ext.training.card import read_card, write_card
-from s3h_ext.training.checkpoint import (
+from s3h_ext.data.sets.naming import class_lines
+from s3h_ext.data.sets.readable import without_unreadable
+from s3h_ext.files import write_text
+from s3h_ext.models.average import WeightAverage
+from s3h_ext.report.metrics import Evaluation
+from s3h_ext.runs.card import read_card, write_card
+from s3h_ext.runs.checkpoint import (
     CheckpointError,
     drop_unfinished,
     latest_checkpoint,
@@ -26,20 +28,18 @@ from s3h_ext.training.checkpoint import (
     save_checkpoint,
     set_rng_state,
 )
-from s3h_ext.training.config import TrainConfig
-from s3h_ext.training.consistency import check_options
+from s3h_ext.runs.config import TrainConfig
+from s3h_ext.runs.consistency import check_options
+from s3h_ext.runs.loading import build_network, open_dataset, take_weights
+from s3h_ext.runs.lock import lock_folder, unlock_folder
+from s3h_ext.runs.precision import resolve_device, resolve_precision
 from s3h_ext.training.distributed import AgreedStop, World
 from s3h_ext.training.evaluation import evaluate_method
-from s3h_ext.training.files import write_text
 from s3h_ext.training.finite import DivergedError, check_finite, spoiled
 from s3h_ext.training.interrupt import StopRequest
 from s3h_ext.training.leaving import leave_results
-from s3h_ext.training.loading import build_network, open_dataset, take_weights
-from s3h_ext.training.lock import lock_folder, unlock_folder
 from s3h_ext.training.meter import EpochMeter
-from s3h_ext.training.metrics import Evaluation
 from s3h_ext.training.optimizer import build_optimizer, optimizer_state
-from s3h_ext.training.precision import resolve_device, resolve_precision
 from s3h_ext.training.reading import read_once
 from s3h_ext.training.recording import Replayer, choose_recorder
 from s3h_ext.training.resume import check_card, check_free, check_together
@@ -55,7 +55,7 @@ class Trainer:
     Args:
         config: the run's options.
         record: the same options as plain values, as they go into ``config.yaml`` and
-            the checkpoints; :func:`s3h_ext.training.options.parse_options` gives both.
+            the checkpoints; :func:`s3h_ext.runs.options.parse_options` gives both.
         output: the run's folder; made where it does not exist.
         resume: go on from the newest sound checkpoint in ``output``; where there is
             none, from the start.
@@ -406,7 +406,7 @@ class Trainer:
         """Make what processes track by themselves the same."""
         self.world.settle(self.method)
         if self.average is not None:
-            self.average.settle(self.world)
+            self.world.settle_average(self.average)
 
     def train_batches(self) -> Iterator[Batch]:
         """Yield the training images as evaluation shows them, in their order.

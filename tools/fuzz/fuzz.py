@@ -29,7 +29,7 @@ def main() -> None:
     with atheris.instrument_imports(include=INSTRUMENTED[name]):
         import targets
 
-        from s3h_ext.training import options
+        from s3h_ext.runs import options
     if name == "options":
         # Building the parser takes as long as all the rest.
         options.make_parser = functools.cache(options.make_parser)

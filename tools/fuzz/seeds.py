@@ -16,8 +16,8 @@ import targets
 import torch
 import yaml
 
-from s3h_ext.training.checkpoint import FORMAT
-from s3h_ext.training.options import parse_options, preset_arguments, preset_names
+from s3h_ext.runs.checkpoint import FORMAT
+from s3h_ext.runs.options import parse_options, preset_arguments, preset_names
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
 

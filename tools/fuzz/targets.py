@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from s3h_ext.data.archives import ArchiveError, read_archive
-from s3h_ext.training.checkpoint import (
+from s3h_ext.data.sets.archives import ArchiveError, read_archive
+from s3h_ext.runs.checkpoint import (
     FORMAT,
     CheckpointError,
     latest_checkpoint,
     load_checkpoint,
 )
-from s3h_ext.training.options import OptionError, parse_options
+from s3h_ext.runs.options import OptionError, parse_options
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
 CONFIG = {"optim": {"lr": 0.1, "milestones": [0.8, 0.9]}, "seed": 0, "output": "a"}

@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import f1_score, recall_score
+
+from s3h_ext.report.metrics import (
+    calibrate,
+    class_groups,
+    classification_metrics,
+    evaluate_predictions,
+)
+
+
+def confusion_of(truth, predicted, classes):
+    matrix = np.zeros((classes, classes), dtype=int)
+    np.add.at(matrix, (truth, predicted), 1)
+    return matrix
+
+
+def test_metrics_agree_with_scikit_learn():
+    rng = np.random.default_rng(0)
+    truth, predicted = rng.integers(0, 6, 500), rng.integers(0, 6, 500)
+    metrics = classification_metrics(confusion_of(truth, predicted, 6), np.full(6, 50))
+    recalls = recall_score(truth, predicted, average=None)
+    assert metrics.top1 == pytest.approx(100 * np.mean(truth == predicted))
+    assert metrics.per_class == pytest.approx(100 * recalls)
+    assert metrics.macro_f1 == pytest.approx(
+        100 * f1_score(truth, predicted, average="macro")
+    )
+    assert metrics.worst_class == pytest.approx(100 * recalls.min())
+
+
+def test_groups_are_above_100_20_to_100_and_below_20():
+    matrix = np.diag([1, 2, 3, 4, 5, 6]) + np.eye(6, k=1, dtype=int)
+    counts = np.array([5000, 101, 100, 20, 19, 1])
+    metrics = classification_metrics(matrix, counts)
+    accuracy = 100 * np.diag(matrix) / matrix.sum(1)
+    assert metrics.many == pytest.approx(accuracy[:2].mean())
+    assert metrics.medium == pytest.approx(accuracy[2:4].mean())
+    assert metrics.few == pytest.approx(accuracy[4:].mean())
+
+
+def test_groups_weigh_classes_not_images():
+    matrix = np.array([[10, 0], [90, 10]])
+    metrics = classification_metrics(matrix, np.array([200, 150]))
+    assert metrics.many == pytest.approx((100 + 10) / 2)
+    assert metrics.top1 == pytest.approx(100 * 20 / 110)
+    assert metrics.medium is None
+    assert metrics.few is None
+
+
+def test_a_class_without_images_is_left_out():
+    metrics = classification_metrics(np.array([[3, 1], [0, 0]]), np.array([200, 150]))
+    assert metrics.many == 75.0
+    assert np.isnan(metrics.per_class[1])
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        (np.ones((2, 3)), r"confusion: expected shape \(2, 2\)"),
+        (np.zeros((2, 2)), "confusion: expected at least one image"),
+    ],
+)
+def test_bad_matrices_are_refused(matrix, message):
+    with pytest.raises(ValueError, match=message):
+        classification_metrics(matrix, np.array([1, 1]))
+
+
+def test_groups_of_classes():
+    counts = [5000, 101, 100, 20, 19, 0]
+    assert class_groups(counts).tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_calibration_by_hand():
+    # Bins of 1/15: 0.05 is in the first; 0.30 and 0.32 in the fifth; 0.99 in the last.
+    confidence = np.array([0.05, 0.30, 0.32, 0.99, 0.99])
+    correct = np.array([False, True, False, True, True])
+    calibration = calibrate(confidence, correct)
+    assert calibration.images.tolist() == [1, 0, 0, 0, 2, *[0] * 9, 2]
+    assert calibration.accuracy[[0, 4, 14]].tolist() == [0, 50, 100]
+    assert calibration.confidence[[0, 4, 14]] == pytest.approx([5, 31, 99])
+    assert np.isnan(calibration.accuracy[1])
+    assert np.isnan(calibration.confidence[1])
+    assert calibration.error == pytest.approx((1 * 5 + 2 * 19 + 2 * 1) / 5)
+
+
+def test_a_bin_is_closed_on_the_right():
+    correct = np.zeros(4, dtype=bool)
+    calibration = calibrate(np.array([0.0, 0.5, 0.5 + 1e-12, 1.0]), correct, bins=2)
+    assert calibration.images.tolist() == [2, 2]
+
+
+def test_calibration_agrees_with_scikit_learn():
+    rng = np.random.default_rng(1)
+    confidence = rng.uniform(0.1, 1, 2000)
+    correct = rng.random(2000) < confidence**2
+    ours = calibrate(confidence, correct)
+    accuracy, mean = calibration_curve(
+        correct, confidence, n_bins=15, strategy="uniform"
+    )
+    filled = ours.images > 0
+    assert ours.accuracy[filled] == pytest.approx(100 * accuracy)
+    assert ours.confidence[filled] == pytest.approx(100 * mean)
+    # confidence - confidence² is 1/6 in the mean over [0, 1], and always positive.
+    assert 10 < ours.error < 20
+    assert ours.error == pytest.approx(100 * (confidence.mean() - correct.mean()))
+
+
+def test_predictions_that_are_as_often_right_as_they_say_have_no_error():
+    confidence = np.repeat([0.5, 0.75], [4, 8])
+    correct = np.array([True, False] * 2 + [True, True, True, False] * 2)
+    assert calibrate(confidence, correct).error == pytest.approx(0, abs=1e-12)
+
+
+def test_confidences_that_are_not_numbers_leave_the_error_undefined():
+    calibration = calibrate(np.array([0.5, np.nan]), np.array([True, False]))
+    assert np.isnan(calibration.error)
+
+
+def test_evaluation_of_predictions_agrees_with_the_dense_matrix():
+    rng = np.random.default_rng(2)
+    truth, predicted = rng.integers(0, 5, 300), rng.integers(0, 5, 300)
+    counts = np.array([200, 150, 50, 10, 3])
+    dense = confusion_of(truth, predicted, 5)
+    evaluation = evaluate_predictions(truth, predicted, rng.random(300), counts)
+    expected = classification_metrics(dense, counts)
+    for name in ("top1", "many", "medium", "few", "macro_f1", "worst_class"):
+        assert getattr(evaluation, name) == getattr(expected, name)
+    assert evaluation.per_class.tolist() == expected.per_class.tolist()
+    cells = np.zeros_like(dense)
+    cells[evaluation.confusion[:, 0], evaluation.confusion[:, 1]] = (
+        evaluation.confusion[:, 2]
+    )
+    assert cells.tolist() == dense.tolist()
+    assert evaluation.calibration.images.sum() == 300
+
+
+@pytest.mark.parametrize(
+    ("truth", "predicted", "confidence", "message"),
+    [
+        ([0, 1], [0], [1.0], "predicted: expected one for each image"),
+        ([0, 2], [0, 1], [1.0, 1.0], r"truth: expected classes in \[0, 2\), got 0 to"),
+        ([0, 1], [-1, 1], [1.0, 1.0], r"predicted: expected classes in .* got -1 to 1"),
+        ([0, 1], [0, 1], [1.0], "confidence: expected one for each prediction"),
+        ([], [], [], "confidence: expected at least one prediction"),
+    ],
+)
+def test_bad_predictions_are_refused(truth, predicted, confidence, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_predictions(
+            np.array(truth, int), np.array(predicted, int), confidence, np.ones(2)
+        )

@@ -1,0 +1,59 @@
+"""Which arithmetic a run uses, and that bfloat16 trains what float32 trains."""
+
+import pytest
+import torch
+
+from s3h_ext.runs import precision
+from s3h_ext.runs.options import parse_options
+from s3h_ext.runs.precision import resolve_precision
+from s3h_ext.training.runlog import SilentLog
+from s3h_ext.training.trainer import Trainer
+
+QUICK = (
+    "--preset digits-lt/ce --model.backbone resnet20 --data.imbalance 100 "
+    "--batch_size 64 --epochs 1 --device cpu --report false --optim.lr 0.01"
+).split()
+METHODS = {
+    "ce": "",
+    "ldam": "--method.loss ldam --model.classifier cosine",
+    "sc": "--method Hybrid --method.recipe crop",
+    "psc": "--method Hybrid --method.contrast prototypical --method.recipe crop",
+    "s3h": "--method S3H --method.recipe crop --model.classifier cosine",
+    "bcl": "--method BCL --method.recipe crop",
+    "cws": "--method ClasswiseSplitting --method.inner Baseline --method.split_from 0",
+}
+
+
+def train(folder, name, kind):
+    arguments = [*QUICK, *METHODS[name].split(), "--precision", kind]
+    config, record, _ = parse_options(arguments)
+    trainer = Trainer(config, record, folder)
+    seen = set()
+    for module in trainer.method.model.backbone.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda *call: seen.add(call[2].dtype))
+    return trainer, trainer.train_epoch(0, SilentLog()), seen
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_bfloat16_follows_float32(tmp_path, name):
+    _, exact, seen = train(tmp_path / "fp32", name, "fp32")
+    assert seen == {torch.float32}
+    trainer, rounded, seen = train(tmp_path / "bf16", name, "bf16")
+    assert seen == {torch.bfloat16}
+    assert {p.dtype for p in trainer.method.parameters()} == {torch.float32}
+    terms = exact.keys() - {"lr", "images_per_second"}
+    assert terms
+    for term in terms:
+        assert rounded[term] == pytest.approx(exact[term], rel=0.03, abs=0.01), term
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [({"avx512f", "avx512_bf16"}, "bf16"), ({"amx_bf16"}, "bf16"), ({"avx2"}, "fp32")],
+)
+def test_auto_is_bfloat16_where_the_chip_multiplies_it(monkeypatch, flags, expected):
+    monkeypatch.setattr(precision, "_cpuinfo", lambda field: flags)
+    assert resolve_precision("auto", torch.device("cpu")) == expected
+    assert resolve_precision("fp32", torch.device("cpu")) == "fp32"
+    assert resolve_precision("bf16", torch.device("cpu")) == "bf16"

@@ -1,0 +1,324 @@
+"""Readers for the unpacked official CIFAR-10 and CIFAR-100 archives.
+
+The archives are pickles, and a pickle can run any code. These are read by a machine
+that knows three names, all stand-ins of ours for what numpy's own pickles ask for; a
+pickle that asks for anything else is refused, and no numpy parser sees its bytes.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s3h_ext.data.sets.pickles import (
+    PlainUnpickler,
+    RefusedGlobalError,
+)
+from s3h_ext.text import describe_value
+
+__all__ = ["LAYOUTS", "Archive", "ArchiveError", "read_archive", "read_pickle"]
+
+_SIDE = 32
+_ROW = 3 * _SIDE * _SIDE
+
+
+class ArchiveError(ValueError):
+    """A data file is truncated, foreign, unsafe or inconsistent."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names of folder, files and keys in an archive."""
+
+    folder: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    meta: str
+    labels: str
+    names: str
+    num_classes: int
+
+
+#: Kind of archive -> what is where in it.
+LAYOUTS = {
+    "cifar10": Layout(
+        folder="cifar-10-batches-py",
+        train=tuple(f"data_batch_{number}" for number in range(1, 6)),
+        test=("test_batch",),
+        meta="batches.meta",
+        labels="labels",
+        names="label_names",
+        num_classes=10,
+    ),
+    "cifar100": Layout(
+        folder="cifar-100-python",
+        train=("train",),
+        test=("test",),
+        meta="meta",
+        labels="fine_labels",
+        names="fine_label_names",
+        num_classes=100,
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Archive:
+    """The whole content of one archive, in the files' order.
+
+    Attributes:
+        train_images: uint8 ``[N, 32, 32, 3]``.
+        train_labels: int64 ``[N]``.
+        test_images: uint8 ``[M, 32, 32, 3]``.
+        test_labels: int64 ``[M]``.
+        class_names: One name per class.
+    """
+
+    train_images: NDArray[np.uint8]
+    train_labels: NDArray[np.int64]
+    test_images: NDArray[np.uint8]
+    test_labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+
+
+def read_archive(kind: str, root: str | Path) -> Archive:
+    """Reads an unpacked CIFAR archive.
+
+    The number of images is not prescribed, so a folder that holds only a part of the
+    official files' rows is read as well.
+
+    Args:
+        kind: ``"cifar10"`` or ``"cifar100"``.
+        root: The unpacked folder (``cifar-10-batches-py``, ``cifar-100-python``) or the
+            folder it lies in.
+
+    Returns:
+        Both splits and the class names.
+
+    Raises:
+        ValueError: ``kind`` is unknown.
+        FileNotFoundError: the folder or one of its files is missing.
+        ArchiveError: a file is truncated, is not such an archive, asks for code, or its
+            images and labels do not fit.
+    """
+    if kind not in LAYOUTS:
+        raise ValueError(f"kind: expected one of {sorted(LAYOUTS)}, got {kind!r}")
+    layout = LAYOUTS[kind]
+    folder = _find_folder(layout, Path(root))
+    train_images, train_labels = _read_split(layout, folder, layout.train)
+    test_images, test_labels = _read_split(layout, folder, layout.test)
+    return Archive(
+        train_images,
+        train_labels,
+        test_images,
+        test_labels,
+        _read_names(layout, folder / layout.meta),
+    )
+
+
+def read_pickle(path: str | Path) -> dict[str, Any]:
+    """Reads a pickled dictionary of lists, numbers, strings and uint8 arrays.
+
+    Strings of Python 2 pickles come as ``bytes``; keys always as ``str``.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The dictionary, arrays as numpy uint8.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ArchiveError: the file is truncated, is no pickle, asks for a global that is not
+            part of a plain numpy array, or holds no dictionary.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        raw = path.read_bytes()
+        content = PlainUnpickler(raw, _ALLOWED, encoding="bytes").load()
+    except RefusedGlobalError as error:
+        raise ArchiveError(
+            f"{path}: the pickle asks for the global {error}; only plain numpy arrays "
+            "are allowed, so it was not read further"
+        ) from None
+    except Exception as error:
+        # A broken pickle may raise almost anything; the file is unusable either way.
+        raise ArchiveError(
+            f"{path}: truncated or not a pickle of the official archive "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    if not isinstance(content, dict):
+        raise ArchiveError(
+            f"{path}: expected a pickled dictionary, got {type(content).__name__}"
+        )
+    return {
+        _text(key): value.array if isinstance(value, _Array) else value
+        for key, value in content.items()
+    }
+
+
+class _Sealed:
+    """A stand-in that the BUILD instruction of a pickle cannot alter."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError(f"state set on {type(self).__name__}")
+
+
+class _NdarrayName(_Sealed):
+    __slots__ = ()
+
+
+class _Reconstruct(_Sealed):
+    __slots__ = ()
+
+    def __call__(self, kind: object, shape: object, typecode: object) -> _Array:
+        if not isinstance(kind, _NdarrayName):
+            raise pickle.UnpicklingError("array of an unknown kind")
+        return _Array()
+
+
+class _MakeDtype(_Sealed):
+    __slots__ = ()
+
+    def __call__(self, code: object, *flags: object) -> _Dtype:
+        if code not in (b"u1", "u1", b"|u1", "|u1"):
+            raise pickle.UnpicklingError(
+                f"expected an array of uint8, got {describe_value(code)}"
+            )
+        return _Dtype()
+
+
+class _Dtype:
+    """uint8; the state that numpy pickles with it says nothing more."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class _Array:
+    """Receives numpy's array state: (version, shape, dtype, Fortran order, bytes)."""
+
+    __slots__ = ("array",)
+
+    def __init__(self) -> None:
+        self.array: NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    def __setstate__(self, state: object) -> None:
+        if not (isinstance(state, tuple) and len(state) == 5):
+            raise pickle.UnpicklingError("array with an unknown state")
+        _, shape, dtype, fortran, raw = state
+        if not isinstance(dtype, _Dtype) or not isinstance(raw, (bytes, str)):
+            raise pickle.UnpicklingError("array with an unknown state")
+        if not (
+            isinstance(shape, tuple)
+            and 1 <= len(shape) <= 4
+            and all(type(size) is int and size >= 0 for size in shape)
+        ):
+            raise pickle.UnpicklingError("array with an impossible shape")
+        if isinstance(raw, str):
+            raw = raw.encode("latin1")
+        # Raises if the bytes do not fill the shape, before anything is allocated.
+        flat = np.frombuffer(raw, np.uint8)
+        self.array = flat.reshape(shape, order="F" if fortran else "C")
+
+
+_ALLOWED: Mapping[tuple[str, str], _Sealed] = {
+    ("numpy.core.multiarray", "_reconstruct"): _Reconstruct(),
+    ("numpy._core.multiarray", "_reconstruct"): _Reconstruct(),
+    ("numpy", "ndarray"): _NdarrayName(),
+    ("numpy", "dtype"): _MakeDtype(),
+}
+
+
+def _find_folder(layout: Layout, root: Path) -> Path:
+    if not root.is_dir():
+        raise FileNotFoundError(f"root: expected a folder, got {root}")
+    wanted = (*layout.train, *layout.test, layout.meta)
+    for folder in (root / layout.folder, root):
+        if any((folder / name).is_file() for name in wanted):
+            missing = [name for name in wanted if not (folder / name).is_file()]
+            if missing:
+                raise FileNotFoundError(
+                    f"{folder}: incomplete archive, missing {', '.join(missing)}"
+                )
+            return folder
+    packed = next(
+        (path for path in sorted(root.glob("cifar-*.tar.gz")) if path.is_file()), None
+    )
+    hint = f"; {packed.name} lies there: unpack it" if packed is not None else ""
+    raise FileNotFoundError(
+        f"root: expected the unpacked folder {layout.folder} (files "
+        f"{', '.join(wanted)}) in {root}, or that folder itself{hint}"
+    )
+
+
+def _read_split(
+    layout: Layout, folder: Path, names: tuple[str, ...]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    parts = [_read_part(layout, folder / name) for name in names]
+    rows = np.concatenate([images for images, _ in parts])
+    images = rows.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), np.concatenate([labels for _, labels in parts])
+
+
+def _read_part(
+    layout: Layout, path: Path
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    content = read_pickle(path)
+    for key in ("data", layout.labels):
+        if key not in content:
+            raise ArchiveError(
+                f"{path}: expected the keys data and {layout.labels}, got "
+                f"{', '.join(sorted(content))[:200] or 'none'}"
+            )
+    images, labels = content["data"], content[layout.labels]
+    if not isinstance(images, np.ndarray) or images.shape != (len(images), _ROW):
+        got = images.shape if isinstance(images, np.ndarray) else type(images).__name__
+        raise ArchiveError(f"{path}: data: expected uint8 [N, {_ROW}], got {got}")
+    if len(images) == 0:
+        raise ArchiveError(f"{path}: data: expected at least one image, got none")
+    if not isinstance(labels, list) or not all(type(label) is int for label in labels):
+        raise ArchiveError(f"{path}: {layout.labels}: expected a list of integers")
+    if len(labels) != len(images):
+        raise ArchiveError(
+            f"{path}: {layout.labels}: expected {len(images)} labels, one per image, "
+            f"got {len(labels)}"
+        )
+    wrong = next((x for x in labels if not 0 <= x < layout.num_classes), None)
+    if wrong is not None:
+        raise ArchiveError(
+            f"{path}: {layout.labels}: expected labels 0 .. {layout.num_classes - 1}, "
+            f"got {describe_value(wrong)}"
+        )
+    return images, np.asarray(labels, np.int64)
+
+
+def _read_names(layout: Layout, path: Path) -> tuple[str, ...]:
+    names = read_pickle(path).get(layout.names)
+    if (
+        not isinstance(names, list)
+        or len(names) != layout.num_classes
+        or not all(isinstance(name, (bytes, str)) for name in names)
+    ):
+        raise ArchiveError(
+            f"{path}: {layout.names}: expected a list of {layout.num_classes} names"
+        )
+    return tuple(_text(name) for name in names)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    return str(value)

@@ -1,0 +1,163 @@
+"""Looks at photographs on the disk: which lists, how many images, what is missing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from s3h_ext.data.image_files import ImageFiles
+from s3h_ext.data.sets.lists import LISTED, blob_hash
+from s3h_ext.data.sets.naming import classes_by_size, empty_classes, some
+from s3h_ext.data.sets.photographs import read_photographs
+from s3h_ext.data.sets.readable import find_unreadable
+from s3h_ext.data.source.decode import Unreadable
+
+__all__ = ["HOW_TO_GET", "Findings", "look_at_photographs"]
+
+#: What a person has to do to have the data, by data set.
+HOW_TO_GET = {
+    "imagenet-lt": "Get ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from "
+    "https://image-net.org (an account is needed), unpack them to train/WNID/*.JPEG "
+    "and val/WNID/*.JPEG in the root, and put ImageNet_LT_{train,val,test}.txt next to "
+    "them; see docs/photographs.md",
+    "inat18": "Get train_val2018.tar.gz from "
+    "https://github.com/visipedia/inat_comp/tree/master/2018, unpack it to "
+    "train_val2018/ in the root, and put iNaturalist18_{train,val}.txt next to it; see "
+    "docs/photographs.md",
+    "places-lt": "Get Places365-Standard (256 x 256, 'easy directory structure') from "
+    "http://places2.csail.mit.edu, unpack it to train/ and val/ in the root, and put "
+    "Places_LT_{train,val,test}.txt next to them; see docs/photographs.md",
+    "folder": "Lay the images out as ROOT/CLASS/IMAGE, or as "
+    "ROOT/{train,val,test}/CLASS/IMAGE",
+}
+
+
+@dataclass
+class Findings:
+    """What was found; the fields are those of :class:`~.check.CheckReport`."""
+
+    lines: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    official: bool | None = None
+    class_counts: list[int] = field(default_factory=list)
+
+
+def look_at_photographs(
+    name: str, root: Path, lists: Path | None = None, *, decode: bool = False
+) -> Findings:
+    """Looks at a data set of photographs; it does not raise for what it finds.
+
+    Args:
+        name: One of :data:`~.photographs.PHOTOGRAPHS`.
+        root: Folder of the images.
+        lists: Folder of the list files; ``None`` for ``root``.
+        decode: Decode every file of every split, with a progress bar; if not, every
+            file must be there, and none is opened.
+    """
+    found = Findings()
+    if name in LISTED:
+        _look_at_lists(name, lists or root, found)
+    try:
+        data = read_photographs(name, root, lists=lists)
+    except (ValueError, OSError) as error:
+        found.problems.append(f"{error}. {HOW_TO_GET[name]}")
+        return found
+    found.lines += data.notes
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    for split, files in splits.items():
+        if files is None:
+            continue
+        _count(split, files, data.class_names, found)
+        if decode:
+            _decode(split, files, data.class_names, found)
+        else:
+            _look_for_files(split, files, found)
+    counts = np.bincount(data.train.labels, minlength=len(data.class_names))
+    found.class_counts = counts.tolist()
+    return found
+
+
+def _look_at_lists(name: str, folder: Path, found: Findings) -> None:
+    verdicts = []
+    for split, standard in LISTED[name].lists.items():
+        path = folder / standard.file
+        if not path.is_file():
+            found.lines.append(f"{split}: there is no {path}")
+            continue
+        try:
+            same = blob_hash(path.read_bytes()) == standard.blob
+        except OSError:  # reading the data set says why
+            same = False
+        verdicts.append(same)
+        if standard.blob is None:
+            verdict = f"its hash is not known here; {standard.images} lines expected"
+            verdicts.pop()
+        else:
+            verdict = "the standard list" if same else "not the standard list"
+        found.lines.append(f"{split}: {path}: {verdict}")
+    found.official = all(verdicts) if verdicts else None
+
+
+def _count(
+    title: str, files: ImageFiles, names: Sequence[str], found: Findings
+) -> None:
+    """Adds how many images there are, of which classes most and fewest, of which none.
+
+    Args:
+        title: The split; ``"train"`` is looked at more closely.
+        files: Its images.
+        names: Of the classes.
+        found: Takes the lines.
+    """
+    classes = len(names)
+    counts = np.bincount(files.labels, minlength=classes)
+    shape = (
+        f"{counts[0]} of each of {classes} classes"
+        if counts.min() == counts.max()
+        else f"{counts.max()} to {counts.min()} a class, {classes} classes"
+    )
+    if title.startswith("train"):
+        many, few = int((counts > 100).sum()), int((counts < 20).sum())
+        shape += f" ({many} many, {classes - many - few} medium, {few} few)"
+        shape += f": {classes_by_size(counts, names)}"
+    if empty := empty_classes(files.labels, names):
+        shape += f"; none of {some(empty)}"
+    found.lines.append(f"{title}: {len(files)} images, {shape}")
+
+
+def _look_for_files(split: str, files: ImageFiles, found: Findings) -> None:
+    missing = [i for i in range(len(files)) if not os.path.isfile(files.path(i))]
+    if missing:
+        found.problems.append(
+            f"{split}: {len(missing)} of {len(files)} images are not there, the first "
+            f"is {files.path(missing[0])}"
+        )
+
+
+def _decode(
+    split: str, files: ImageFiles, names: Sequence[str], found: Findings
+) -> None:
+    """Adds every file that cannot be read, and what the split is without them."""
+    met = Unreadable("skip")
+    bad = find_unreadable(files, met, title=f"reading {split}")
+    if not len(bad):
+        found.lines.append(f"{split}: all images can be read")
+        return
+    found.problems += [
+        f"{path}: {reason}" for path, reason in sorted(met.found.items())
+    ]
+    found.problems.append(
+        f"{split}: {len(bad)} of {len(files)} images cannot be read. Mend or remove "
+        "them, or train without them: --data.unreadable skip"
+    )
+    rest = files.subset(np.delete(np.arange(len(files)), bad))
+    _count(f"{split} without what cannot be read", rest, names, found)
+    lost = np.setdiff1d(files.labels, rest.labels)
+    if len(lost):
+        found.problems.append(
+            f"{split}: no image can be read of {some([names[i] for i in lost])}"
+        )

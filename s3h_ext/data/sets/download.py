@@ -1,0 +1,288 @@
+"""Fetching the official files: resumed where broken off, verified before use."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import http.client
+import re
+import shutil
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO
+
+from tqdm import tqdm
+
+from s3h_ext.data.sets.registry import Source, find_source, md5_of
+from s3h_ext.data.sets.unpack import unpack
+
+__all__ = ["DownloadError", "download"]
+
+_BLOCK = 1 << 16
+_MARGIN = 64 << 20
+
+
+class DownloadError(RuntimeError):
+    """A data set could not be fetched; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class _Options:
+    progress: bool
+    timeout: float
+    attempts: int
+    pause: float
+
+
+def download(
+    name: str | Source,
+    root: str | Path,
+    *,
+    size: int | None = None,
+    url: str | None = None,
+    keep_archive: bool = False,
+    progress: bool = True,
+    timeout: float = 30.0,
+    attempts: int = 5,
+    pause: float = 1.0,
+) -> Path:
+    """Fetches a data set from its official address into ``root``.
+
+    A transfer that breaks off leaves ``FILE.part``, and the next call goes on from
+    there. The checksum is compared before anything is unpacked, and the final name
+    appears when all is in place. An archive put into ``root`` by hand is taken as if it
+    had been fetched.
+
+    Args:
+        name: ``"cifar10"``, ``"cifar100"``, ``"octmnist"``, or a source of one's own.
+        root: Folder to put it in; made if it is not there.
+        size: Image side in pixels, for OCTMNIST: 28, 64, 128 or 224.
+        url: Another address of the very same file, a mirror for instance.
+        keep_archive: Do not remove a fetched archive after unpacking it.
+        progress: Show a progress bar.
+        timeout: Seconds to wait for the server.
+        attempts: How often to go on with a transfer that breaks off.
+        pause: Seconds to wait before that.
+
+    Returns:
+        The unpacked folder, or the file where there is nothing to unpack.
+
+    Raises:
+        ValueError: there is no such data set, or ``url`` is no web address.
+        DownloadError: no connection, no such file, a wrong checksum, not enough space,
+            or ``root`` holds other files under the names wanted.
+        ArchiveError: the archive is not safe to unpack.
+        OSError: ``root`` cannot be written.
+
+    Example:
+        >>> download("cifar100", "/path/to/data")  # doctest: +SKIP
+        PosixPath('/path/to/data/cifar-100-python')
+    """
+    source = find_source(name, size) if isinstance(name, str) else name
+    if url is not None:
+        source = replace(source, url=url)
+    if urllib.parse.urlsplit(source.url).scheme not in ("http", "https"):
+        raise ValueError(f"url: expected http:// or https://, got {source.url!r}")
+    root = Path(root)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise DownloadError(f"root: expected a folder, got the file {root}") from error
+    final = root / (source.folder or source.file)
+    if final.exists():
+        if _is_official(source, final):
+            return final
+        raise DownloadError(
+            f"{final}: is there already and is not the official one. It was left as it "
+            "is; move it away, or give another --root"
+        )
+    with _only_one(root / f".{source.file}.lock"):
+        archive = root / source.file
+        fetched = not archive.exists()
+        if fetched:
+            _fetch(source, archive, _Options(progress, timeout, attempts, pause))
+        elif (found := md5_of(archive)) != source.md5:
+            raise DownloadError(
+                f"{archive}: expected MD5 {source.md5}, got {found}. Remove it, and it "
+                "will be fetched anew"
+            )
+        if source.folder is None:
+            return archive
+        unpacked = unpack(archive, root, folder=source.folder, wanted=source.members)
+        if fetched and not keep_archive:
+            archive.unlink()
+        return unpacked
+
+
+def _is_official(source: Source, final: Path) -> bool:
+    if source.folder is None:
+        return final.is_file() and md5_of(final) == source.md5
+    return all(
+        (final / member).is_file() and md5_of(final / member) == md5
+        for member, md5 in source.members.items()
+    )
+
+
+@contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DownloadError(
+                f"{path.parent}: another process is fetching this just now"
+            ) from error
+        except OSError as error:
+            # A file system without locks; the checksum tells a mixed file.
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _fetch(source: Source, archive: Path, options: _Options) -> None:
+    part = archive.with_name(f"{archive.name}.part")
+    resumed = part.exists() and part.stat().st_size > 0
+    while True:
+        _transfer(source, part, options)
+        found = md5_of(part)
+        if found == source.md5:
+            part.replace(archive)
+            return
+        part.unlink()
+        if not resumed:
+            raise DownloadError(
+                f"{source.url}: expected MD5 {source.md5}, got {found}. What came was "
+                "removed. The server, or something on the way, gives another file: "
+                "try again, or another address with --url"
+            )
+        # What lay there from an earlier call may have been of another file.
+        resumed = False
+
+
+def _transfer(source: Source, part: Path, options: _Options) -> None:
+    failures = 0
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            reason = _transfer_once(source, part, options)
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code < 500:
+                raise DownloadError(
+                    f"{source.url}: the server answers {error.code} {error.reason}. "
+                    f"{_by_hand(source, part)}"
+                ) from error
+            reason = f"the server answers {error.code} {error.reason}"
+        except (urllib.error.URLError, http.client.HTTPException) as error:
+            reason = f"no connection ({getattr(error, 'reason', None) or error})"
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DownloadError(
+                    f"{part.parent}: the disk is full. Make room and run the same "
+                    "command again; it goes on where it stopped"
+                ) from error
+            if not isinstance(error, (ConnectionError, TimeoutError)):
+                raise
+            reason = f"no connection ({error})"
+        if reason is None:
+            return
+        after = part.stat().st_size if part.exists() else 0
+        # A server that gives a little more each time is worth going on with.
+        failures = 1 if after > before else failures + 1
+        if failures >= options.attempts or (failures > 1 and before == after == 0):
+            raise DownloadError(
+                f"{source.url}: {reason}. {after} bytes are there; run the same "
+                f"command again to go on. {_by_hand(source, part)}"
+            )
+        time.sleep(options.pause)
+
+
+def _by_hand(source: Source, part: Path) -> str:
+    return (
+        "Another address of the same file can be given with --url, or put "
+        f"{source.file} into {part.parent} by hand"
+    )
+
+
+def _transfer_once(source: Source, part: Path, options: _Options) -> str | None:
+    """Moves what it can; returns why it ended early, ``None`` where it did not."""
+    offset = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(source.url)
+    # Packed on the way, lengths and ranges would count other bytes than the file has.
+    request.add_header("Accept-Encoding", "identity")
+    if offset:
+        request.add_header("Range", f"bytes={offset}-")
+    try:
+        response = urllib.request.urlopen(request, timeout=options.timeout)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise
+        error.close()
+        # Nothing is left to send: the part is the whole file, or of another one.
+        # The checksum tells.
+        return None
+    with response:
+        start, total = _extent(response, offset)
+        if start != offset:
+            offset = 0
+            if start != 0:
+                part.unlink()
+                return f"the server sent bytes from {start}, not what was asked for"
+        room = shutil.disk_usage(part.parent).free
+        if total is not None and total - offset > room - _MARGIN:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        with part.open("r+b" if offset else "wb") as file:
+            file.seek(offset)
+            file.truncate()
+            got = offset + _copy(response, file, source.file, offset, total, options)
+    if total is not None and got < total:
+        return f"the transfer broke off at {got} of {total} bytes"
+    return None
+
+
+def _extent(response: http.client.HTTPResponse, offset: int) -> tuple[int, int | None]:
+    """Returns where the sent bytes begin, and how long the whole file is if known."""
+    if response.status != 206:
+        return 0, response.length
+    found = re.fullmatch(
+        r"bytes (\d{1,18})-\d+/(\d{1,18}|\*)",
+        response.headers.get("Content-Range", "").strip(),
+    )
+    if found is None:
+        return -1, None
+    return int(found[1]), int(found[2]) if found[2] != "*" else None
+
+
+def _copy(
+    response: IO[bytes] | http.client.HTTPResponse,
+    file: IO[bytes],
+    title: str,
+    offset: int,
+    total: int | None,
+    options: _Options,
+) -> int:
+    got = 0
+    with tqdm(
+        total=total,
+        initial=offset,
+        unit="B",
+        unit_scale=True,
+        desc=title,
+        disable=not options.progress,
+    ) as bar:
+        while block := response.read(_BLOCK):
+            got += len(block)
+            if total is not None and offset + got > total:
+                raise DownloadError(f"{title}: the server sends more than it announced")
+            file.write(block)
+            bar.update(len(block))
+    return got

@@ -1,0 +1,179 @@
+"""Image folders: a folder for each class, named as it is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from s3h_ext.data.image_files import ImageFiles
+from s3h_ext.data.sets.naming import some
+
+__all__ = [
+    "EXTENSIONS",
+    "class_folders",
+    "image_names",
+    "read_folder",
+    "split_folders",
+]
+
+#: Files with other extensions are not taken for images.
+EXTENSIONS = frozenset(
+    ".jpg .jpeg .png .bmp .webp .tif .tiff .gif .ppm .pgm .jfif".split()
+)
+SPLITS = ("train", "val", "test")
+
+# As whole words: seg_train, Test, val2017.
+_TRAIN = re.compile(r"(?:.*[\W\d_])?train(?:ing)?(?:[\W\d_].*)?")
+_OTHER = re.compile(
+    r"(?:.*[\W\d_])?(?:val|valid|validation|test|testing|dev|eval)(?:[\W\d_].*)?"
+)
+_BESIDE_TRAIN = re.compile(r"(?:val|valid|validation|test|testing|dev|eval)[\W\d_]*")
+
+
+def _only_splits(folders: Sequence[str]) -> bool:
+    """Says whether all folders are named like splits, one of them for training."""
+    names = [name.lower() for name in folders]
+    if all(name in SPLITS for name in names):
+        return True
+    train = [bool(_TRAIN.fullmatch(name)) for name in names]
+    rest = [n for n, is_train in zip(names, train, strict=True) if not is_train]
+    return any(train) and all(map(_OTHER.fullmatch, rest))
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """Returns where the splits of a folder are.
+
+    Returns:
+        ``root/train`` and, where they are there, ``root/val`` and ``root/test``; or the
+        root itself as ``"train"`` where it has no folder ``train``. A ``val`` without a
+        ``test`` is returned as ``"test"``, the way ImageNet is published.
+
+    Raises:
+        FileNotFoundError: ``root`` is no folder.
+        ValueError: ``root`` holds nothing but splits, and none is called ``train``; or
+            one beside ``train`` that has another name than these; or ``train`` may be a
+            class.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"root: expected a folder of images, got {root}")
+    names = sorted(_folders(root))
+    if not (root / "train").is_dir():
+        if names and _only_splits(names):
+            raise ValueError(
+                f"root: expected a folder for each class in {root}, or 'train' and, "
+                f"beside it, 'val' and 'test', got {', '.join(map(repr, names))}"
+            )
+        return {"train": root}
+    beside = passed_over(root)
+    if stray := [n for n in beside if _BESIDE_TRAIN.fullmatch(n.lower())]:
+        raise ValueError(
+            f"root: expected 'val' and 'test' beside 'train' in {root}, got "
+            f"{', '.join(map(repr, stray))}; rename it, or move it elsewhere if it is "
+            "to be left out"
+        )
+    if beside and not _folders(root / "train"):
+        raise ValueError(
+            f"root: {root / 'train'} is taken for the training split and has no folder "
+            f"of a class; if 'train' is a class, beside {beside[0]!r}, move all the "
+            "classes into one folder that is called 'train'"
+        )
+    found = {split: root / split for split in SPLITS if (root / split).is_dir()}
+    if "test" not in found and "val" in found:
+        found["test"] = found.pop("val")
+    return found
+
+
+def passed_over(root: Path) -> list[str]:
+    """Returns the folders beside ``root/train`` that are no splits, sorted."""
+    if not (root / "train").is_dir():
+        return []
+    return sorted(name for name in _folders(root) if name not in SPLITS)
+
+
+def class_folders(root: Path) -> tuple[str, ...]:
+    """Returns the names of the classes: the folders in ``root``, sorted, none hidden.
+
+    Raises:
+        FileNotFoundError: ``root`` holds no folder, or only one.
+    """
+    names = _folders(root)
+    if len(names) < 2:
+        raise FileNotFoundError(
+            f"root: expected a folder for each class in {root}, found {len(names)}"
+        )
+    return tuple(sorted(names))
+
+
+def _folders(root: Path) -> list[str]:
+    with os.scandir(root) as entries:
+        return [e.name for e in entries if _is_folder(e) and not e.name.startswith(".")]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:  # a link to itself is no folder
+            raise
+        return False
+
+
+def read_folder(
+    root: Path, classes: Sequence[str], *, relative_to: Path | None = None
+) -> ImageFiles:
+    """Lists the images of an image folder, class by class and sorted by name.
+
+    Args:
+        root: The folder of the classes' folders, which may hold folders themselves.
+        classes: The classes' names; the place of a name is its label.
+        relative_to: What the paths are to be relative to; ``None`` for ``root``.
+
+    Raises:
+        ValueError: ``root`` holds a class that is not among ``classes``.
+    """
+    unknown = sorted(set(_folders(root)) - set(classes))
+    if unknown:
+        raise ValueError(
+            f"{root}: expected the classes of the training images, got {some(unknown)} "
+            "as well"
+        )
+    base = root if relative_to is None else relative_to
+    prefix = "" if base == root else f"{root.relative_to(base)}/"
+    names, labels = [], []
+    for label, name in enumerate(classes):
+        found = sorted(image_names(root / name, f"{prefix}{name}/", within=(root,)))
+        names += found
+        labels += [label] * len(found)
+    return ImageFiles.of(base, names, labels)
+
+
+def image_names(
+    folder: Path, prefix: str = "", *, within: Sequence[Path] = ()
+) -> Iterator[str]:
+    """Yields the images in a folder and in those below it, in no order, none hidden.
+
+    Links are followed, but not back to a folder that they lie in.
+
+    Args:
+        folder: Where to look; nothing is found where there is no such folder.
+        prefix: What every name is to begin with.
+        within: The folders that it lies in.
+
+    Yields:
+        The prefix and the path relative to ``folder``.
+    """
+    if not folder.is_dir() or any(folder.samefile(outer) for outer in within):
+        return
+    within = (*within, folder)
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                below = f"{prefix}{entry.name}/"
+                yield from image_names(folder / entry.name, below, within=within)
+            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+                yield prefix + entry.name

@@ -1,0 +1,207 @@
+"""The standard lists of ImageNet-LT, Places-LT and iNaturalist 2018.
+
+A list has one image per line, ``relative/path.JPEG label``. Those of ImageNet-LT and
+Places-LT are Liu et al.'s ("Large-scale long-tailed recognition in an open world", CVPR
+2019), that of iNaturalist 2018 is the challenge's own split; which files are the
+standard ones is said by their git blob hashes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from s3h_ext.data.image_files import ImageFiles
+
+__all__ = ["LISTED", "ListFile", "ListedDataset", "blob_hash", "find_list", "read_list"]
+
+
+@dataclass(frozen=True)
+class ListFile:
+    """One list.
+
+    Attributes:
+        file: Its name on the disk.
+        images: Lines of the standard one.
+        blob: Git blob hash of the standard one; ``None`` where we have not seen it.
+    """
+
+    file: str
+    images: int
+    blob: str | None
+
+
+@dataclass(frozen=True)
+class ListedDataset:
+    """A data set that is defined by lists.
+
+    Attributes:
+        classes: Number of classes.
+        lists: ``"train"``, ``"test"`` and, where there is one, ``"val"``.
+        mean: Per channel, of pixels in [0, 1], as published baselines normalise.
+        std: Per channel.
+        layout: What the root must hold, for people.
+    """
+
+    classes: int
+    lists: Mapping[str, ListFile]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    layout: str
+
+
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+#: The data sets by name.
+LISTED = {
+    "imagenet-lt": ListedDataset(
+        1000,
+        {
+            "train": ListFile(
+                "ImageNet_LT_train.txt",
+                115_846,
+                "a063f095fcd475db4cf8b0658c4b73955535bbf9",
+            ),
+            "val": ListFile(
+                "ImageNet_LT_val.txt",
+                20_000,
+                "3ed3188b2f44829ce2dec1cc27040d8d40984088",
+            ),
+            "test": ListFile(
+                "ImageNet_LT_test.txt",
+                50_000,
+                "76a2fb9749d6cd29e765cc4f8c270f2504131e2f",
+            ),
+        },
+        *_IMAGENET,
+        "train/n01440764/n01440764_190.JPEG and "
+        "val/n01440764/ILSVRC2012_val_00029930.JPEG (ILSVRC 2012)",
+    ),
+    "inat18": ListedDataset(
+        8142,
+        {
+            "train": ListFile(
+                "iNaturalist18_train.txt",
+                437_513,
+                "4accdb7584d2f0a5106c40a33ed6afa392189bcc",
+            ),
+            # The challenge's validation images are what every table tests on.
+            "test": ListFile(
+                "iNaturalist18_val.txt",
+                24_426,
+                "4c23900857fd0f5adcd4cc0dffef345039eeb05f",
+            ),
+        },
+        (0.466, 0.471, 0.380),
+        (0.195, 0.194, 0.192),
+        "train_val2018/Plantae/7291/*.jpg (iNaturalist 2018)",
+    ),
+    "places-lt": ListedDataset(
+        365,
+        {
+            "train": ListFile(
+                "Places_LT_train.txt",
+                62_500,
+                "6392252f8ae867bc8a5e841cc1b29e5b8ef4b636",
+            ),
+            "val": ListFile(
+                "Places_LT_val.txt",
+                7_300,
+                "b93a2ca58ccb7f3b671c176f395a70bf52c95533",
+            ),
+            "test": ListFile("Places_LT_test.txt", 36_500, None),
+        },
+        *_IMAGENET,
+        "train/airfield/00004851.jpg and the same for val (Places365-Standard)",
+    ),
+}
+
+
+def find_list(name: str) -> ListedDataset:
+    """Returns a data set by name.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in LISTED:
+        raise ValueError(f"name: expected one of {', '.join(LISTED)}, got {name!r}")
+    return LISTED[name]
+
+
+def blob_hash(content: bytes) -> str:
+    """Returns what ``git hash-object`` prints for a file of this content.
+
+    Example:
+        >>> blob_hash(b"")
+        'e69de29bb2d1d6434b8b29ae775ad8c2e48c5391'
+    """
+    digest = hashlib.sha1(usedforsecurity=False)
+    digest.update(b"blob %d\0" % len(content))
+    digest.update(content)
+    return digest.hexdigest()
+
+
+def read_list(path: Path, root: Path, num_classes: int | None = None) -> ImageFiles:
+    """Reads a list file; a path may hold spaces, the label is behind the last one.
+
+    Args:
+        path: The list, UTF-8 (or whatever the file system speaks).
+        root: What its paths are relative to.
+        num_classes: C: labels must be in 0 .. C - 1. ``None`` for no bound.
+
+    Returns:
+        The files, in the list's order.
+
+    Raises:
+        FileNotFoundError: there is no such list.
+        ValueError: a line is not ``path label``, its label is out of range or its path
+            leaves the root, or there is no line; the message has file and line.
+    """
+    content = path.read_bytes()
+    return parse_list(content, path, root, num_classes)
+
+
+def parse_list(
+    content: bytes, path: Path, root: Path, num_classes: int | None
+) -> ImageFiles:
+    """Does :func:`read_list` with the content of the file ``path``."""
+    starts, lengths, labels = [], [], []
+    # The content itself serves as the store of the names.
+    position = 0
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        parts = line.rsplit(None, 1)
+        if len(parts) == 2 and parts[1].isdigit():
+            label = int(parts[1])
+            if num_classes is not None and label >= num_classes:
+                raise ValueError(
+                    f"{path}, line {number}: expected a label of 0 .. "
+                    f"{num_classes - 1}, got {label}"
+                )
+            name = parts[0]
+            if name.startswith(b"/") or (b".." in name and b".." in name.split(b"/")):
+                raise ValueError(
+                    f"{path}, line {number}: expected a path below the root, got "
+                    f"{name.decode(errors='replace')!r}"
+                )
+            starts.append(position)
+            lengths.append(len(name))
+            labels.append(label)
+        elif parts:
+            raise ValueError(
+                f"{path}, line {number}: expected 'path label', got "
+                f"{line[:100].decode(errors='replace')!r}"
+            )
+        position += len(line) + 1
+    if not labels:
+        raise ValueError(f"{path}: expected an image in each line, got an empty list")
+    return ImageFiles(
+        root,
+        content,
+        np.array(starts, np.int64),
+        np.array(lengths, np.int64),
+        np.array(labels, np.int64),
+    )

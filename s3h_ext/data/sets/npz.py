@@ -1,0 +1,188 @@
+"""Reads the OCTMNIST files of MedMNIST, which are zip files of plain numpy arrays."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s3h_ext.data.sets.archives import Archive, ArchiveError
+from s3h_ext.data.sets.registry import find_source
+
+__all__ = [
+    "OCT_CLASSES",
+    "SPLITS",
+    "NpzSplit",
+    "read_octmnist",
+    "read_octmnist_split",
+]
+
+OCT_CLASSES = (
+    "choroidal neovascularization",
+    "diabetic macular edema",
+    "drusen",
+    "normal",
+)
+SPLITS = ("train", "val", "test")
+# The largest split has 97,477; what claims far more is not OCTMNIST.
+_MAX_IMAGES = 200_000
+_BLOCK = 512
+
+
+@dataclass(frozen=True, eq=False)
+class NpzSplit:
+    """One split, without its images.
+
+    Attributes:
+        labels: int64 ``[N]``.
+        mean: Of the pixels in [0, 1].
+        std: Of the pixels in [0, 1].
+    """
+
+    labels: NDArray[np.int64]
+    mean: float
+    std: float
+
+
+def read_octmnist(root: str | Path, size: int | None = None) -> Archive:
+    """Reads the images of an OCTMNIST file, one byte a pixel.
+
+    The official validation split is not read: what is held out is cut from the
+    long-tailed training images, so that it is as long-tailed as they are.
+
+    Args:
+        root: Folder of the ``.npz`` file.
+        size: Side of the images: 28 (``None``), 64, 128 or 224.
+
+    Returns:
+        Training and test images ``[N, size, size, 1]``.
+
+    Raises:
+        ValueError: there is no such size.
+        FileNotFoundError: there is no such file.
+        ArchiveError: see :func:`read_octmnist_split`.
+    """
+    source = find_source("octmnist", size)
+    path = Path(root) / source.file
+    side = size or 28
+    splits = []
+    for split in ("train", "test"):
+        labels = read_octmnist_split(path, split, size=side).labels
+        # All of it was read and checked above; this is the same again, kept.
+        images = np.empty((len(labels), side, side, 1), np.uint8)
+        with (
+            zipfile.ZipFile(path) as archive,
+            _array(path, archive, f"{split}_images") as (file, _),
+        ):
+            for start in range(0, len(labels), _BLOCK):
+                part = images[start : start + _BLOCK]
+                content = _exactly(file, part.size)
+                part[...] = np.frombuffer(content, np.uint8).reshape(part.shape)
+        splits.append((images, labels))
+    (train_images, train_labels), (test_images, test_labels) = splits
+    return Archive(train_images, train_labels, test_images, test_labels, OCT_CLASSES)
+
+
+def read_octmnist_split(path: Path, split: str, *, size: int) -> NpzSplit:
+    """Reads one split of an OCTMNIST file, image by image and never all of them.
+
+    Every byte passes the zip file's checksums. No pickle is looked at.
+
+    Args:
+        path: The ``.npz`` file.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        size: Side of the images in pixels.
+
+    Returns:
+        Labels and statistics.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ArchiveError: the file is damaged, or does not hold uint8 images
+            ``[N, size, size]`` and uint8 labels ``[N, 1]`` in 0 .. 3.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _read(path, archive, split, size)
+    except ArchiveError:
+        raise
+    except Exception as error:  # a damaged file can fail anywhere in the reader
+        raise ArchiveError(
+            f"{path}: damaged or not an .npz file ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _read(path: Path, archive: zipfile.ZipFile, split: str, size: int) -> NpzSplit:
+    wanted = [f"{part}_{kind}" for part in SPLITS for kind in ("images", "labels")]
+    missing = [key for key in wanted if f"{key}.npy" not in archive.namelist()]
+    if missing:
+        raise ArchiveError(f"{path}: expected the arrays {', '.join(missing)} in it")
+    key = f"{split}_labels"
+    with _array(path, archive, key) as (file, shape):
+        if len(shape) != 2 or shape[1] != 1 or not 0 < shape[0] <= _MAX_IMAGES:
+            raise ArchiveError(f"{path}: {key}: expected uint8 [N, 1], got {shape}")
+        count = shape[0]
+        labels = np.frombuffer(_exactly(file, count), np.uint8).astype(np.int64)
+    if labels.max() >= len(OCT_CLASSES):
+        raise ArchiveError(
+            f"{path}: {key}: expected labels 0 .. {len(OCT_CLASSES) - 1}, got "
+            f"{labels.max()}"
+        )
+    key = f"{split}_images"
+    total = squares = 0
+    with _array(path, archive, key) as (file, shape):
+        if shape != (count, size, size):
+            raise ArchiveError(
+                f"{path}: {key}: expected uint8 {(count, size, size)}, got {shape}"
+            )
+        for start in range(0, count, _BLOCK):
+            images = min(_BLOCK, count - start)
+            pixels = np.frombuffer(_exactly(file, images * size * size), np.uint8)
+            histogram = np.bincount(pixels, minlength=256)
+            total += int(histogram @ np.arange(256))
+            squares += int(histogram @ np.arange(256) ** 2)
+        if file.read(1):
+            raise ArchiveError(f"{path}: {key}: longer than its shape says")
+    pixels_in_all = count * size * size
+    mean = total / pixels_in_all
+    variance = squares / pixels_in_all - mean**2
+    return NpzSplit(labels, mean / 255, max(variance, 0.0) ** 0.5 / 255)
+
+
+@contextmanager
+def _array(
+    path: Path, archive: zipfile.ZipFile, key: str
+) -> Iterator[tuple[IO[bytes], tuple[int, ...]]]:
+    """Opens an array behind its header; checks that it is uint8 in C order."""
+    with archive.open(f"{key}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        reader: Any = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if reader is None:
+            raise ArchiveError(f"{path}: {key}: numpy format {version} is not known")
+        shape, fortran, dtype = reader(file)
+        if dtype != np.uint8:
+            raise ArchiveError(f"{path}: {key}: expected uint8, got {dtype}")
+        if fortran and len(shape) > 1:
+            raise ArchiveError(
+                f"{path}: {key}: expected C order, got Fortran order; save it again "
+                "from numpy.ascontiguousarray"
+            )
+        yield file, shape
+
+
+def _exactly(file: IO[bytes], count: int) -> bytes:
+    content = file.read(count)
+    if len(content) != count:
+        raise EOFError("an array is shorter than its shape says")
+    return content

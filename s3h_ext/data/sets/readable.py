@@ -1,0 +1,130 @@
+"""Which files of an image set can be read, and a data set without the others."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from s3h_ext.data.dataset import LongTailDataset
+from s3h_ext.data.image_files import ImageFiles
+from s3h_ext.data.sets.naming import some
+from s3h_ext.data.source.decode import PillowDecoder, Unreadable, available_cpus
+
+__all__ = ["find_unreadable", "without_unreadable"]
+
+_BLOCK = 16
+
+
+def find_unreadable(
+    files: ImageFiles, met: Unreadable, *, workers: int = 0, title: str | None = None
+) -> NDArray[np.int64]:
+    """Decodes every image once, in threads, and keeps none.
+
+    Args:
+        files: The images.
+        met: Takes note of those that cannot be read.
+        workers: Threads; 0 for as many as there are CPUs.
+        title: Of a progress bar on stderr; ``None`` for no bar.
+
+    Returns:
+        Positions of the images that cannot be read, ascending.
+
+    Raises:
+        UnreadableImageError: there is one, and the policy of ``met`` is ``"error"``.
+    """
+    decoder = PillowDecoder(files, met, workers=workers)
+
+    def unreadable(start: int) -> list[int]:
+        stop = min(start + _BLOCK, len(files))
+        return [i for i in range(start, stop) if decoder.image(i) is None]
+
+    bad: list[int] = []
+    with ExitStack() as stack:
+        bar = stack.enter_context(
+            tqdm(
+                total=len(files),
+                desc=title,
+                unit="image",
+                disable=title is None,
+                # A log file wants a line now and then.
+                mininterval=0.1 if sys.stderr.isatty() else 30.0,
+            )
+        )
+        pool = ThreadPoolExecutor(workers or available_cpus(), "s3h-decode")
+        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        for found in pool.map(unreadable, range(0, len(files), _BLOCK)):
+            bad += found
+            bar.update(min(_BLOCK, len(files) - bar.n))
+    return np.array(bad, np.int64)
+
+
+def without_unreadable(
+    dataset: LongTailDataset, names: Collection[str]
+) -> LongTailDataset:
+    """Leaves training images out, and classes that have none without them.
+
+    Args:
+        dataset: Of files; returned as it is where there are no names.
+        names: Of training images, relative to their root. A name that is not there
+            leaves nothing out, and is still listed in ``unreadable``.
+
+    Returns:
+        The data set, with the names in ``unreadable``.
+
+    Raises:
+        ValueError: fewer than two classes, or no test image, would be left.
+    """
+    if not names or not isinstance(dataset.train, ImageFiles):
+        return dataset
+    gone, train = set(names), dataset.train
+    kept = [i for i in range(len(train)) if train.name(i) not in gone]
+    train = train.subset(np.array(kept, np.int64))
+    counts = np.bincount(train.labels, minlength=dataset.num_classes)
+    dataset = replace(dataset, train=train, unreadable=tuple(sorted(gone)))
+    return dataset if counts.all() else _without_classes(dataset, counts > 0)
+
+
+def _without_classes(
+    dataset: LongTailDataset, present: NDArray[np.bool_]
+) -> LongTailDataset:
+    names = dataset.class_names
+    lost = [names[label] for label in np.flatnonzero(~present)]
+    if present.sum() < 2:
+        raise ValueError(
+            "train: expected images of two classes or more that can be read, found "
+            f"none of {some(lost)}"
+        )
+    numbers = np.cumsum(present, dtype=np.int64) - 1
+
+    def others(files: ImageFiles) -> ImageFiles:
+        part = files.subset(np.flatnonzero(present[files.labels]))
+        return replace(part, labels=numbers[part.labels])
+
+    train, val, test = dataset.train, dataset.val, dataset.test
+    assert isinstance(train, ImageFiles)
+    assert isinstance(test, ImageFiles)
+    rest = others(test)
+    if not len(rest):
+        raise ValueError(
+            f"test: all images are of {some(lost)}, of which no training image can be "
+            "read"
+        )
+    note = (
+        f"left out, as none of their training images can be read: {some(lost)}, with "
+        f"{len(test) - len(rest)} test images"
+    )
+    return replace(
+        dataset,
+        train=others(train),
+        val=others(val) if isinstance(val, ImageFiles) else val,
+        test=rest,
+        class_names=tuple(np.array(names, object)[present].tolist()),
+        notes=(*dataset.notes, note),
+    )

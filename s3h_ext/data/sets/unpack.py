@@ -1,0 +1,111 @@
+"""Unpacking an archive so that it cannot write anywhere but into its own folder."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import shutil
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
+
+from s3h_ext.data.sets.archives import ArchiveError
+
+__all__ = ["unpack"]
+
+MAX_BYTES = 1 << 30
+MAX_MEMBERS = 1000
+
+
+def unpack(archive: Path, root: Path, *, folder: str, wanted: Collection[str]) -> Path:
+    """Unpacks ``folder`` out of a tar file into ``root``, all of it or nothing.
+
+    Nothing but the content of plain files is taken over: no owner, no mode, no link, no
+    device. The folder gets its name when it is complete, by one rename.
+
+    Args:
+        archive: A tar file, packed or not.
+        root: An existing folder.
+        folder: The one folder that the archive may hold.
+        wanted: Names that must be in it.
+
+    Returns:
+        The unpacked folder.
+
+    Raises:
+        ArchiveError: damaged, too large, with a part missing, or with a member that is
+            no plain file or folder below ``folder``.
+        FileExistsError: ``root`` already has such a folder.
+        OSError: the disk is full, or ``root`` not writable.
+    """
+    target = root / folder
+    if target.exists():
+        raise FileExistsError(f"{target}: is there already")
+    # Beside its final place: a rename does not cross file systems.
+    with tempfile.TemporaryDirectory(prefix=f".{folder}-", dir=root) as scratch:
+        try:
+            _extract(archive, Path(scratch), folder)
+        except (
+            tarfile.TarError,
+            zlib.error,
+            lzma.LZMAError,
+            gzip.BadGzipFile,
+            EOFError,
+            ValueError,
+            # A file where a folder should be, or the other way round.
+            FileExistsError,
+            NotADirectoryError,
+            IsADirectoryError,
+        ) as error:
+            raise ArchiveError(f"{archive}: {error or 'damaged'}") from error
+        missing = [n for n in wanted if not (Path(scratch) / folder / n).is_file()]
+        if missing:
+            raise ArchiveError(f"{archive}: expected {', '.join(missing)} in {folder}")
+        (Path(scratch) / folder).rename(target)
+    return target
+
+
+def _extract(archive: Path, scratch: Path, folder: str) -> None:
+    written = 0
+    with tarfile.open(archive) as tar:
+        for number, member in enumerate(tar):
+            place = _safe_path(member, folder)
+            written += member.size
+            if number >= MAX_MEMBERS or written > MAX_BYTES:
+                raise ValueError(
+                    f"larger than {MAX_MEMBERS} members or {MAX_BYTES >> 20} MiB"
+                )
+            if member.isdir():
+                (scratch / place).mkdir(parents=True, exist_ok=True)
+                continue
+            (scratch / place).parent.mkdir(parents=True, exist_ok=True)
+            source = tar.extractfile(member)
+            assert source is not None  # only for what is no plain file
+            if (scratch / place).exists():
+                raise ValueError(f"the member {member.name[:100]!r} is there twice")
+            with source, (scratch / place).open("xb") as file:
+                shutil.copyfileobj(source, file)
+        # What follows the last member holds the checksum of a packed file.
+        assert tar.fileobj is not None
+        while block := tar.fileobj.read(1 << 20):
+            written += len(block)
+            if written > MAX_BYTES:
+                raise ValueError(f"larger than {MAX_BYTES >> 20} MiB")
+
+
+def _safe_path(member: tarfile.TarInfo, folder: str) -> PurePosixPath:
+    name = repr(member.name[:100])
+    place = PurePosixPath(member.name)
+    if place.is_absolute() or ".." in place.parts or "\\" in member.name:
+        raise ValueError(f"the member {name} leaves the folder")
+    if place.parts[:1] != (folder,):
+        raise ValueError(f"the member {name} is not in the folder {folder}")
+    if not (member.isdir() or member.isreg()) or member.issparse():
+        raise ValueError(f"the member {name} is no plain file (link or device)")
+    if member.size < 0:
+        raise ValueError(f"the member {name} has a negative size")
+    if member.isreg() and len(place.parts) < 2:
+        raise ValueError(f"the member {name} is a file in place of the folder")
+    return place

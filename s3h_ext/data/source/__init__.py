@@ -1,0 +1,1 @@
+"""Sources of batches: what draws, decodes and renders them."""

@@ -1,0 +1,275 @@
+"""From image files to pixels, and what becomes of files that are none."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import io
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import cache
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from s3h_ext.data.image_files import ImageFiles
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from PIL.Image import Transpose
+
+__all__ = [
+    "Decoder",
+    "PillowDecoder",
+    "Unreadable",
+    "UnreadableImageError",
+    "UnreadablePolicy",
+    "available_cpus",
+    "decode_image",
+]
+
+UnreadablePolicy = Literal["error", "skip"]
+
+#: What is decoded. Not Pillow's whole list: of a PostScript file it would start another
+#: program on what a stranger wrote.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+
+#: The longest side that :func:`s3h_ext.ops.render_views` takes a box of.
+LONGEST_SIDE = 65536
+_ORIENTATION = 0x0112
+# Pillow's modes of pixels without a range that could be mapped to 0 .. 255.
+_OTHER_NUMBERS = {
+    "I": "whole numbers of 32 bits or with a sign",
+    "F": "floating-point numbers",
+}
+_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+class UnreadableImageError(ValueError):
+    """An image file is missing, damaged or no image; the message has its path."""
+
+
+class Unreadable:
+    """Image files that could not be read, and what is done about them.
+
+    Args:
+        policy: ``"error"``: the first one ends the run. ``"skip"``: an image is left
+            out of its batch, which is smaller then, and remembered.
+
+    Attributes:
+        found: Path -> what was wrong with it.
+    """
+
+    def __init__(self, policy: UnreadablePolicy = "error") -> None:
+        if policy not in get_args(UnreadablePolicy):
+            raise ValueError(
+                f"unreadable: expected one of {get_args(UnreadablePolicy)}, got "
+                f"{policy!r}"
+            )
+        self.policy = policy
+        self.found: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def meet(self, path: str, error: Exception) -> None:
+        """Takes note of an image that could not be read.
+
+        Raises:
+            UnreadableImageError: the policy is ``"error"``.
+        """
+        reason = str(error) or type(error).__name__
+        if self.policy == "error":
+            raise UnreadableImageError(
+                f"{path}: expected an image, got: {reason}. Mend or remove it, or "
+                "leave such images out with --data.unreadable skip; python -m "
+                "s3h_ext.data check NAME --root DIR --decode lists all of them"
+            ) from error
+        with self._lock:
+            self.found[path] = reason
+
+
+def available_cpus() -> int:
+    """Returns how many CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def decode_image(content: bytes) -> Tensor:
+    """Decodes an image file with Pillow.
+
+    Turned upright as EXIF says, grey and palettes widened, CMYK converted, alpha
+    dropped, of 16 bits the upper 8; of an animation the first frame.
+
+    Args:
+        content: Of the file.
+
+    Returns:
+        uint8 ``[H, W, 3]``.
+
+    Raises:
+        Exception: whatever Pillow raises on a file that is no image, or is damaged.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        opened = Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError("no image of a known format") from None
+    with opened:
+        image: Image.Image = opened
+        if max(image.size) > LONGEST_SIDE:
+            raise ValueError(
+                f"sides of at most {LONGEST_SIDE} pixels, not {image.size}"
+            )
+        if opened.format == "TIFF":
+            _quieten_libtiff()
+        image.load()
+        upright = _upright(image)
+        if upright is not None:
+            image = image.transpose(upright)
+        if image.mode.startswith("I;16") or (image.mode, opened.format) == ("I", "PPM"):
+            grey = (np.asarray(image) >> 8).astype(np.uint8)
+            return torch.from_numpy(np.repeat(grey[..., None], 3, axis=-1))
+        if image.mode in _OTHER_NUMBERS:
+            raise ValueError(
+                "pixels of 8 or 16 bits without a sign, not "
+                f"{_OTHER_NUMBERS[image.mode]} (mode {image.mode})"
+            )
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        # A copy, for the array of an image cannot be written to.
+        return torch.from_numpy(np.array(image))
+
+
+@cache
+def _quieten_libtiff() -> None:
+    """Keeps libtiff from writing to stderr what Pillow raises as an exception.
+
+    Pillow has no way to ask for it. The lookup finds the libtiff that Pillow is linked
+    to; where the system's loader does not search there, its messages stay.
+    """
+    from PIL import _imaging
+
+    try:
+        set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
+    except (OSError, AttributeError):
+        return
+    set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+    set_handler(None)
+
+
+def _upright(image: Image.Image) -> Transpose | None:
+    """Returns what turns an image upright by its EXIF, and by nothing else.
+
+    Not ``exif_transpose``: that writes all the metadata anew, which fails where any of
+    it is odd, and it asks XMP as well, which other decoders do not. A TIFF has been
+    turned while it was loaded.
+    """
+    from PIL import Image
+
+    exif = Image.Exif()
+    try:
+        exif.load(image.info.get("exif", b""))
+        value: object = exif.get(_ORIENTATION)
+    except Exception:  # damaged metadata, of an image that may be sound
+        return None
+    turns = Image.Transpose
+    return {
+        2: turns.FLIP_LEFT_RIGHT,
+        3: turns.ROTATE_180,
+        4: turns.FLIP_TOP_BOTTOM,
+        5: turns.TRANSPOSE,
+        6: turns.ROTATE_270,
+        7: turns.TRANSVERSE,
+        8: turns.ROTATE_90,
+    }.get(value if isinstance(value, int) else 1)
+
+
+class Decoder(Protocol):
+    """Decodes batch after batch of an image set, ahead of their use."""
+
+    def images(
+        self, batches: Iterable[NDArray[np.int64]], largest: int
+    ) -> Iterator[list[Tensor | None]]:
+        """Decodes batches of images.
+
+        Args:
+            batches: int64 ``[B]`` each: positions in the image set.
+            largest: Greatest B.
+
+        Returns:
+            For each batch its images in order, uint8 ``[H, W, 3]``; ``None`` for those
+            that could not be read.
+
+        Raises:
+            UnreadableImageError: an image could not be read and the policy is
+                ``"error"``.
+        """
+        ...
+
+
+class PillowDecoder:
+    """Pillow in threads, which it lets run beside each other while it decodes.
+
+    Args:
+        files: The image set.
+        unreadable: What to do about files that cannot be read.
+        workers: Threads; 0 for as many as there are CPUs.
+
+    Raises:
+        ValueError: ``workers`` is negative.
+
+    Example:
+        >>> files = ImageFiles.of("photos", ["a.jpg"], [0])
+        >>> decoder = PillowDecoder(files, Unreadable("skip"))
+        >>> list(decoder.images([np.array([0])], largest=1))
+        [[None]]
+    """
+
+    def __init__(
+        self, files: ImageFiles, unreadable: Unreadable, *, workers: int = 0
+    ) -> None:
+        if workers < 0:
+            raise ValueError(f"workers: expected at least 0, got {workers}")
+        self._files = files
+        self._unreadable = unreadable
+        self._workers = workers or available_cpus()
+
+    def image(self, index: int) -> Tensor | None:
+        """Returns an image, or ``None`` if it cannot be read."""
+        path = self._files.path(index)
+        try:
+            return decode_image(path.read_bytes())
+        except Exception as error:  # a damaged file can fail anywhere in a decoder
+            lacks = getattr(error, "errno", None) in _OF_THE_MACHINE
+            if lacks or isinstance(error, MemoryError):
+                raise  # it says nothing of the file
+            self._unreadable.meet(str(path), error)
+            return None
+
+    def images(
+        self, batches: Iterable[NDArray[np.int64]], largest: int
+    ) -> Iterator[list[Tensor | None]]:
+        """See :class:`Decoder`."""
+        pending: deque[list[Future[Tensor | None]]] = deque()
+        with ExitStack() as stack:
+            pool = ThreadPoolExecutor(self._workers, "s3h-decode")
+            # Whoever stops listening does not wait for what is not begun.
+            stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+            for batch in batches:
+                pending.append([pool.submit(self.image, i) for i in batch.tolist()])
+                # One batch is decoded while the one before is in use; more would only
+                # take memory, as photographs are held at their own size.
+                if len(pending) > 1:
+                    yield [future.result() for future in pending.popleft()]
+            while pending:
+                yield [future.result() for future in pending.popleft()]

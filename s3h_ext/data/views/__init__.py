@@ -1,0 +1,1 @@
+"""Views: recipes, policies, mixing, and the rendering of their pixels."""

@@ -1,0 +1,405 @@
+"""Augmentation recipes: what to draw for a view, described and not yet rendered.
+
+A recipe turns the address of a view (seed, epoch, image, view, stream) into a
+:class:`ViewSpec`: a source box, a flip, a colour matrix, a list of operations, a hole.
+:mod:`s3h_ext.data.views.render` turns the description into pixels. The draws of an
+address have fixed slots, so that two recipes crop and flip alike, whatever else they
+do:
+
+    0 flip   1 top   2 left   3 greyscale   4 jitter   5 brightness   6 contrast
+    7 saturation   8 hue   9 region   10, 11 place in a montage
+    12 + 2t, 13 + 2t   area and aspect ratio of try t of a resized crop
+
+Holes and policies have numbers of their own, those of stream 64 + s: 0 and 1 the
+hole's centre, from 2 on the policy's. Orders have those of stream 128 + s
+(:mod:`s3h_ext.data.samplers`). What is mixed into a view
+(:mod:`s3h_ext.data.views.mixing`) has those of stream 192 + s at the view's own
+address:
+
+    0 class and 1 member of it that is mixed in   2 whether   3 weight
+    4 top and 5 left of the box
+
+Where a batch is mixed alike, slots 2 to 5 are those of the step in place of the image
+and the view 2**23 + v. The crop of what is mixed in is that of the view 2**23 + view of
+the image that it is mixed into, in stream s (and 64 + s).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s3h_ext.data.views.colour import ColorJitter, draw_colour
+from s3h_ext.data.views.policies import AutoAugment, Policy, RandAugment
+from s3h_ext.ops.philox import philox_uniform
+from s3h_ext.ops.view_boxes import sample_view_boxes
+from s3h_ext.ops.view_constraints import (
+    FOUR_CORNERS,
+    Centre,
+    Constraint,
+    Crop,
+    Grid,
+    PadCrop,
+    RandomResizedCrop,
+    Whole,
+    as_constraint,
+)
+
+__all__ = ["MAX_STREAMS", "RECIPES", "Recipe", "ViewSpec", "get_recipe"]
+
+#: Streams that have numbers of their own for policies and orders.
+MAX_STREAMS = 64
+
+_FLIP, _GREY, _HUE, _KEY = 0, 3, 8, 10
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """What to render, one entry per crop; leading dimensions are free.
+
+    A view is one crop, or four in a montage. The order of things is crop, resize, flip,
+    colour matrix, operations, hole.
+
+    Attributes:
+        box: int64 ``[..., 4]``: top, left, height, width in source pixels. A box that
+            leaves the image sees black there.
+        flip: bool ``[...]``: mirror left to right.
+        fallback: bool ``[...]``: whether the box is its constraint's fallback.
+        colour: float32 ``[..., 3, 4]`` on pixels in [0, 1], the result clamped to
+            [0, 1]; or ``None``, meaning the identity.
+        operations: int64 ``[..., K]``, see :class:`s3h_ext.ops.augment.Operation`; or
+            ``None`` for none.
+        magnitudes: float64 ``[..., K]``, where there are operations.
+        hole: int64 ``[..., 4]``: a black rectangle in the view; ``None`` for none.
+        key: float64 ``[...]``, by which crops are sorted into montages; ``None`` where
+            a crop is a view.
+        resized: Whether boxes are resized to the output; if not, every box has the
+            output's size.
+    """
+
+    box: Tensor
+    flip: Tensor
+    fallback: Tensor
+    colour: Tensor | None = None
+    operations: Tensor | None = None
+    magnitudes: Tensor | None = None
+    hole: Tensor | None = None
+    key: Tensor | None = None
+    resized: bool = False
+
+    def narrow(self, dim: int, start: int, stop: int) -> ViewSpec:
+        """Returns the crops ``start .. stop - 1`` along a leading dimension."""
+        return self._each(lambda tensor: tensor.narrow(dim, start, stop - start))
+
+    def flatten(self) -> ViewSpec:
+        """Returns the same crops with one leading dimension."""
+        last = self.flip.dim() - 1
+        return self._each(lambda tensor: tensor.flatten(0, last))
+
+    def select(self, index: Tensor) -> ViewSpec:
+        """Returns the crops at ``index`` (int64 ``[M]``) of the first dimension."""
+        return self._each(lambda tensor: tensor.index_select(0, index))
+
+    def reshape(self, *leading: int) -> ViewSpec:
+        """Returns the crops of a flat description in other leading dimensions."""
+        return self._each(lambda tensor: tensor.reshape(*leading, *tensor.shape[1:]))
+
+    def to(self, device: torch.device) -> ViewSpec:
+        """Returns the crops on a device."""
+        return self._each(lambda tensor: tensor.to(device))
+
+    def followed_by(self, other: ViewSpec) -> ViewSpec:
+        """Returns these crops and then others of the same recipe, both flat."""
+        rest = iter(
+            value
+            for item in fields(other)
+            if isinstance(value := getattr(other, item.name), Tensor)
+        )
+        return self._each(lambda tensor: torch.cat((tensor, next(rest))))
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> ViewSpec:
+        changed: dict[str, Any] = {
+            item.name: function(value)
+            for item in fields(self)
+            if isinstance(value := getattr(self, item.name), Tensor)
+        }
+        return replace(self, **changed)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A composition; whatever is left out is not done.
+
+    Attributes:
+        crop: Where to look: a crop of the image, or a constraint.
+        flip: Probability of mirroring left to right.
+        jitter: Colour jitter or ``None``.
+        grey: Probability of greyscale.
+        policy: Operations on the bytes of the crop, after the colours.
+        cutout: Side of a black square about a uniform centre, cut off at the border
+            (DeVries and Taylor, arXiv 1708.04552); 0 for none. It comes last.
+        montage: Whether a view is four crops, two by two. The crops of a batch are
+            permuted over its views, so that a montage shows four images.
+        out_size: Height and width of the views; ``None`` for those of the source.
+    """
+
+    crop: Constraint | Crop = field(default_factory=Whole)
+    flip: float = 0.0
+    jitter: ColorJitter | None = None
+    grey: float = 0.0
+    policy: Policy | None = None
+    cutout: int = 0
+    montage: bool = False
+    out_size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.cutout < 0:
+            raise ValueError(f"cutout: expected at least 0, got {self.cutout}")
+        if self.out_size is not None and min(self.out_size) < 1:
+            raise ValueError(f"out_size: expected positive sides, got {self.out_size}")
+
+    @property
+    def crops(self) -> int:
+        """How many crops a view is made of."""
+        return 4 if self.montage else 1
+
+    def check_channels(self, channels: int) -> None:
+        """Refuses colours for images that have none.
+
+        Raises:
+            ValueError: jitter or greyscale for images of one channel.
+        """
+        if channels != 3 and (self.jitter is not None or self.grey > 0):
+            names = [repr(name) for name, recipe in RECIPES.items() if recipe == self]
+            raise ValueError(
+                f"recipe: {' or '.join(names) or 'this one'} changes colours and needs "
+                f"images of 3 channels, got {channels}; take one without jitter and "
+                "grey, such as 'crop-flip'"
+            )
+
+    def view_size(self, height: int, width: int) -> tuple[int, int]:
+        """Returns height and width of the views of images of a size.
+
+        Raises:
+            ValueError: a montage of odd sides.
+        """
+        size = (height, width) if self.out_size is None else self.out_size
+        if self.montage and (size[0] % 2 or size[1] % 2):
+            raise ValueError(
+                f"recipe: a 2x2 montage needs even sides, got {size[0]} x {size[1]}"
+            )
+        return size
+
+    def crop_size(self, height: int, width: int) -> tuple[int, int]:
+        """Returns height and width that crops of images of a size are rendered in."""
+        height, width = self.view_size(height, width)
+        return (height // 2, width // 2) if self.montage else (height, width)
+
+    def describe(
+        self,
+        height: int | Tensor,
+        width: int | Tensor,
+        *,
+        seed: int,
+        epoch: int,
+        index: Tensor,
+        view: Tensor | int,
+        stream: int = 0,
+    ) -> ViewSpec:
+        """Draws crops; a pure function of its arguments.
+
+        Args:
+            height: Of the source images; or int64, one for each element of ``index``,
+                where they differ in size: the recipe then needs an ``out_size``.
+            width: Of the source images, in the same form.
+            seed: In [0, 2**32).
+            epoch: In [0, 2**32).
+            index: Image numbers, int64 ``[...]``.
+            view: Numbers of the crops of an image, int64 broadcastable with ``index``.
+            stream: In [0, 64).
+
+        Returns:
+            One crop per element of ``index`` and ``view`` broadcast.
+
+        Raises:
+            ValueError: an argument is out of range.
+
+        Example:
+            >>> recipe, index = get_recipe("crop-flip"), torch.tensor([0])
+            >>> spec = recipe.describe(
+            ...     32, 32, seed=5, epoch=2, index=index, view=0, stream=1)
+            >>> spec.box.tolist(), spec.flip.tolist()
+            ([[-1, 2, 32, 32]], [True])
+        """
+        if not 0 <= stream < MAX_STREAMS:
+            raise ValueError(
+                f"stream: expected 0 <= stream < {MAX_STREAMS}, got {stream}"
+            )
+        views = view if isinstance(view, Tensor) else torch.full_like(index, view)
+        sizes: Tensor | tuple[int, int]
+        if isinstance(height, Tensor) or isinstance(width, Tensor):
+            if self.out_size is None:
+                raise ValueError(
+                    "out_size: expected a size for images that differ in theirs, got "
+                    "None"
+                )
+            shape = torch.broadcast_shapes(index.shape, views.shape)
+            sides = (torch.as_tensor(side).expand(shape) for side in (height, width))
+            sizes = torch.stack(list(sides), dim=-1).reshape(-1, 2)
+            height, width = self.out_size
+        else:
+            sizes = height, width
+        index, views = torch.broadcast_tensors(index, views)
+        leading = index.shape
+        index, views = index.reshape(-1), views.reshape(-1)
+        address = {"seed": seed, "epoch": epoch, "index": index, "view": views}
+        box, fallback = sample_view_boxes(
+            sizes,
+            self.crop,
+            seed=seed,
+            epoch=epoch,
+            sample_index=index,
+            view=views,
+            stream=stream,
+        )
+        # A 24-bit uniform times an integer is exact in float64, so no product is
+        # rounded up to the end of its range.
+        uniforms = philox_uniform(**address, stream=stream, draws=self._draws)
+        uniforms = uniforms.to(torch.float64)
+        if self.flip > 0:
+            flip = uniforms[..., _FLIP] < self.flip
+        else:
+            flip = torch.zeros_like(fallback)
+        operations, magnitudes, hole = self._bytes(height, width, stream, address)
+        spec = ViewSpec(
+            box=box,
+            flip=flip,
+            fallback=fallback,
+            colour=draw_colour(uniforms, self.jitter, self.grey),
+            operations=operations,
+            magnitudes=magnitudes,
+            hole=hole,
+            # Forty-eight bits: a fair shuffle, and exact in float64.
+            key=uniforms[:, _KEY] + uniforms[:, _KEY + 1] * 2.0**-24
+            if self.montage
+            else None,
+            resized=self._resizes(),
+        )
+        return spec.reshape(*leading)
+
+    @property
+    def _draws(self) -> int:
+        if self.montage:
+            return _KEY + 2
+        if self.jitter is not None:
+            return _HUE + 1
+        if self.grey > 0:
+            return _GREY + 1
+        return _FLIP + 1 if self.flip > 0 else 0
+
+    def _resizes(self) -> bool:
+        constraint = as_constraint(self.crop)
+        same = isinstance(constraint.crop, PadCrop | Whole)
+        same &= constraint.region == Grid() and self.out_size is None
+        return not same or self.montage
+
+    def _bytes(
+        self, height: int, width: int, stream: int, address: dict[str, Any]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Draws the operations, their magnitudes and the hole."""
+        operations = magnitudes = hole = None
+        if self.policy is None and self.cutout == 0:
+            return operations, magnitudes, hole
+        height, width = self.crop_size(height, width)
+        draws = 2 + (0 if self.policy is None else self.policy.draws)
+        uniforms = philox_uniform(**address, stream=MAX_STREAMS + stream, draws=draws)
+        uniforms = uniforms.to(torch.float64)
+        if self.policy is not None:
+            operations, magnitudes = self.policy.describe(
+                uniforms[..., 2:], height, width
+            )
+        if self.cutout > 0:
+            hole = torch.full((len(uniforms), 4), self.cutout, device=uniforms.device)
+            for axis, side in enumerate((height, width)):
+                centre = (uniforms[..., axis] * side).to(torch.int64)
+                hole[..., axis] = centre - self.cutout // 2
+        return operations, magnitudes, hole
+
+
+#: The named recipes.
+RECIPES = {
+    "none": Recipe(),
+    "crop": Recipe(crop=PadCrop()),
+    "crop-gray": Recipe(crop=PadCrop(), grey=0.2),
+    "crop-flip": Recipe(crop=PadCrop(), flip=0.5),
+    "crop-flip-gray": Recipe(crop=PadCrop(), flip=0.5, grey=0.2),
+    "crop-flip-jitter-gray": Recipe(
+        crop=PadCrop(), flip=0.5, jitter=ColorJitter(), grey=0.2
+    ),
+    # SimCLR's and SupCon's (Khosla et al., NeurIPS 2020, released code for CIFAR).
+    "supcon": Recipe(
+        crop=RandomResizedCrop(), flip=0.5, jitter=ColorJitter(), grey=0.2
+    ),
+    # The other reading of Hybrid's "random cropping with size 32 x 32".
+    "supcon-no-jitter": Recipe(crop=RandomResizedCrop(), flip=0.5, grey=0.2),
+    # What ImageNet-LT and iNaturalist 2018 are trained with (Kang et al., ICLR 2020,
+    # released code); with greyscale in place of the jitter, Hybrid's on photographs.
+    "resized-crop-flip": Recipe(crop=RandomResizedCrop((0.08, 1.0)), flip=0.5),
+    "resized-crop-flip-jitter": Recipe(
+        crop=RandomResizedCrop((0.08, 1.0)),
+        flip=0.5,
+        jitter=ColorJitter(hue=0.0, probability=1.0),
+    ),
+    "resized-crop-flip-gray": Recipe(
+        crop=RandomResizedCrop((0.08, 1.0)), flip=0.5, grey=0.2
+    ),
+    # The classification view of BCL and ProCo on CIFAR (released code).
+    "autoaugment+cutout": Recipe(
+        crop=PadCrop(), flip=0.5, policy=AutoAugment(), cutout=16
+    ),
+    "randaugment": Recipe(crop=PadCrop(), flip=0.5, policy=RandAugment()),
+    # Our reading of S3H's spatial constraint sampling: regions and crops of JigClu
+    # (Chen et al., CVPR 2021), colours of CBTS's small crops (Zhao et al., IEEE TMM
+    # 2025, released code) without their RandAugment.
+    "montage-2x2": Recipe(
+        crop=Constraint(RandomResizedCrop(), FOUR_CORNERS),
+        flip=0.5,
+        jitter=ColorJitter(saturation=0.2),
+        grey=0.2,
+        montage=True,
+    ),
+    # The same for images that have no mirror and no colours, such as digits.
+    "montage-2x2-plain": Recipe(
+        crop=Constraint(RandomResizedCrop(), FOUR_CORNERS), montage=True
+    ),
+    # The same without the regions, to see what they are worth.
+    "montage-2x2-anywhere": Recipe(
+        crop=RandomResizedCrop(),
+        flip=0.5,
+        jitter=ColorJitter(saturation=0.2),
+        grey=0.2,
+        montage=True,
+    ),
+    # Resize the shorter side to 256, crop 224 from the centre, in one step.
+    "evaluation": Recipe(crop=Centre(224 / 256), out_size=(224, 224)),
+}
+
+
+def get_recipe(name: str, argument: str = "recipe") -> Recipe:
+    """Returns a named recipe.
+
+    Raises:
+        ValueError: there is no such recipe; the message names the nearest.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"{argument}: expected one of {', '.join(RECIPES)}, got {name!r}; "
+            f"did you mean {near!r}?"
+        )
+    return RECIPES[name]

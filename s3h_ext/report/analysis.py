@@ -1,0 +1,62 @@
+"""A method's own part of the report, from the training images of a finished run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from s3h_ext.data import Batch, LongTailDataset, thumbnails
+from s3h_ext.methods import Method
+from s3h_ext.report.subclasses import write_subclasses
+from s3h_ext.runs.precision import autocast
+
+__all__ = ["try_analysis"]
+
+
+def try_analysis(
+    folder: Path,
+    method: Method,
+    batches: Iterable[Batch],
+    dataset: LongTailDataset,
+    *,
+    precision: str,
+    device: torch.device,
+) -> None:
+    """Write the analysis, or say on the error stream why there is none.
+
+    Args:
+        folder: the run's.
+        method: after its training.
+        batches: of the training images, without augmentation.
+        dataset: whose training images they are.
+        precision: ``"fp32"`` or ``"bf16"``.
+        device: where the batches are.
+    """
+    places: list[Tensor] = []
+
+    def noted() -> Iterator[Batch]:
+        # Images that cannot be read may be left out.
+        for batch in batches:
+            places.append(batch.indices)
+            yield batch
+
+    try:
+        method.eval()
+        with torch.inference_mode(), autocast(precision, device):
+            arrays = method.analysis(noted())
+        method.train()
+        if arrays:
+            where = torch.cat(places).cpu().numpy()
+            write_subclasses(
+                folder, arrays, lambda which: thumbnails(dataset.train, where[which])
+            )
+    except Exception as error:
+        print(
+            f"warning: the report has no part on {method.label}: "
+            f"{type(error).__name__}: {error}",
+            file=sys.stderr,
+        )

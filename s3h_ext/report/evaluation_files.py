@@ -1,0 +1,225 @@
+"""The results of a finished run as files in its folder, and read back from there."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from s3h_ext.files import write_text
+from s3h_ext.report.metrics import Calibration, Evaluation, Metrics, metrics_of_cells
+from s3h_ext.report.table_files import format_rows, plain_text
+
+__all__ = ["RunResults", "read_results", "write_evaluation"]
+
+_T = TypeVar("_T")
+
+_CLASSES = ("class", "name", "train_images", "test_images", "accuracy")
+_CONFUSION = ("class", "predicted", "images")
+_CALIBRATION = ("above", "to", "images", "accuracy", "confidence")
+
+
+@dataclass(frozen=True, eq=False)
+class RunResults:
+    """What a finished run left in its folder.
+
+    Attributes:
+        summary: the content of ``summary.json``.
+        history: the rows of ``metrics.csv``, one for each epoch; a value that was not
+            measured in an epoch is not in its row.
+        class_names: one for each class.
+        class_counts: int64 ``[C]``, training images of each class.
+        test_counts: int64 ``[C]``, test images of each class.
+        confusion: int64 ``[K, 3]``, the cells of the confusion matrix that are not 0:
+            true class, predicted class, images.
+        calibration: confidence against accuracy.
+    """
+
+    summary: dict[str, Any]
+    history: list[dict[str, float]]
+    class_names: tuple[str, ...]
+    class_counts: np.ndarray
+    test_counts: np.ndarray
+    confusion: np.ndarray
+    calibration: Calibration
+
+    @property
+    def metrics(self) -> Metrics:
+        """The metrics, computed anew from the confusion matrix."""
+        return metrics_of_cells(self.confusion, self.class_counts)
+
+
+def write_evaluation(
+    folder: Path,
+    test: Evaluation,
+    class_names: Sequence[str],
+    class_counts: np.ndarray,
+    *,
+    images_column: str = "test_images",
+) -> None:
+    """Write ``per_class.csv``, ``confusion.csv`` and ``calibration.csv``.
+
+    Args:
+        folder: the run's folder, which exists.
+        test: the evaluation, on the test split or another.
+        class_names: one for each class.
+        class_counts: training images of each class ``[C]``.
+        images_column: name of the fourth column of ``per_class.csv``; a report can
+            be drawn of ``"test_images"`` alone.
+    """
+    true, _, images = test.confusion.T
+    test_counts = np.bincount(true, images, len(class_names)).astype(np.int64)
+    _write(
+        folder / "per_class.csv",
+        [*_CLASSES[:3], images_column, *_CLASSES[4:]],
+        zip(
+            range(len(class_names)),
+            class_names,
+            np.asarray(class_counts).tolist(),
+            test_counts.tolist(),
+            ["" if value != value else f"{value:.4f}" for value in test.per_class],
+            strict=True,
+        ),
+    )
+    _write(folder / "confusion.csv", _CONFUSION, test.confusion.tolist())
+    bins = test.calibration
+    edges = (100.0 * np.arange(len(bins.images) + 1) / len(bins.images)).tolist()
+    _write(
+        folder / "calibration.csv",
+        _CALIBRATION,
+        zip(
+            edges[:-1],
+            edges[1:],
+            bins.images.tolist(),
+            _cells(bins.accuracy),
+            _cells(bins.confidence),
+            strict=True,
+        ),
+    )
+
+
+def read_results(folder: Path) -> RunResults:
+    """Read the results of a finished run.
+
+    Raises:
+        FileNotFoundError: a file that a finished run leaves is not there.
+        ValueError: a file does not hold what it should; the message names it.
+    """
+    if not (folder / "summary.json").is_file():
+        raise FileNotFoundError(
+            f"run: expected the folder of a finished run, got {folder}, which has no "
+            "summary.json"
+        )
+    for name in ("metrics", "per_class", "confusion", "calibration"):
+        if not (folder / f"{name}.csv").is_file():
+            raise FileNotFoundError(
+                f"run: {folder} has no {name}.csv, which a report needs; repeat the "
+                "run's own command with --resume to write it"
+            )
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / 'summary.json'}: not JSON: {error}") from None
+    if not isinstance(summary, dict):
+        raise ValueError(f"{folder / 'summary.json'}: expected an object")
+    classes = _read(
+        folder / "per_class.csv",
+        _CLASSES,
+        lambda row: (row["name"], int(row["train_images"]), int(row["test_images"])),
+    )
+    if not classes:
+        raise ValueError(f"{folder / 'per_class.csv'}: expected classes, got none")
+    names, train_counts, test_counts = zip(*classes, strict=True)
+
+    def cell(row: dict[str, str]) -> tuple[int, ...]:
+        true, predicted, images = (int(row[name]) for name in _CONFUSION)
+        if not (0 <= true < len(names) and 0 <= predicted < len(names) and images > 0):
+            raise ValueError(
+                f"expected two classes in [0, {len(names)}) and a count above 0"
+            )
+        return true, predicted, images
+
+    confusion = np.array(_read(folder / "confusion.csv", _CONFUSION, cell), np.int64)
+    totals = np.zeros(len(names), np.int64)
+    if len(confusion):
+        np.add.at(totals, confusion[:, 0], confusion[:, 2])
+    if totals.sum() == 0 or totals.tolist() != list(test_counts):
+        raise ValueError(
+            f"{folder / 'confusion.csv'}: its rows do not add up to the test images "
+            "of per_class.csv"
+        )
+    bins = _read(
+        folder / "calibration.csv",
+        _CALIBRATION,
+        lambda row: (
+            int(row["images"]),
+            _number(row["accuracy"]),
+            _number(row["confidence"]),
+        ),
+    )
+    if sum(images for images, _, _ in bins) != totals.sum():
+        raise ValueError(
+            f"{folder / 'calibration.csv'}: its bins do not add up to the test images "
+            "of per_class.csv"
+        )
+    in_bins, accuracy, confidence = zip(*bins, strict=True)
+    return RunResults(
+        summary=summary,
+        history=_read(
+            folder / "metrics.csv",
+            ("epoch",),
+            lambda row: {
+                name: float(value) for name, value in row.items() if value != ""
+            },
+        ),
+        class_names=names,
+        class_counts=np.array(train_counts, np.int64),
+        test_counts=np.array(test_counts, np.int64),
+        confusion=confusion,
+        calibration=Calibration(
+            np.array(in_bins, np.int64), np.array(accuracy), np.array(confidence)
+        ),
+    )
+
+
+def _cells(values: np.ndarray) -> list[float | str]:
+    """Return what goes into a file; an empty cell where there is no value."""
+    return ["" if value != value else value for value in values.tolist()]
+
+
+def _number(text: str) -> float:
+    return float(text) if text else float("nan")
+
+
+def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    write_text(path, format_rows([header, *rows]))
+
+
+def _read(
+    path: Path, header: Sequence[str], parse: Callable[[dict[str, str]], _T]
+) -> list[_T]:
+    """Return what ``parse`` makes of each row; ``header`` has to be in the file."""
+    try:
+        text = path.read_bytes().decode()  # as it is: a name may hold a line's end
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text: {error}") from None
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        columns = list(map(plain_text, next(rows, [])))
+        missing = [name for name in header if name not in columns]
+        if missing:
+            raise ValueError(
+                f"expected the columns {', '.join(header)}, got none called "
+                f"{', '.join(missing)}"
+            )
+        return [
+            parse(dict(zip(columns, map(plain_text, row), strict=True))) for row in rows
+        ]
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path}: line {max(rows.line_num, 1)}: {error}") from None

@@ -1,0 +1,149 @@
+"""What a run's network takes and gives, kept in the run's folder.
+
+With ``dataset.json`` and a checkpoint a network can be used where the training images
+are not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from s3h_ext.data import ImageFiles, ImageSet, LongTailDataset
+from s3h_ext.files import write_text
+
+__all__ = ["FILE", "DatasetCard", "read_card", "write_card"]
+
+FILE = "dataset.json"
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """A data set without its images.
+
+    Attributes:
+        name: of the data set.
+        classes: names of the classes, in the order of the logits.
+        train_images: of each class, those of the validation split not counted.
+        image_shape: height, width and channels of the network's input.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel.
+        recipe: of the evaluation, ``"none"`` for images at their own size,
+            ``"evaluation"`` for photographs.
+        unreadable: names of training images that were left out because they cannot be
+            read, relative to the root.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train_images: tuple[int, ...]
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    recipe: str = "none"
+    unreadable: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, dataset: LongTailDataset) -> DatasetCard:
+        """Return the card of a data set."""
+        return cls(
+            name=dataset.name,
+            classes=tuple(dataset.class_names),
+            train_images=tuple(dataset.class_counts.tolist()),
+            image_shape=dataset.image_shape,
+            mean=tuple(dataset.mean),
+            std=tuple(dataset.std),
+            recipe="evaluation" if isinstance(dataset.train, ImageFiles) else "none",
+            unreadable=dataset.unreadable,
+        )
+
+    def differences(self, other: DatasetCard) -> list[str]:
+        """Return in words what of ``other`` is not as here; empty if all is."""
+        found = []
+        missing = sorted(set(self.classes) - set(other.classes))
+        added = sorted(set(other.classes) - set(self.classes))
+        if missing or added:
+            parts = (("without", missing), ("with", added))
+            found.append(
+                "other classes, "
+                + " and ".join(f"{word} {_some(n)}" for word, n in parts if n)
+            )
+        elif self.classes != other.classes:
+            found.append("the classes in another order")
+        else:
+            counts = zip(
+                self.classes, self.train_images, other.train_images, strict=True
+            )
+            changed = [
+                f"{name} {then} -> {now}" for name, then, now in counts if then != now
+            ]
+            if changed:
+                found.append(f"other numbers of training images: {_some(changed)}")
+        for name in ("name", "image_shape", "mean", "std", "recipe"):
+            then, now = getattr(self, name), getattr(other, name)
+            if then != now:
+                label = f"pixels' {name}" if name in ("mean", "std") else name
+                found.append(f"{label} {then} -> {now}")
+        return found
+
+    def stand_in(self) -> LongTailDataset:
+        """Return a data set with these labels and black images.
+
+        It is what a method needs to build its modules; the images take no memory.
+        """
+        labels = np.repeat(np.arange(len(self.classes)), self.train_images)
+        pixel = np.zeros((1,) * 4, np.uint8)
+        images = np.broadcast_to(pixel, (len(labels), *self.image_shape))
+        train = ImageSet(images, labels.astype(np.int64))
+        return LongTailDataset(
+            name=self.name,
+            train=train,
+            val=None,
+            test=train,
+            class_names=self.classes,
+            mean=self.mean,
+            std=self.std,
+        )
+
+
+def _some(names: Sequence[str], limit: int = 5) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def write_card(folder: Path, dataset: LongTailDataset) -> None:
+    """Write ``dataset.json``."""
+    # ASCII, for what is no UTF-8 in a class's name has to come back as it was.
+    text = json.dumps(asdict(DatasetCard.of(dataset)), indent=1)
+    write_text(folder / FILE, text + "\n")
+
+
+def read_card(folder: Path) -> DatasetCard | None:
+    """Read ``dataset.json``; ``None`` where an older run left none.
+
+    Raises:
+        ValueError: the file does not hold what it should.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in content.items()
+        }
+        card = DatasetCard(**fields)
+        if len(card.classes) != len(card.train_images) or len(card.image_shape) != 3:
+            raise ValueError("the fields do not fit together")
+        for name in card.classes:
+            os.fsencode(name)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: {type(error).__name__}: {error}") from None
+    return card

@@ -1,0 +1,295 @@
+"""What a training run is told: every option and every default, in one place."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from s3h_ext.data.source.decode import UnreadablePolicy
+from s3h_ext.data.source.feed import SourceName
+from s3h_ext.methods import Baseline, Method
+from s3h_ext.models import BackboneName, ClassifierName
+
+PrecisionName = Literal["auto", "fp32", "bf16"]
+GraphsName = Literal["auto", "on", "off"]
+
+
+def _require(condition: bool, name: str, expected: str, got: object) -> None:
+    if not condition:
+        raise ValueError(f"{name}: expected {expected}, got {got!r}")
+
+
+@dataclass
+class DataConfig:
+    """The data set and how it is cut.
+
+    Args:
+        name: data set: ``digits-lt`` (built in), ``cifar10-lt``, ``cifar100-lt``,
+            ``octmnist-lt``; ``imagenet-lt``, ``inat18``, ``places-lt`` by their
+            standard lists; ``folder``, any folder of images.
+        root: folder that holds the unpacked archives or the photographs; where it is
+            not set, the environment variable ``S3H_DATA_ROOT``. ``digits-lt`` needs
+            none.
+        lists: folder of the list files of photographs, where it is not ``root``.
+        imbalance: images of the largest class / images of the smallest one. Not set:
+            the data set's own default, 20 for digits and 100 for the others;
+            photographs are as they are. Of them ``folder`` alone can be cut.
+        size: side of the images in pixels: for ``octmnist-lt`` 28 (the default), 64,
+            128 or 224; of photographs' views 224 (the default) or any other.
+        profile: class sizes fall exponentially (``exp``) or in one step (``step``).
+        val_fraction: share of the training images of each class to hold out for
+            selection; the test images are never used to choose anything.
+        split_seed: seed that picks the images to hold out. Which images form the
+            long-tailed subset is fixed, as in the published tables.
+        test_fraction: for ``folder`` without test images: share of each class that is
+            held out as such, always the same images. Not set: 0.2.
+        source: where batches come from: ``resident`` for images in memory; ``pil`` or
+            ``dali`` decodes photographs. ``auto``: ``resident`` or ``pil``.
+        workers: threads that read and decode photographs; 0: one per CPU.
+        unreadable: of photographs that cannot be read, the first one ends the run
+            (``error``); or every file is read once before a run begins, and those that
+            cannot be are named and left out of all counts (``skip``).
+    """
+
+    name: Literal[
+        "digits-lt",
+        "cifar10-lt",
+        "cifar100-lt",
+        "octmnist-lt",
+        "imagenet-lt",
+        "inat18",
+        "places-lt",
+        "folder",
+    ] = "digits-lt"
+    root: str | None = None
+    lists: str | None = None
+    imbalance: float | None = None
+    size: int | None = None
+    profile: Literal["exp", "step"] = "exp"
+    val_fraction: float = 0.0
+    split_seed: int = 0
+    test_fraction: float | None = None
+    source: SourceName = "auto"
+    workers: int = 0
+    unreadable: UnreadablePolicy = "error"
+
+    def __post_init__(self) -> None:
+        _require(
+            self.imbalance is None
+            or (math.isfinite(self.imbalance) and self.imbalance >= 1),
+            "data.imbalance",
+            "a finite number >= 1",
+            self.imbalance,
+        )
+        _require(
+            0.0 <= self.val_fraction < 1.0,
+            "data.val_fraction",
+            "a share in [0, 1)",
+            self.val_fraction,
+        )
+        _require(
+            self.test_fraction is None or 0.0 < self.test_fraction < 1.0,
+            "data.test_fraction",
+            "a share in (0, 1)",
+            self.test_fraction,
+        )
+        _require(self.workers >= 0, "data.workers", "a whole number >= 0", self.workers)
+        _require(
+            0 <= self.split_seed < 2**32,
+            "data.split_seed",
+            "a whole number in [0, 2**32)",
+            self.split_seed,
+        )
+
+
+@dataclass
+class ModelConfig:
+    """The network.
+
+    Args:
+        backbone: ``resnet32`` is the network of the published CIFAR-LT tables,
+            ``resnet50`` and ``resnext50-32x4d`` are those of the tables of photographs.
+        weights: file of weights that the backbone starts from, with the names that
+            torchvision gives them; a classifier in it is left out.
+        classifier: ``linear``, or ``cosine`` (unit features on unit weights).
+        scale: logit scale of the cosine classifier.
+    """
+
+    backbone: BackboneName = "resnet32"
+    weights: str | None = None
+    classifier: ClassifierName = "linear"
+    scale: float = 30.0
+
+    def __post_init__(self) -> None:
+        _require(
+            math.isfinite(self.scale) and self.scale > 0,
+            "model.scale",
+            "a finite number > 0",
+            self.scale,
+        )
+
+
+@dataclass
+class OptimConfig:
+    """SGD with momentum and its learning-rate schedule.
+
+    Args:
+        lr: peak learning rate.
+        momentum: of SGD.
+        nesterov: Nesterov's form of it.
+        weight_decay: L2 penalty.
+        decay_norm_and_bias: apply it to batch-norm parameters and biases too, as the
+            CIFAR-LT codebases do.
+        warmup_epochs: epochs over which the rate rises linearly from 0 to ``lr``; fewer
+            than the run has. A preset's are cut to their share of a run that would not
+            outlast them.
+        schedule: ``step``, ``cosine`` (to 0) or ``constant``.
+        milestones: for ``step``: shares of the training at which the rate is multiplied
+            by ``gamma``; 0.8 is epoch 160 of 200.
+        gamma: for ``step``.
+        ema_decay: decay, per step, of an exponential moving average of the weights and
+            batch-norm statistics, in (0, 1); the average is what is evaluated, exported
+            and handed on. Not set: none; the last weights are.
+    """
+
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 2e-4
+    decay_norm_and_bias: bool = True
+    warmup_epochs: float = 5.0
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    milestones: list[float] = field(default_factory=lambda: [0.8, 0.9])
+    gamma: float = 0.01
+    ema_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "gamma"):
+            value = getattr(self, name)
+            _require(
+                math.isfinite(value) and value > 0,
+                f"optim.{name}",
+                "a finite number > 0",
+                value,
+            )
+        for name in ("weight_decay", "warmup_epochs"):
+            value = getattr(self, name)
+            _require(
+                math.isfinite(value) and value >= 0,
+                f"optim.{name}",
+                "a finite number >= 0",
+                value,
+            )
+        _require(
+            0.0 <= self.momentum < 1.0, "optim.momentum", "in [0, 1)", self.momentum
+        )
+        _require(
+            self.momentum > 0 or not self.nesterov,
+            "optim.nesterov",
+            "false where optim.momentum is 0",
+            self.nesterov,
+        )
+        _require(
+            self.ema_decay is None or 0.0 < self.ema_decay < 1.0,
+            "optim.ema_decay",
+            "a number in (0, 1), or none",
+            self.ema_decay,
+        )
+        _require(
+            all(0.0 < m < 1.0 for m in self.milestones)
+            and self.milestones == sorted(self.milestones),
+            "optim.milestones",
+            "rising shares of the training, each in (0, 1)",
+            self.milestones,
+        )
+
+
+@dataclass
+class DistributedConfig:
+    """A run in several processes, started by ``torchrun``; see docs/distributed.md.
+
+    Args:
+        gather: take losses over the joint batch; if not, each process's over its own
+            part, and gradients are averaged.
+        sync_batch_norm: normalise by the statistics of the joint batch, not by those of
+            each process's part.
+        timeout: seconds after which a process that does not answer counts as lost.
+    """
+
+    gather: bool = True
+    sync_batch_norm: bool = False
+    timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        _require(
+            math.isfinite(self.timeout) and self.timeout > 0,
+            "distributed.timeout",
+            "a finite number > 0",
+            self.timeout,
+        )
+
+
+@dataclass
+class TrainConfig:
+    """One training run.
+
+    Args:
+        data: the data set.
+        model: the network.
+        method: the training method: a class of ``s3h_ext.methods`` by name, or any
+            subclass of ``s3h_ext.methods.Method`` by its import path.
+        optim: optimiser and schedule.
+        distributed: what matters with several processes only.
+        init_from: folder of a finished run whose network the training starts from;
+            needed by second-stage methods.
+        epochs: passes over the first stream of the method.
+        batch_size: images in a step, for each stream, of all processes together.
+        seed: of the initial weights and of every draw.
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1`` ...
+        precision: ``auto`` takes bfloat16 autocast on GPUs from sm_80 and on CPUs with
+            AVX512_BF16 or AMX, else float32.
+        graphs: record steps and evaluation as CUDA graphs; ``auto`` does so where one
+            process trains on images resident on a GPU.
+        output: folder of the run. Not set: ``runs/NAME-seedN``, numbered if taken.
+        checkpoint_every: epochs between checkpoints; the last epoch always has one.
+        eval_every: epochs between evaluations; the last epoch always has one.
+        eval_batch_size: images in a batch of evaluation.
+        report: draw ``report.html`` at the end.
+        preset: the options to start from, as ``cifar100-lt/hybrid-psc``: DATASET/METHOD
+            of those listed below. Without it and without ``--config`` it is
+            ``digits-lt/hybrid-psc``.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: Method = field(default_factory=Baseline)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    init_from: str | None = None
+    epochs: int = 200
+    batch_size: int = 128
+    seed: int = 0
+    device: str = "auto"
+    precision: PrecisionName = "auto"
+    graphs: GraphsName = "auto"
+    output: str | None = None
+    checkpoint_every: int = 1
+    eval_every: int = 1
+    eval_batch_size: int = 1000
+    report: bool = True
+    preset: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in (
+            "epochs",
+            "batch_size",
+            "checkpoint_every",
+            "eval_every",
+            "eval_batch_size",
+        ):
+            value = getattr(self, name)
+            _require(value >= 1, name, "a whole number >= 1", value)
+        _require(
+            0 <= self.seed < 2**32, "seed", "a whole number in [0, 2**32)", self.seed
+        )

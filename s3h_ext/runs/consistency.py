@@ -1,0 +1,238 @@
+"""Options that contradict each other, or that have no effect beside others.
+
+What an option alone may be is checked where it is declared. Here is what follows from
+two of them: a run that cannot do what it was told is refused, and of what has no
+effect, or another one than it seems to, the run says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from s3h_ext import methods
+from s3h_ext.data.sets.photographs import PHOTOGRAPHS
+from s3h_ext.methods import (
+    S3H,
+    Baseline,
+    ClasswiseSplitting,
+    Hybrid,
+    Method,
+    TauNormalization,
+)
+from s3h_ext.methods.base import ClassifierMethod
+from s3h_ext.runs.config import TrainConfig
+from s3h_ext.runs.options import parse_options, short_warmup
+
+__all__ = ["check_options"]
+
+
+def check_options(
+    config: TrainConfig, record: Mapping[str, Any], processes: int = 1
+) -> list[str]:
+    """Refuse options that contradict each other; return warnings about the others.
+
+    Args:
+        config: the options of a run.
+        record: the same as plain values. An option that has no effect is named where it
+            is not what the preset, or else the default, has.
+        processes: that take part in the run.
+
+    Raises:
+        ValueError: the run could not do what its options say.
+    """
+    trains = not isinstance(config.method, TauNormalization)
+    if config.model.weights is not None and config.init_from is not None:
+        raise ValueError(
+            "model.weights: expected nothing beside init_from, whose network replaces "
+            f"them, got {config.model.weights}"
+        )
+    if trains and config.optim.warmup_epochs >= config.epochs:
+        raise ValueError(
+            "optim.warmup_epochs: expected fewer than the epochs of the run, "
+            f"{config.epochs}, or the rate never reaches optim.lr; got "
+            f"{config.optim.warmup_epochs:g}"
+        )
+    notes = [*_idle(config, record, processes), *(_late(config) if trains else ())]
+    if config.preset is not None and "optim.warmup_epochs" in _given(config, record):
+        usual = _start(config.preset)
+        whole, length = usual["optim.warmup_epochs"], usual["epochs"]
+        warmup = config.optim.warmup_epochs
+        if warmup == short_warmup(whole, length, config.epochs):
+            notes.append(
+                f"optim.warmup_epochs: the preset's {whole:g} of {length} epochs would "
+                f"not end within {config.epochs}; the rate rises over {warmup:g}"
+            )
+    return notes
+
+
+def _late(config: TrainConfig) -> Iterator[str]:
+    """Yield what a run is too short for."""
+    epochs = config.epochs
+    run = f"a run of {epochs} epoch{'s' if epochs > 1 else ''}"
+    for name in ("eval_every", "checkpoint_every"):
+        if (every := getattr(config, name)) > epochs:
+            kind = "evaluated" if name == "eval_every" else "saved"
+            yield f"{name}: in {run} only the last epoch is {kind}, got {every}"
+    if config.optim.schedule == "step":
+        for milestone in config.optim.milestones:
+            if math.ceil(milestone * epochs - 1e-9) >= epochs:
+                yield (
+                    f"optim.milestones: {milestone:g} of {run} is its end, and no rate "
+                    "is lowered there"
+                )
+    last = (epochs - 1) / epochs  # the progress of the last epoch
+    for prefix, method in _nested(config.method):
+        mixing = method.mixing if isinstance(method, ClassifierMethod) else None
+        if mixing and not any(mixing.active(e / epochs) for e in range(epochs)):
+            yield (
+                f"{prefix}.mixing: no epoch of {run} begins in [{mixing.start:g}, "
+                f"{mixing.end:g}), so nothing is mixed"
+            )
+        if isinstance(method, Baseline) and method.reweight_from > last:
+            yield (
+                f"{prefix}.reweight_from: no epoch of {run} begins at "
+                f"{method.reweight_from:g} or later, so no class weights are used"
+            )
+        if isinstance(method, ClasswiseSplitting) and method.split_from > last:
+            yield (
+                f"{prefix}.split_from: no epoch of {run} begins at "
+                f"{method.split_from:g} or later, so classes are never split"
+            )
+        if epochs > 1:
+            continue
+        if isinstance(method, Hybrid):
+            yield (
+                f"epochs: {run} has alpha 1 throughout: the classifier has the weight "
+                "0 and is not trained"
+            )
+        if isinstance(method, S3H) and method.momentum_schedule == "cosine":
+            yield f"{prefix}.momentum_schedule: in {run} the momentum does not move"
+    samplers = {stream.sampler for stream in config.method.streams().values()}
+    if epochs == 1 and "progressive" in samplers:
+        yield f"epochs: in {run} the progressive sampler is the instance-balanced one"
+
+
+def _nested(method: Method, prefix: str = "method") -> Iterator[tuple[str, Method]]:
+    yield prefix, method
+    if isinstance(method, ClasswiseSplitting):
+        yield from _nested(method.inner, f"{prefix}.inner")
+
+
+#: Option -> whether it has an effect, and beside what it has none.
+_EFFECTS: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
+    "data.profile": (
+        lambda c: c.data.name not in PHOTOGRAPHS or c.data.imbalance is not None,
+        "where data.imbalance is not set",
+    ),
+    "data.split_seed": (
+        lambda c: c.data.val_fraction > 0,
+        "with data.val_fraction 0",
+    ),
+    "data.workers": (
+        lambda c: c.data.name in PHOTOGRAPHS,
+        "on images in memory",
+    ),
+    "data.unreadable": (
+        lambda c: c.data.name in PHOTOGRAPHS,
+        "on images in memory",
+    ),
+    "model.scale": (
+        lambda c: c.model.classifier == "cosine",
+        "with model.classifier linear",
+    ),
+    "optim.milestones": (
+        lambda c: c.optim.schedule == "step",
+        "with another optim.schedule than step",
+    ),
+    "optim.gamma": (
+        lambda c: c.optim.schedule == "step" and len(c.optim.milestones) > 0,
+        "without optim.milestones and optim.schedule step",
+    ),
+    "optim.decay_norm_and_bias": (
+        lambda c: c.optim.weight_decay > 0,
+        "with optim.weight_decay 0",
+    ),
+    **{
+        option: (
+            lambda c: not isinstance(c.method, TauNormalization),
+            "with TauNormalization, which trains nothing",
+        )
+        for option in ("epochs", "optim.lr", "optim.warmup_epochs", "optim.schedule")
+    },
+}
+_ALONE = ("distributed.gather", "distributed.sync_batch_norm", "distributed.timeout")
+_OF_THE_COPY = ("cross_weight", "momentum", "momentum_schedule")
+
+
+def _idle(
+    config: TrainConfig, record: Mapping[str, Any], processes: int
+) -> Iterator[str]:
+    """Yield the options that were given and have no effect."""
+    given = _given(config, record)
+    for option, (works, beside) in _EFFECTS.items():
+        if option in given and not works(config):
+            yield f"{option}: has no effect {beside}, got {given[option]}"
+    for option in _ALONE:
+        if processes == 1 and option in given:
+            yield f"{option}: has no effect in one process, got {given[option]}"
+    for prefix, method in _nested(config.method):
+        if not isinstance(method, S3H) or method.partner == "momentum":
+            continue
+        for name in _OF_THE_COPY:
+            if (option := f"{prefix}.{name}") in given:
+                yield (
+                    f"{option}: has no effect with {prefix}.partner {method.partner}, "
+                    f"got {given[option]}"
+                )
+
+
+def _given(config: TrainConfig, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that are neither the preset's nor the default."""
+    base = _start(config.preset)
+    given, leaves = {}, _leaves(record)
+    for option, value in leaves.items():
+        owner = f"{option.rpartition('.')[0]}.class_path"
+        usual = _default(option, record)
+        if base.get(owner) == leaves.get(owner):
+            usual = base.get(option, usual)
+        if value != usual:
+            given[option] = value
+    return given
+
+
+@functools.cache
+def _start(preset: str | None) -> dict[str, Any]:
+    """Return the options that a preset gives, or the defaults."""
+    if preset is None:
+        return _leaves(parse_options(["--config", "{}"])[1])
+    try:
+        return _leaves(parse_options(["--preset", preset])[1])
+    except ValueError:  # of another version
+        return _start(None)
+
+
+def _leaves(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested options by their dotted names, as they are typed."""
+    found: dict[str, Any] = {}
+    for key, value in record.items():
+        name = prefix.rstrip(".") if key == "init_args" else f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            found.update(_leaves(value, f"{name}."))
+        else:
+            found[name] = value
+    return found
+
+
+def _default(option: str, record: Mapping[str, Any]) -> Any:
+    """Return the default of a method's option, by the class that the record names."""
+    place: Any = record
+    *path, name = option.split(".")
+    for key in path:
+        place = place.get(key, {}) if key in place else place.get("init_args", {})[key]
+    owner = getattr(methods, str(place.get("class_path")).rpartition(".")[2], None)
+    parameter = inspect.signature(owner).parameters.get(name) if owner else None
+    return None if parameter is None else parameter.default

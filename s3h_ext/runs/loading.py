@@ -1,0 +1,328 @@
+"""From options or from a run's folder to a network that can be used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from s3h_ext.data import LongTailDataset, load_dataset, unused_images
+from s3h_ext.data.sets.photographs import PHOTOGRAPHS, TEST_FRACTION
+from s3h_ext.data.sets.readable import without_unreadable
+from s3h_ext.methods import Method
+from s3h_ext.models import ImageClassifier, build_model
+from s3h_ext.models.average import averaged_state
+from s3h_ext.runs.card import DatasetCard, read_card
+from s3h_ext.runs.checkpoint import (
+    CheckpointError,
+    latest_checkpoint,
+    sound_checkpoints,
+)
+from s3h_ext.runs.config import DataConfig, TrainConfig
+from s3h_ext.runs.options import parse_options
+from s3h_ext.runs.precision import resolve_device, resolve_precision
+from s3h_ext.runs.title import run_title
+from s3h_ext.runs.weights import load_weights
+
+__all__ = [
+    "Run",
+    "build_network",
+    "load_run",
+    "open_dataset",
+    "split_images",
+    "take_weights",
+]
+
+
+def open_dataset(data: DataConfig) -> LongTailDataset:
+    """Load the data set of a configuration.
+
+    Raises:
+        ValueError: an option does not fit the data.
+        FileNotFoundError: the data are not there.
+    """
+    return load_dataset(
+        data.name,
+        root=data.root,
+        lists=data.lists,
+        imbalance=data.imbalance,
+        size=data.size,
+        profile=data.profile,
+        val_fraction=data.val_fraction,
+        test_fraction=data.test_fraction,
+        seed=data.split_seed,
+    )
+
+
+def build_network(config: TrainConfig, dataset: LongTailDataset) -> ImageClassifier:
+    """Return the configuration's network for a data set, with fresh weights."""
+    return build_model(
+        config.model.backbone,
+        dataset.num_classes,
+        classifier=config.model.classifier,
+        scale=config.model.scale,
+        in_channels=dataset.image_shape[-1],
+    )
+
+
+def _finished_checkpoint(run: Path) -> tuple[Path, Mapping[str, Any]]:
+    """Return the newest checkpoint of a finished run.
+
+    Raises:
+        CheckpointError: ``run`` holds no sound checkpoint, or is not finished.
+    """
+    found = next(sound_checkpoints(run / "checkpoints"), None)
+    if found is None:
+        raise CheckpointError(f"init_from: {run} holds no sound checkpoint")
+    path, state = found
+    done, epochs = state["epochs_done"], state["config"].get("epochs", 0)
+    # A method that trains nothing is finished without an epoch.
+    if state.get("unfinished_epoch") or 0 < done < epochs:
+        raise CheckpointError(
+            f"init_from: expected a finished run, got {run}, which has done {done} of "
+            f"{epochs} epochs"
+        )
+    return path, state
+
+
+def _load_network(model: ImageClassifier, path: Path, state: Mapping[str, Any]) -> None:
+    """Load the network of the checkpoint ``path`` into ``model``.
+
+    Raises:
+        CheckpointError: it is another network.
+    """
+    prefix = "model."
+    try:
+        weights = {
+            name.removeprefix(prefix): value
+            for name, value in averaged_state(state).items()
+            if name.startswith(prefix)
+        }
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"init_from: {path} does not fit: {error}") from error
+
+
+def _check_first_run(
+    run: Path, saved: Mapping[str, Any], dataset: LongTailDataset, data: DataConfig
+) -> None:
+    """Refuse to go on from a run that has seen other classes, or what is held out here.
+
+    Args:
+        run: folder of the run whose network is taken.
+        saved: its options of data.
+        dataset: of the run that takes it.
+        data: the options of that.
+
+    Raises:
+        CheckpointError: the runs do not go together.
+        ValueError: a file of ``run`` does not hold what it should.
+    """
+    card = read_card(run)
+    if card is None:  # an older run
+        return
+    if card.classes != tuple(dataset.class_names):
+        raise CheckpointError(
+            f"init_from: expected a run on the classes of {dataset.name}, got {run}, "
+            f"on others of {card.name}"
+        )
+    # A folder without test images; where they are apart both have None.
+    shares = saved.get("test_fraction"), data.test_fraction
+    if shares[0] != shares[1] and {None, TEST_FRACTION} != set(shares):
+        raise CheckpointError(
+            f"init_from: {run} was trained on other images, test images of this run "
+            f"among them; expected the same data.test_fraction in both, got "
+            f"{shares[0]} and {shares[1]}"
+        )
+    if dataset.val is None:
+        return
+    same = card.train_images == tuple(dataset.class_counts.tolist())
+    if data.val_fraction:
+        same = same and saved.get("split_seed", 0) == data.split_seed
+    if not same:
+        raise CheckpointError(
+            f"init_from: {run} was trained on other images, those held out here among "
+            "them; expected the same data.val_fraction and data.split_seed in both"
+        )
+
+
+def take_weights(
+    model: ImageClassifier,
+    config: TrainConfig,
+    record: Mapping[str, Any],
+    dataset: LongTailDataset,
+) -> str | None:
+    """Load what the options name: a backbone's weights, or a first stage.
+
+    Args:
+        model: takes the weights.
+        config: the options of the run.
+        record: the same as plain values.
+        dataset: of the run.
+
+    Returns:
+        What the first stage is called, if there is one: its preset and what it changed
+        (:func:`~s3h_ext.runs.title.run_title`), or its folder's name.
+
+    Raises:
+        CheckpointError: the first stage is not there, or does not go with this run.
+        ValueError: the method needs one and none is named, or a file does not fit.
+    """
+    if config.model.weights is not None:
+        load_weights(model.backbone, Path(config.model.weights))
+    if config.init_from is not None:
+        first = Path(config.init_from)
+        path, state = _finished_checkpoint(first)
+        _check_first_run(first, state["config"].get("data", {}), dataset, config.data)
+        _load_network(model, path, state)
+        title = run_title(state["config"], state.get("first_stage"), beside=record)
+        return title or first.resolve().name
+    if config.method.needs_first_stage:
+        raise ValueError(
+            f"init_from: {type(config.method).__name__} is a second stage and needs "
+            "the folder of a finished run, got None"
+        )
+    return None
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run loaded from its folder.
+
+    Attributes:
+        folder: the run's folder.
+        config: its options.
+        card: what its data set was.
+        method: with the weights of the newest checkpoint, averaged ones where the run
+            has them (``optim.ema_decay``), in evaluation mode.
+        epochs_done: whole epochs behind those weights.
+        steps_done: steps of the epoch after them, where a run was stopped inside it.
+        device: where the method is.
+        precision: ``"fp32"`` or ``"bf16"``.
+    """
+
+    folder: Path
+    config: TrainConfig
+    card: DatasetCard
+    method: Method
+    epochs_done: int
+    steps_done: int
+    device: torch.device
+    precision: str
+
+    @property
+    def name(self) -> str:
+        """The name of the run's folder."""
+        return self.folder.resolve().name
+
+
+def load_run(folder: Path, *, device: str = "auto") -> Run:
+    """Load a run's method and weights from its folder.
+
+    The images are not needed, unless the run was made before ``dataset.json`` was. No
+    code is run that the folder names: a method of your own has to be imported before.
+
+    Args:
+        folder: as ``python -m s3h_ext.train`` left it.
+        device: as the option of the training; the run's own may not be here.
+
+    Raises:
+        FileNotFoundError: this is no run, or it has no checkpoint.
+        CheckpointError: the checkpoints are damaged or do not fit the options.
+        ValueError: a file of the run does not hold what it should.
+
+    Example:
+        >>> from pathlib import Path
+        >>> run = load_run(Path("runs/digits-lt-ce-seed0"))  # doctest: +SKIP
+        >>> run.method.predict(torch.zeros(1, 3, 32, 32)).shape  # doctest: +SKIP
+        torch.Size([1, 10])
+    """
+    options = folder / "config.yaml"
+    if not options.is_file():
+        raise FileNotFoundError(
+            f"run: expected the folder of a run, got {folder}, which has no config.yaml"
+        )
+    config, record, _ = parse_options(["--config", str(options)])
+    found = latest_checkpoint(folder / "checkpoints", record)
+    if found is None:
+        raise FileNotFoundError(f"run: {folder} has no checkpoint")
+    path, state = found
+    epochs_done, steps_done = state["epochs_done"], 0
+    if unfinished := state.get("unfinished_epoch"):
+        whole = unfinished["steps"] == unfinished.get("of")  # it was not evaluated yet
+        epochs_done += whole
+        steps_done = 0 if whole else unfinished["steps"]
+    card = read_card(folder) or DatasetCard.of(open_dataset(config.data))
+    dataset = card.stand_in()
+    method = config.method
+    method.build(build_network(config, dataset), dataset)
+    try:
+        method.load_state_dict(averaged_state(state))
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: does not fit this run: {error}") from error
+    place = resolve_device(device)
+    # The stubs of torch lack this overload.
+    method.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Run(
+        folder=folder,
+        config=config,
+        card=card,
+        method=method.eval(),
+        epochs_done=epochs_done,
+        steps_done=steps_done,
+        device=place,
+        precision=resolve_precision(config.precision, place),
+    )
+
+
+def split_images(
+    run: Run, split: str, root: str | None = None, lists: str | None = None
+) -> LongTailDataset:
+    """Return the run's data set with the split ``split`` as its test images.
+
+    Args:
+        run: from :func:`load_run`.
+        split: ``"train"``, ``"val"``, ``"test"``, or ``"unused"``: all training images
+            of the archive that the run does not train on
+            (:func:`~s3h_ext.data.unused_images`).
+        root: folder of the data, where it is not the run's own.
+        lists: folder of the list files, likewise.
+
+    Raises:
+        ValueError: the run has no such split, or these are not its data.
+        FileNotFoundError: the data are not there.
+    """
+    data = run.config.data
+    data = replace(data, root=root or data.root, lists=lists or data.lists)
+    if split == "unused" and data.name in PHOTOGRAPHS:
+        raise ValueError(
+            f"split: {data.name} is cut from no archive, so it has no unused images; "
+            "expected train, val or test"
+        )
+    dataset = without_unreadable(open_dataset(data), run.card.unreadable)
+    if different := run.card.differences(DatasetCard.of(dataset)):
+        raise ValueError(
+            f"data.root: {dataset.name} is not what {run.folder} was trained on: "
+            f"{'; '.join(different)}"
+        )
+    if split == "unused":
+        unused = unused_images(
+            data.name,
+            root=data.root,
+            imbalance=data.imbalance,
+            size=data.size,
+            profile=data.profile,
+            val_fraction=data.val_fraction,
+            seed=data.split_seed,
+        )
+        return replace(dataset, test=unused)
+    images = getattr(dataset, split)
+    if images is None:
+        raise ValueError(
+            f"split: {run.folder} holds out no validation images "
+            "(data.val_fraction 0); expected train, test or, of an archive, unused"
+        )
+    return replace(dataset, test=images)

@@ -1,0 +1,91 @@
+"""Which device and which arithmetic a run uses."""
+
+from __future__ import annotations
+
+import platform
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+
+from s3h_ext.runs.config import PrecisionName
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device called ``name``; ``auto`` is CUDA where there is one.
+
+    Raises:
+        ValueError: no device has that name, or it is not on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(
+            f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', got {name!r}"
+        ) from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(
+            f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', got {name!r}"
+        )
+    if device.type == "cuda" and (
+        not torch.cuda.is_available()
+        or (device.index or 0) >= torch.cuda.device_count()
+    ):
+        raise ValueError(
+            f"device: {name!r} is not on this machine, torch sees "
+            f"{torch.cuda.device_count()} CUDA devices"
+        )
+    return device
+
+
+def resolve_precision(name: PrecisionName, device: torch.device) -> str:
+    """Return ``"bf16"`` or ``"fp32"`` for ``name`` on ``device``.
+
+    ``auto`` takes bf16 only where the chip multiplies it natively: elsewhere it is
+    emulated and slower than float32.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    return "bf16" if {"avx512_bf16", "amx_bf16"} & _cpuinfo("flags") else "fp32"
+
+
+def _cpuinfo(field: str) -> set[str]:
+    """Return the words of one field of the first processor in ``/proc/cpuinfo``."""
+    path = Path("/proc/cpuinfo")
+    if path.exists():
+        for line in path.read_text().splitlines():
+            if line.startswith(field):
+                return set(line.partition(":")[2].split())
+    return set()
+
+
+def autocast(
+    precision: str, device: torch.device, *, cache: bool = True
+) -> AbstractContextManager[object]:
+    """Return the autocast context of a resolved precision.
+
+    Args:
+        precision: ``"fp32"`` or ``"bf16"``.
+        device: where the work is done.
+        cache: keep the weights' casts to the end of the context. A recording that is
+            made inside of it and lives longer would read them when they are gone.
+    """
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=cache)
+    return nullcontext()
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of the chip, as far as the system tells it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,87 @@
+"""What a run is called: its preset, and the options that differ from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from s3h_ext import methods
+from s3h_ext.runs.checkpoint import with_defaults
+from s3h_ext.runs.options import parse_options, preset_names
+
+__all__ = ["option_changes", "run_title"]
+
+#: Options that say where and how a run is made and leave its result alone.
+_INCIDENTAL = {
+    *("preset", "seed", "output", "report", "device", "precision"),
+    *("data.root", "checkpoint_every", "eval_every", "eval_batch_size"),
+    *("data.lists", "data.source", "data.workers"),
+    *("graphs", "distributed.timeout"),
+}
+
+
+@cache
+def _preset_options(name: str) -> dict[str, Any]:
+    return with_defaults(parse_options(["--preset", name])[1])
+
+
+def option_changes(
+    record: Mapping[str, Any], first_stage: str | None = None
+) -> tuple[str, ...]:
+    """What differs from its preset's options, of all that a run has.
+
+    Args:
+        record: the run's options.
+        first_stage: title of the run that it starts from, where that is known.
+    """
+    preset = record["preset"]
+    ours, theirs = with_defaults(record), _preset_options(preset)
+    if first_stage is not None:
+        ours["init_from"] = first_stage
+    name = str(ours.get("method.class_path")).rpartition(".")[2]
+    if getattr(getattr(methods, name, None), "needs_first_stage", False):
+        # The presets of second stages are those on cross-entropy. Older runs do not
+        # say what theirs is, and their folders differ from seed to seed.
+        usual = first_stage == re.sub("/(crt|tau-norm)", "/ce", preset)
+        ours["init_from"] = None if usual else first_stage or "unknown"
+    return tuple(
+        # As on the command line.
+        f"{name.replace('.init_args', '')} {'null' if value is None else value}"
+        for name, value in sorted(ours.items())
+        if name not in _INCIDENTAL and (name not in theirs or value != theirs[name])
+    )
+
+
+def run_title(
+    record: Mapping[str, Any],
+    first_stage: str | None = None,
+    *,
+    beside: Mapping[str, Any] | None = None,
+) -> str | None:
+    """Return what a run is called where another starts from it; None without a preset.
+
+    Args:
+        record: its options.
+        first_stage: title of the run that it started from itself.
+        beside: options of the run that starts from it. What both say of data and
+            network is left out, for it is among the changes of that one.
+
+    Example:
+        >>> options = ["--preset", "cifar100-lt/ce", "--epochs", "100"]
+        >>> run_title(parse_options(options)[1])
+        'cifar100-lt/ce (epochs 100)'
+    """
+    preset = record.get("preset")
+    if preset not in preset_names():
+        return None
+    shared: tuple[str, ...] = ()
+    if beside is not None and beside.get("preset") in preset_names():
+        shared = option_changes(beside)
+    changes = ", ".join(
+        change
+        for change in option_changes(record, first_stage)
+        if not (change.startswith(("data.", "model.")) and change in shared)
+    )
+    return f"{preset} ({changes})" if changes else str(preset)

@@ -1,0 +1,36 @@
+"""Text for messages: values from outside, and names that are not UTF-8."""
+
+from __future__ import annotations
+
+__all__ = ["describe_value", "printable"]
+
+
+def describe_value(value: object) -> str:
+    """Returns ``value`` for an error message: never long, never slow to make.
+
+    Example:
+        >>> describe_value(7), describe_value([[7]])
+        ('7', 'list')
+    """
+    if isinstance(value, int):
+        # Python refuses to print integers of thousands of digits.
+        bits = value.bit_length()
+        return str(value) if bits <= 64 else f"an integer of {bits} bits"
+    if value is None or isinstance(value, float):
+        return str(value)
+    if isinstance(value, (str, bytes)):
+        return repr(value[:60])
+    return type(value).__name__
+
+
+def printable(text: object) -> str:
+    r"""Returns text that every UTF-8 stream takes.
+
+    What is no UTF-8 in the name of a file is written out; elsewhere nothing changes.
+
+    Example:
+        >>> import os
+        >>> printable(os.fsdecode(b"caf\xe9.jpg"))
+        'caf\\udce9.jpg'
+    """
+    return str(text).encode(errors="backslashreplace").decode()
