@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, ClassVar
@@ -46,6 +48,25 @@ def labelled(recipe: str, argument: str = "recipe") -> str:
 _STEP = frozenset({"loss", "terms", "classification_loss", "after_step"})
 
 
+def _keeps_arguments(init: Callable[..., None]) -> Callable[..., None]:
+    """Make a constructor keep its arguments, defaults included, as ``init_args``."""
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def keeping(self: Method, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        # A subclass calls its parent's constructor first, so its own arguments stay.
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        named = dict(list(bound.arguments.items())[1:])
+        for parameter in signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                named.update(named.pop(parameter.name))
+        self.init_args = named
+
+    return keeping
+
+
 class Method(nn.Module, ABC):
     """One way to train a classifier on long-tailed data.
 
@@ -69,6 +90,9 @@ class Method(nn.Module, ABC):
     #: Whether losses are those of the batches of all processes together. The trainer
     #: sets it here and on the contrastive losses.
     gather: bool = False
+
+    #: The arguments of the constructor by name, from which a run's files name it.
+    init_args: Mapping[str, Any] = {}
 
     @property
     @abstractmethod
@@ -105,6 +129,8 @@ class Method(nn.Module, ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         own = vars(cls)
+        if "__init__" in own:
+            setattr(cls, "__init__", _keeps_arguments(own["__init__"]))  # noqa: B010
         if "phase" not in own and not _STEP.isdisjoint(own):
             setattr(cls, "phase", Method.phase)  # noqa: B010  mypy minds assignment
 
