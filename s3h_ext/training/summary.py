@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from s3h_ext import __version__
-from s3h_ext.data.dataset import DATASETS
+from s3h_ext.data.load import DATASETS
 from s3h_ext.report.metrics import Evaluation
 from s3h_ext.runs.precision import device_name
 
