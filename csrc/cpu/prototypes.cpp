@@ -14,7 +14,7 @@
 #include "dispatch.h"
 #include "prototype_members.h"
 #include "prototype_rows.h"
-#include "threads.h"
+#include "run_ranges.h"
 
 namespace s3h::cpu {
 namespace {
