@@ -17,9 +17,9 @@ from torch import Tensor
 
 from s3h_ext.data.views.gather import GatherRenderer
 from s3h_ext.data.views.recipes import Recipe, ViewSpec
+from s3h_ext.ops._library import CUDA
 from s3h_ext.ops.augment import augment_images
 from s3h_ext.ops.patches import Patches
-from s3h_ext.ops.similarity import CUDA
 from s3h_ext.ops.view_constraints import Grid, as_constraint
 from s3h_ext.ops.views import render_views
 
