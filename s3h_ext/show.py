@@ -371,7 +371,7 @@ def _streams_of_recipes(recipes: Sequence[str]) -> dict[str, Stream]:
 
 def _draw(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     CPU.require()
-    config, _, _ = parse_options(arguments)
+    config, _ = parse_options(arguments)
     dataset = open_dataset(config.data)
     if config.data.unreadable == "skip":  # as a training begins
         feed = Feed("auto", config.data.workers, "skip")

@@ -7,6 +7,7 @@ import torch
 
 from python_tests.training.test_recording import Tape, build, few_images
 from s3h_ext.runs.checkpoint import CheckpointError, checkpoint_paths
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.loading import load_run
 from s3h_ext.runs.options import OptionError, parse_options
 from s3h_ext.training import trainer as trainer_module
@@ -198,14 +199,14 @@ def test_averages_that_do_not_fit_are_refused(finished, tmp_path, average):
     (other / "checkpoints").mkdir(parents=True)
     for name in ("config.yaml", "dataset.json"):
         (other / name).write_bytes((folder / name).read_bytes())
-    path = checkpoint_paths(folder / "checkpoints")[0]
+    path = checkpoint_paths(RunFolder(folder))[0]
     state = torch.load(path, weights_only=True)
     torch.save({**state, "average": average}, other / "checkpoints" / path.name)
     with pytest.raises(CheckpointError, match="does not fit this run"):
         load_run(other, device="cpu")
-    config, record, _ = parse_options(["--config", str(other / "config.yaml")])
+    config, _ = parse_options(["--config", str(other / "config.yaml")])
     with pytest.raises(CheckpointError, match="does not fit this run"):
-        Trainer(config, record, other, resume=True, dataset=few_images())
+        Trainer(config, other, resume=True, dataset=few_images())
 
 
 @pytest.mark.parametrize("decay", ["0", "1", "-0.1", ".nan"])

@@ -61,8 +61,8 @@ def few_images():
 
 
 def build(folder, *arguments, resume=False):
-    config, record, _ = parse_options([*QUICK, *arguments])
-    return Trainer(config, record, folder, resume=resume, dataset=few_images())
+    config, _ = parse_options([*QUICK, *arguments])
+    return Trainer(config, folder, resume=resume, dataset=few_images())
 
 
 def run(folder, *arguments):

@@ -26,6 +26,7 @@ from s3h_ext.runs.checkpoint import (
     checkpoint_paths,
     load_checkpoint,
 )
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.options import parse_options
 from s3h_ext.train import main
 from s3h_ext.training.finite import DivergedError
@@ -45,8 +46,8 @@ SUMMARY_KEYS = (
 
 
 def train(folder, *arguments, resume=False):
-    config, record, _ = parse_options([*QUICK, *arguments])
-    trainer = Trainer(config, record, folder, resume=resume)
+    config, _ = parse_options([*QUICK, *arguments])
+    trainer = Trainer(config, folder, resume=resume)
     return trainer, trainer.fit()
 
 
@@ -108,8 +109,8 @@ def test_resume_gives_the_bits_of_the_run_that_was_not_stopped(
     arguments = ["--epochs", "4", *method]
     whole, whole_summary = train(tmp_path / "whole", *arguments)
 
-    config, record, _ = parse_options([*QUICK, *arguments])
-    stopped = Trainer(config, record, tmp_path / "parts")
+    config, _ = parse_options([*QUICK, *arguments])
+    stopped = Trainer(config, tmp_path / "parts")
     evaluate = stopped._evaluate_epoch
 
     def stop_in_the_third_epoch(**options):
@@ -141,7 +142,7 @@ def undisturbed(tmp_path_factory):
 
 
 def final_weights(folder):
-    state = load_checkpoint(checkpoint_paths(folder / "checkpoints")[0])
+    state = load_checkpoint(checkpoint_paths(RunFolder(folder))[0])
     assert state["epochs_done"] == 12
     assert state["unfinished_epoch"] is None
     return state["method"]
@@ -165,7 +166,7 @@ def start(folder, *arguments):
 
 def wait_for_checkpoint(process, folder):
     deadline = time.monotonic() + 120
-    while not checkpoint_paths(folder / "checkpoints"):
+    while not checkpoint_paths(RunFolder(folder)):
         assert process.poll() is None, "the run ended before it could be stopped"
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -253,7 +254,7 @@ def test_a_polite_stop_saves_inside_the_epoch(tmp_path, undisturbed, number):
     _, messages = process.communicate()
     assert process.returncode == 130
     assert f"run the same command with --output {tmp_path} --resume" in messages
-    state = load_checkpoint(checkpoint_paths(tmp_path / "checkpoints")[0])
+    state = load_checkpoint(checkpoint_paths(RunFolder(tmp_path))[0])
     assert state["epochs_done"] < 12
     process = start(tmp_path)
     _, messages = process.communicate()
@@ -263,8 +264,8 @@ def test_a_polite_stop_saves_inside_the_epoch(tmp_path, undisturbed, number):
 
 def test_stopping_inside_an_epoch_keeps_its_numbers(tmp_path, monkeypatch):
     whole, _ = train(tmp_path / "whole")
-    config, record, _ = parse_options(QUICK)
-    stopped = Trainer(config, record, tmp_path / "parts")
+    config, _ = parse_options(QUICK)
+    stopped = Trainer(config, tmp_path / "parts")
     after_step, steps = stopped.method.after_step, []
 
     def stop_in_the_third_step():
@@ -276,7 +277,7 @@ def test_stopping_inside_an_epoch_keeps_its_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(stopped.method, "after_step", stop_in_the_third_step)
     with pytest.raises(KeyboardInterrupt):
         stopped.fit()
-    state = load_checkpoint(checkpoint_paths(stopped.checkpoints)[0])
+    state = load_checkpoint(checkpoint_paths(stopped.folder)[0])
     assert (state["epochs_done"], state["unfinished_epoch"]["steps"]) == (0, 3)
     resumed, _ = train(tmp_path / "parts", resume=True)
     assert_same_bits(resumed.method.state_dict(), whole.method.state_dict())
@@ -314,19 +315,19 @@ def test_a_stop_at_the_end_of_an_epoch_saves_it(tmp_path, monkeypatch, question,
     monkeypatch.setattr(
         "s3h_ext.training.trainer.AgreedStop", lambda stop, world: StopAt(question)
     )
-    config, record, _ = parse_options([*QUICK, "--checkpoint_every", "5"])
-    trainer = Trainer(config, record, tmp_path)
+    config, _ = parse_options([*QUICK, "--checkpoint_every", "5"])
+    trainer = Trainer(config, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
-    (path,) = checkpoint_paths(trainer.checkpoints)
+    (path,) = checkpoint_paths(trainer.folder)
     state = load_checkpoint(path)
     unfinished = state["unfinished_epoch"] or {"steps": 0}
     assert 6 * state["epochs_done"] + unfinished["steps"] == steps
 
 
 def test_a_resumed_run_keeps_the_curves_of_all_epochs(tmp_path):
-    config, record, _ = parse_options([*QUICK, "--epochs", "3"])
-    stopped = Trainer(config, record, tmp_path)
+    config, _ = parse_options([*QUICK, "--epochs", "3"])
+    stopped = Trainer(config, tmp_path)
     evaluate = stopped._evaluate_epoch
 
     def stop_in_the_third_epoch(**options):
@@ -354,12 +355,12 @@ def test_crops_that_met_no_constraint_are_reported_at_the_end(tmp_path, monkeypa
 
 
 def test_a_method_without_analysis_costs_no_copy_of_the_images(tmp_path, monkeypatch):
-    config, record, _ = parse_options(QUICK)
-    trainer = Trainer(config, record, tmp_path)
+    config, _ = parse_options(QUICK)
+    trainer = Trainer(config, tmp_path)
     monkeypatch.setattr(trainer.feed, "evaluation", None)
     batches = trainer.train_batches()
     try_analysis(
-        tmp_path,
+        trainer.folder,
         trainer.method,
         batches,
         trainer.dataset,
@@ -398,25 +399,25 @@ def test_resume_with_other_options_is_refused(tmp_path, capsys):
 
 
 def test_resume_with_other_data_is_refused_and_leaves_the_run_as_it_was(tmp_path):
-    config, record, _ = parse_options([*QUICK, "--epochs", "1"])
+    config, _ = parse_options([*QUICK, "--epochs", "1"])
     dataset = load_dataset("digits-lt", imbalance=100)
-    Trainer(config, record, tmp_path, dataset=dataset).fit()
+    Trainer(config, tmp_path, dataset=dataset).fit()
     before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
     other = replace(dataset, mean=(0.5, 0.5, 0.5))
     message = r"data\.root: expected the data of .*dataset\.json, got .*: pixels' mean "
     with pytest.raises(CheckpointError, match=message):
-        Trainer(config, record, tmp_path, dataset=other, resume=True)
+        Trainer(config, tmp_path, dataset=other, resume=True)
     assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before
     # Older runs left no card.
     (tmp_path / "dataset.json").unlink()
-    Trainer(config, record, tmp_path, dataset=other, resume=True)
+    Trainer(config, tmp_path, dataset=other, resume=True)
 
 
 @pytest.mark.parametrize("name", ["own", "digits-lt"])
 def test_a_data_set_of_ones_own_has_the_factor_of_its_counts(tmp_path, name):
-    config, record, _ = parse_options([*QUICK, "--epochs", "1"])
+    config, _ = parse_options([*QUICK, "--epochs", "1"])
     dataset = replace(load_dataset("digits-lt", imbalance=50), name=name)
-    summary = Trainer(config, record, tmp_path, dataset=dataset).fit()
+    summary = Trainer(config, tmp_path, dataset=dataset).fit()
     counts = dataset.class_counts
     assert summary["dataset"] == name
     assert summary["imbalance"] == counts.max() / counts.min() != 100
@@ -431,8 +432,8 @@ def test_held_out_images_are_what_epochs_are_compared_on(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
-    config, record, _ = parse_options(QUICK)
-    trainer = Trainer(config, record, tmp_path)
+    config, _ = parse_options(QUICK)
+    trainer = Trainer(config, tmp_path)
     loss, steps = trainer.method.loss, []
 
     def spoiled(batch):
@@ -443,7 +444,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     trainer.method.loss = spoiled
     with pytest.raises(DivergedError, match="loss is nan at step 3 of epoch 2"):
         trainer.fit()
-    kept = checkpoint_paths(trainer.checkpoints)[0]
+    kept = checkpoint_paths(trainer.folder)[0]
     state = load_checkpoint(kept)
     assert state["epochs_done"] == 1
     assert all(v.isfinite().all() for v in state["method"].values())
@@ -469,7 +470,7 @@ def test_features_that_are_not_finite_stop_the_run_and_name_the_term(
     error = capsys.readouterr().err
     assert "contrastive is nan at step 3 of epoch 2" in error
     assert f"the last checkpoint is in {folder}" in error
-    kept = checkpoint_paths(folder / "checkpoints")[0]
+    kept = checkpoint_paths(RunFolder(folder))[0]
     assert load_checkpoint(kept)["epochs_done"] == 1
 
 
@@ -509,8 +510,8 @@ def test_bad_runs_end_with_a_message_and_leave_nothing(
 
 
 def test_weights_without_decay(tmp_path):
-    config, record, _ = parse_options([*QUICK, "--optim.decay_norm_and_bias", "false"])
-    trainer = Trainer(config, record, tmp_path)
+    config, _ = parse_options([*QUICK, "--optim.decay_norm_and_bias", "false"])
+    trainer = Trainer(config, tmp_path)
     decayed, exempt = trainer.optimizer.param_groups
     assert all(p.ndim >= 2 for p in decayed["params"])
     assert all(p.ndim < 2 for p in exempt["params"])
@@ -531,14 +532,14 @@ def test_training_on_a_gpu(tmp_path):
 def test_the_optimiser_is_that_of_the_options(tmp_path):
     chosen = {"weight_decay": 0.003, "momentum": 0.7, "nesterov": True}
     options = [f"--optim.{name}={str(value).lower()}" for name, value in chosen.items()]
-    config, record, _ = parse_options([*QUICK, *options])
-    (group,) = Trainer(config, record, tmp_path).optimizer.param_groups
+    config, _ = parse_options([*QUICK, *options])
+    (group,) = Trainer(config, tmp_path).optimizer.param_groups
     assert {name: group[name] for name in chosen} == chosen
 
 
 def test_every_step_has_its_rate(tmp_path):
-    config, record, _ = parse_options([*QUICK, "--optim.warmup_epochs", "1.5"])
-    trainer = Trainer(config, record, tmp_path)
+    config, _ = parse_options([*QUICK, "--optim.warmup_epochs", "1.5"])
+    trainer = Trainer(config, tmp_path)
     seen = []
     trainer.optimizer.register_step_pre_hook(
         lambda optimizer, *_: seen.append(float(optimizer.param_groups[0]["lr"]))

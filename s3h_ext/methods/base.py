@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -47,6 +49,25 @@ def copy_buffers(target: nn.Module, source: nn.Module) -> None:
         buffer.copy_(value)
 
 
+def _keeps_arguments(init: Callable[..., None]) -> Callable[..., None]:
+    """Make a constructor keep its arguments, defaults included, as ``init_args``."""
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def keeping(self: Method, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        # A subclass calls its parent's constructor first, so its own arguments stay.
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        named = dict(list(bound.arguments.items())[1:])
+        for parameter in signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                named.update(named.pop(parameter.name))
+        self.init_args = named
+
+    return keeping
+
+
 class Method(nn.Module, ABC):
     """One way to train a classifier on long-tailed data.
 
@@ -72,6 +93,15 @@ class Method(nn.Module, ABC):
     #: Whether losses are those of the batches of all processes together. The trainer
     #: sets it here and on the contrastive losses.
     gather: bool = False
+
+    #: The arguments of the constructor by name, from which a run's files name it.
+    init_args: Mapping[str, Any] = {}
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = vars(cls)
+        if "__init__" in own:
+            setattr(cls, "__init__", _keeps_arguments(own["__init__"]))  # noqa: B010
 
     @property
     @abstractmethod

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,13 +11,14 @@ from torch import Tensor
 from s3h_ext.data import Batch, LongTailDataset, thumbnails
 from s3h_ext.methods import ClasswiseSplitting, Method
 from s3h_ext.report.subclasses import write_subclasses
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.precision import autocast
 
 __all__ = ["try_analysis"]
 
 
 def try_analysis(
-    folder: Path,
+    folder: RunFolder,
     method: Method,
     batches: Iterable[Batch],
     dataset: LongTailDataset,

@@ -61,6 +61,20 @@ class World:
     local_rank: int = 0
     control: dist.ProcessGroup | None = None
 
+    def device(self, name: str) -> torch.device:
+        """Return this process's device: with CUDA, of several, its own GPU.
+
+        Args:
+            name: the option of the run.
+
+        Raises:
+            ValueError: no device has that name, or it is not on this machine.
+        """
+        device = resolve_device(name)
+        if self.size > 1 and device.type == "cuda":
+            return resolve_device(f"cuda:{self.local_rank}")
+        return device
+
     @property
     def first(self) -> bool:
         """Whether this is the process that writes."""
@@ -223,15 +237,12 @@ def leave(status: int) -> NoReturn:
     raise SystemExit(status)
 
 
-def join_world(device: str, config: DistributedConfig) -> tuple[World, str]:
+def join_world(device: str, config: DistributedConfig) -> World:
     """Join the processes that ``torchrun`` started, if it did.
 
     Args:
         device: the option of the run.
         config: how long to wait for the others, among others.
-
-    Returns:
-        The processes, and the device of this one: with CUDA the GPU of its local rank.
 
     Raises:
         ValueError: a single GPU is named for several processes.
@@ -239,7 +250,7 @@ def join_world(device: str, config: DistributedConfig) -> tuple[World, str]:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return World(), device
+        return World()
     if "RANK" not in os.environ:
         raise ValueError(
             f"WORLD_SIZE is {size} and RANK is not set; start several processes by "
@@ -247,18 +258,19 @@ def join_world(device: str, config: DistributedConfig) -> tuple[World, str]:
         )
     rank = int(os.environ["RANK"])
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
-    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if device.startswith("cuda:"):
         raise ValueError(
             f"device: several processes take a GPU each; expected cuda, got {device}"
         )
-    if cuda:
-        device = f"cuda:{local_rank}"
-        torch.cuda.set_device(resolve_device(device))
     timeout = timedelta(seconds=config.timeout)
     world = World(rank, size, local_rank)
+    place = world.device(device)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
     with world.watched():
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
+            dist.init_process_group(
+                "nccl" if place.type == "cuda" else "gloo", timeout=timeout
+            )
         control = dist.new_group(backend="gloo", timeout=timeout)
-    return World(rank, size, local_rank, control), device
+    return World(rank, size, local_rank, control)

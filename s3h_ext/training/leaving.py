@@ -9,7 +9,7 @@ from s3h_ext.report.analysis import try_analysis
 from s3h_ext.report.evaluation_files import write_evaluation
 from s3h_ext.report.metrics import Evaluation
 from s3h_ext.report.page import try_report
-from s3h_ext.training.runlog import results_table, write_summary
+from s3h_ext.training.runlog import results_table
 
 if TYPE_CHECKING:
     from s3h_ext.training.trainer import Trainer
@@ -27,18 +27,18 @@ def leave_results(
         summary: of its run.
         test: its evaluation on the test split.
     """
-    output, dataset = trainer.output, trainer.dataset
+    folder, dataset = trainer.folder, trainer.dataset
     # First of all: whatever fails after this, the numbers are safe.
-    write_summary(output, summary)
-    write_evaluation(output, test, dataset.class_names, dataset.class_counts)
+    folder.write_summary(summary)
+    write_evaluation(folder, test, dataset.class_names, dataset.class_counts)
     print(results_table(summary))
     if trainer.config.report:
         try_analysis(
-            output,
+            folder,
             trainer.method,
             trainer.train_batches(),
             dataset,
             precision=trainer.precision,
             device=trainer.device,
         )
-        try_report(output)
+        try_report(folder)

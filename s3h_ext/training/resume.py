@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from s3h_ext.data import LongTailDataset
-from s3h_ext.runs.card import FILE, DatasetCard, read_card
-from s3h_ext.runs.checkpoint import CheckpointError, checkpoint_paths
+from s3h_ext.runs.card import DatasetCard, read_card
+from s3h_ext.runs.checkpoint import CheckpointError
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.training.distributed import World
 
-__all__ = ["check_card", "check_free", "check_together"]
+__all__ = ["check_card", "check_together"]
 
 
-def check_free(output: Path) -> None:
-    """Refuse a folder that holds a run.
-
-    Raises:
-        FileExistsError: ``output`` does.
-    """
-    holds = output / "config.yaml", *checkpoint_paths(output / "checkpoints")
-    if any(path.exists() for path in holds):
-        raise FileExistsError(
-            f"output: {output} already holds a run; add --resume to go on with it, or "
-            "give another --output"
-        )
-
-
-def check_card(folder: Path, dataset: LongTailDataset) -> None:
+def check_card(folder: RunFolder, dataset: LongTailDataset) -> None:
     """Refuse to go on with other data than the run began with.
 
     Raises:
@@ -37,18 +23,20 @@ def check_card(folder: Path, dataset: LongTailDataset) -> None:
     old, new = read_card(folder), DatasetCard.of(dataset)
     if old is not None and (different := old.differences(new)):
         raise CheckpointError(
-            f"data.root: expected the data of {folder / FILE}, got others: "
+            f"data.root: expected the data of {folder.card}, got others: "
             f"{'; '.join(different)}"
         )
 
 
-def check_together(world: World, state: Mapping[str, Any] | None, folder: Path) -> None:
+def check_together(
+    world: World, state: Mapping[str, Any] | None, folder: RunFolder
+) -> None:
     """Refuse processes that go on from different places.
 
     Args:
         world: the processes of the run.
         state: this process's checkpoint, if it found one.
-        folder: of the checkpoints.
+        folder: of the run.
 
     Raises:
         CheckpointError: some process is elsewhere.
@@ -61,5 +49,5 @@ def check_together(world: World, state: Mapping[str, Any] | None, folder: Path) 
         found = "; ".join(f"epoch {done}, step {step}" for done, step in places)
         raise CheckpointError(
             f"output: expected a folder that all processes can read, got {found} "
-            f"as the newest checkpoint in {folder}, by rank"
+            f"as the newest checkpoint in {folder.checkpoints}, by rank"
         )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
@@ -16,6 +14,7 @@ from tqdm import tqdm
 from s3h_ext.files import open_to_append, write_text
 from s3h_ext.report.metrics import FEW_BELOW, MANY_ABOVE
 from s3h_ext.report.table_files import format_rows
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.text import printable
 
 Row = Mapping[str, float | int | None]
@@ -33,12 +32,16 @@ class RunLog:
     """
 
     def __init__(
-        self, folder: Path, history: Sequence[Row], total_steps: int, done_steps: int
+        self,
+        folder: RunFolder,
+        history: Sequence[Row],
+        total_steps: int,
+        done_steps: int,
     ) -> None:
         self._folder = folder
         self._rows: list[Row] = []
         start = len(history) + 1  # epochs are numbered from 1
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+        self._tensorboard = SummaryWriter(str(folder.tensorboard), purge_step=start)
         self._bar = tqdm(
             total=total_steps,
             initial=done_steps,
@@ -51,7 +54,7 @@ class RunLog:
         )
         self._rows.extend(history)
         self._write_csv()
-        self._log = open_to_append(folder / "train.log")
+        self._log = open_to_append(folder.log)
 
     def step(
         self, epoch: int, loss: float | None, images_per_second: float | None
@@ -79,7 +82,7 @@ class RunLog:
         # Not every epoch is evaluated, so the columns are those of all rows together.
         columns = list(dict.fromkeys(name for row in self._rows for name in row))
         rows = ([row.get(name) for name in columns] for row in self._rows)
-        write_text(self._folder / "metrics.csv", format_rows([columns, *rows]))
+        write_text(self._folder.metrics, format_rows([columns, *rows]))
 
     def note(self, text: str) -> None:
         """Append a line with the local time to ``train.log``."""
@@ -124,11 +127,6 @@ class SilentLog(RunLog):
 
     def close(self) -> None:
         """Close nothing."""
-
-
-def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Write ``summary.json``."""
-    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 _GROUPS = {

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from s3h_ext import huge_pages
 from s3h_ext.data import Batch, Feed, LongTailDataset, ResidentSource
 from s3h_ext.data.sets.naming import class_lines
 from s3h_ext.data.sets.readable import without_unreadable
-from s3h_ext.files import write_text
 from s3h_ext.models.average import WeightAverage
 from s3h_ext.report.metrics import Evaluation
 from s3h_ext.runs.card import read_card, write_card
@@ -30,9 +28,9 @@ from s3h_ext.runs.checkpoint import (
 )
 from s3h_ext.runs.config import TrainConfig
 from s3h_ext.runs.consistency import check_options
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.loading import build_network, open_dataset, take_weights
-from s3h_ext.runs.lock import lock_folder, unlock_folder
-from s3h_ext.runs.precision import resolve_device, resolve_precision
+from s3h_ext.runs.precision import resolve_precision
 from s3h_ext.training.distributed import AgreedStop, World
 from s3h_ext.training.evaluation import evaluate_method
 from s3h_ext.training.finite import DivergedError, check_finite, spoiled
@@ -42,7 +40,7 @@ from s3h_ext.training.meter import EpochMeter
 from s3h_ext.training.optimizer import build_optimizer, optimizer_state
 from s3h_ext.training.reading import read_once
 from s3h_ext.training.recording import Replayer, choose_recorder
-from s3h_ext.training.resume import check_card, check_free, check_together
+from s3h_ext.training.resume import check_card, check_together
 from s3h_ext.training.runlog import RunLog, SilentLog
 from s3h_ext.training.schedule import learning_rate
 from s3h_ext.training.step import TrainingStep
@@ -54,17 +52,15 @@ class Trainer:
 
     Args:
         config: the run's options.
-        record: the same options as plain values, as they go into ``config.yaml`` and
-            the checkpoints; :func:`s3h_ext.runs.options.parse_options` gives both.
-        output: the run's folder; made where it does not exist.
-        resume: go on from the newest sound checkpoint in ``output``; where there is
+        folder: the run's folder; made where it does not exist.
+        resume: go on from the newest sound checkpoint in ``folder``; where there is
             none, from the start.
         dataset: to be used in place of the one that ``config.data`` names.
         world: the processes of the run; the first one writes.
 
     Raises:
         ValueError: options contradict each other.
-        FileExistsError: ``output`` holds a run and ``resume`` is false, or another
+        FileExistsError: ``folder`` holds a run and ``resume`` is false, or another
             process is training there.
         CheckpointError: ``resume`` finds checkpoints and none that this run can go on
             from, or one of other data.
@@ -73,8 +69,7 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        record: Mapping[str, Any],
-        output: Path,
+        folder: Path,
         *,
         resume: bool = False,
         dataset: LongTailDataset | None = None,
@@ -82,28 +77,26 @@ class Trainer:
     ) -> None:
         self.config = config
         self.world = world = world or World()
-        self.record = dict(record)
-        self.output = output
-        self.checkpoints = output / "checkpoints"
-        self.warnings = check_options(config, self.record, world.size)
+        self.folder = RunFolder(folder)
+        self.warnings = check_options(config, world.size)
         if world.first and not resume:
-            check_free(output)
-        elif world.first and output.is_dir():
-            lock_folder(output)  # before its checkpoints are read
-        self.device = resolve_device(config.device)
+            self.folder.check_free()
+        elif world.first and self.folder.path.is_dir():
+            self.folder.lock()  # before its checkpoints are read
+        self.device = world.device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
         found = None
         if resume:
-            found = latest_checkpoint(self.checkpoints, self.record, self.precision)
+            found = latest_checkpoint(self.folder, config.dump(), self.precision)
             # Before anything else is done together.
-            check_together(world, found and found[1], self.checkpoints)
+            check_together(world, found and found[1], self.folder)
         self.dataset = dataset or open_dataset(config.data)
         self.dataset_given = dataset is not None
         data = config.data
         self.feed = Feed(data.source, data.workers, data.unreadable)
         self.left_out: dict[str, str] = {}  # images that could not be read, and why
         if found is not None:  # it goes on with the images that it began with
-            card = read_card(output)
+            card = read_card(self.folder)
             known = () if card is None else card.unreadable
             self.dataset = without_unreadable(self.dataset, known)
         elif data.unreadable == "skip":
@@ -113,7 +106,7 @@ class Trainer:
         self.method = config.method
         model = build_network(config, self.dataset)
         if found is None:  # a checkpoint has it all, and the files may have moved
-            self.first_stage = take_weights(model, config, self.record, self.dataset)
+            self.first_stage = take_weights(model, config, self.dataset)
         self.method.build(model, self.dataset)
         self._unset = frozenset(spoiled({"method": self.method.state_dict()}))
         # The stubs of torch lack this overload.
@@ -157,16 +150,16 @@ class Trainer:
         self._clock = time.perf_counter()
         self.images_trained = 0
         try:
-            output.mkdir(parents=True, exist_ok=True)
+            self.folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OSError(
-                f"output: expected a folder that can be made, got {output}: "
+                f"output: expected a folder that can be made, got {folder}: "
                 f"{error.strerror}"
             ) from error
         if world.first:
-            lock_folder(output)
+            self.folder.lock()
             if not resume:
-                check_free(output)  # again: nobody else can begin a run here now
+                self.folder.check_free()  # again: nobody else can begin a run here now
         if found is not None:
             self._resume(*found)
         recorder = choose_recorder(
@@ -191,9 +184,8 @@ class Trainer:
         )
         world.any(False)  # nothing is written before all have read
         if world.first:
-            options = yaml.safe_dump(self.record, sort_keys=False)
-            write_text(output / "config.yaml", options)
-            write_card(output, self.dataset)
+            self.folder.write_config(config.dump())
+            write_card(self.folder, self.dataset)
 
     @property
     def selection_split(self) -> str:
@@ -221,7 +213,7 @@ class Trainer:
                 return self._fit()
         finally:
             if self.world.first:
-                unlock_folder(self.output)
+                self.folder.unlock()
 
     def _fit(self) -> dict[str, Any]:
         self._clock = time.perf_counter() - self.run_seconds
@@ -229,7 +221,7 @@ class Trainer:
         unfinished = self.unfinished_epoch["steps"] if self.unfinished_epoch else 0
         done = steps * self.epochs_done + unfinished
         log = (
-            RunLog(self.output, self.history, steps * self.epochs, done)
+            RunLog(self.folder, self.history, steps * self.epochs, done)
             if self.world.first
             else SilentLog()
         )
@@ -390,7 +382,7 @@ class Trainer:
         except DivergedError:
             # What was saved before the evaluation is of no use.
             if saved and self.world.first:
-                drop_unfinished(self.checkpoints)
+                drop_unfinished(self.folder)
             raise
         self._evaluated = {split: metrics}
         if self.best_top1 is None or metrics.top1 > self.best_top1:
@@ -452,11 +444,11 @@ class Trainer:
         if not self.world.first:
             return
         save_checkpoint(
-            self.checkpoints,
+            self.folder,
             self.epochs_done,
             {
                 **trained,
-                "config": self.record,
+                "config": self.config.dump(),
                 "precision": self.precision,
                 "rng": rng_state(self.device),
                 "history": self.history,
@@ -470,7 +462,7 @@ class Trainer:
         )
 
     def _resume(self, path: Path, state: Mapping[str, Any]) -> None:
-        check_card(self.output, self.dataset)
+        check_card(self.folder, self.dataset)
         try:
             self.method.load_state_dict(state["method"])
             self.optimizer.load_state_dict(state["optimizer"])

@@ -25,6 +25,7 @@ from s3h_ext.runs.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
 )
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.options import OptionError, parse_options
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
@@ -143,7 +144,9 @@ def checkpoint(data: bytes, folder: Path) -> str:
     """First byte, even: rest is the file; odd: rest is data.pkl in a sound file."""
     if not data:
         return "empty"
-    path = folder / "epoch_00002.pt"
+    run = RunFolder(folder)
+    run.checkpoints.mkdir(exist_ok=True)
+    path = run.checkpoints / "epoch_00002.pt"
     path.write_bytes(pack(data[1:]) if data[0] % 2 else data[1:])
     try:
         state = _watch(load_checkpoint, path)
@@ -152,7 +155,7 @@ def checkpoint(data: bytes, folder: Path) -> str:
         return "refused"
     _require(state["format"] == FORMAT, "accepted a foreign format")
     try:
-        found = _watch(latest_checkpoint, folder, CONFIG)
+        found = _watch(latest_checkpoint, run, CONFIG)
     except CheckpointError as error:
         _require("other options" in str(error), str(error))
         return "other options"
