@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             batch_size=options.batch_size,
             feed=feed,
         )
-        left_out = dict(feed.met.found)
+        left_out = dict(feed.unreadable.errors)
         if options.split == "train":
             left_out |= dict.fromkeys(run.card.unreadable, "left out of the training")
         summary = _summary(run, options.split, found, left_out)

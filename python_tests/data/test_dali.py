@@ -10,8 +10,8 @@ import torch
 
 from s3h_ext.data import Feed, ImageFiles, Stream, load_dataset
 from s3h_ext.data.source.decode import PillowDecoder, Unreadable, UnreadableImageError
-from s3h_ext.data.source.file_source import FileSource
 
+from . import test_file_source
 from .photographs import grow, grow_bad, grow_odd, jpeg, noise, rotated
 from .test_file_source import STREAMS, assert_same_steps, resident_megabytes
 
@@ -21,16 +21,8 @@ from s3h_ext.data.source.dali import DaliDecoder, _for_dali
 
 
 def make(data, decoder=None, streams=STREAMS, **changes):
-    arguments = {
-        "num_classes": data.num_classes,
-        "mean": data.mean,
-        "std": data.std,
-        "batch_size": 6,
-        "epochs": 3,
-        "seed": 0,
-    } | changes
     decoder = decoder or DaliDecoder(data.train, Unreadable(), workers=2)
-    return FileSource(data.train, streams, decoder, **arguments)
+    return test_file_source.make(data, streams, decoder, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +40,7 @@ def assert_same_images(files, order, size):
         decoder = kind(files, unreadable, workers=2)
         images = decoder.images(iter(batches), largest=size)
         found[kind] = [image for batch in images for image in batch]
-        met[kind] = unreadable.found
+        met[kind] = unreadable.errors
     for index, ours, theirs in zip(order.tolist(), *found.values(), strict=True):
         if ours is None:
             assert theirs is None, files.name(index)

@@ -38,7 +38,7 @@ def test_every_file_is_read_in_threads_and_every_bad_one_is_found(tmp_path):
     met.meet = noting
     found = find_unreadable(files, met, workers=3)
     assert {files.path(i).name for i in found.tolist()} == bad
-    assert set(met.found) == {str(files.path(i)) for i in found.tolist()}
+    assert set(met.errors) == {str(files.path(i)) for i in found.tolist()}
     assert np.array_equal(found, np.sort(found))
     assert all(name.startswith("s3h-decode") for name in threads)
     assert not any(t.name.startswith("s3h-decode") for t in threading.enumerate())

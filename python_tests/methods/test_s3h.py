@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s3h_ext.data import Batch, ImageSet, ResidentSource
+from s3h_ext.data import Batch, ImageSet, ResidentPixels, Source
 from s3h_ext.data.source.batches import Quadrants
 from s3h_ext.losses import (
     BalancedContrastiveLoss,
@@ -256,12 +256,10 @@ def planted():
 @pytest.mark.parametrize("recipe", ["montage-2x2-plain", "none"])
 def test_labels_follow_what_the_regions_show(planted, recipe):
     method = S3H(recipe="none", contrast_recipe=recipe)
-    source = ResidentSource(
-        planted,
+    source = Source(
+        ResidentPixels(planted, mean=(0.0,) * 3, std=(1.0,) * 3),
         method.streams(),
         num_classes=3,
-        mean=(0.0,) * 3,
-        std=(1.0,) * 3,
         batch_size=24,
         epochs=1,
         seed=0,

@@ -19,7 +19,7 @@ __all__ = ["read_once"]
 def read_once(dataset: LongTailDataset, feed: Feed, world: World) -> LongTailDataset:
     """Read every photograph once, so that nothing counts one that cannot be read.
 
-    Each process reads its part; ``feed.met`` keeps the reasons of those it found.
+    Each process reads its part; ``feed.unreadable`` says which it could not.
 
     Args:
         dataset: of the run.
@@ -43,7 +43,9 @@ def read_once(dataset: LongTailDataset, feed: Feed, world: World) -> LongTailDat
         own = world.share(len(files))
         part = files.subset(np.arange(own.start, own.stop))
         title = f"reading {split}" if world.first else None
-        found = find_unreadable(part, feed.met, workers=feed.workers, title=title)
+        found = find_unreadable(
+            part, feed.unreadable, workers=feed.workers, title=title
+        )
         bad = np.concatenate(world.gather(found + own.start))
         if len(bad) == len(files) > 0:
             raise UnreadableImageError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from s3h_ext import huge_pages
-from s3h_ext.data import Batch, Feed, LongTailDataset, ResidentSource
+from s3h_ext.data import Batch, Feed, LongTailDataset
 from s3h_ext.data.sets.naming import class_lines
 from s3h_ext.data.sets.readable import without_unreadable
 from s3h_ext.models.average import WeightAverage
@@ -166,7 +166,7 @@ class Trainer:
             config.graphs,
             self.device,
             world.size,
-            isinstance(self.source, ResidentSource),
+            self.source.resident,
         )
         self._replayer = (
             None
@@ -412,7 +412,7 @@ class Trainer:
 
     def _tell_left_out(self, log: RunLog) -> dict[str, str]:
         """Name images that this process could not read, as soon as it met them."""
-        met = self.feed.met.found.copy()  # threads may be adding to it
+        met = self.feed.unreadable.errors.copy()  # threads may be adding to it
         for path in sorted(met.keys() - self.left_out.keys()):
             self.left_out[path] = met[path]
             log.tell(f"left out: {path}: {met[path]}")

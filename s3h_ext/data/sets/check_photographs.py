@@ -142,13 +142,13 @@ def _decode(
     split: str, files: ImageFiles, names: Sequence[str], found: Findings
 ) -> None:
     """Adds every file that cannot be read, and what the split is without them."""
-    met = Unreadable("skip")
-    bad = find_unreadable(files, met, title=f"reading {split}")
+    unreadable = Unreadable("skip")
+    bad = find_unreadable(files, unreadable, title=f"reading {split}")
     if not len(bad):
         found.lines.append(f"{split}: all images can be read")
         return
     found.problems += [
-        f"{path}: {reason}" for path, reason in sorted(met.found.items())
+        f"{path}: {reason}" for path, reason in sorted(unreadable.errors.items())
     ]
     found.problems.append(
         f"{split}: {len(bad)} of {len(files)} images cannot be read. Mend or remove "

@@ -64,7 +64,7 @@ class Unreadable:
             out of its batch, which is smaller then, and remembered.
 
     Attributes:
-        found: Path -> what was wrong with it.
+        errors: Path -> what was wrong with it.
     """
 
     def __init__(self, policy: UnreadablePolicy = "error") -> None:
@@ -74,11 +74,11 @@ class Unreadable:
                 f"{policy!r}"
             )
         self.policy = policy
-        self.found: dict[str, str] = {}
+        self.errors: dict[str, str] = {}
         self._lock = threading.Lock()
 
-    def meet(self, path: str, error: Exception) -> None:
-        """Takes note of an image that could not be read.
+    def record(self, path: str, error: Exception) -> None:
+        """Records an image that could not be read.
 
         Raises:
             UnreadableImageError: the policy is ``"error"``.
@@ -91,7 +91,7 @@ class Unreadable:
                 "s3h_ext.data check NAME --root DIR --decode lists all of them"
             ) from error
         with self._lock:
-            self.found[path] = reason
+            self.errors[path] = reason
 
 
 def available_cpus() -> int:
@@ -253,7 +253,7 @@ class PillowDecoder:
             lacks = getattr(error, "errno", None) in _OF_THE_MACHINE
             if lacks or isinstance(error, MemoryError):
                 raise  # it says nothing of the file
-            self._unreadable.meet(str(path), error)
+            self._unreadable.record(str(path), error)
             return None
 
     def images(
