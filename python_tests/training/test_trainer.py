@@ -20,6 +20,7 @@ from s3h_ext.data import load_dataset
 from s3h_ext.data.views.recipes import RECIPES, Recipe
 from s3h_ext.methods import Hybrid
 from s3h_ext.ops.view_constraints import RandomResizedCrop
+from s3h_ext.report.analysis import try_analysis
 from s3h_ext.runs.checkpoint import (
     CheckpointError,
     checkpoint_paths,
@@ -358,7 +359,14 @@ def test_a_method_without_analysis_costs_no_copy_of_the_images(tmp_path, monkeyp
     trainer = Trainer(config, tmp_path)
     monkeypatch.setattr(trainer.feed, "evaluation", None)
     batches = trainer.train_batches()
-    assert trainer.method.analysis(batches) == {}
+    try_analysis(
+        trainer.folder,
+        trainer.method,
+        batches,
+        trainer.dataset,
+        precision=trainer.precision,
+        device=trainer.device,
+    )
     with pytest.raises(TypeError):  # only now
         next(batches)
 
@@ -428,9 +436,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     trainer = Trainer(config, tmp_path)
     loss, steps = trainer.method.loss, []
 
-    def spoiled(batch, progress):
-        steps.append(progress)
-        terms = loss(batch, progress)
+    def spoiled(batch):
+        steps.append(1)
+        terms = loss(batch)
         return {"loss": terms["loss"] * float("nan")} if len(steps) == 9 else terms
 
     trainer.method.loss = spoiled
@@ -448,12 +456,12 @@ def test_features_that_are_not_finite_stop_the_run_and_name_the_term(
 ):
     loss, steps = Hybrid.loss, []
 
-    def spoiled(method, batch, progress):
-        steps.append(progress)
+    def spoiled(method, batch):
+        steps.append(1)
         if len(steps) == 9:
             with torch.no_grad():
                 next(method.head.parameters())[0].fill_(value)
-        return loss(method, batch, progress)
+        return loss(method, batch)
 
     monkeypatch.setattr(Hybrid, "loss", spoiled)
     folder = tmp_path / "run"

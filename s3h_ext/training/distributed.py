@@ -6,7 +6,7 @@ import inspect
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,6 +26,7 @@ from s3h_ext.runs.config import DistributedConfig
 from s3h_ext.runs.precision import resolve_device
 from s3h_ext.training.batch_norm import average_statistics, synchronise_batch_norm
 from s3h_ext.training.interrupt import StopRequest
+from s3h_ext.training.step import Loss
 
 __all__ = ["AgreedStop", "LostProcessError", "World", "join_world", "leave"]
 
@@ -38,8 +39,6 @@ _LOCAL_BUFFERS: dict[str, Any] = {
 }
 
 T = TypeVar("T")
-#: Named terms of a batch at a progress of the training.
-Step = Callable[[Mapping[str, Batch], float], dict[str, Tensor]]
 
 
 class LostProcessError(RuntimeError):
@@ -141,14 +140,14 @@ class World:
         if config.sync_batch_norm:
             synchronise_batch_norm(method, device)
 
-    def step(self, method: Method) -> Step:
+    def loss(self, method: Method) -> Loss:
         """Return the method's loss; its backward averages over the processes."""
         trained = any(p.requires_grad for p in method.parameters())
         if self.size == 1 or not trained:
-            return lambda batch, progress: method.loss(batch, progress)
+            return lambda batch: method.loss(batch)
         # Statistics are local, or equal already; prototypes and copies are equal.
-        step: Step = DistributedDataParallel(_Loss(method), **_LOCAL_BUFFERS)
-        return step
+        loss: Loss = DistributedDataParallel(_Loss(method), **_LOCAL_BUFFERS)
+        return loss
 
     def settle(self, method: Method) -> None:
         """Make what processes track by themselves the same, to evaluate or save it."""
@@ -198,8 +197,8 @@ class _Loss(nn.Module):
         super().__init__()
         self.method = method
 
-    def forward(self, batch: Mapping[str, Batch], progress: float) -> dict[str, Tensor]:
-        return self.method.loss(batch, progress)
+    def forward(self, batch: Mapping[str, Batch]) -> dict[str, Tensor]:
+        return self.method.loss(batch)
 
 
 class AgreedStop:

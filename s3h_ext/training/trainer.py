@@ -43,7 +43,7 @@ from s3h_ext.training.recording import Replayer, choose_recorder
 from s3h_ext.training.resume import check_card, check_together
 from s3h_ext.training.runlog import RunLog, SilentLog
 from s3h_ext.training.schedule import learning_rate
-from s3h_ext.training.step import RecordedStep, TrainingStep
+from s3h_ext.training.step import TrainingStep
 from s3h_ext.training.summary import run_line, run_summary
 
 
@@ -144,7 +144,6 @@ class Trainer:
         self.history: list[dict[str, float | int | None]] = []
         self.best_top1: float | None = None
         self._evaluated: dict[str, Evaluation] = {}  # with the newest weights
-        self._progress = 0.0  # of the newest epoch that was begun
         self._inside = False  # of an epoch
         self.train_seconds = 0.0  # inside training steps
         self.run_seconds = 0.0  # everything, over all parts of an interrupted run
@@ -174,17 +173,15 @@ class Trainer:
             if recorder is None
             else Replayer(recorder, insist=config.graphs == "on")
         )
-        step = TrainingStep(
-            world.step(self.method),
+        self._step = TrainingStep(
+            world.loss(self.method),
             self.method,
             self.optimizer,
             self.precision,
             self.device,
             self.average,
+            self._replayer,
         )
-        self._step: TrainingStep | RecordedStep = step
-        if self._replayer is not None:
-            self._step = RecordedStep(self._replayer, step)
         world.any(False)  # nothing is written before all have read
         if world.first:
             self.folder.write_config(config.dump())
@@ -323,9 +320,8 @@ class Trainer:
         """Return the logits of a batch, from a recording where steps are."""
         if self._replayer is None:
             return self.method.predict(images)
-        phase = self.method.phase(self._progress)
         return self._replayer(
-            "predict", phase, [images], lambda tensors: self.method.predict(*tensors)
+            "predict", [images], lambda tensors: self.method.predict(*tensors)
         )
 
     def train_epoch(
@@ -349,7 +345,9 @@ class Trainer:
         """
         config, steps = self.config, self.source.steps_per_epoch
         self._inside = True
-        self._progress = progress = epoch / config.epochs
+        stale = self.method.begin_epoch(epoch / config.epochs)
+        if stale and self._replayer is not None:
+            self._replayer.drop()
         meter = EpochMeter(self.device, epoch, self.unfinished_epoch, self.world)
         self.unfinished_epoch = None
         self.method.train()
@@ -357,7 +355,7 @@ class Trainer:
         for batch in self.source.epoch(epoch, meter.steps):
             position = epoch + (meter.steps + 1) / steps
             rate = learning_rate(config.optim, position, config.epochs)
-            terms = self._step(batch, progress, rate)
+            terms = self._step(batch, rate)
             views = sum(b.images.shape[0] * b.images.shape[1] for b in batch.values())
             meter.update(terms, views)
             log.step(epoch, meter.last_loss, meter.images / meter.seconds)
