@@ -1,3 +1,4 @@
+import functools
 import inspect
 import shlex
 from pathlib import Path
@@ -25,13 +26,19 @@ def whole(method):
     return {"class_path": f"s3h_ext.methods.{name}", "init_args": options}
 
 
+@functools.cache
+def parsed(name):
+    """What a preset gives, which no test changes."""
+    return parse_options(["--preset", name])
+
+
 def method_of(*arguments):
     return parse_options(arguments)[0].dump()["method"]
 
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_parses_and_names_its_data_set(name):
-    config, _ = parse_options(["--preset", name])
+    config, _ = parsed(name)
     assert config.preset == name
     assert config.data.name == name.partition("/")[0]
     assert config.dump()["preset"] == name
@@ -40,7 +47,7 @@ def test_every_preset_parses_and_names_its_data_set(name):
 @pytest.mark.parametrize("name", preset_names())
 def test_a_presets_method_has_the_defaults_of_its_class(name):
     content = yaml.safe_load(Path(preset_arguments(name)[1]).read_text())
-    assert method_of("--preset", name) == whole(content["method"])
+    assert parsed(name)[1]["method"] == whole(content["method"])
 
 
 @pytest.mark.parametrize("name", ["imagenet-lt", "inat18", "folder"])
