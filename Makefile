@@ -33,7 +33,7 @@ endif
 
 SETUP := tools/setup_venv.sh tools/requirements.py pyproject.toml constraints-dev.txt
 NATIVE := setup.py CMakeLists.txt $(shell find csrc cmake -type f 2>/dev/null)
-CXX_SOURCES = $(shell find csrc python_tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
+CXX_SOURCES = $(shell find csrc python_tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: train test setup setup-dali build lint format docs wheel sanitize \
 	sanitize-quick fuzz arm64-compile arm64-test cuda-compile oldest-torch \

@@ -37,9 +37,9 @@ from s3h_ext.ops import (
     PrototypeUpdate,
     accumulate_prototypes,
     apply_prototypes_,
-    reference_prototypes,
     update_prototypes_,
 )
+from s3h_ext.ops.plain import prototypes as plain
 from s3h_ext.runs.precision import device_name
 
 ROOT = Path(__file__).resolve().parent
@@ -88,7 +88,7 @@ def plain_step(
     farthest.scatter_reduce_(0, labels, numbers, "amin")
     chosen = features.index_select(0, farthest.clamp(max=len(labels) - 1))
     far_features = torch.where((farthest < len(labels))[:, None], chosen, 0)
-    reference_prototypes.apply_prototypes_(
+    plain.apply_prototypes_(
         prototypes,
         sums,
         masses,

@@ -34,7 +34,7 @@ from torch import Tensor
 from benchmarks.tables import append
 from s3h_ext.losses import prototypical_supcon_loss, supcon_loss
 from s3h_ext.ops import similarity_logsumexp
-from s3h_ext.ops.similarity import CUDA
+from s3h_ext.ops._library import CUDA
 from s3h_ext.runs.precision import device_name
 
 TEMPERATURE = 0.1

@@ -24,7 +24,7 @@ import torch
 
 from s3h_ext.data.views.host_boxes import sample_view_boxes_host
 from s3h_ext.ops import sample_view_boxes
-from s3h_ext.ops.view_boxes_plain import sample_view_boxes_plain
+from s3h_ext.ops.plain import view_boxes as plain
 from s3h_ext.ops.view_constraints import (
     FOUR_CORNERS,
     Constraint,
@@ -83,7 +83,7 @@ def forms(constraint: Constraint) -> dict[str, Callable[[], object]]:
         ),
         f"tensor form, {threads} threads": lambda: (
             torch.set_num_threads(threads),
-            sample_view_boxes_plain(sizes, index, view, numbers, 0, 0, 0),
+            plain.sample_view_boxes(sizes, index, view, numbers, 0, 0, 0),
         ),
     }
     crop = constraint.crop

@@ -34,7 +34,7 @@ from benchmarks.similarity_cuda import agrees, captured, machine, timings
 from benchmarks.tables import append
 from benchmarks.views_peers import dali_views, kornia, ours
 from benchmarks.views_work import CASES, MEAN, STD, Work, make_work, stitched
-from s3h_ext.ops.reference_views import render_views_plain
+from s3h_ext.ops.plain.views import render_views as render_views_plain
 
 OURS = {"s3h_ext": torch.float32, "s3h_ext bf16": torch.bfloat16}
 EVERY_CASE = (*CASES, views_autoaugment.CASE)

@@ -7,7 +7,7 @@ import pytest
 
 from s3h_ext import command_line, evaluate, export, info, predict, show, train
 from s3h_ext.data import __main__ as data
-from s3h_ext.ops import similarity
+from s3h_ext.ops import _library
 from s3h_ext.ops._library import NativeLibrary
 
 QUICK = ("evaluate", "predict", "export", "info")
@@ -88,7 +88,7 @@ def test_a_package_that_is_not_built_says_so(
     module, arguments, monkeypatch, tmp_path, capsys
 ):
     missing = NativeLibrary(tmp_path / "_s3h_cpu.so")
-    for place in (module, similarity):
+    for place in (module, _library):
         monkeypatch.setattr(place, "CPU", missing, raising=False)
     monkeypatch.chdir(tmp_path)
     assert module.main(arguments) in (1, 2)

@@ -18,7 +18,7 @@ import numpy as np
 from s3h_ext.data import Feed
 from s3h_ext.data.sets.photographs import PHOTOGRAPHS
 from s3h_ext.files import write_text
-from s3h_ext.ops.similarity import CPU
+from s3h_ext.ops._library import CPU
 from s3h_ext.report.evaluation_files import write_evaluation
 from s3h_ext.report.metrics import Evaluation
 from s3h_ext.runs.checkpoint import CheckpointError

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from s3h_ext.data import ImageSet
 from s3h_ext.data.views.pictures import Preprocessing, find_pictures, read_picture
-from s3h_ext.ops.similarity import CPU
+from s3h_ext.ops._library import CPU
 from s3h_ext.runs.checkpoint import CheckpointError
 from s3h_ext.runs.exporting import ExportError, export_run
 from s3h_ext.runs.folder import RunFolder

@@ -15,8 +15,7 @@ if __name__ == "__main__":
 import torch
 
 from s3h_ext import __version__
-from s3h_ext.ops._library import CUDA_LIBRARY_PATH
-from s3h_ext.ops.similarity import CPU, CUDA
+from s3h_ext.ops._library import CPU, CUDA, CUDA_LIBRARY_PATH
 
 _FALLBACK = "operations on CUDA tensors run as chunked plain PyTorch"
 

@@ -19,7 +19,7 @@ import torch
 
 from s3h_ext.data.views.pictures import Preprocessing, find_pictures, read_picture
 from s3h_ext.files import write_pieces
-from s3h_ext.ops.similarity import CPU
+from s3h_ext.ops._library import CPU
 from s3h_ext.report.table_files import format_row
 from s3h_ext.runs.checkpoint import CheckpointError
 from s3h_ext.runs.loading import Run, load_run

@@ -26,7 +26,7 @@ from s3h_ext.data.source.decode import decode_image
 from s3h_ext.data.source.feed import Feed
 from s3h_ext.data.streams import Stream
 from s3h_ext.data.views.recipes import ViewSpec, get_recipe
-from s3h_ext.ops.similarity import CPU
+from s3h_ext.ops._library import CPU
 from s3h_ext.runs.loading import open_dataset
 from s3h_ext.runs.options import parse_options
 from s3h_ext.text import printable

@@ -14,7 +14,7 @@ if __name__ == "__main__":
 
 from s3h_ext.data.sets.naming import class_lines
 from s3h_ext.data.source.decode import UnreadableImageError
-from s3h_ext.ops.similarity import CPU
+from s3h_ext.ops._library import CPU
 from s3h_ext.runs.checkpoint import CheckpointError, checkpoint_paths
 from s3h_ext.runs.config import TrainConfig
 from s3h_ext.runs.option_names import as_typed

@@ -103,7 +103,7 @@ prepare() {
 kernels() {
   "$python" -c '
 import sys
-from s3h_ext.ops.similarity import CPU, CUDA
+from s3h_ext.ops._library import CPU, CUDA
 sys.exit(next((f"{x.path}: {x.error}" for x in (CPU, CUDA) if x and not x.loaded),
               None if CUDA or sys.argv[1] == "cpu" else "no CUDA library"))' $device
 }

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from s3h_ext.losses import supcon_loss
-from s3h_ext.ops.similarity import CPU, CUDA
+from s3h_ext.ops._library import CPU, CUDA
 
 
 def registrations() -> dict[tuple[str, str], str]:

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from s3h_ext.data.longtail import PROFILES, class_profile, pick_subset
-from s3h_ext.data.sets.archives import LAYOUTS, Archive, ArchiveError, read_archive
+from s3h_ext.data.sets.archive import Archive, ArchiveError
+from s3h_ext.data.sets.cifar import LAYOUTS, read_archive
 from s3h_ext.data.sets.registry import find_source
 from s3h_ext.data.sets.unpack import unpack
 

@@ -1,6 +1,6 @@
 // Where a view looks: draws the source box of a view under a constraint. A pure
 // function of (address, image size, constraint), the same bits on host and
-// device; s3h_ext/ops/view_boxes_plain.py is the same in tensor operations.
+// device; s3h_ext/ops/plain/view_boxes.py is the same in tensor operations.
 //
 // A constraint is a region of the image (a cell of an overlapping grid), a crop
 // in that region, and bounds on the overlap with the sibling view. Slots of a

@@ -11,7 +11,7 @@
 
 #include "../common/augment_problem.h"
 #include "../common/augment_steps.h"
-#include "similarity.h"
+#include "threads.h"
 
 namespace s3h::cpu {
 

@@ -1,14 +1,14 @@
-// Bfloat16 is held as its bits; these are the conversions, which leave other
-// types as they are.
+// Bfloat16, held as its bits, and conversions that leave other types as they
+// are.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
-#include "similarity.h"
-
 namespace s3h::cpu {
+
+enum class Bfloat16 : uint16_t {};
 
 inline float to_float(float x) { return x; }
 

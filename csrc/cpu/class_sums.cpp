@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "bfloat16.h"
-#include "threads.h"
+#include "run_ranges.h"
 
 namespace s3h::cpu {
 namespace {

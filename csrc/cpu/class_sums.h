@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-#include "similarity.h"
+#include "threads.h"
 
 namespace s3h::cpu {
 

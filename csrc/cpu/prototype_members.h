@@ -9,35 +9,11 @@
 #include <type_traits>
 #include <vector>
 
+#include "bfloat16.h"
+#include "float16.h"
 #include "prototypes.h"
 
 namespace s3h::cpu {
-
-inline float from_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-inline float widen(Bfloat16 x) {
-  return from_bits(static_cast<uint32_t>(x) << 16);
-}
-
-inline float widen(Float16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x);
-  const uint32_t sign = (bits & 0x8000u) << 16;
-  const uint32_t magnitude = (bits & 0x7fffu) << 13;
-  // Subnormals get an exponent whose leading bit is taken off again: they must
-  // not pass through denormals, which count as zeros here.
-  const float value = magnitude < (1u << 23)
-                          ? from_bits(magnitude + (113u << 23)) - 0x1p-14f
-                          : from_bits(magnitude + (112u << 23));
-  const float special = from_bits(magnitude | 0x7f800000u);
-  uint32_t result;
-  const float chosen = (bits & 0x7c00u) == 0x7c00u ? special : value;
-  std::memcpy(&result, &chosen, sizeof result);
-  return from_bits(result | sign);
-}
 
 // A feature as T; `scratch` [depth] holds it where it has to be widened.
 template <typename T, typename Element>
@@ -45,7 +21,7 @@ const T* feature_row(const Element* row, int64_t depth, T* scratch) {
   if constexpr (std::is_same_v<T, Element>) {
     return row;
   } else {
-    for (int64_t d = 0; d < depth; ++d) scratch[d] = widen(row[d]);
+    for (int64_t d = 0; d < depth; ++d) scratch[d] = to_float(row[d]);
     return scratch;
   }
 }

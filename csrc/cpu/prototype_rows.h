@@ -28,13 +28,19 @@ struct PrototypeRows {
   void (*scale)(const T* x, T scale, int64_t depth, T* to);
 };
 
-extern const PrototypeRows<float> kPrototypeRowsBaseline;
-extern const PrototypeRows<double> kPrototypeRowsBaselineDouble;
+namespace baseline {
+extern const PrototypeRows<float> kFloatRows;
+extern const PrototypeRows<double> kDoubleRows;
+}  // namespace baseline
 #if defined(S3H_X86_LEVELS)
-extern const PrototypeRows<float> kPrototypeRowsAvx2;
-extern const PrototypeRows<double> kPrototypeRowsAvx2Double;
-extern const PrototypeRows<float> kPrototypeRowsAvx512;
-extern const PrototypeRows<double> kPrototypeRowsAvx512Double;
+namespace avx2 {
+extern const PrototypeRows<float> kFloatRows;
+extern const PrototypeRows<double> kDoubleRows;
+}  // namespace avx2
+namespace avx512 {
+extern const PrototypeRows<float> kFloatRows;
+extern const PrototypeRows<double> kDoubleRows;
+}  // namespace avx512
 #endif
 
 }  // namespace s3h::cpu

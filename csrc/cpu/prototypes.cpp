@@ -14,7 +14,7 @@
 #include "dispatch.h"
 #include "prototype_members.h"
 #include "prototype_rows.h"
-#include "threads.h"
+#include "run_ranges.h"
 
 namespace s3h::cpu {
 namespace {
@@ -38,11 +38,11 @@ const PrototypeRows<T>& row_kernels() {
   };
 #if defined(S3H_X86_LEVELS)
   if (dispatch_level() >= Level::kAvx512)
-    return pick(kPrototypeRowsAvx512, kPrototypeRowsAvx512Double);
+    return pick(avx512::kFloatRows, avx512::kDoubleRows);
   if (dispatch_level() >= Level::kAvx2)
-    return pick(kPrototypeRowsAvx2, kPrototypeRowsAvx2Double);
+    return pick(avx2::kFloatRows, avx2::kDoubleRows);
 #endif
-  return pick(kPrototypeRowsBaseline, kPrototypeRowsBaselineDouble);
+  return pick(baseline::kFloatRows, baseline::kDoubleRows);
 }
 
 // 0 for a row of zeros; NaN for one that holds a NaN or an infinity, or is too

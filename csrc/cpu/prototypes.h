@@ -17,11 +17,9 @@
 
 #include <cstdint>
 
-#include "similarity.h"
+#include "threads.h"
 
 namespace s3h::cpu {
-
-enum class Float16 : uint16_t {};
 
 enum class Metric { kEuclidean, kCosine };
 

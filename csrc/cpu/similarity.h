@@ -11,21 +11,12 @@
 #include <cstdint>
 #include <functional>
 
+#include "threads.h"
+
 namespace s3h::cpu {
 
-using RangeFunction = std::function<void(int64_t begin, int64_t end)>;
-
-// How the caller runs work: calls `body` on sub-ranges that cover [begin, end).
-struct Threads {
-  int64_t count;
-  std::function<void(int64_t begin, int64_t end, const RangeFunction& body)>
-      parallel_for;
-};
-
 // T is float or double: the type of the arithmetic and of all vectors. Element
-// is the matrices' type: T, or Bfloat16 (its bits) beside float.
-enum class Bfloat16 : uint16_t {};
-
+// is the matrices' type: T, or Bfloat16 beside float.
 template <typename T, typename Element = T>
 struct SimilarityProblem {
   bool symmetric;  // keys, key_labels and self_index are not read; m == n

@@ -27,11 +27,12 @@
 #include <limits>
 #include <vector>
 
+#include "bfloat16.h"
+#include "run_ranges.h"
 #include "similarity.h"
 #include "similarity_blocks.h"
 #include "similarity_pack.h"
 #include "similarity_tiles.h"
-#include "threads.h"
 #include "workspace.h"
 
 namespace s3h::cpu {

@@ -12,8 +12,8 @@
 #include <limits>
 #include <vector>
 
+#include "run_ranges.h"
 #include "similarity.h"
-#include "threads.h"
 
 namespace s3h::cpu {
 namespace {

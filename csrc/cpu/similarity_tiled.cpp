@@ -1,4 +1,4 @@
-// The doors of the tiled path and its choice of instruction set.
+// Entry points of the tiled path and instruction-set dispatch.
 #include <algorithm>
 
 #include "dispatch.h"
@@ -8,18 +8,18 @@ namespace s3h::cpu {
 
 const TileKernels& tile_kernels([[maybe_unused]] bool pairs) {
 #if defined(S3H_X86_LEVELS)
-  if (pairs) return kTilesAvx512Bf16;
+  if (pairs) return avx512_bf16::kTiles;
   switch (dispatch_level()) {
     case Level::kAvx512Bf16:
     case Level::kAvx512:
-      return kTilesAvx512;
+      return avx512::kTiles;
     case Level::kAvx2:
-      return kTilesAvx2;
+      return avx2::kTiles;
     case Level::kBaseline:
       break;
   }
 #endif
-  return kTilesBaseline;
+  return baseline::kTiles;
 }
 
 template <typename Element>

@@ -83,11 +83,19 @@ struct TileKernels {
   void (*apply)(const Apply&);
 };
 
-extern const TileKernels kTilesBaseline;
+namespace baseline {
+extern const TileKernels kTiles;
+}
 #if defined(S3H_X86_LEVELS)
-extern const TileKernels kTilesAvx2;
-extern const TileKernels kTilesAvx512;
-extern const TileKernels kTilesAvx512Bf16;
+namespace avx2 {
+extern const TileKernels kTiles;
+}
+namespace avx512 {
+extern const TileKernels kTiles;
+}
+namespace avx512_bf16 {
+extern const TileKernels kTiles;
+}
 #endif
 
 // The best table for this CPU; `pairs` needs bfloat16_products().

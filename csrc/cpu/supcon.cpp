@@ -11,6 +11,7 @@
 
 #include "bfloat16.h"
 #include "class_sums.h"
+#include "similarity.h"
 
 namespace s3h::cpu {
 namespace {

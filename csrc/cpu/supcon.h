@@ -10,7 +10,7 @@
 
 #include <cstdint>
 
-#include "similarity.h"
+#include "threads.h"
 
 namespace s3h::cpu {
 

@@ -1,24 +1,18 @@
-// How the kernels of losses and prototypes run their work.
+// How a caller hands its threads to the kernels.
 #pragma once
 
-#include "flush_denormals.h"
-#include "similarity.h"
+#include <cstdint>
+#include <functional>
 
 namespace s3h::cpu {
 
-// Calls `body` on sub-ranges that cover [0, count), all on the calling thread
-// if `serial`, and with denormals as zeros: each operation on one takes some
-// hundred cycles, and neither a loss nor a gradient has a use for them.
-inline void run_ranges(const Threads& threads, int64_t count, bool serial,
-                       const RangeFunction& body) {
-  const RangeFunction flushed = [&](int64_t begin, int64_t end) {
-    const FlushDenormals flush;
-    body(begin, end);
-  };
-  if (serial)
-    flushed(0, count);
-  else
-    threads.parallel_for(0, count, flushed);
-}
+using RangeFunction = std::function<void(int64_t begin, int64_t end)>;
+
+// parallel_for calls `body` on sub-ranges that cover [begin, end).
+struct Threads {
+  int64_t count;
+  std::function<void(int64_t begin, int64_t end, const RangeFunction& body)>
+      parallel_for;
+};
 
 }  // namespace s3h::cpu

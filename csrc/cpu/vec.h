@@ -1,10 +1,6 @@
 // A vector of floats of the width that this translation unit is compiled for,
 // written with the compilers' vector extension: +, *, comparisons and ?: work
 // lane by lane, and a * b + c becomes a fused multiply-add where there is one.
-//
-// Included by files that are compiled once per instruction set. Everything in
-// it has internal linkage, so that no function compiled for a newer CPU can be
-// the one the linker keeps for an older one.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +10,8 @@
 #include <immintrin.h>
 #endif
 
+#include "level.h"
+
 #if defined(__clang__)
 #define S3H_UNROLL _Pragma("unroll")
 #else
@@ -21,7 +19,7 @@
 #endif
 #define S3H_INLINE inline __attribute__((always_inline))
 
-namespace s3h::cpu {
+namespace s3h::cpu::S3H_LEVEL {
 namespace {
 
 #if defined(__AVX512F__)
@@ -118,7 +116,7 @@ S3H_INLINE Vec rounded(Vec x) {
 
 // acc + a * b over 32-bit elements: floats, or pairs of bfloat16.
 S3H_INLINE Vec multiply_add(Vec a, Vec b, Vec acc) {
-#if defined(S3H_BF16_PAIRS)
+#if defined(__AVX512BF16__)
   return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
 #else
   return a * b + acc;
@@ -126,4 +124,4 @@ S3H_INLINE Vec multiply_add(Vec a, Vec b, Vec acc) {
 }
 
 }  // namespace
-}  // namespace s3h::cpu
+}  // namespace s3h::cpu::S3H_LEVEL

@@ -9,7 +9,7 @@
 #include <cstdint>
 
 #include "../common/view_patches.h"
-#include "similarity.h"
+#include "threads.h"
 
 namespace s3h::cpu {
 

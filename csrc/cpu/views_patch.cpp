@@ -11,10 +11,10 @@ namespace {
 
 const RowKernels& row_kernels() {
 #if defined(S3H_X86_LEVELS)
-  if (dispatch_level() >= Level::kAvx512) return kRowsAvx512;
-  if (dispatch_level() >= Level::kAvx2) return kRowsAvx2;
+  if (dispatch_level() >= Level::kAvx512) return avx512::kRows;
+  if (dispatch_level() >= Level::kAvx2) return avx2::kRows;
 #endif
-  return kRowsBaseline;
+  return baseline::kRows;
 }
 
 int64_t round_up(int64_t x, int64_t step) {

@@ -56,10 +56,16 @@ struct RowKernels {
                  ViewType type, void* out);
 };
 
-extern const RowKernels kRowsBaseline;
+namespace baseline {
+extern const RowKernels kRows;
+}
 #if defined(S3H_X86_LEVELS)
-extern const RowKernels kRowsAvx2;
-extern const RowKernels kRowsAvx512;
+namespace avx2 {
+extern const RowKernels kRows;
+}
+namespace avx512 {
+extern const RowKernels kRows;
+}
 #endif
 
 }  // namespace s3h::cpu

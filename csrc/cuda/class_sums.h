@@ -8,7 +8,11 @@
 // similarity.h nothing allocates, copies or waits.
 #pragma once
 
-#include "similarity.h"
+#include <cstddef>
+#include <cstdint>
+
+#include "scalar.h"
+#include "status.h"
 
 namespace s3h::cuda {
 

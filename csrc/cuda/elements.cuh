@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "device.cuh"
-#include "similarity.h"
+#include "scalar.h"
 
 namespace s3h::cuda {
 

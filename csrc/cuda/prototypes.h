@@ -3,7 +3,11 @@
 // allocates, copies or waits, and the same bits come out on every run.
 #pragma once
 
-#include "similarity.h"
+#include <cstddef>
+#include <cstdint>
+
+#include "scalar.h"
+#include "status.h"
 
 namespace s3h::cuda {
 

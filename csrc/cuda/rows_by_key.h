@@ -3,7 +3,8 @@
 // The same bits on every run. As in similarity.h nothing allocates or waits.
 #pragma once
 
-#include "similarity.h"
+#include "scalar.h"
+#include "status.h"
 
 namespace s3h::cuda {
 

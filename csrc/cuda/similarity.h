@@ -13,13 +13,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "scalar.h"
 #include "status.h"
 
 namespace s3h::cuda {
-
-// The matrices' type. Real, the type of all vectors and of the arithmetic that
-// is not on tensor cores, is double for kFloat64, else float.
-enum class Scalar { kFloat32, kBFloat16, kFloat16, kFloat64 };
 
 struct SimilarityProblem {
   bool symmetric;  // keys, key_labels and self_index are not read; m == n

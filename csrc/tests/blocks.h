@@ -9,7 +9,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "../cpu/similarity.h"
+#include "../cpu/bfloat16.h"
 
 template <typename T>
 std::unique_ptr<T[]> exact(const std::vector<T>& from) {

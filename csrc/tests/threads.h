@@ -4,7 +4,7 @@
 
 #include <thread>
 
-#include "../cpu/similarity.h"
+#include "../cpu/threads.h"
 
 const s3h::cpu::Threads kOneThread{
     1, [](int64_t begin, int64_t end, const s3h::cpu::RangeFunction& body) {

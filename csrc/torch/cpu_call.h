@@ -5,8 +5,10 @@
 
 #include <algorithm>
 
+#include "../cpu/bfloat16.h"
 #include "../cpu/dispatch.h"
 #include "../cpu/similarity.h"
+#include "../cpu/threads.h"
 #include "tensors.h"
 
 namespace s3h::stable {

@@ -7,7 +7,8 @@
 
 #include <string>
 
-#include "../cuda/similarity.h"
+#include "../cuda/scalar.h"
+#include "../cuda/status.h"
 #include "tensors.h"
 
 namespace s3h::stable {

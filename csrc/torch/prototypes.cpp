@@ -2,6 +2,7 @@
 // live in s3h_ext/ops/prototypes.py.
 #include "../cpu/prototypes.h"
 
+#include "../cpu/float16.h"
 #include "cpu_call.h"
 #include "prototype_inputs.h"
 

@@ -3,6 +3,7 @@
 // loaded only where torch has CUDA.
 #include <tuple>
 
+#include "../cuda/similarity.h"
 #include "cuda_call.h"
 #include "similarity_inputs.h"
 

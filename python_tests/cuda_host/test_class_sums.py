@@ -4,7 +4,7 @@ import kernels
 import pytest
 import torch
 
-from s3h_ext.ops.class_sums import _backward_plain, _forward_plain
+from s3h_ext.ops.plain.class_sums import class_sum_dots, class_sum_dots_backward
 
 TYPES = {
     "fp32": torch.float32,
@@ -52,8 +52,8 @@ def check(n, m, depth, classes, dtype, symmetric, **execution):
     ours = execute(q, k, a, b, classes, grad, **execution)
 
     def plain(q, k, grad):
-        dots = _forward_plain(q, k, a, b, classes)
-        grads = _backward_plain(grad, q, k, a, b, classes, True, not symmetric)
+        dots = class_sum_dots(q, k, a, b, classes)
+        grads = class_sum_dots_backward(grad, q, k, a, b, classes, True, not symmetric)
         return [dots, *grads]
 
     wide = None if symmetric else k.double()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from python_tests.ops.test_prototypes import METRICS, draw
-from s3h_ext.ops import reference_prototypes as plain
+from s3h_ext.ops.plain import prototypes as plain
 
 TYPES = {
     "fp32": torch.float32,
@@ -44,7 +44,7 @@ def by_tensors(problem, metric, momentum=0.9, expire_below=0.3, wide=False):
         features, *state = (t.double() for t in (features, *state))
     prototypes, sums, masses = (t.clone() for t in state)
     cosine = metric == "cosine"
-    assignments, *update = plain.accumulate_prototypes(
+    assignments, *update = plain.accumulate(
         features, labels, prototypes, masses, offsets, cosine
     )
     added = [*update[:3], update[-1]]

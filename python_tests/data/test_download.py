@@ -14,7 +14,7 @@ import pytest
 
 from s3h_ext.data.__main__ import main
 from s3h_ext.data.sets import download as module
-from s3h_ext.data.sets.archives import ArchiveError
+from s3h_ext.data.sets.archive import ArchiveError
 from s3h_ext.data.sets.download import DownloadError, download
 from s3h_ext.data.sets.registry import SOURCES, Source, find_source
 from s3h_ext.data.sets.unpack import unpack

@@ -6,7 +6,7 @@ import torch
 
 from s3h_ext.data import Feed, Stream, load_dataset
 from s3h_ext.data.longtail import sorted_profile
-from s3h_ext.data.sets.npz import OCT_CLASSES
+from s3h_ext.data.sets.octmnist import OCT_CLASSES
 from s3h_ext.models import build_model
 
 TRAIN = [33484, 10213, 7754, 46026]  # the official counts

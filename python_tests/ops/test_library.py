@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from s3h_ext.ops._library import LIBRARY, NativeLibrary, implement_cuda, load_cuda
+from s3h_ext.ops._library import LIBRARY, NativeLibrary, implement, load_cuda
 
 
 def test_missing_library_says_how_to_build(tmp_path):
@@ -20,7 +20,7 @@ def test_load_error_is_kept_and_raised_with_its_cause_at_the_first_call(tmp_path
     library = NativeLibrary(broken)
     assert isinstance(library.error, OSError)
     LIBRARY.define("test_of_a_broken_library(Tensor x) -> Tensor")
-    library.implement_failure("test_of_a_broken_library", key="CPU")
+    implement({"CPU": library}, test_of_a_broken_library=lambda x: x + 1)
     with pytest.raises(RuntimeError, match=r"_broken\.so is not available") as caught:
         torch.ops.s3h.test_of_a_broken_library(torch.zeros(1))
     assert caught.value.__cause__ is library.error
@@ -43,7 +43,7 @@ def test_cuda_library_is_left_alone_without_cuda_or_a_build(
     assert load_cuda(path) is None
     operator = f"test_of_cuda_left_alone_{there}"
     LIBRARY.define(f"{operator}(Tensor x) -> Tensor")
-    implement_cuda(None, **{operator: lambda x: x + 1})
+    implement({"CUDA": None}, **{operator: lambda x: x + 1})
     assert cuda_implementation(operator).item() == 2
 
 
@@ -55,7 +55,7 @@ def test_broken_cuda_library_fails_at_the_first_call_and_not_before(
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     library = load_cuda(path)
     LIBRARY.define("test_of_broken_cuda(Tensor x) -> Tensor")
-    implement_cuda(library, test_of_broken_cuda=lambda x: x + 1)
+    implement({"CUDA": library}, test_of_broken_cuda=lambda x: x + 1)
     with pytest.raises(RuntimeError, match=r"_s3h_cuda\.so is not available") as caught:
         cuda_implementation("test_of_broken_cuda")
     assert caught.value.__cause__ is library.error
@@ -72,5 +72,5 @@ def test_every_operator_has_a_cuda_implementation():
 def test_a_kernel_that_is_registered_is_not_replaced():
     LIBRARY.define("test_of_registered_cuda(Tensor x) -> Tensor")
     LIBRARY.impl("test_of_registered_cuda", lambda x: x + 2, "CUDA")
-    implement_cuda(None, test_of_registered_cuda=lambda x: x + 1)
+    implement({"CUDA": None}, test_of_registered_cuda=lambda x: x + 1)
     assert cuda_implementation("test_of_registered_cuda").item() == 3

@@ -11,10 +11,9 @@ from s3h_ext.ops import (
     accumulate_prototypes,
     all_reduce_update,
     apply_prototypes_,
-    prototypes,
-    reference_prototypes,
     update_prototypes_,
 )
+from s3h_ext.ops.plain import prototypes as plain_forms
 
 METRICS = ("euclidean", "cosine")
 
@@ -90,9 +89,7 @@ def test_accumulate_is_its_definition(metric, depth):
     f, y, p, _, m, o = draw(depth=depth, seed=depth)
     right = by_loop(f, y, p, m, o, metric)
     close(accumulate_prototypes(f, y, p, m, o, metric=metric), right)
-    plain = reference_prototypes.accumulate_prototypes(
-        f, y, p, m, o, metric == "cosine"
-    )
+    plain = plain_forms.accumulate(f, y, p, m, o, metric == "cosine")
     close(plain, right)
 
 
@@ -100,9 +97,9 @@ def test_accumulate_is_its_definition(metric, depth):
 def test_the_plain_form_is_not_rounded_under_autocast(metric):
     f, y, p, _, m, o = draw(n=500, depth=64)
     arguments = (f, y, p, m, o, metric == "cosine")
-    right = reference_prototypes.accumulate_prototypes(*arguments)
+    right = plain_forms.accumulate(*arguments)
     with torch.autocast("cpu", torch.bfloat16):
-        found = reference_prototypes.accumulate_prototypes(*arguments)
+        found = plain_forms.accumulate(*arguments)
     assert all(map(torch.equal, found, right))
 
 
@@ -112,8 +109,8 @@ def test_types_and_the_law_of_errors(metric, dtype):
     f, y, p, _, m, o = draw(n=3000, depth=100, dtype=dtype)
     ours = accumulate_prototypes(f, y, p, m, o, metric=metric)
     wide = (f.double(), y, p.double(), m.double(), o, metric == "cosine")
-    exact = reference_prototypes.accumulate_prototypes(*wide)
-    plain = reference_prototypes.accumulate_prototypes(f, y, p, m, o, wide[-1])
+    exact = plain_forms.accumulate(*wide)
+    plain = plain_forms.accumulate(f, y, p, m, o, wide[-1])
     assert torch.equal(ours.assignments, exact[0])
     assert ours.sums.dtype == torch.float32
     for a, b, c in zip(ours[1:], plain[1:], exact[1:], strict=True):
@@ -181,7 +178,7 @@ def test_apply_is_its_definition(metric, expire_below):
     assert births == 2
     for a, b in zip(ours, (p, s, m), strict=True):
         torch.testing.assert_close(a, b)
-    reference_prototypes.apply_prototypes_(
+    plain_forms.apply_prototypes_(
         *plain, o, *of_batch(update), 0.9, expire_below, metric == "cosine"
     )
     for a, b in zip(plain, (p, s, m), strict=True):
@@ -195,7 +192,7 @@ def test_apply_in_float32_keeps_the_law_of_errors(metric):
     state = [[t.clone() for t in (p, s, m)] for _ in range(2)]
     exact = [t.double() for t in (p, s, m)]
     apply_prototypes_(*state[0], o, update, metric=metric)
-    plain = reference_prototypes.apply_prototypes_
+    plain = plain_forms.apply_prototypes_
     batch = of_batch(update)
     plain(*state[1], o, *batch, 0.99, 0.1, metric == "cosine")
     wide = [t.double() for t in batch]
@@ -235,9 +232,7 @@ def test_samples_that_are_not_finite_are_ignored(metric, bad):
     expected = accumulate_prototypes(f, y, p, m, o, metric=metric)
     assert all(map(torch.equal, update, expected))
     y[7] = 2
-    plain = reference_prototypes.accumulate_prototypes(
-        f, y, p, m, o, metric == "cosine"
-    )
+    plain = plain_forms.accumulate(f, y, p, m, o, metric == "cosine")
     close(plain, expected)
 
 
@@ -249,7 +244,7 @@ def test_cosine_knows_no_length(length):
     expected = accumulate_prototypes(f, y, p, m, o, metric="cosine")
     for form in (
         accumulate_prototypes(f * length, y, p, m, o, metric="cosine"),
-        reference_prototypes.accumulate_prototypes(f * length, y, p, m, o, True),
+        plain_forms.accumulate(f * length, y, p, m, o, True),
     ):
         assert torch.equal(form[0], expected.assignments)
         close(form, expected)
@@ -299,7 +294,7 @@ def test_update_is_accumulate_and_apply_to_the_bit(metric, dtype, rows):
     plain = [p.clone(), s.clone(), m.clone()]
     update = accumulate_prototypes(f, y, two[0], two[2], o, metric=metric)
     apply_prototypes_(*two, o, update, metric=metric, **settings)
-    prototypes._update_in_two(f, y, *plain, o, 0.9, 0.3, metric == "cosine")
+    plain_forms.update_prototypes_(f, y, *plain, o, 0.9, 0.3, metric == "cosine")
     threads = torch.get_num_threads()
     try:
         for count in (1, 2, 3):
@@ -350,7 +345,7 @@ def test_plain_form_as_it_runs_on_cuda(metric):
     f, y, p, _, m, o = draw()
     expected = accumulate_prototypes(f, y, p, m, o, metric=metric)
     results = [torch.full_like(t, 7) for t in expected[1:]]
-    assignments = prototypes._accumulate_plain(
+    assignments = plain_forms.accumulate_prototypes(
         f, y, p, m, o, *results, metric == "cosine"
     )
     close((assignments, *results), expected)
@@ -411,7 +406,7 @@ def test_bad_input():
     with pytest.raises(RuntimeError, match=r"labels\[11\] is 5"):
         accumulate_prototypes(f, high, p, m, o)
     with pytest.raises(RuntimeError, match="labels must be below"):
-        reference_prototypes.accumulate_prototypes(f, high, p, m, o, False)
+        plain_forms.accumulate(f, high, p, m, o, False)
     with pytest.raises(RuntimeError, match="class 1 has no row"):
         accumulate_prototypes(f, y, p, m, torch.tensor([0, 4, 4, 18]))
     with pytest.raises(RuntimeError, match="offsets must run from 0"):

@@ -12,8 +12,8 @@ from python_tests.ops.test_similarity_cuda_runtime import needs_kernels
 from s3h_ext.ops import (
     accumulate_prototypes,
     apply_prototypes_,
-    reference_prototypes,
 )
+from s3h_ext.ops.plain import prototypes as plain_forms
 
 SETTINGS = {"momentum": 0.9, "expire_below": 0.3}
 every_metric = pytest.mark.parametrize("metric", METRICS)
@@ -41,11 +41,11 @@ def exactly(problem, metric):
     features, *state = (t.double() for t in (features, *state))
     prototypes, sums, masses = state
     cosine = metric == "cosine"
-    assignments, *update = reference_prototypes.accumulate_prototypes(
+    assignments, *update = plain_forms.accumulate(
         features, labels, prototypes, masses, offsets, cosine
     )
     added = [*update[:3], update[-1]]
-    reference_prototypes.apply_prototypes_(
+    plain_forms.apply_prototypes_(
         prototypes, sums, masses, offsets, *added, *SETTINGS.values(), cosine
     )
     return [assignments, *update, prototypes, sums, masses]

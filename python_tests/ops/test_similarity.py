@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from s3h_ext.ops import reference, similarity_logsumexp
+from s3h_ext.ops import similarity_logsumexp
+from s3h_ext.ops.plain import similarity as plain_forms
 from s3h_ext.ops.reference import similarity_logsumexp_dense as dense
 
 NAN, INF = math.nan, math.inf
@@ -556,11 +557,11 @@ def test_deterministic_mode_does_not_depend_on_threads(symmetric, dtype):
 def test_the_chunked_form_is_not_rounded_under_autocast(symmetric):
     q, k = matrices(20, 12, 8)
     arguments = (q, None if symmetric else k, 0.1, None, None, None, None, 0.0, None)
-    saved = reference.similarity_logsumexp_chunked(*arguments)
-    backward = reference.similarity_logsumexp_chunked_backward
+    saved = plain_forms.similarity_logsumexp(*arguments)
+    backward = plain_forms.similarity_logsumexp_backward
     grads = backward(torch.ones(20), *saved, *arguments, True, True)
     with torch.autocast("cpu", torch.bfloat16):
-        again = reference.similarity_logsumexp_chunked(*arguments)
+        again = plain_forms.similarity_logsumexp(*arguments)
         found = backward(torch.ones(20), *saved, *arguments, True, True)
     assert torch.equal(saved[0], again[0])
     assert all(map(torch.equal, grads, found))
@@ -568,8 +569,8 @@ def test_the_chunked_form_is_not_rounded_under_autocast(symmetric):
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("name", ["plain", "bias-label-self", "own"])
-def test_chunked_reference_equals_the_dense_one(symmetric, name, monkeypatch):
-    monkeypatch.setattr(reference, "_CHUNK_ELEMENTS", 64)
+def test_chunked_form_equals_the_dense_one(symmetric, name, monkeypatch):
+    monkeypatch.setattr(plain_forms, "_CHUNK_ELEMENTS", 64)
     q, k = matrices(20, 12, 8, torch.float64)
     found = options(name, 20, 20 if symmetric else 12, symmetric)
     keys = None if symmetric else k
@@ -589,9 +590,9 @@ def test_chunked_reference_equals_the_dense_one(symmetric, name, monkeypatch):
         value,
         found.get("self_index"),
     )
-    saved = reference.similarity_logsumexp_chunked(*arguments)
+    saved = plain_forms.similarity_logsumexp(*arguments)
     torch.testing.assert_close(saved[0], exact)
-    gq, gk = reference.similarity_logsumexp_chunked_backward(
+    gq, gk = plain_forms.similarity_logsumexp_backward(
         upstream, *saved, *arguments, True, True
     )
     torch.testing.assert_close(gq, grads[0])
@@ -683,7 +684,7 @@ LEVEL_CHECK = """
 import torch
 from s3h_ext.ops import similarity_logsumexp
 from s3h_ext.ops.reference import similarity_logsumexp_dense as dense
-from s3h_ext.ops.similarity import CPU
+from s3h_ext.ops._library import CPU
 
 for depth in (7, 40, 128):
     for temperature in (0.1, 0.005):

@@ -15,7 +15,7 @@ from python_tests.ops.test_similarity_cuda import (
     to,
 )
 from s3h_ext.ops import class_sum_dots, similarity_logsumexp
-from s3h_ext.ops.similarity import CUDA
+from s3h_ext.ops._library import CUDA
 
 needs_kernels = pytest.mark.skipif(CUDA is None, reason="CUDA kernels are not built")
 TWO_DEVICES = torch.cuda.is_available() and torch.cuda.device_count() > 1

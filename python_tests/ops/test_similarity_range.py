@@ -19,7 +19,8 @@ from s3h_ext.losses import (
     prototypical_supcon_loss,
     supcon_loss,
 )
-from s3h_ext.ops import class_sum_dots, class_sums, reference, similarity_logsumexp
+from s3h_ext.ops import class_sum_dots, similarity_logsumexp
+from s3h_ext.ops.plain import class_sums, similarity
 from s3h_ext.ops.reference import similarity_logsumexp_dense as dense
 from s3h_ext.ops.reference import supervised_contrastive_dense
 
@@ -304,7 +305,7 @@ def test_sums_of_one_class_of_thousands_of_rows(kind, symmetric):
     upstream = torch.linspace(-1, 2, n)
     (grad,) = torch.autograd.grad(dots, ours, upstream)
     place = (q, keys.get("keys"), classes, keys.get("key_classes"), 1)
-    exact = class_sums._forward_plain(
+    exact = class_sums.class_sum_dots(
         *(t.double() if i < 2 and t is not None else t for i, t in enumerate(place))
     )
     assert (dots.double() - exact).abs().max() <= 4 * EPS * exact.abs().max()
@@ -358,14 +359,14 @@ def test_the_chunked_form_keeps_the_law(length):
     class Chunked(torch.autograd.Function):
         @staticmethod
         def forward(ctx, z):
-            saved = reference.similarity_logsumexp_chunked(z, *arguments[1:])
+            saved = similarity.similarity_logsumexp(z, *arguments[1:])
             ctx.save_for_backward(z, *saved)
             return saved[0]
 
         @staticmethod
         def backward(ctx, grad):
             z, *saved = ctx.saved_tensors
-            return reference.similarity_logsumexp_chunked_backward(
+            return similarity.similarity_logsumexp_backward(
                 grad, *saved, z, *arguments[1:], True, False
             )[0]
 

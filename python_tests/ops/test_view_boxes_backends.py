@@ -8,9 +8,8 @@ import torch
 
 from s3h_ext.data.views import host_boxes
 from s3h_ext.data.views.host_boxes import sample_view_boxes_host
-from s3h_ext.ops import view_boxes_plain
+from s3h_ext.ops.plain import view_boxes as plain_forms
 from s3h_ext.ops.view_boxes import sample_view_boxes
-from s3h_ext.ops.view_boxes_plain import sample_view_boxes_plain
 from s3h_ext.ops.view_constraints import (
     FOUR_CORNERS,
     HALVES,
@@ -55,7 +54,7 @@ def draws(count, device="cpu"):
 
 def plain(sizes, constraint, sample_index, view):
     numbers = as_constraint(constraint).numbers()
-    return sample_view_boxes_plain(
+    return plain_forms.sample_view_boxes(
         sizes,
         sample_index,
         view,
@@ -68,7 +67,7 @@ def plain(sizes, constraint, sample_index, view):
 
 def test_the_exponential_is_one():
     x = torch.linspace(-1.16, 1.16, 1001, dtype=torch.float64)[:, None]
-    assert torch.allclose(view_boxes_plain._exp(x), x.exp(), rtol=1e-14, atol=0)
+    assert torch.allclose(plain_forms._exp(x), x.exp(), rtol=1e-14, atol=0)
 
 
 def test_there_are_a_million_draws():

@@ -13,7 +13,8 @@ from PIL import Image
 
 from s3h_ext.ops import Patches, render_views
 from s3h_ext.ops import views as views_module
-from s3h_ext.ops.reference_views import render_views_plain, render_views_reference
+from s3h_ext.ops.plain.views import render_views as render_views_plain
+from s3h_ext.ops.reference_views import render_views_reference
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}

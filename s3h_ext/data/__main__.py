@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from s3h_ext.command_line import Parser
 from s3h_ext.data.longtail import PROFILES
-from s3h_ext.data.sets.archives import ArchiveError
+from s3h_ext.data.sets.archive import ArchiveError
 from s3h_ext.data.sets.check import check
 from s3h_ext.data.sets.download import DownloadError, download
 from s3h_ext.data.sets.photographs import PHOTOGRAPHS

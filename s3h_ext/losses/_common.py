@@ -11,9 +11,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from s3h_ext.ops import class_sum_dots, gather_rows
-from s3h_ext.ops._arguments import check_matrices, check_temperature, check_tensor
-from s3h_ext.ops.gather import process_count
-from s3h_ext.ops.reference import compute_dtype
+from s3h_ext.ops._arguments import (
+    check_matrices,
+    check_temperature,
+    check_tensor,
+    compute_dtype,
+)
+from s3h_ext.ops.all_gather import process_count
 
 Reduction = Literal["mean", "sum", "none"]
 

@@ -1,8 +1,8 @@
 """Stateless operations: what the losses and views are made of."""
 
+from s3h_ext.ops.all_gather import gather_rows
 from s3h_ext.ops.augment import Operation, augment_images
 from s3h_ext.ops.class_sums import class_sum_dots
-from s3h_ext.ops.gather import gather_rows
 from s3h_ext.ops.patches import Patches
 from s3h_ext.ops.prototypes import (
     PrototypeUpdate,

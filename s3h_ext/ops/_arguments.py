@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -24,6 +29,28 @@ def meet_under_autocast(
         return queries, keys
     widest = torch.promote_types(queries.dtype, keys.dtype)
     return queries.to(widest), keys.to(widest)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Returns the type the operations calculate and answer in for an input type."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def outside_autocast(
+    function: Callable[Concatenate[Tensor, P], R],
+) -> Callable[Concatenate[Tensor, P], R]:
+    """Has a kernel multiply in the types that it chose.
+
+    Autocast stays on inside an operation and would round the products to 16 bits, in
+    the forward and not in the backward, which runs outside of it.
+    """
+
+    @wraps(function)
+    def run(first: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.autocast(first.device.type, enabled=False):
+            return function(first, *args, **kwargs)
+
+    return run
 
 
 def refuse_forward_mode(operator: str, *tensors: Tensor | None) -> None:

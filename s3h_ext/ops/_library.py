@@ -8,7 +8,7 @@ cause is kept here and raised when one of its kernels is first called.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +84,9 @@ class NativeLibrary:
         error.__cause__ = self.error
         return error
 
-    def implement_failure(self, *operators: str, key: str) -> None:
-        """Makes ``operators`` raise :meth:`failure` under a dispatch key."""
-
-        def fail(*args: Any, **kwargs: Any) -> Any:
-            raise self.failure()
-
-        for operator in operators:
-            LIBRARY.impl(operator, fail, key)
+    def fail(self, *args: Any, **kwargs: Any) -> Any:
+        """Stands in for a kernel: raises :meth:`failure`."""
+        raise self.failure()
 
 
 def load_cuda(path: Path = CUDA_LIBRARY_PATH) -> NativeLibrary | None:
@@ -105,26 +100,35 @@ def load_cuda(path: Path = CUDA_LIBRARY_PATH) -> NativeLibrary | None:
     return NativeLibrary(path)
 
 
-def implement_cuda(
-    library: NativeLibrary | None, **operators: Callable[..., Any]
-) -> None:
-    """Gives operators their CUDA implementation.
+CPU = NativeLibrary(CPU_LIBRARY_PATH)
+CUDA = load_cuda()
 
-    A loaded library has registered its kernels. One that does not load raises its
-    error at every call: running something slower in its place would hide it.
+
+LIBRARIES: Mapping[str, NativeLibrary | None] = {"CPU": CPU, "CUDA": CUDA}
+
+
+def implement(
+    libraries: Mapping[str, NativeLibrary | None] = LIBRARIES,
+    /,
+    **operators: Callable[..., Any] | None,
+) -> None:
+    """Gives operators their implementation under each dispatch key.
+
+    The kernel that a library has registered serves. A library that does not load raises
+    its error at every call: running something slower in its place would hide it. Where
+    there is no library, the portable form serves (:mod:`s3h_ext.ops.plain`).
 
     Args:
-        library: what :func:`load_cuda` returned.
-        operators: the plain-PyTorch form of each, which serves where no library
-            has a kernel for it.
+        libraries: by dispatch key; None where there is nothing to load.
+        operators: the portable form of each operator; None if it has none.
     """
-    if library is not None and not library.loaded:
-        library.implement_failure(*operators, key="CUDA")
-        return
     has_kernel: Any = torch._C._dispatch_has_kernel_for_dispatch_key
-    for name, plain in operators.items():
-        if not has_kernel(f"s3h::{name}", "CUDA"):
-            LIBRARY.impl(name, plain, "CUDA")
+    for key, library in libraries.items():
+        for name, plain in operators.items():
+            if library is not None and not library.loaded:
+                LIBRARY.impl(name, library.fail, key)
+            elif plain is not None and not has_kernel(f"s3h::{name}", key):
+                LIBRARY.impl(name, plain, key)
 
 
 def count_changes(*operators: str) -> None:

@@ -13,8 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from s3h_ext.ops._library import LIBRARY, implement_cuda, registry
-from s3h_ext.ops.similarity import CPU, CUDA
+from s3h_ext.ops._library import LIBRARY, implement, registry
 
 __all__ = ["Operation", "augment_images"]
 
@@ -127,7 +126,5 @@ def _fake(images: Tensor, operations: Tensor, *arguments: Any) -> Tensor:
     return images.new_empty(operations.shape[0], *images.shape[1:])
 
 
-if not CPU.loaded:
-    CPU.implement_failure("augment_images", key="CPU")
-implement_cuda(CUDA, augment_images=_on_the_host)
+implement(augment_images=_on_the_host)
 registry.register_fake("s3h::augment_images", _fake, lib=LIBRARY)

@@ -14,12 +14,12 @@ from torch import Tensor
 from s3h_ext.ops._arguments import (
     check_integers,
     check_matrices,
+    compute_dtype,
     meet_under_autocast,
     refuse_forward_mode,
 )
-from s3h_ext.ops._library import LIBRARY, implement_cuda, registry
-from s3h_ext.ops.reference import compute_dtype
-from s3h_ext.ops.similarity import CPU, CUDA
+from s3h_ext.ops._library import LIBRARY, implement, registry
+from s3h_ext.ops.plain import class_sums as plain
 
 _ARGUMENTS = (
     "Tensor queries, Tensor? keys, Tensor query_classes, Tensor? key_classes, "
@@ -89,69 +89,6 @@ def class_sum_dots(
     )
 
 
-def _sums(rows: Tensor, classes: Tensor, num_classes: int) -> Tensor:
-    """Returns class sums ``[num_classes + 1, D]``; the last one takes no class."""
-    sums = rows.new_zeros(num_classes + 1, rows.shape[1])
-    return sums.index_add_(0, _place(classes, num_classes), rows)
-
-
-def _place(classes: Tensor, num_classes: int) -> Tensor:
-    classes = classes.long()  # the number may be beyond a smaller type's range
-    inside = (classes >= 0) & (classes < num_classes)
-    return torch.where(inside, classes, num_classes)
-
-
-def _forward_plain(
-    queries: Tensor,
-    keys: Tensor | None,
-    query_classes: Tensor,
-    key_classes: Tensor | None,
-    num_classes: int,
-) -> Tensor:
-    queries = queries.to(compute_dtype(queries.dtype))
-    place = _place(query_classes, num_classes)
-    if keys is None or key_classes is None:
-        sums = _sums(queries, query_classes, num_classes)
-        others = sums.index_select(0, place) - queries
-    else:
-        sums = _sums(keys.to(queries.dtype), key_classes, num_classes)
-        others = sums.index_select(0, place)
-    dots = (queries * others).sum(dim=1)
-    return torch.where(place < num_classes, dots, 0)
-
-
-def _backward_plain(
-    grad: Tensor,
-    queries: Tensor,
-    keys: Tensor | None,
-    query_classes: Tensor,
-    key_classes: Tensor | None,
-    num_classes: int,
-    need_queries: bool,
-    need_keys: bool,
-) -> tuple[Tensor, Tensor]:
-    stored = queries.dtype
-    queries = queries.to(compute_dtype(stored))
-    place = _place(query_classes, num_classes)
-    grad = torch.where(place < num_classes, grad, 0)[:, None]
-    weighted = _sums(grad * queries, query_classes, num_classes)
-    weighted[num_classes] = 0
-    if keys is None or key_classes is None:
-        sums = _sums(queries, query_classes, num_classes)
-        grad_queries = grad * (sums.index_select(0, place) - 2 * queries)
-        grad_queries += weighted.index_select(0, place)
-        return grad_queries.to(stored), queries.new_empty(0, queries.shape[1]).to(
-            stored
-        )
-    sums = _sums(keys.to(queries.dtype), key_classes, num_classes)
-    grad_queries = grad * sums.index_select(0, place)
-    grad_keys = weighted.index_select(0, _place(key_classes, num_classes))
-    return (
-        grad_queries[: queries.shape[0] if need_queries else 0].to(stored),
-        grad_keys[: keys.shape[0] if need_keys else 0].to(stored),
-    )
-
-
 def _fake_forward(queries: Tensor, *args: Any) -> Tensor:
     return queries.new_empty(queries.shape[0], dtype=compute_dtype(queries.dtype))
 
@@ -201,10 +138,9 @@ def _refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
     )
 
 
-if not CPU.loaded:
-    CPU.implement_failure("class_sum_dots", "class_sum_dots_backward", key="CPU")
-implement_cuda(
-    CUDA, class_sum_dots=_forward_plain, class_sum_dots_backward=_backward_plain
+implement(
+    class_sum_dots=plain.class_sum_dots,
+    class_sum_dots_backward=plain.class_sum_dots_backward,
 )
 registry.register_fake("s3h::class_sum_dots", _fake_forward, lib=LIBRARY)
 registry.register_fake("s3h::class_sum_dots_backward", _fake_backward, lib=LIBRARY)

@@ -19,10 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from s3h_ext.ops import reference_prototypes
 from s3h_ext.ops._arguments import check_integers
-from s3h_ext.ops._library import LIBRARY, count_changes, implement_cuda, registry
-from s3h_ext.ops.similarity import CPU, CUDA
+from s3h_ext.ops._library import LIBRARY, count_changes, implement, registry
+from s3h_ext.ops.plain import prototypes as plain
 
 Metric = Literal["euclidean", "cosine"]
 
@@ -347,28 +346,6 @@ def update_prototypes_(
     return assignments
 
 
-def _accumulate_plain(
-    features: Tensor,
-    labels: Tensor,
-    prototypes: Tensor,
-    masses: Tensor,
-    offsets: Tensor,
-    sums: Tensor,
-    counts: Tensor,
-    distortions: Tensor,
-    far_distances: Tensor,
-    far_features: Tensor,
-    cosine: bool,
-) -> Tensor:
-    assignments, *results = reference_prototypes.accumulate_prototypes(
-        features, labels, prototypes, masses, offsets, cosine
-    )
-    outputs = (sums, counts, distortions, far_distances, far_features)
-    for output, result in zip(outputs, results, strict=True):
-        output.copy_(result)
-    return assignments
-
-
 def _fake_accumulate(features: Tensor, labels: Tensor, *rest: Any) -> Tensor:
     return labels.new_empty(features.shape[0], dtype=torch.int64)
 
@@ -377,43 +354,10 @@ def _fake_apply(*arguments: Any) -> None:
     return None
 
 
-def _update_in_two(
-    features: Tensor,
-    labels: Tensor,
-    prototypes: Tensor,
-    sums: Tensor,
-    masses: Tensor,
-    offsets: Tensor,
-    momentum: float,
-    expire_below: float,
-    cosine: bool,
-) -> Tensor:
-    metric: Metric = "cosine" if cosine else "euclidean"
-    update = accumulate_prototypes(
-        features, labels, prototypes, masses, offsets, metric=metric
-    )
-    apply_prototypes_(
-        prototypes,
-        sums,
-        masses,
-        offsets,
-        update,
-        metric=metric,
-        momentum=momentum,
-        expire_below=expire_below,
-    )
-    return update.assignments
-
-
-if not CPU.loaded:
-    CPU.implement_failure(
-        "accumulate_prototypes", "apply_prototypes_", "update_prototypes_", key="CPU"
-    )
-implement_cuda(
-    CUDA,
-    accumulate_prototypes=_accumulate_plain,
-    apply_prototypes_=reference_prototypes.apply_prototypes_,
-    update_prototypes_=_update_in_two,
+implement(
+    accumulate_prototypes=plain.accumulate_prototypes,
+    apply_prototypes_=plain.apply_prototypes_,
+    update_prototypes_=plain.update_prototypes_,
 )
 registry.register_fake("s3h::accumulate_prototypes", _fake_accumulate, lib=LIBRARY)
 registry.register_fake("s3h::apply_prototypes_", _fake_apply, lib=LIBRARY)

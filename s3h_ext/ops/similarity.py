@@ -13,23 +13,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from s3h_ext.ops import reference
 from s3h_ext.ops._arguments import (
     check_bias,
     check_integers,
     check_matrices,
     check_temperature,
+    compute_dtype,
     meet_under_autocast,
     refuse_forward_mode,
 )
-from s3h_ext.ops._library import (
-    CPU_LIBRARY_PATH,
-    LIBRARY,
-    NativeLibrary,
-    implement_cuda,
-    load_cuda,
-    registry,
-)
+from s3h_ext.ops._library import LIBRARY, implement, registry
+from s3h_ext.ops.plain import similarity as plain
 
 _ARGUMENTS = (
     "Tensor queries, Tensor? keys, float temperature, Tensor? key_bias, "
@@ -48,16 +42,9 @@ LIBRARY.define(
     "bool deterministic, bool allow_tf32) -> (Tensor, Tensor)"
 )
 
-CPU = NativeLibrary(CPU_LIBRARY_PATH)
-if not CPU.loaded:
-    CPU.implement_failure(
-        "similarity_logsumexp", "similarity_logsumexp_backward", key="CPU"
-    )
-CUDA = load_cuda()
-implement_cuda(
-    CUDA,
-    similarity_logsumexp=reference.similarity_logsumexp_chunked,
-    similarity_logsumexp_backward=reference.similarity_logsumexp_chunked_backward,
+implement(
+    similarity_logsumexp=plain.similarity_logsumexp,
+    similarity_logsumexp_backward=plain.similarity_logsumexp_backward,
 )
 
 
@@ -182,7 +169,7 @@ _allow_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def _fake_forward(queries: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     rows = queries.shape[0]
-    dtype = reference.compute_dtype(queries.dtype)
+    dtype = compute_dtype(queries.dtype)
     kept = dtype == torch.float32 and queries.device.type == "cpu"
     return (
         queries.new_empty(rows, dtype=dtype),

@@ -17,11 +17,10 @@ from s3h_ext.ops._arguments import (
     check_integers,
     check_matrices,
     check_temperature,
+    compute_dtype,
     refuse_forward_mode,
 )
-from s3h_ext.ops._library import LIBRARY, registry
-from s3h_ext.ops.reference import compute_dtype
-from s3h_ext.ops.similarity import CPU
+from s3h_ext.ops._library import LIBRARY, implement, registry
 
 _ARGUMENTS = (
     "Tensor features, Tensor labels, float temperature, int num_classes, "
@@ -148,8 +147,7 @@ def _refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
     )
 
 
-if not CPU.loaded:
-    CPU.implement_failure("supcon", "supcon_backward", key="CPU")
+implement(supcon=None, supcon_backward=None)
 registry.register_fake("s3h::supcon", _fake_forward, lib=LIBRARY)
 registry.register_fake("s3h::supcon_backward", _fake_backward, lib=LIBRARY)
 registry.register_autograd(

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from s3h_ext.ops._library import LIBRARY, implement_cuda, registry
-from s3h_ext.ops.similarity import CPU, CUDA
-from s3h_ext.ops.view_boxes_plain import sample_view_boxes_plain
+from s3h_ext.ops._library import LIBRARY, implement, registry
+from s3h_ext.ops.plain import view_boxes as plain
 from s3h_ext.ops.view_constraints import Constraint, Crop, as_constraint
 
 __all__ = ["ViewBoxes", "sample_view_boxes"]
@@ -156,7 +155,5 @@ def _fake(sizes: Tensor, sample_index: Tensor, *args: Any) -> tuple[Tensor, Tens
     )
 
 
-if not CPU.loaded:
-    CPU.implement_failure("sample_view_boxes", key="CPU")
-implement_cuda(CUDA, sample_view_boxes=sample_view_boxes_plain)
+implement(sample_view_boxes=plain.sample_view_boxes)
 registry.register_fake("s3h::sample_view_boxes", _fake, lib=LIBRARY)

@@ -9,10 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from s3h_ext.ops._library import LIBRARY, implement_cuda, registry
+from s3h_ext.ops._library import LIBRARY, implement, registry
 from s3h_ext.ops.patches import Patches
-from s3h_ext.ops.reference_views import render_views_plain
-from s3h_ext.ops.similarity import CPU, CUDA
+from s3h_ext.ops.plain import views as plain
 
 __all__ = ["Patches", "render_views"]
 
@@ -201,7 +200,5 @@ def _fake(
     return image.new_empty((views, height, width, len(mean)), dtype=dtype)
 
 
-if not CPU.loaded:
-    CPU.implement_failure("render_views", key="CPU")
-implement_cuda(CUDA, render_views=render_views_plain)
+implement(render_views=plain.render_views)
 registry.register_fake("s3h::render_views", _fake, lib=LIBRARY)

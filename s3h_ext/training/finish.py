@@ -12,7 +12,7 @@ import torch
 
 from s3h_ext import __version__
 from s3h_ext.data import Batch, LongTailDataset
-from s3h_ext.data.dataset import DATASETS
+from s3h_ext.data.load import DATASETS
 from s3h_ext.report.analysis import try_analysis
 from s3h_ext.report.evaluation_files import write_evaluation
 from s3h_ext.report.metrics import FEW_BELOW, MANY_ABOVE, Evaluation

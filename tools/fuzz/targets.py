@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from s3h_ext.data.sets.archives import ArchiveError, read_archive
+from s3h_ext.data.sets.archive import ArchiveError
+from s3h_ext.data.sets.cifar import read_archive
 from s3h_ext.runs.checkpoint import (
     FORMAT,
     CheckpointError,

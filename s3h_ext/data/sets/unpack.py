@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
-from s3h_ext.data.sets.archives import ArchiveError
+from s3h_ext.data.sets.archive import ArchiveError
 
 __all__ = ["unpack"]
 

@@ -1,5 +1,4 @@
-// The body of csrc/cpu/similarity_tiles.h for one instruction set: included by
-// one small source file each, which names the table S3H_TABLE.
+// Compiled once per instruction set, see level.h.
 //
 // Micro-tile: kRows x kVecs vectors of accumulators (AVX-512: 8 x 3 of 16
 // lanes, 24 of the 32 registers; AVX2 and baseline: 4 x 3, 12 of 16). Per step
@@ -12,9 +11,10 @@
 // its own running maximum, merged by the caller; a row costs one exponential
 // more per micro-tile, and symmetric column sums need a second set.
 #include "similarity_tiles.h"
+
 #include "vec.h"
 
-namespace s3h::cpu {
+namespace s3h::cpu::S3H_LEVEL {
 namespace {
 
 #if defined(__AVX512F__)
@@ -60,7 +60,7 @@ S3H_INLINE void dot_products(const float* rows, const float* columns,
   }
 }
 
-#if defined(S3H_BF16_PAIRS)
+#if defined(__AVX512BF16__)
 constexpr bool kPairs = true;
 #else
 constexpr bool kPairs = false;
@@ -192,7 +192,7 @@ void forward_exact(const Tile& t) {
 // broadcasts from.
 S3H_INLINE void keep_gradient(const Tile& t, int64_t row, int64_t column,
                               const Vec (&g)[kRows][kVecs]) {
-#if defined(S3H_BF16_PAIRS)
+#if defined(__AVX512BF16__)
   // As queries' side: neighbours in a row make a pair. As keys' side:
   // neighbours in a column do, interleaved from two rows.
   alignas(64) static constexpr uint16_t kInterleave[32] = {
@@ -406,8 +406,8 @@ void apply(const Apply& a) {
 
 }  // namespace
 
-const TileKernels S3H_TABLE = {
+const TileKernels kTiles = {
     kLanes, kPanel, kPairs, &forward, &backward, &apply,
 };
 
-}  // namespace s3h::cpu
+}  // namespace s3h::cpu::S3H_LEVEL

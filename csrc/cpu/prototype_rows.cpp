@@ -1,6 +1,4 @@
-// The body of csrc/cpu/prototype_rows.h for one instruction set: included by
-// one small source file each, which names the tables S3H_FLOAT_TABLE and
-// S3H_DOUBLE_TABLE.
+// Compiled once per instruction set, see level.h.
 //
 // A feature is read once for four prototypes, each with vectors of partial
 // sums of its own, so that four chains of multiply-adds are under way. The
@@ -12,9 +10,10 @@
 #include <immintrin.h>
 #endif
 
+#include "level.h"
 #include "prototype_rows.h"
 
-namespace s3h::cpu {
+namespace s3h::cpu::S3H_LEVEL {
 namespace {
 
 #if defined(__AVX512F__)
@@ -183,13 +182,14 @@ void scale_into(const T* x, T scale, int64_t depth, T* to) {
   fill(to, depth, [=](int64_t d, auto at) { return scale * at(x + d); });
 }
 
-#undef S3H_INLINE
+template <typename T>
+constexpr PrototypeRows<T> table() {
+  return {nearest<T>, squares<T>, add<T>, decay<T>, scale_into<T>};
+}
 
 }  // namespace
 
-#define S3H_TABLE(T) {nearest<T>, squares<T>, add<T>, decay<T>, scale_into<T>}
-const PrototypeRows<float> S3H_FLOAT_TABLE = S3H_TABLE(float);
-const PrototypeRows<double> S3H_DOUBLE_TABLE = S3H_TABLE(double);
-#undef S3H_TABLE
+const PrototypeRows<float> kFloatRows = table<float>();
+const PrototypeRows<double> kDoubleRows = table<double>();
 
-}  // namespace s3h::cpu
+}  // namespace s3h::cpu::S3H_LEVEL

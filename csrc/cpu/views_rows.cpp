@@ -1,4 +1,4 @@
-// The bodies behind RowKernels, compiled once per instruction set.
+// Compiled once per instruction set, see level.h.
 //
 // resize: four outputs at a time. With AVX2 a 16-byte load holds an output's
 // first four taps in three interleaved channels; a byte shuffle pairs
@@ -18,7 +18,7 @@
 #include "vec.h"
 #include "views_rows.h"
 
-namespace s3h::cpu {
+namespace s3h::cpu::S3H_LEVEL {
 namespace {
 
 static_assert(kPlaneStep % kLanes == 0);
@@ -316,7 +316,7 @@ void finish(const RowFinish& f, const float* const* rows, const float* weights,
 
 }  // namespace
 
-const RowKernels S3H_TABLE = {
+const RowKernels kRows = {
 #if defined(__AVX2__)
     true,
 #else
@@ -327,4 +327,4 @@ const RowKernels S3H_TABLE = {
     &finish,
 };
 
-}  // namespace s3h::cpu
+}  // namespace s3h::cpu::S3H_LEVEL

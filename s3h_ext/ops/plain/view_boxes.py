@@ -1,4 +1,4 @@
-"""View boxes in tensor operations: the tests' oracle, and what runs without a kernel.
+"""Boxes of views, drawn by address.
 
 The same draws, the same float64 operations in the same order as csrc/common/boxes.h,
 so the same bits, on every device. What that rests on: eager PyTorch rounds after every
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from s3h_ext.ops.philox import philox4x32
 
-__all__ = ["sample_view_boxes_plain"]
+__all__ = ["sample_view_boxes"]
 
 _TOP, _LEFT, _CELL, _FIRST_TRY = 1, 2, 9, 12
 _BLOCKS_PER_ATTEMPT = 1 << 16
@@ -71,7 +71,7 @@ class _Views:
         return (stacked >> 8).to(torch.float64).mul_(2.0**-24)
 
 
-def sample_view_boxes_plain(
+def sample_view_boxes(
     sizes: Tensor,
     sample_index: Tensor,
     view: Tensor,
@@ -80,7 +80,7 @@ def sample_view_boxes_plain(
     epoch: int,
     stream: int,
 ) -> tuple[Tensor, Tensor]:
-    """Draws boxes; the operator ``s3h::sample_view_boxes`` in tensor operations.
+    """The operator ``s3h::sample_view_boxes``.
 
     Args:
         sizes: int64 ``[N, 2]`` or ``[1, 2]``, height and width.

@@ -1,17 +1,25 @@
-"""Plain-PyTorch forms of the prototype operations: oracle, and portable kernels.
+"""Clustering inside classes by moving averages.
 
-float64-able, without a copy to the host, in O(N + S D) memory beside a chunk of fixed
-size. They form the distances to all S prototypes and so do C times the work.
+Nothing is copied to the host, and memory is O(N + S D) beside a chunk of fixed size.
+The distances to all S prototypes are formed, C times the work of the kernels.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from s3h_ext.ops.reference import compute_dtype, outside_autocast
+from s3h_ext.ops._arguments import compute_dtype, outside_autocast
+
+__all__ = [
+    "accumulate",
+    "accumulate_prototypes",
+    "apply_prototypes_",
+    "update_prototypes_",
+]
 
 _CHUNK_ELEMENTS = 1 << 22
 # As in csrc/cpu/prototypes.cpp.
@@ -52,7 +60,7 @@ def _nearest(
 
 
 @outside_autocast
-def accumulate_prototypes(
+def accumulate(
     features: Tensor,
     labels: Tensor,
     prototypes: Tensor,
@@ -60,7 +68,7 @@ def accumulate_prototypes(
     offsets: Tensor,
     cosine: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Assigns and adds up; arguments and results as in the operation's schema."""
+    """Assigns and adds up; returns what the operator writes into its arguments."""
     count, depth = features.shape
     rows, classes = len(prototypes), len(offsets) - 1
     features = features.to(compute_dtype(features.dtype))
@@ -116,6 +124,29 @@ def accumulate_prototypes(
     )
 
 
+def accumulate_prototypes(
+    features: Tensor,
+    labels: Tensor,
+    prototypes: Tensor,
+    masses: Tensor,
+    offsets: Tensor,
+    sums: Tensor,
+    counts: Tensor,
+    distortions: Tensor,
+    far_distances: Tensor,
+    far_features: Tensor,
+    cosine: bool,
+) -> Tensor:
+    """The operator ``s3h::accumulate_prototypes``."""
+    assignments, *results = accumulate(
+        features, labels, prototypes, masses, offsets, cosine
+    )
+    outputs = (sums, counts, distortions, far_distances, far_features)
+    for output, result in zip(outputs, results, strict=True):
+        output.copy_(result)
+    return assignments
+
+
 def apply_prototypes_(
     prototypes: Tensor,
     sums: Tensor,
@@ -129,7 +160,7 @@ def apply_prototypes_(
     expire_below: float,
     cosine: bool,
 ) -> None:
-    """Takes a batch in; arguments as in the operation's schema."""
+    """The operator ``s3h::apply_prototypes_``."""
     rows, classes = len(prototypes), len(offsets) - 1
     if not classes:
         return
@@ -178,3 +209,40 @@ def apply_prototypes_(
     prototypes.copy_(moved(halves, updated))
     sums.copy_(new_sums)
     masses.copy_(new_masses)
+
+
+def update_prototypes_(
+    features: Tensor,
+    labels: Tensor,
+    prototypes: Tensor,
+    sums: Tensor,
+    masses: Tensor,
+    offsets: Tensor,
+    momentum: float,
+    expire_below: float,
+    cosine: bool,
+) -> Tensor:
+    """The operator ``s3h::update_prototypes_``, by the other two operators."""
+    classes, depth = offsets.shape[0] - 1, prototypes.shape[1]
+    batch_sums, counts, distortions = map(torch.empty_like, (sums, masses, masses))
+    far_distances = prototypes.new_empty(classes)
+    far_features = prototypes.new_empty(classes, depth)
+    batch = (batch_sums, counts, distortions, far_distances, far_features)
+    operators: Any = torch.ops.s3h
+    assignments: Tensor = operators.accumulate_prototypes(
+        features, labels, prototypes, masses, offsets, *batch, cosine
+    )
+    operators.apply_prototypes_(
+        prototypes,
+        sums,
+        masses,
+        offsets,
+        batch_sums,
+        counts,
+        distortions,
+        far_features,
+        momentum,
+        expire_below,
+        cosine,
+    )
+    return assignments

@@ -1,0 +1,24 @@
+// How the kernels of losses and prototypes run their work.
+#pragma once
+
+#include "flush_denormals.h"
+#include "threads.h"
+
+namespace s3h::cpu {
+
+// Calls `body` on sub-ranges that cover [0, count), all on the calling thread
+// if `serial`, and with denormals as zeros: each operation on one takes some
+// hundred cycles, and neither a loss nor a gradient has a use for them.
+inline void run_ranges(const Threads& threads, int64_t count, bool serial,
+                       const RangeFunction& body) {
+  const RangeFunction flushed = [&](int64_t begin, int64_t end) {
+    const FlushDenormals flush;
+    body(begin, end);
+  };
+  if (serial)
+    flushed(0, count);
+  else
+    threads.parallel_for(0, count, flushed);
+}
+
+}  // namespace s3h::cpu

@@ -1,2 +1,0 @@
-#define S3H_TABLE kTilesAvx512
-#include "similarity_tiles.inc"

@@ -1,2 +1,0 @@
-#define S3H_TABLE kTilesBaseline
-#include "similarity_tiles.inc"

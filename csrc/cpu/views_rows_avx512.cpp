@@ -1,2 +1,0 @@
-#define S3H_TABLE kRowsAvx512
-#include "views_rows.inc"

@@ -1,2 +1,0 @@
-#define S3H_TABLE kRowsBaseline
-#include "views_rows.inc"
