@@ -1,6 +1,7 @@
 """Recorded steps against the same steps run one by one."""
 
 import importlib.util
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +121,31 @@ def test_a_recorded_run_goes_on_where_it_stopped(tmp_path, recorded):
     rest = build(tmp_path / "parts", *arguments, resume=True)
     rest.fit()
     assert rest.state.epochs_done == 3
+    assert_same(rest, whole, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["drw", "s3h-cosine", "cws-psc"])
+def test_what_follows_the_progress_is_there_after_a_stop_inside_an_epoch(
+    name, tmp_path
+):
+    arguments = [*METHODS[name].split(), "--eval_every", "3"]
+    whole = build(tmp_path / "whole", *arguments)
+    whole.fit()
+    stopped = build(tmp_path / "parts", *arguments)
+    after_step, steps = stopped.method.after_step, []
+
+    def stop_in_the_last_epoch():
+        after_step()
+        steps.append(1)
+        if len(steps) == 2 * stopped.source.steps_per_epoch + 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    stopped.method.after_step = stop_in_the_last_epoch
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit()
+    rest = build(tmp_path / "parts", *arguments, resume=True)
+    assert rest.state.unfinished_epoch["steps"] == 2
+    rest.fit()
     assert_same(rest, whole, rtol=0, atol=0)
 
 

@@ -42,9 +42,11 @@ class JointBatchNorm(_BatchNorm):
         variance = add(centred.square().sum(axes)) / count
         if self.track_running_stats and self.running_mean is not None:
             assert self.running_var is not None
+            assert self.num_batches_tracked is not None
             assert self.momentum is not None
             unbiased = variance * (count / (count - 1))
             with torch.no_grad():
+                self.num_batches_tracked.add_(1)
                 for running, new in (
                     (self.running_mean, mean),
                     (self.running_var, unbiased),

@@ -26,6 +26,7 @@ from s3h_ext.report.metrics import Evaluation
 from s3h_ext.runs.card import read_card, write_card
 from s3h_ext.runs.checkpoint import (
     CheckpointError,
+    latest_checkpoint,
     rng_state,
     save_checkpoint,
     set_rng_state,
@@ -42,7 +43,7 @@ from s3h_ext.training.meter import EpochMeter
 from s3h_ext.training.optimizer import build_optimizer, optimizer_state
 from s3h_ext.training.reading import LeftOut, read_once
 from s3h_ext.training.recording import Replayer, choose_recorder
-from s3h_ext.training.state import RunState, check_card, find_checkpoint
+from s3h_ext.training.state import RunState, check_card, check_together
 from s3h_ext.training.step import TrainingStep
 
 __all__ = ["TrainingRun"]
@@ -76,7 +77,9 @@ class TrainingRun:
         self.precision = resolve_precision(config.precision, self.device)
         checkpoint = None
         if resume:
-            checkpoint = find_checkpoint(self.folder, config, self.precision, world)
+            checkpoint = latest_checkpoint(self.folder, config.dump(), self.precision)
+            # Before the processes do anything else together.
+            check_together(world, checkpoint and checkpoint[1], self.folder)
         self.state = RunState()
         data = config.data
         self.feed = Feed(data.source, data.workers, data.unreadable)

@@ -1,20 +1,18 @@
-"""How far a run has come, and from which checkpoint it goes on."""
+"""How far a run has come, and what must hold for it to go on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from s3h_ext.data import LongTailDataset
 from s3h_ext.runs.card import DatasetCard, read_card
-from s3h_ext.runs.checkpoint import CheckpointError, latest_checkpoint
-from s3h_ext.runs.config import TrainConfig
+from s3h_ext.runs.checkpoint import CheckpointError
 from s3h_ext.runs.folder import RunFolder
 from s3h_ext.training.distributed import World
 
-__all__ = ["RunState", "check_card", "check_together", "find_checkpoint"]
+__all__ = ["RunState", "check_card", "check_together"]
 
 
 @dataclass
@@ -48,20 +46,6 @@ class RunState:
         """Return the steps of whole epochs and those of an interrupted one."""
         steps: int = self.unfinished_epoch["steps"] if self.unfinished_epoch else 0
         return per_epoch * self.epochs_done + steps
-
-
-def find_checkpoint(
-    folder: RunFolder, config: TrainConfig, precision: str, world: World
-) -> tuple[Path, dict[str, Any]] | None:
-    """Return the checkpoint that all processes go on from; ``None`` without any.
-
-    Raises:
-        CheckpointError: none of them can be used, or some process finds another one.
-    """
-    found = latest_checkpoint(folder, config.dump(), precision)
-    # Before the processes do anything else together.
-    check_together(world, found and found[1], folder)
-    return found
 
 
 def check_together(
