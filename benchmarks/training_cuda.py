@@ -152,7 +152,7 @@ class Run:
     def checkpoint(self) -> float:
         def once() -> float:
             start = time.perf_counter()
-            self.trainer._save()
+            self.trainer.save()
             return time.perf_counter() - start
 
         return statistics.median(once() for _ in range(3))

@@ -23,8 +23,8 @@ from s3h_ext.text import printable
 from s3h_ext.training.distributed import (
     LostProcessError,
     World,
+    exit_process,
     join_world,
-    leave,
 )
 from s3h_ext.training.finite import DivergedError
 from s3h_ext.training.trainer import Trainer
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         CPU.require()
         config, resume = parse_options(arguments)
         world = join_world(config.device, config.distributed)
-        with world.watched():
+        with world.report_lost_peers():
             output = world.broadcast(output_folder(config, resume))
             trainer = Trainer(config, output, resume=resume, world=world)
     except (
@@ -113,9 +113,9 @@ def _announce(trainer: Trainer) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     for line in (*class_lines(trainer.dataset), *trainer.dataset.notes):
         print(printable(line), file=sys.stderr)
-    if trainer.epochs_done:
-        print(f"going on after epoch {trainer.epochs_done}", file=sys.stderr)
+    if trainer.state.epochs_done:
+        print(f"going on after epoch {trainer.state.epochs_done}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

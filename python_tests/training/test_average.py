@@ -10,7 +10,7 @@ from s3h_ext.runs.checkpoint import CheckpointError, checkpoint_paths
 from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.loading import load_run
 from s3h_ext.runs.options import OptionError, parse_options
-from s3h_ext.training import trainer as trainer_module
+from s3h_ext.training import run as run_module
 from s3h_ext.training.runlog import SilentLog
 from s3h_ext.training.trainer import Trainer
 
@@ -68,7 +68,7 @@ def test_the_average_is_its_definition_and_training_does_not_know_it(
     tmp_path, monkeypatch, method, recorded
 ):
     if recorded:
-        monkeypatch.setattr(trainer_module, "choose_recorder", lambda *_: Tape())
+        monkeypatch.setattr(run_module, "choose_recorder", lambda *_: Tape())
     trainer = build(tmp_path / "averaged", *method, *EMA)
     history = watched(trainer)
     assert len(history) == 2 * trainer.source.steps_per_epoch
@@ -164,7 +164,7 @@ def test_resume_inside_an_epoch_gives_the_same_bits(tmp_path, method):
     with pytest.raises(KeyboardInterrupt):
         stopped._epoch(1, SilentLog(), Stop())
     resumed = build(tmp_path / "parts", *arguments, "--epochs", "2", resume=True)
-    assert resumed.unfinished_epoch["steps"] == 2
+    assert resumed.state.unfinished_epoch["steps"] == 2
     again = resumed.fit()
     for name in ("top1", "macro_f1", "calibration_error", "best_top1"):
         assert again[name] == summary[name]

@@ -177,20 +177,20 @@ def test_worlds_without_others(monkeypatch):
 
 
 def test_other_errors_pass_as_they_are():
-    with pytest.raises(RuntimeError, match="shapes"), World(0, 2).watched():
+    with pytest.raises(RuntimeError, match="shapes"), World(0, 2).report_lost_peers():
         raise RuntimeError("shapes do not fit")
 
 
 LEAVE = """
 import sys
 import torch.distributed as dist
-from s3h_ext.training.distributed import leave
+from s3h_ext.training.distributed import exit_process
 
 if sys.argv[1] == "joined":
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 sys.stdout.write("said")
 try:
-    leave(int(sys.argv[2]))
+    exit_process(int(sys.argv[2]))
 finally:
     print(" orderly")
 """

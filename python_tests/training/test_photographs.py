@@ -47,7 +47,7 @@ def root(tmp_path_factory):
 
 
 def test_a_run_says_what_it_was_fed_and_what_it_left_out(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("s3h_ext.training.leaving.try_report", lambda folder: None)
+    monkeypatch.setattr("s3h_ext.training.finish.try_report", lambda folder: None)
     bad = grow_bad(grow(tmp_path / "set", (30, 11)))
     folder = tmp_path / "run"
     cws = (
@@ -307,7 +307,7 @@ def test_a_run_that_met_an_unreadable_file_goes_on_without_it(tmp_path, capsys):
     bad = root / "train" / "class 0" / "000.jpg"
 
     def spoil(method):
-        if trainer.epochs_done == 1:
+        if trainer.state.epochs_done == 1:
             bad.write_bytes(b"")
 
     trainer.method.after_step = spoil.__get__(trainer.method)

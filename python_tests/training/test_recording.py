@@ -1,6 +1,7 @@
 """Recorded steps against the same steps run one by one."""
 
 import importlib.util
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import torch
 
 from s3h_ext.data import load_dataset
 from s3h_ext.runs.options import parse_options
-from s3h_ext.training import trainer as trainer_module
+from s3h_ext.training import run as run_module
 from s3h_ext.training.recording import CudaGraphs, Replayer, choose_recorder
+from s3h_ext.training.runlog import SilentLog
 from s3h_ext.training.trainer import Trainer
 
 spec = importlib.util.spec_from_file_location(
@@ -70,7 +72,7 @@ def run(folder, *arguments):
     trainer = build(folder, *arguments)
     rows = []
     for epoch in range(3):
-        row = trainer.train_epoch(epoch, trainer_module.SilentLog())
+        row = trainer.train_epoch(epoch, SilentLog())
         del row["images_per_second"]
         rows.append({**row, "top1": trainer.evaluate("test").top1})
     return trainer, rows
@@ -80,7 +82,7 @@ def run(folder, *arguments):
 def recorded(monkeypatch):
     """Makes trainers record; returns what they record with."""
     tape = Tape()
-    monkeypatch.setattr(trainer_module, "choose_recorder", lambda *_: tape)
+    monkeypatch.setattr(run_module, "choose_recorder", lambda *_: tape)
     return tape
 
 
@@ -118,19 +120,44 @@ def test_a_recorded_run_goes_on_where_it_stopped(tmp_path, recorded):
     first.fit()
     rest = build(tmp_path / "parts", *arguments, resume=True)
     rest.fit()
-    assert rest.epochs_done == 3
+    assert rest.state.epochs_done == 3
+    assert_same(rest, whole, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["drw", "s3h-cosine", "cws-psc"])
+def test_what_follows_the_progress_is_there_after_a_stop_inside_an_epoch(
+    name, tmp_path
+):
+    arguments = [*METHODS[name].split(), "--eval_every", "3"]
+    whole = build(tmp_path / "whole", *arguments)
+    whole.fit()
+    stopped = build(tmp_path / "parts", *arguments)
+    after_step, steps = stopped.method.after_step, []
+
+    def stop_in_the_last_epoch():
+        after_step()
+        steps.append(1)
+        if len(steps) == 2 * stopped.source.steps_per_epoch + 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    stopped.method.after_step = stop_in_the_last_epoch
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit()
+    rest = build(tmp_path / "parts", *arguments, resume=True)
+    assert rest.state.unfinished_epoch["steps"] == 2
+    rest.fit()
     assert_same(rest, whole, rtol=0, atol=0)
 
 
 def test_a_recorded_run_goes_on_without_recordings(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module, "choose_recorder", lambda *_: Tape())
+        patch.setattr(run_module, "choose_recorder", lambda *_: Tape())
         first = build(tmp_path / "run")
         first.epochs = 1
         first.fit()
     rest = build(tmp_path / "run", resume=True)
     rest.fit()
-    assert rest.epochs_done == 3
+    assert rest.state.epochs_done == 3
     assert all(isinstance(g["lr"], float) for g in rest.optimizer.param_groups)
 
 
@@ -219,7 +246,7 @@ def test_a_graph_replays_on_the_device():
 @pytest.mark.cuda
 def test_recorded_steps_do_not_wait_for_the_device(tmp_path):
     trainer = build(tmp_path / "run", *METHODS["s3h"].split(), "--device", "cuda")
-    log = trainer_module.SilentLog()
+    log = SilentLog()
     trainer.train_epoch(0, log)  # runs, records
     batches = trainer.source.epoch(1)
     first = next(batches)

@@ -12,7 +12,7 @@ from s3h_ext.runs.checkpoint import CheckpointError, load_checkpoint
 from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.options import parse_options
 from s3h_ext.train import main
-from s3h_ext.training.resume import check_together
+from s3h_ext.training.state import check_together
 from s3h_ext.training.trainer import Trainer
 
 QUICK = (
@@ -99,9 +99,9 @@ def test_an_evaluation_that_fails_costs_no_training(tmp_path, monkeypatch):
     assert len(trained) == steps  # those of the second epoch
     for name, value in whole.method.state_dict().items():
         assert torch.equal(value, rest.method.state_dict()[name]), name
-    assert rest.images_trained == whole.images_trained
-    assert [row["loss"] for row in rest.history] == [
-        row["loss"] for row in whole.history
+    assert rest.state.images_trained == whole.state.images_trained
+    assert [row["loss"] for row in rest.state.history] == [
+        row["loss"] for row in whole.state.history
     ]
 
 
@@ -115,7 +115,7 @@ def test_a_second_stage_goes_on_without_its_first(tmp_path, first_stage):
     first.rename(tmp_path / "moved")
     rest = trainer_of(tmp_path / "second", *arguments, resume=True)
     summary = rest.fit()
-    assert rest.epochs_done == 2
+    assert rest.state.epochs_done == 2
     assert summary["first_stage"].startswith("digits-lt/ce (")
     with pytest.raises(CheckpointError, match="init_from: .* holds no sound"):
         trainer_of(tmp_path / "other", *arguments)

@@ -30,8 +30,8 @@ from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.options import parse_options
 from s3h_ext.train import main
 from s3h_ext.training.finite import DivergedError
+from s3h_ext.training.optimizer import learning_rate
 from s3h_ext.training.runlog import SilentLog
-from s3h_ext.training.schedule import learning_rate
 from s3h_ext.training.trainer import Trainer
 
 QUICK = (
@@ -114,7 +114,7 @@ def test_resume_gives_the_bits_of_the_run_that_was_not_stopped(
     evaluate = stopped._evaluate_epoch
 
     def stop_in_the_third_epoch(**options):
-        if stopped.epochs_done == 2:
+        if stopped.state.epochs_done == 2:
             raise KeyboardInterrupt
         return evaluate(**options)
 
@@ -125,8 +125,8 @@ def test_resume_gives_the_bits_of_the_run_that_was_not_stopped(
     assert_same_bits(resumed.method.state_dict(), whole.method.state_dict())
     assert summary["top1"] == whole_summary["top1"]
     strip = ["epoch", "loss", "test_top1"]
-    assert [{k: r[k] for k in strip} for r in resumed.history] == [
-        {k: r[k] for k in strip} for r in whole.history
+    assert [{k: r[k] for k in strip} for r in resumed.state.history] == [
+        {k: r[k] for k in strip} for r in whole.state.history
     ]
 
 
@@ -281,10 +281,10 @@ def test_stopping_inside_an_epoch_keeps_its_numbers(tmp_path, monkeypatch):
     assert (state["epochs_done"], state["unfinished_epoch"]["steps"]) == (0, 3)
     resumed, _ = train(tmp_path / "parts", resume=True)
     assert_same_bits(resumed.method.state_dict(), whole.method.state_dict())
-    assert [row["loss"] for row in resumed.history] == [
-        row["loss"] for row in whole.history
+    assert [row["loss"] for row in resumed.state.history] == [
+        row["loss"] for row in whole.state.history
     ]
-    assert resumed.images_trained == whole.images_trained
+    assert resumed.state.images_trained == whole.state.images_trained
     log = (tmp_path / "parts" / "train.log").read_text()
     lines = [line.split("  ", 1)[1] for line in log.splitlines()]
     assert [line.rsplit(", ", 1)[-1] for line in lines if "from step" in line] == [
@@ -308,12 +308,18 @@ class StopAt:
         self._left -= 1
         return self._left <= 0
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
 
 # One question after each of six steps, one after the epoch.
 @pytest.mark.parametrize(("question", "steps"), [(6, 6), (7, 6), (8, 7)])
 def test_a_stop_at_the_end_of_an_epoch_saves_it(tmp_path, monkeypatch, question, steps):
     monkeypatch.setattr(
-        "s3h_ext.training.trainer.AgreedStop", lambda stop, world: StopAt(question)
+        "s3h_ext.training.trainer.StopRequest", lambda: StopAt(question)
     )
     config, _ = parse_options([*QUICK, "--checkpoint_every", "5"])
     trainer = Trainer(config, tmp_path)
@@ -331,7 +337,7 @@ def test_a_resumed_run_keeps_the_curves_of_all_epochs(tmp_path):
     evaluate = stopped._evaluate_epoch
 
     def stop_in_the_third_epoch(**options):
-        if stopped.epochs_done == 2:
+        if stopped.state.epochs_done == 2:
             raise KeyboardInterrupt
         return evaluate(**options)
 
@@ -426,9 +432,11 @@ def test_a_data_set_of_ones_own_has_the_factor_of_its_counts(tmp_path, name):
 def test_held_out_images_are_what_epochs_are_compared_on(tmp_path):
     trainer, summary = train(tmp_path, "--data.val_fraction", "0.2")
     assert summary["best_split"] == "val"
-    assert summary["val_top1"] == trainer.history[-1]["val_top1"]
-    assert not any(name.startswith("test_") for row in trainer.history for name in row)
-    assert summary["best_top1"] == max(row["val_top1"] for row in trainer.history)
+    assert summary["val_top1"] == trainer.state.history[-1]["val_top1"]
+    assert not any(
+        name.startswith("test_") for row in trainer.state.history for name in row
+    )
+    assert summary["best_top1"] == max(row["val_top1"] for row in trainer.state.history)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
@@ -586,7 +594,7 @@ def test_tau_normalisation_rescales_and_trains_nothing(tmp_path, finished_run):
     weight = finished_run[1].method.model.classifier.weight
     expected = torch.nn.functional.normalize(weight, dim=1)
     torch.testing.assert_close(trainer.method.model.classifier.weight, expected)
-    assert trainer.history[0]["test_top1"] == summary["top1"]
+    assert trainer.state.history[0]["test_top1"] == summary["top1"]
     again, repeated = second(
         tmp_path / "kept",
         finished_run,

@@ -26,7 +26,7 @@ from s3h_ext.ops import gather_rows
 from s3h_ext.runs.config import DistributedConfig
 from s3h_ext.runs.options import parse_options
 from s3h_ext.train import main as train
-from s3h_ext.training.distributed import join_world, leave
+from s3h_ext.training.distributed import exit_process, join_world
 from s3h_ext.training.trainer import Trainer
 
 
@@ -125,8 +125,8 @@ def double_run(folder, name, world=None):
     return {
         "state": {**method.state_dict(), **averages},
         "gradients": gradients,
-        "history": trainer.history,
-        "images": trainer.images_trained,
+        "history": trainer.state.history,
+        "images": trainer.state.images_trained,
     }
 
 
@@ -248,4 +248,4 @@ def main():
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -151,6 +151,20 @@ class RunFolder:
             raise ValueError(f"{self.summary}: expected an object")
         return summary
 
+    def create(self) -> None:
+        """Make the folder where it does not exist.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"output: expected a folder that can be made, got {self}: "
+                f"{error.strerror}"
+            ) from error
+
     def check_free(self) -> None:
         """Refuse a folder that holds a run.
 

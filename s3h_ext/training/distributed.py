@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from s3h_ext.data import Batch, ImageFiles, ImageSet
@@ -24,11 +25,10 @@ from s3h_ext.methods import Method
 from s3h_ext.models.average import WeightAverage
 from s3h_ext.runs.config import DistributedConfig
 from s3h_ext.runs.precision import resolve_device
-from s3h_ext.training.batch_norm import average_statistics, synchronise_batch_norm
-from s3h_ext.training.interrupt import StopRequest
+from s3h_ext.training.batch_norm import synchronise_batch_norm
 from s3h_ext.training.step import Loss
 
-__all__ = ["AgreedStop", "LostProcessError", "World", "join_world", "leave"]
+__all__ = ["LostProcessError", "World", "exit_process", "join_world"]
 
 # PyTorch 2.13 renamed the option and warns of the older name.
 _DDP_OPTIONS = inspect.signature(DistributedDataParallel).parameters
@@ -93,6 +93,10 @@ class World:
         own = self.share(len(images))
         return images.subset(np.arange(own.start, own.stop))
 
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        self.sum(0)
+
     def any(self, flag: bool) -> bool:
         """Return whether ``flag`` is true in some process."""
         return bool(self.sum(int(flag)))
@@ -128,7 +132,7 @@ class World:
             dist.broadcast_object_list(things, src=0, group=self.control)
         return things[0]
 
-    def prepare(
+    def connect(
         self, method: Method, config: DistributedConfig, device: torch.device
     ) -> None:
         """Make a method, built and on its device, one of several processes'."""
@@ -149,25 +153,35 @@ class World:
         loss: Loss = DistributedDataParallel(_Loss(method), **_LOCAL_BUFFERS)
         return loss
 
-    def settle(self, method: Method) -> None:
-        """Make what processes track by themselves the same, to evaluate or save it."""
-        if self.size > 1:
-            average_statistics(method)
+    def average_batch_norm_statistics(
+        self, method: Method, average: WeightAverage | None = None
+    ) -> None:
+        """Average the running statistics of batch norms over the processes.
 
-    def settle_average(self, average: WeightAverage) -> None:
-        """Average the averaged batch-norm statistics over the processes.
+        Each process tracks those of its own parts of the batches; evaluation and
+        checkpoints use these. Nothing changes where they are equal.
 
-        Weights are the same in all of them.
+        Args:
+            method: whose batch norms.
+            average: of its weights, whose averages of the statistics likewise.
         """
-        sums = average.statistics
-        if self.size > 1 and sums:
-            joined = self.mean(torch.cat([each.flatten() for each in sums]))
-            parts = joined.split([each.numel() for each in sums])
-            for each, part in zip(sums, parts, strict=True):
+        tracked = [
+            statistic
+            for norm in method.modules()
+            if isinstance(norm, _BatchNorm)
+            for statistic in (norm.running_mean, norm.running_var)
+            if statistic is not None
+        ]
+        if average is not None:
+            tracked += average.statistics
+        if self.size > 1 and tracked:
+            joined = self.mean(torch.cat([each.flatten() for each in tracked]))
+            parts = joined.split([each.numel() for each in tracked])
+            for each, part in zip(tracked, parts, strict=True):
                 each.copy_(part.view_as(each))
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def report_lost_peers(self) -> Iterator[None]:
         """Turn the errors of a connection that broke into a message that says so.
 
         Raises:
@@ -201,21 +215,6 @@ class _Loss(nn.Module):
         return self.method.loss(batch)
 
 
-class AgreedStop:
-    """A wish to stop that all processes hear of in the same step.
-
-    Asking communicates, so all processes have to ask equally often.
-    """
-
-    def __init__(self, stop: StopRequest, world: World) -> None:
-        self._stop, self._world = stop, world
-
-    @property
-    def requested(self) -> bool:
-        """Whether some process was asked to stop."""
-        return self._world.any(self._stop.requested)
-
-
 def _is_lost(error: RuntimeError) -> bool:
     if isinstance(error, dist.DistError):
         return True
@@ -223,12 +222,11 @@ def _is_lost(error: RuntimeError) -> bool:
     return "gloo" in text or "connection" in text or "nccl" in text
 
 
-def leave(status: int) -> NoReturn:
-    """End the process, in order where nothing went wrong.
+def exit_process(status: int) -> NoReturn:
+    """End the process; after an error without leaving the process group.
 
-    A group that is not destroyed keeps threads, and the C++ library aborts a process
-    that ends with them: its status would be that of the abort. To destroy it may wait
-    for processes that are lost.
+    A live process group keeps threads that abort the interpreter at exit and mask its
+    status; destroying the group could block on peers that have already died.
     """
     if status and dist.is_available() and dist.is_initialized():
         sys.stdout.flush()
@@ -267,7 +265,7 @@ def join_world(device: str, config: DistributedConfig) -> World:
     place = world.device(device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    with world.watched():
+    with world.report_lost_peers():
         if not dist.is_initialized():
             dist.init_process_group(
                 "nccl" if place.type == "cuda" else "gloo", timeout=timeout

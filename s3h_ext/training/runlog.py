@@ -1,4 +1,4 @@
-"""What a run tells: bar, log, ``metrics.csv``, TensorBoard, table, summary."""
+"""The progress of a run: bar, log, ``metrics.csv``, TensorBoard."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from s3h_ext.files import open_to_append, write_text
-from s3h_ext.report.metrics import FEW_BELOW, MANY_ABOVE
 from s3h_ext.report.table_files import format_rows
 from s3h_ext.runs.folder import RunFolder
 from s3h_ext.text import printable
@@ -127,47 +125,3 @@ class SilentLog(RunLog):
 
     def close(self) -> None:
         """Close nothing."""
-
-
-_GROUPS = {
-    "many": f"over {MANY_ABOVE}",
-    "medium": f"{FEW_BELOW} to {MANY_ABOVE}",
-    "few": f"under {FEW_BELOW}",
-}
-
-
-def _empty_groups(summary: Mapping[str, Any]) -> list[str]:
-    """Say why a group of classes has no accuracy."""
-    empty = [
-        f"{sizes} ({name})" for name, sizes in _GROUPS.items() if summary[name] is None
-    ]
-    if not empty:
-        return []
-    return [f"no tested class has {' or '.join(empty)} training images"]
-
-
-def results_table(summary: Mapping[str, Any]) -> str:
-    """Return the closing table of a run as text."""
-
-    def percent(value: float | None) -> str:
-        return "no class" if value is None else f"{value:.2f}"
-
-    names = ("top1", "many", "medium", "few")
-    best = f"best ({summary['best_split']})"
-    header = [*names, best]
-    values = [
-        *(percent(summary[name]) for name in names),
-        percent(summary["best_top1"]),
-    ]
-    widths = [max(len(h), len(v)) for h, v in zip(header, values, strict=True)]
-    lines = [
-        f"{summary['dataset']} (imbalance {summary['imbalance']:g}), "
-        f"{summary['method']}, {summary['epochs']} epochs, seed {summary['seed']}: "
-        f"accuracy in percent on the test split, last epoch",
-        "  ".join(h.rjust(w) for h, w in zip(header, widths, strict=True)),
-        "  ".join(v.rjust(w) for v, w in zip(values, widths, strict=True)),
-        *_empty_groups(summary),
-        f"{summary['seconds']:.0f} s, {summary['images_per_second']:.0f} images/s in "
-        f"training, {summary['precision']} on {summary['device']}",
-    ]
-    return "\n".join(lines)
