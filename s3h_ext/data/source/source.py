@@ -264,6 +264,8 @@ class _StreamOfEpoch:
             ),
             part,
         )
+        if source.resident:  # drawn on the device
+            return batch
         return batch.each(lambda tensor: tensor.to(source.pixels.device))
 
     def draws(self, step: int, images: StepPixels) -> Draws:

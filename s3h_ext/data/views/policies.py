@@ -89,7 +89,7 @@ def _magnitude(
     return 0.0, 0.0
 
 
-# The tables are kept, because copying one to a GPU waits for it, at every step.
+# Cached: copying a table to a GPU would wait for it at every step.
 @lru_cache(maxsize=64)
 def _autoaugment_tables(
     height: int, width: int, device: torch.device
@@ -200,17 +200,7 @@ class RandAugment:
     def describe(
         self, uniforms: Tensor, height: int, width: int
     ) -> tuple[Tensor, Tensor]:
-        """Chooses operations.
-
-        Args:
-            uniforms: float64 ``[..., draws]`` in [0, 1).
-            height: Of the image that the operations are applied to.
-            width: Of that image.
-
-        Returns:
-            Operations, int64 ``[..., count]``, and magnitudes, float64
-            ``[..., count]``.
-        """
+        """Chooses ``count`` operations, see :meth:`AutoAugment.describe`."""
         codes, table = _randaugment_tables(
             self.magnitude / 30, height, width, uniforms.device
         )
