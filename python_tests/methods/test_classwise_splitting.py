@@ -92,6 +92,21 @@ def test_it_wraps_every_classifier_method(dataset, name):
     assert method.model.classifier.weight.grad.abs().sum(dim=1).gt(0).all()
 
 
+class OnItsOwnNetwork(Baseline):
+    def build(self, model, dataset):
+        super().build(build_model("resnet20", 3), dataset)
+
+
+def test_it_splits_the_network_that_the_wrapped_method_brings(dataset):
+    method = ClasswiseSplitting(OnItsOwnNetwork(), images_per_row=5, split_from=0)
+    other = build_model("resnet20", 3)
+    method.build(other, dataset)
+    assert np.isfinite(train(method, steps=1)).all()
+    assert method.model is method.inner.model
+    assert method.model.classifier.active
+    assert isinstance(other.classifier, LinearClassifier)
+
+
 @pytest.mark.parametrize("mapping", ["logsumexp", "max"])
 def test_loss_is_its_equation(dataset, mapping):
     method = make("cb-ce", dataset, mapping=mapping, subclass_weight=0.3, split_from=0)

@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 
-from python_tests.training.test_recording import Tape, build, few_images
+from python_tests.training.test_recording import QUICK, Tape, build, few_images
+from s3h_ext.methods import Baseline
+from s3h_ext.models import build_model
 from s3h_ext.runs.checkpoint import CheckpointError, checkpoint_paths
 from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.loading import load_run
@@ -60,6 +62,20 @@ def watched(trainer):
     for epoch in range(2):
         trainer.train_epoch(epoch, SilentLog())
     return history
+
+
+class OnItsOwnNetwork(Baseline):
+    def build(self, model, dataset):
+        super().build(build_model("resnet20", dataset.num_classes), dataset)
+
+
+def test_the_average_is_of_the_network_that_the_method_brings(tmp_path):
+    config, _ = parse_options([*QUICK, *EMA])
+    config.method = OnItsOwnNetwork()
+    trainer = Trainer(config, tmp_path / "run", dataset=few_images())
+    history = watched(trainer)
+    with trainer.average.in_place():
+        assert_close(network(trainer), average_of(history))
 
 
 @pytest.mark.parametrize("method", [[], S3H, CWS], ids=["ce", "s3h", "cws"])

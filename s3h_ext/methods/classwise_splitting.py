@@ -127,9 +127,9 @@ class SubclassClassification(Classification):
             self.update = update
         # -1 where features are not finite; the loss says so itself.
         assigned = update.assignments.clamp(min=0)
-        own: Tensor = self.subclass_criterion(logits, assigned)
-        self.terms = {"group": group.detach(), "subclass": own.detach()}
-        return (1.0 - self.weight) * group + self.weight * own
+        subclass: Tensor = self.subclass_criterion(logits, assigned)
+        self.terms = {"group": group.detach(), "subclass": subclass.detach()}
+        return (1.0 - self.weight) * group + self.weight * subclass
 
     def assign(
         self, features: Tensor, labels: Tensor, out: PrototypeUpdate | None = None
@@ -255,6 +255,7 @@ class ClasswiseSplitting(Method):
 
     def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:
         self.inner.build(model, dataset)
+        model = self.inner.model  # a method may bring its own
         super().build(model, dataset)
         counts = torch.as_tensor(dataset.class_counts)
         rows = subclass_rows(
@@ -278,16 +279,16 @@ class ClasswiseSplitting(Method):
 
     def begin_epoch(self, progress: float) -> bool:
         stale = self.inner.begin_epoch(progress)
-        found = self.subclasses
-        if found is None or progress < self.split_from:
+        subclasses = self.subclasses
+        if subclasses is None or progress < self.split_from:
             return stale
-        splits = not found.head.active
+        splits = not subclasses.head.active
         if splits:
-            found.head.split_(self.noise)
-        found.count(progress)
+            subclasses.head.split_(self.noise)
+        subclasses.count(progress)
         copy_buffers(
-            found.subclass_criterion,
-            self.inner.classification_loss(found.counts, progress),
+            subclasses.subclass_criterion,
+            self.inner.classification_loss(subclasses.counts, progress),
         )
         return stale or splits
 
@@ -297,24 +298,24 @@ class ClasswiseSplitting(Method):
 
     def after_step(self) -> None:
         self.inner.after_step()
-        found = self.subclasses
-        if found is None or found.update is None:
+        subclasses = self.subclasses
+        if subclasses is None or subclasses.update is None:
             return
-        update = found.update
+        update = subclasses.update
         # Of joint rows every process already has the whole.
         if not self.gather and dist.is_available() and dist.is_initialized():
             update = all_reduce_update(update)
         apply_prototypes_(
-            found.prototypes,
-            found.sums,
-            found.masses,
-            found.head.offsets,
+            subclasses.prototypes,
+            subclasses.sums,
+            subclasses.masses,
+            subclasses.head.offsets,
             update,
             metric=self.metric,
             momentum=self.momentum,
             expire_below=self.expire_below,
         )
-        found.memory, found.update = found.update, None
+        subclasses.memory, subclasses.update = subclasses.update, None
 
     def predict(self, images: Tensor) -> Tensor:
         return self.inner.predict(images)
@@ -326,17 +327,17 @@ class ClasswiseSplitting(Method):
         Args:
             train: the training images in their order, not augmented.
         """
-        found = self.subclasses
-        if found is None or not found.head.active:
+        subclasses = self.subclasses
+        if subclasses is None or not subclasses.head.active:
             return {}
         # Of all images their sub-classes, of the few that are shown their features:
         # half a million images' would fill a GPU.
-        offsets = found.head.offsets
+        offsets = subclasses.head.offsets
         classes = shown_classes(offsets.cpu()).to(offsets.device)
         assignments, features, positions, seen = [], [], [], 0
         for batch in train:
             rows = self.model.backbone(batch.images[0]).float()
-            assignments.append(found.assign(rows, batch.labels).assignments.cpu())
+            assignments.append(subclasses.assign(rows, batch.labels).assignments.cpu())
             shown = torch.isin(batch.labels, classes).nonzero()[:, 0]
             features.append(rows[shown].cpu())
             positions.append(seen + shown.cpu())
@@ -347,8 +348,8 @@ class ClasswiseSplitting(Method):
                 torch.cat(features),
                 torch.cat(positions),
                 torch.cat(assignments),
-                found.prototypes.cpu(),
+                subclasses.prototypes.cpu(),
                 offsets.cpu(),
-                found.size_history.cpu(),
+                subclasses.size_history.cpu(),
                 metric=self.metric,
             )

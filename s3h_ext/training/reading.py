@@ -74,11 +74,11 @@ def _lost(
 
 
 class LeftOut:
-    """Names each image that could not be read, once.
+    """Reports each image that could not be read, once.
 
     Args:
         feed: of the run; it knows what this process could not read.
-        known: images that were named already, and why; new ones are added.
+        known: images that were reported already, and why; new ones are added.
         world: the processes of the run.
     """
 
@@ -86,17 +86,17 @@ class LeftOut:
         self._feed, self._known, self._world = feed, known, world
 
     def tell(self, log: RunLog) -> dict[str, str]:
-        """Name images as soon as this process met them; return all that it met."""
-        met = self._feed.unreadable.errors.copy()  # threads may be adding to it
-        self._name(met, log.tell)
-        return met
+        """Report new images of this process; return all of them."""
+        errors = self._feed.unreadable.errors.copy()  # threads may be adding to it
+        self._report(errors, log.tell)
+        return errors
 
     def note(self, log: RunLog) -> None:
-        """Name the images of all processes in the log; all have to ask together."""
-        for met in self._world.gather(self.tell(log)):
-            self._name(met, log.note)
+        """Report new images of all processes in the log; all have to ask together."""
+        for errors in self._world.gather(self.tell(log)):
+            self._report(errors, log.note)
 
-    def _name(self, met: dict[str, str], say: Callable[[str], None]) -> None:
-        for path in sorted(met.keys() - self._known.keys()):
-            self._known[path] = met[path]
-            say(f"left out: {path}: {met[path]}")
+    def _report(self, errors: dict[str, str], say: Callable[[str], None]) -> None:
+        for path in sorted(errors.keys() - self._known.keys()):
+            self._known[path] = errors[path]
+            say(f"left out: {path}: {errors[path]}")

@@ -102,7 +102,9 @@ class TrainingRun:
         self.method.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         world.connect(self.method, config.distributed, self.device)
         decay = config.optim.ema_decay
-        self.average = None if decay is None else WeightAverage(model, decay)
+        self.average = None
+        if decay is not None:
+            self.average = WeightAverage(self.method.model, decay)  # it may be its own
         self.source = self.feed.training(
             self.dataset,
             self.method.streams(),
