@@ -11,13 +11,11 @@ set(CMAKE_CUDA_EXTENSIONS OFF)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 
 file(GLOB S3H_CUDA_SOURCES CONFIGURE_DEPENDS csrc/cuda/*.cu)
-file(GLOB registrations CONFIGURE_DEPENDS csrc/torch/*_cuda.cpp)
-list(APPEND S3H_CUDA_SOURCES ${registrations})
 # Boxes and augmented bytes are the same on every machine: one rounding per
 # operation.
 set_source_files_properties(csrc/cuda/augment.cu csrc/cuda/view_boxes.cu
   PROPERTIES COMPILE_OPTIONS --fmad=false)
-add_library(s3h_cuda MODULE ${S3H_CUDA_SOURCES})
+add_library(s3h_cuda MODULE ${S3H_CUDA_SOURCES} ${S3H_OPERATORS})
 set_target_properties(s3h_cuda PROPERTIES
   PREFIX "" OUTPUT_NAME "_s3h_cuda" SUFFIX ".so"
   LIBRARY_OUTPUT_DIRECTORY "${S3H_OUTPUT_DIR}"

@@ -57,11 +57,11 @@ else
   register() {
     "$nvcc" -std=c++20 -O1 -Xcompiler -Wall,-Wextra,-Werror,-fPIC,-fvisibility=hidden \
       -DTORCH_TARGET_VERSION=0x020b000000000000 -DUSE_CUDA '-DS3H_CUDA_ARCHS="none"' \
-      -isystem "$torch/include" -c "$1" -o "$out/$(basename "$1" .cpp).o" || return 255
+      -isystem "$torch/include" -c "$1" -o "$out/register_$(basename "$1" .cpp).o" || return 255
   }
   export -f register
   export torch
-  printf '%s\n' csrc/torch/*_cuda.cpp |
+  grep -l S3H_DISPATCH_KEY csrc/torch/*.cpp |
     xargs -P "$jobs" -I{} bash -c 'register "$@"' - {}
   "$nvcc" -shared -cudart static -o "$out/_s3h_cuda.so" "$out"/*.o \
     -Xlinker --no-as-needed,"$torch/lib/libtorch.so","$torch/lib/libtorch_cpu.so" \
