@@ -14,7 +14,7 @@ import numpy as np
 
 from s3h_ext.data import ImageSet, LongTailDataset
 from s3h_ext.data.longtail import class_profile
-from s3h_ext.data.sets.archives import LAYOUTS
+from s3h_ext.data.sets.cifar import LAYOUTS
 from s3h_ext.runs.config import DataConfig
 from s3h_ext.runs.loading import open_dataset
 

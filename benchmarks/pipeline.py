@@ -48,7 +48,7 @@ from torch import Tensor
 
 from benchmarks.tables import append
 from benchmarks.views_work import resized_crop
-from s3h_ext.data import FileSource, ImageFiles, Stream
+from s3h_ext.data import FilePixels, ImageFiles, Source, Stream
 from s3h_ext.data.source.decode import Decoder, PillowDecoder, Unreadable
 from s3h_ext.data.views.recipes import RECIPES, Recipe
 from s3h_ext.ops.view_constraints import RandomResizedCrop
@@ -107,13 +107,10 @@ def ours(files: ImageFiles, batch: int, threads: int, source: str) -> Turn:
         decoder = DaliDecoder(files, Unreadable(), workers=threads)
     else:
         decoder = PillowDecoder(files, Unreadable(), workers=threads)
-    made = FileSource(
-        files,
+    made = Source(
+        FilePixels(files, decoder, mean=MEAN, std=STD),
         {"pair": Stream(recipe="benchmark", views=2)},
-        decoder,
         num_classes=1,
-        mean=MEAN,
-        std=STD,
         batch_size=batch,
         epochs=1 << 20,
         seed=0,

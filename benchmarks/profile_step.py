@@ -300,12 +300,12 @@ def entries(
 
 def measure(preset: str, options: argparse.Namespace, rest: Sequence[str]) -> list[Row]:
     arguments = [f"--preset={preset}", f"--device={options.device}", *rest]
-    config, record, _ = parse_options(arguments)
+    config, _ = parse_options(arguments)
     device = torch.device(options.device)
     dataset, kind = dataset_of(config.data, TINY if options.tiny else 1.0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        trainer = Trainer(config, record, folder, dataset=dataset)
+        trainer = Trainer(config, folder, dataset=dataset)
         on_gpu = device.type == "cuda"
         epoch = trainer.source.steps_per_epoch
         steps = options.steps or (epoch if on_gpu else 4)

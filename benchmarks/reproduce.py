@@ -94,7 +94,7 @@ def other_options(
     """
     saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     same = {name: saved[name] for name in aside if name in saved}
-    return differences(saved, {**parse_options(arguments)[1], **same})
+    return differences(saved, {**parse_options(arguments)[0].dump(), **same})
 
 
 @contextmanager

@@ -41,6 +41,7 @@ from s3h_ext.command_line import Parser
 from s3h_ext.data import ImageSet, LongTailDataset
 from s3h_ext.methods import S3H
 from s3h_ext.models import build_model, momentum_copy
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.options import parse_options
 from s3h_ext.runs.precision import autocast, device_name
 from s3h_ext.training.runlog import RunLog
@@ -120,7 +121,7 @@ def main() -> None:
     if not any(word.partition("=")[0] == "--graphs" for word in rest):
         rest.append("--graphs=off")
 
-    config, record, _ = parse_options(
+    config, _ = parse_options(
         [
             f"--preset={options.preset}",
             f"--precision={options.precision}",
@@ -137,8 +138,8 @@ def main() -> None:
         open(os.devnull, "w") as null,
         contextlib.redirect_stderr(null),
     ):
-        trainer = Trainer(config, record, Path(folder), dataset=dataset)
-        log = RunLog(Path(folder), [], options.steps * config.epochs, 0)
+        trainer = Trainer(config, Path(folder), dataset=dataset)
+        log = RunLog(RunFolder(Path(folder)), [], options.steps * config.epochs, 0)
         for turn in range(options.rounds + 1):
             through = trainer.train_epoch(turn, log)["images_per_second"]
             alone = bare_rate(trainer, options.steps, options.batch_size)

@@ -152,7 +152,7 @@ class Run:
     def checkpoint(self) -> float:
         def once() -> float:
             start = time.perf_counter()
-            self.trainer._save()
+            self.trainer.save()
             return time.perf_counter() - start
 
         return statistics.median(once() for _ in range(3))
@@ -162,14 +162,17 @@ def start(
     arguments: Sequence[str], folder: Path, dataset: LongTailDataset, epochs: int
 ) -> Run:
     """Makes a trainer and trains its first epoch."""
-    config, record, _ = parse_options(arguments)
+    config, _ = parse_options(arguments)
     on_gpu = torch.device(config.device).type == "cuda"
     if on_gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-    trainer = Trainer(config, record, folder, dataset=dataset)
-    run = Run(trainer, RunLog(folder, [], trainer.source.steps_per_epoch * epochs, 0))
+    trainer = Trainer(config, folder, dataset=dataset)
+    run = Run(
+        trainer,
+        RunLog(trainer.folder, [], trainer.source.steps_per_epoch * epochs, 0),
+    )
     run.epoch()
     if on_gpu:
         run.peak_mib = (torch.cuda.max_memory_allocated() - before) / 2**20
@@ -240,7 +243,7 @@ def measure(preset: str, options: argparse.Namespace, folder: Path) -> list[Row]
     arguments = [f"--preset={preset}", f"--device={options.device}"]
     if options.data_root is not None:
         arguments.append(f"--data.root={options.data_root}")
-    config, _, _ = parse_options(arguments)
+    config, _ = parse_options(arguments)
     part = 1.0 if device.type == "cuda" else TINY
     dataset, kind = dataset_of(config.data, part)
     modes = options.graphs

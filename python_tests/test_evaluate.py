@@ -12,6 +12,7 @@ from s3h_ext.data.source.decode import UnreadableImageError
 from s3h_ext.evaluate import main
 from s3h_ext.report.evaluation_files import read_results
 from s3h_ext.runs.card import DatasetCard
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.loading import load_run, open_dataset, split_images
 from s3h_ext.training.evaluation import evaluate_method
 
@@ -46,7 +47,7 @@ def test_other_splits(digits_run, tmp_path, split):
     assert [int(r["train_images"]) for r in rows] == dataset.class_counts.tolist()
     if split == "val":
         # The run's last row was measured on these images with these weights.
-        history = read_results(digits_run).history
+        history = read_results(RunFolder(digits_run)).history
         assert found["top1"] == pytest.approx(history[-1]["val_top1"])
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from s3h_ext.data import EvaluationBatches, load_dataset
+from s3h_ext.data import Feed, load_dataset
 from s3h_ext.export import check_images, main
 from s3h_ext.runs import exporting
 from s3h_ext.runs.exporting import ExportError, export_run
@@ -17,7 +17,7 @@ from s3h_ext.runs.loading import load_run
 @pytest.fixture(scope="module")
 def test_split():
     data = load_dataset("digits-lt", val_fraction=0.2)
-    batches = EvaluationBatches(data.test, mean=data.mean, std=data.std, batch_size=300)
+    batches = Feed().evaluation(data.test, data, batch_size=300)
     return next(iter(batches)).images[0].contiguous()
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from s3h_ext.data import EvaluationBatches, load_dataset
+from s3h_ext.data import Feed, load_dataset
 from s3h_ext.predict import main, predict
 from s3h_ext.runs.loading import load_run
 
@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 def expected(digits_run):
     run = load_run(digits_run, device="cpu")
     data = load_dataset("digits-lt", val_fraction=0.2)
-    batches = EvaluationBatches(data.test, mean=data.mean, std=data.std, batch_size=300)
+    batches = Feed().evaluation(data.test, data, batch_size=300)
     with torch.inference_mode():
         logits = run.method.predict(next(iter(batches)).images[0][:12])
     return logits.softmax(1).numpy()

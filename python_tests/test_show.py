@@ -11,7 +11,6 @@ from python_tests.data.test_octmnist import write_octmnist
 from s3h_ext.data import Feed, load_dataset
 from s3h_ext.data.dataset import ImageSet, LongTailDataset
 from s3h_ext.data.source.decode import decode_image
-from s3h_ext.data.source.resident import ResidentSource
 from s3h_ext.data.streams import Stream
 from s3h_ext.data.views.mixing import Mixing
 from s3h_ext.ops import Patches, render_views
@@ -42,16 +41,7 @@ def rectangles(axes):
 
 def test_originals_have_their_boxes_and_montages_their_labels(dataset):
     figure = view_figure(dataset, STREAMS, **WHERE)
-    source = ResidentSource(
-        dataset.train,
-        STREAMS,
-        num_classes=4,
-        mean=dataset.mean,
-        std=dataset.std,
-        batch_size=3,
-        epochs=2,
-        seed=0,
-    )
+    source = Feed().training(dataset, STREAMS, batch_size=3, epochs=2, seed=0)
     assert [text.get_text() for text in figure.texts] == [
         "one: crop-flip",
         "two: montage-2x2",
@@ -128,16 +118,7 @@ def test_progressive_streams_follow_the_whole_training(dataset):
         where = {"images": 15, "seed": 0, "epoch": 2, "epochs": epochs, "step": 0}
         figure = view_figure(data, streams, **where)
         titles = [axes.get_title(loc="left") for axes in figure.axes[::2]]
-        source = ResidentSource(
-            data.train,
-            streams,
-            num_classes=4,
-            mean=data.mean,
-            std=data.std,
-            batch_size=15,
-            epochs=epochs,
-            seed=0,
-        )
+        source = Feed().training(data, streams, batch_size=15, epochs=epochs, seed=0)
         labels = next(source.epoch(2))["one"].labels.tolist()
         names = [data.class_names[label] for label in labels]
         assert [title.partition("  ")[2] for title in titles] == names
@@ -191,16 +172,7 @@ def mixed_streams(kind):
 def test_mixed_views_name_what_is_mixed_in(dataset, kind):
     streams = mixed_streams(kind)
     figure = view_figure(dataset, streams, **WHERE)
-    source = ResidentSource(
-        dataset.train,
-        streams,
-        num_classes=4,
-        mean=dataset.mean,
-        std=dataset.std,
-        batch_size=3,
-        epochs=2,
-        seed=0,
-    )
+    source = Feed().training(dataset, streams, batch_size=3, epochs=2, seed=0)
     mixed = next(source.epoch(1, 8))["one"].mixed
     pasted = 0
     for row in range(3):

@@ -22,6 +22,7 @@ from s3h_ext.ops._library import CPU
 from s3h_ext.report.evaluation_files import write_evaluation
 from s3h_ext.report.metrics import Evaluation
 from s3h_ext.runs.checkpoint import CheckpointError
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.loading import Run, load_run, split_images
 from s3h_ext.runs.precision import device_name
 from s3h_ext.text import printable
@@ -102,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     parser = evaluate_parser()
     options = parser.parse_args(arguments)
-    folder = options.output or options.run / f"evaluation-{options.split}"
+    folder = options.output or RunFolder(options.run).evaluation(options.split)
     if folder.exists() and not folder.is_dir():
         parser.error(f"--output: expected a folder, got the file {printable(folder)}")
     if folder.resolve() == options.run.resolve():
@@ -127,13 +128,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             batch_size=options.batch_size,
             feed=feed,
         )
-        left_out = dict(feed.met.found)
+        left_out = dict(feed.unreadable.errors)
         if options.split == "train":
             left_out |= dict.fromkeys(run.card.unreadable, "left out of the training")
         summary = _summary(run, options.split, found, left_out)
         folder.mkdir(parents=True, exist_ok=True)
         write_evaluation(
-            folder,
+            RunFolder(folder),
             found,
             run.card.classes,
             np.array(run.card.train_images),

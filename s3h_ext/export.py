@@ -21,6 +21,7 @@ from s3h_ext.data.views.pictures import Preprocessing, find_pictures, read_pictu
 from s3h_ext.ops._library import CPU
 from s3h_ext.runs.checkpoint import CheckpointError
 from s3h_ext.runs.exporting import ExportError, export_run
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.loading import Run, load_run, split_images
 from s3h_ext.text import printable
 
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     parser = export_parser()
     options = parser.parse_args(arguments)
-    output = options.output or options.run / f"model.{options.format}"
+    output = options.output or RunFolder(options.run).export(options.format)
     try:
         CPU.require()
         torch.manual_seed(0)

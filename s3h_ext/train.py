@@ -6,7 +6,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from s3h_ext import huge_pages
 
@@ -24,8 +23,8 @@ from s3h_ext.text import printable
 from s3h_ext.training.distributed import (
     LostProcessError,
     World,
+    exit_process,
     join_world,
-    leave,
 )
 from s3h_ext.training.finite import DivergedError
 from s3h_ext.training.trainer import Trainer
@@ -51,14 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     world = World()
-    record: dict[str, Any] = {}
+    config = None
     try:
         CPU.require()
-        config, record, resume = parse_options(arguments)
-        world, config.device = join_world(config.device, config.distributed)
-        with world.watched():
+        config, resume = parse_options(arguments)
+        world = join_world(config.device, config.distributed)
+        with world.report_lost_peers():
             output = world.broadcast(output_folder(config, resume))
-            trainer = Trainer(config, record, output, resume=resume, world=world)
+            trainer = Trainer(config, output, resume=resume, world=world)
     except (
         OptionError,
         CheckpointError,
@@ -68,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         OSError,
         ImportError,
     ) as error:
-        text = as_typed(str(error), record.get("method"))
+        text = as_typed(str(error), config and config.dump()["method"])
         print(f"error: {text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # photographs may take minutes to be read
@@ -87,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         return 130
     except (DivergedError, LostProcessError, UnreadableImageError, OSError) as error:
-        saved = any(checkpoint_paths(trainer.checkpoints))
+        saved = any(checkpoint_paths(trainer.folder))
         last = "the last checkpoint is in" if saved else "there is no checkpoint yet in"
         print(f"error: {error}; {last} {output}", file=sys.stderr)
         if isinstance(error, DivergedError) and saved:
@@ -107,16 +106,16 @@ def _announce(trainer: Trainer) -> None:
         f"{trainer.config.preset or 'custom'}: {trainer.method.label} on "
         f"{trainer.dataset.name}, {counts.sum()} images ({counts.max()} to "
         f"{counts.min()} a class), {trainer.precision} on {trainer.device}, "
-        f"in {trainer.output}",
+        f"in {trainer.folder}",
         file=sys.stderr,
     )
     for warning in trainer.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     for line in (*class_lines(trainer.dataset), *trainer.dataset.notes):
         print(printable(line), file=sys.stderr)
-    if trainer.epochs_done:
-        print(f"going on after epoch {trainer.epochs_done}", file=sys.stderr)
+    if trainer.state.epochs_done:
+        print(f"going on after epoch {trainer.state.epochs_done}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -16,7 +16,7 @@ HEADER = "preset,top1,epoch,paper,read_in\n"
 def make_run(folder, name, *arguments, preset="cifar100-lt/ce", **summary):
     run = folder / name
     run.mkdir(parents=True)
-    record = parse_options(["--preset", preset, *arguments])[1]
+    record = parse_options(["--preset", preset, *arguments])[0].dump()
     (run / "config.yaml").write_text(yaml.safe_dump(record))
     summary = {"preset": preset, "seed": record["seed"], **summary}
     groups = {"many": 60.0, "medium": 40.0, "few": None}
@@ -115,7 +115,9 @@ def test_a_run_from_another_s_network_names_it(tmp_path):
 
 def test_a_title_has_what_the_run_does_not_share_with_the_one_after_it():
     def options(method, *arguments):
-        return parse_options(["--preset", f"cifar100-lt/{method}", *arguments])[1]
+        return parse_options(["--preset", f"cifar100-lt/{method}", *arguments])[
+            0
+        ].dump()
 
     held_out = ("--data.val_fraction", "0.1")
     crt = options("crt", *held_out, "--epochs", "50")

@@ -15,7 +15,7 @@ from python_tests.ops.test_views import (
     generator,
     in_unit,
 )
-from s3h_ext.data import ImageSet, ResidentSource, Stream
+from s3h_ext.data import ImageSet, ResidentPixels, Source, Stream
 from s3h_ext.data.source import batches as data_batches
 from s3h_ext.data.views import render as data_render
 from s3h_ext.data.views.mixing import Mixing
@@ -290,12 +290,10 @@ def test_mixed_views_are_those_of_the_cpu(recipe, monkeypatch):
     images = ImageSet(draw_images(24, 20, 24).numpy(), labels.numpy())
 
     def batches():
-        source = ResidentSource(
-            images,
+        source = Source(
+            ResidentPixels(images, mean=MEAN, std=STD),
             {"mixed": Stream(recipe=recipe, mixing=Mixing(probability=0.7))},
             num_classes=4,
-            mean=MEAN,
-            std=STD,
             batch_size=12,
             epochs=1,
             seed=0,

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from s3h_ext.data.sets.archives import ArchiveError, read_archive, read_pickle
+from s3h_ext.data.sets.archive import ArchiveError
+from s3h_ext.data.sets.cifar import read_archive, read_pickle
 
 
 def test_cifar10_reads_batches_in_order(tiny_cifar):

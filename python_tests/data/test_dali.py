@@ -10,8 +10,8 @@ import torch
 
 from s3h_ext.data import Feed, ImageFiles, Stream, load_dataset
 from s3h_ext.data.source.decode import PillowDecoder, Unreadable, UnreadableImageError
-from s3h_ext.data.source.file_source import FileSource
 
+from . import test_file_source
 from .photographs import grow, grow_bad, grow_odd, jpeg, noise, rotated
 from .test_file_source import STREAMS, assert_same_steps, resident_megabytes
 
@@ -21,16 +21,8 @@ from s3h_ext.data.source.dali import DaliDecoder, _for_dali
 
 
 def make(data, decoder=None, streams=STREAMS, **changes):
-    arguments = {
-        "num_classes": data.num_classes,
-        "mean": data.mean,
-        "std": data.std,
-        "batch_size": 6,
-        "epochs": 3,
-        "seed": 0,
-    } | changes
     decoder = decoder or DaliDecoder(data.train, Unreadable(), workers=2)
-    return FileSource(data.train, streams, decoder, **arguments)
+    return test_file_source.make(data, streams, decoder, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +34,20 @@ def photographs(tmp_path_factory):
 
 def assert_same_images(files, order, size):
     batches = np.array_split(order, -(-len(order) // size))
-    found, met = {}, {}
+    found, errors = {}, {}
     for kind in (PillowDecoder, DaliDecoder):
         unreadable = Unreadable("skip")
         decoder = kind(files, unreadable, workers=2)
         images = decoder.images(iter(batches), largest=size)
         found[kind] = [image for batch in images for image in batch]
-        met[kind] = unreadable.found
+        errors[kind] = unreadable.errors
     for index, ours, theirs in zip(order.tolist(), *found.values(), strict=True):
         if ours is None:
             assert theirs is None, files.name(index)
         else:
             assert torch.equal(ours, theirs), files.name(index)
-    assert met[PillowDecoder].keys() == met[DaliDecoder].keys()
-    return met[DaliDecoder]
+    assert errors[PillowDecoder].keys() == errors[DaliDecoder].keys()
+    return errors[DaliDecoder]
 
 
 @pytest.mark.parametrize("size", [1, 4, 100])
@@ -66,8 +58,8 @@ def test_odd_and_bad_files_come_out_as_from_pillow(tmp_path, size):
     names += [str(p.relative_to(tmp_path / "train")) for p in tmp_path.rglob("0*.jpg")]
     files = ImageFiles.of(tmp_path / "train", names, [0] * len(names))
     order = np.random.default_rng(0).permutation(len(names))
-    met = assert_same_images(files, order, size)
-    assert {Path(path).name for path in met} == bad
+    errors = assert_same_images(files, order, size)
+    assert {Path(path).name for path in errors} == bad
 
 
 def test_whole_jpegs_go_to_dali_and_others_to_pillow():

@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s3h_ext.data import dataset
-from s3h_ext.data.dataset import ImageSet, load_dataset, unused_images
-from s3h_ext.data.sets.archives import read_archive
+from s3h_ext.data import load
+from s3h_ext.data.dataset import ImageSet
+from s3h_ext.data.load import load_dataset, unused_images
+from s3h_ext.data.sets.cifar import read_archive
 from s3h_ext.data.sets.digits import read_digits
 
 
@@ -192,7 +193,7 @@ def test_import_is_light():
 
 
 def test_examples():
-    assert doctest.testmod(dataset).failed == 0
+    assert doctest.testmod(load).failed == 0
 
 
 @pytest.mark.parametrize(

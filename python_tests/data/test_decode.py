@@ -166,9 +166,10 @@ def test_decoder_gives_images_in_order_and_none_for_what_is_no_image(tmp_path):
             assert image is None
         else:
             assert image.shape == (*sizes[name], 3)
-    assert {path.rpartition("/")[2] for path in unreadable.found} == bad
+    assert {path.rpartition("/")[2] for path in unreadable.errors} == bad
     assert (
-        "truncated" in unreadable.found[str(files.path(names.index("class 0/cut.jpg")))]
+        "truncated"
+        in unreadable.errors[str(files.path(names.index("class 0/cut.jpg")))]
     )
 
 
@@ -217,4 +218,4 @@ def test_what_the_machine_lacks_is_not_the_fault_of_a_file(
     monkeypatch.setattr(Path, "read_bytes", fail)
     with pytest.raises(type(error)):
         next(PillowDecoder(files, unreadable).images([np.array([0])], largest=1))
-    assert unreadable.found == {}
+    assert unreadable.errors == {}

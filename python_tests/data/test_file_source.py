@@ -9,8 +9,9 @@ import torch
 
 from s3h_ext.data import Feed, ImageSet, Stream, load_dataset
 from s3h_ext.data.source.decode import PillowDecoder, Unreadable, UnreadableImageError
-from s3h_ext.data.source.file_source import FileBatches, FileSource
-from s3h_ext.data.source.resident import ResidentSource
+from s3h_ext.data.source.evaluation import EvaluationBatches
+from s3h_ext.data.source.pixels import FilePixels, ResidentPixels
+from s3h_ext.data.source.source import Source
 from s3h_ext.ops import sample_view_boxes
 from s3h_ext.ops.view_constraints import Centre
 
@@ -34,16 +35,10 @@ def photographs(tmp_path_factory):
 
 
 def make(data, streams=PAIR, decoder=None, **changes):
-    arguments = {
-        "num_classes": data.num_classes,
-        "mean": data.mean,
-        "std": data.std,
-        "batch_size": 6,
-        "epochs": 3,
-        "seed": 0,
-    } | changes
+    arguments = {"batch_size": 6, "epochs": 3, "seed": 0} | changes
     decoder = decoder or PillowDecoder(data.train, Unreadable(), workers=2)
-    return FileSource(data.train, streams, decoder, **arguments)
+    pixels = FilePixels(data.train, decoder, mean=data.mean, std=data.std)
+    return Source(pixels, streams, num_classes=data.num_classes, **arguments)
 
 
 def assert_same_steps(first, second):
@@ -69,12 +64,11 @@ def test_images_of_one_size_give_the_bits_of_the_resident_source(tmp_path):
     data = load_dataset("folder", root=tmp_path, size=32)
     decoder = PillowDecoder(data.train, Unreadable())
     images = [decoder.image(i) for i in range(len(data.train))]
-    resident = ResidentSource(
-        ImageSet(torch.stack(images).numpy(), data.train.labels),
+    arrays = ImageSet(torch.stack(images).numpy(), data.train.labels)
+    resident = Source(
+        ResidentPixels(arrays, mean=data.mean, std=data.std),
         STREAMS,
         num_classes=data.num_classes,
-        mean=data.mean,
-        std=data.std,
         batch_size=6,
         epochs=3,
         seed=7,
@@ -196,7 +190,7 @@ def test_odd_images_are_shown_and_bad_ones_left_out_and_counted(tmp_path):
                 assert not read & bad, name
             shown += step["contrast"].indices.tolist()
         assert len(shown) == len(set(shown)) == whole
-    assert {Path(path).name for path in feed.met.found} == bad
+    assert {Path(path).name for path in feed.unreadable.errors} == bad
     fallen, drawn = source.fallbacks()["contrast"]
     assert drawn == 2 * 2 * whole
     assert fallen > 0  # a line of 60 pixels has no crop of ratio 3/4 to 4/3
@@ -231,7 +225,7 @@ def test_no_batch_is_empty_while_an_image_can_be_read(tmp_path, world_size):
                 assert batch.images.isfinite().all()
             # What follows shows the stand-in too.
             assert torch.equal(step["again"].indices, step["contrast"].indices)
-        assert {Path(path).name for path in feed.met.found} <= bad
+        assert {Path(path).name for path in feed.unreadable.errors} <= bad
         # It depends on nothing that came before.
         anew = Feed(unreadable="skip").training(
             data, STREAMS, batch_size=world_size, epochs=2, seed=0, **part
@@ -255,7 +249,6 @@ def test_evaluation_shows_the_centre_of_every_image_in_order(photographs):
     files = photographs.train
     feed = Feed()
     batches = feed.evaluation(files, photographs, batch_size=5)
-    assert isinstance(batches, FileBatches)
     assert len(batches) == 4
     found = list(batches)
     assert [len(batch.indices) for batch in found] == [5, 5, 5, 2]
@@ -286,7 +279,7 @@ def test_evaluation_leaves_bad_images_out(tmp_path):
     feed = Feed(unreadable="skip")
     batches = list(feed.evaluation(data.train, data, batch_size=1))
     assert len(batches) == 14 + len(sizes)
-    assert len(feed.met.found) == len(bad)
+    assert len(feed.unreadable.errors) == len(bad)
 
 
 def test_bad_arguments_are_refused(photographs):
@@ -341,10 +334,8 @@ def test_no_photograph_is_held_longer_than_its_step(tmp_path):
         pass
     assert 8 <= decoder.most <= 24
     decoder = CountingDecoder(data.train, workers=1)
-    batches = FileBatches(
-        data.train, decoder, mean=data.mean, std=data.std, batch_size=8
-    )
-    for _ in batches:
+    pixels = FilePixels(data.train, decoder, mean=data.mean, std=data.std)
+    for _ in EvaluationBatches(pixels, batch_size=8):
         pass
     assert 8 <= decoder.most <= 24
 

@@ -10,7 +10,7 @@ import pytest
 
 from s3h_ext.data import ImageFiles, load_dataset
 from s3h_ext.data.__main__ import main
-from s3h_ext.data.sets.lists import LISTED, blob_hash, read_list
+from s3h_ext.data.sets.lists import LISTED, blob_hash, parse_list
 
 
 def touch(root, *names):
@@ -36,7 +36,7 @@ def test_a_list_is_read_as_it_is_written(tmp_path):
     path.write_bytes(
         "a b/ü 1.jpg 2\r\nc\t0\n\nd  11\n".encode() + b"\xff.jpg 3"  # no last newline
     )
-    files = read_list(path, tmp_path / "root")
+    files = parse_list(path.read_bytes(), path, tmp_path / "root")
     assert [files.name(i) for i in range(4)] == [
         "a b/ü 1.jpg",
         "c",
@@ -66,13 +66,13 @@ def test_a_bad_line_is_named(tmp_path, content, message):
     path = tmp_path / "list.txt"
     path.write_text(content)
     with pytest.raises(ValueError, match=f"list.txt.*{message}"):
-        read_list(path, tmp_path, 5)
+        parse_list(path.read_bytes(), path, tmp_path, 5)
 
 
 def test_two_dots_inside_a_name_are_a_name(tmp_path):
     path = tmp_path / "list.txt"
     path.write_text("a..b/c...jpg 0\n")
-    assert read_list(path, tmp_path).name(0) == "a..b/c...jpg"
+    assert parse_list(path.read_bytes(), path, tmp_path).name(0) == "a..b/c...jpg"
 
 
 def test_hash_is_that_of_git():
@@ -86,7 +86,7 @@ def test_the_standard_lists_have_their_hashes_and_lengths(data_root):
             path = data_root / "lists" / standard.file
             if path.is_file():
                 assert blob_hash(path.read_bytes()) == standard.blob
-                files = read_list(path, data_root, spec.classes)
+                files = parse_list(path.read_bytes(), path, data_root, spec.classes)
                 assert len(files) == standard.images
                 assert len(np.unique(files.labels)) == spec.classes
                 seen += 1

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from s3h_ext.data import ImageSet, load_dataset
 from s3h_ext.data.source import batches
 from s3h_ext.data.source.decode import PillowDecoder, Unreadable
-from s3h_ext.data.source.file_source import FileSource
-from s3h_ext.data.source.resident import ResidentSource
+from s3h_ext.data.source.pixels import FilePixels, ResidentPixels
+from s3h_ext.data.source.source import Source
 from s3h_ext.data.streams import Stream
 from s3h_ext.data.views import mixing
 from s3h_ext.data.views.mixing import Mixing
@@ -38,16 +38,16 @@ def image_set():
 
 
 def make(image_set, stream, **changes):
-    arguments = {
-        "num_classes": 5,
-        "mean": MEAN,
-        "std": STD,
-        "batch_size": 32,
-        "epochs": EPOCHS,
-        "seed": SEED,
-    } | changes
+    arguments = {"batch_size": 32, "epochs": EPOCHS, "seed": SEED} | changes
     streams = stream if isinstance(stream, dict) else {"mixed": stream}
-    return ResidentSource(image_set, streams, **arguments)
+    channels = image_set.images.shape[-1]
+    pixels = ResidentPixels(image_set, mean=MEAN[:channels], std=STD[:channels])
+    return Source(pixels, streams, num_classes=5, **arguments)
+
+
+def make_of_files(data, streams, decoder, **arguments):
+    pixels = FilePixels(data.train, decoder, mean=data.mean, std=data.std)
+    return Source(pixels, streams, num_classes=data.num_classes, **arguments)
 
 
 def all_of(source, epoch=1, start_step=0):
@@ -187,7 +187,7 @@ def planted(monkeypatch, weight, top, left):
 
 def apart(source, recipe, drawn, size=SIZE):
     """The views that are mixed, each rendered as a whole: own ones and partners."""
-    renderer = source._renderer
+    renderer = source.pixels.render
     views = []
     for images, view in ((drawn["own"], 0), (drawn["indices"][0], 2**23)):
         crops = get_recipe(recipe).describe(
@@ -400,17 +400,11 @@ def test_files_of_one_size_give_the_bits_of_resident_images(tmp_path):
             recipe=RESIZED, follows="blended", mixing=Mixing(unit="batch")
         ),
     }
-    options = {
-        "num_classes": 3,
-        "mean": data.mean,
-        "std": data.std,
-        "batch_size": 6,
-        "epochs": EPOCHS,
-        "seed": SEED,
-    }
+    options = {"batch_size": 6, "epochs": EPOCHS, "seed": SEED}
     arrays = ImageSet(torch.stack(images).numpy(), data.train.labels)
-    resident = ResidentSource(arrays, streams, **options)
-    source = FileSource(data.train, streams, decoder, **options)
+    pixels = ResidentPixels(arrays, mean=data.mean, std=data.std)
+    resident = Source(pixels, streams, num_classes=3, **options)
+    source = make_of_files(data, streams, decoder, **options)
     for step, right in zip(source.epoch(1), resident.epoch(1), strict=True):
         for name, batch in step.items():
             for found, expected in zip(
@@ -425,15 +419,12 @@ def test_nothing_is_mixed_in_for_an_image_that_cannot_be_read(tmp_path):
     grow(tmp_path, (1, 1), split="test")
     bad = grow_bad(tmp_path)
     data = load_dataset("folder", root=tmp_path, size=16)
-    met = Unreadable("skip")
+    unreadable = Unreadable("skip")
     mix = Mixing(probability=1.0, sampler="instance-balanced")
-    source = FileSource(
-        data.train,
+    source = make_of_files(
+        data,
         {"mixed": Stream(recipe=RESIZED, mixing=mix)},
-        PillowDecoder(data.train, met),
-        num_classes=2,
-        mean=data.mean,
-        std=data.std,
+        PillowDecoder(data.train, unreadable),
         batch_size=15,
         epochs=1,
         seed=0,
@@ -441,7 +432,7 @@ def test_nothing_is_mixed_in_for_an_image_that_cannot_be_read(tmp_path):
     (step,) = source.epoch(0)
     mixed, own = step["mixed"].mixed, step["mixed"].indices
     assert len(own) == 10
-    assert {path.rpartition("/")[2] for path in met.found} == bad
+    assert {path.rpartition("/")[2] for path in unreadable.errors} == bad
     alone = mixed.weights[0] == 1
     assert 0 < alone.sum() < 10
     assert torch.equal(mixed.indices[0][alone], own[alone])
@@ -457,13 +448,10 @@ def test_what_stands_in_for_an_unreadable_image_is_mixed_by_its_address(tmp_path
     mix = Mixing(probability=1.0, sampler="instance-balanced")
 
     def shown(batch_size):
-        source = FileSource(
-            data.train,
+        source = make_of_files(
+            data,
             {"mixed": Stream(recipe=RESIZED, mixing=mix)},
             PillowDecoder(data.train, Unreadable("skip")),
-            num_classes=2,
-            mean=data.mean,
-            std=data.std,
             batch_size=batch_size,
             epochs=1,
             seed=0,
@@ -518,7 +506,7 @@ def test_fallbacks_of_partners_count(image_set):
 def test_grey_images_are_mixed(image_set):
     grey = ImageSet(image_set.images[..., :1], image_set.labels)
     stream = Stream(recipe="crop-flip", mixing=Mixing())
-    source = make(grey, stream, mean=(0.5,), std=(0.2,))
+    source = make(grey, stream)
     assert next(source.epoch(0))["mixed"].images.shape == (1, 30, 1, *SIZE)
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from s3h_ext.data import EvaluationBatches, ResidentSource, Stream, load_dataset
+from s3h_ext.data import Feed, Stream, load_dataset
 from s3h_ext.data.longtail import sorted_profile
-from s3h_ext.data.sets.npz import OCT_CLASSES
+from s3h_ext.data.sets.octmnist import OCT_CLASSES
 from s3h_ext.models import build_model
 
 TRAIN = [33484, 10213, 7754, 46026]  # the official counts
@@ -83,16 +83,14 @@ def test_one_channel_goes_through_to_the_network(tmp_path, size):
     assert data.image_shape == (size, size, 1)
     # 90, 43, 20 and 10 by size, a fifth of each held out.
     assert data.class_counts.tolist() == [34, 16, 8, 72]
-    settings = {"mean": data.mean, "std": data.std, "batch_size": 8}
-    source = ResidentSource(
-        data.train, {"train": Stream()}, num_classes=4, epochs=1, seed=0, **settings
-    )
+    streams = {"train": Stream()}
+    source = Feed().training(data, streams, batch_size=8, epochs=1, seed=0)
     batch = next(iter(source.epoch(0)))["train"]
     count = len(batch.labels)
     assert batch.images.shape == (1, count, 1, size, size)
     model = build_model("resnet20", 4, in_channels=1)
     assert model(batch.images[0]).shape == (count, 4)
-    tested = next(iter(EvaluationBatches(data.test, **settings)))
+    tested = next(iter(Feed().evaluation(data.test, data, batch_size=8)))
     back = tested.images[0, :, 0] * data.std[0] + data.mean[0]
     expected = torch.tensor(data.test.images[:8, ..., 0] / 255, dtype=torch.float32)
     torch.testing.assert_close(back, expected, atol=1e-5, rtol=0)

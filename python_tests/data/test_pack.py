@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from s3h_ext.data import load_dataset
-from s3h_ext.data.sets.archives import read_archive
+from s3h_ext.data.sets.cifar import read_archive
 from tools.pack import main, pack
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from s3h_ext.data import EvaluationBatches, ImageSet
+from s3h_ext.data import EvaluationBatches, ImageSet, ResidentPixels
 from s3h_ext.data.sets.folders import EXTENSIONS, read_folder
 from s3h_ext.data.views import pictures
 from s3h_ext.data.views.pictures import Preprocessing, find_pictures, read_picture
@@ -22,13 +22,9 @@ def pixels(height, width, seed=0):
 def test_an_image_is_prepared_as_the_evaluation_does(recipe):
     side = 40 if recipe == "none" else 60
     images = np.stack([pixels(40, side, seed) for seed in range(3)])
-    batches = EvaluationBatches(
-        ImageSet(images, np.zeros(3, np.int64)),
-        mean=MEAN,
-        std=STD,
-        batch_size=3,
-        recipe=recipe,
-    )
+    image_set = ImageSet(images, np.zeros(3, np.int64))
+    pixels = ResidentPixels(image_set, mean=MEAN, std=STD)
+    batches = EvaluationBatches(pixels, batch_size=3, recipe=recipe)
     shape = (40, side, 3) if recipe == "none" else (224, 224, 3)
     prepare = Preprocessing(shape, MEAN, STD, recipe)
     assert torch.equal(prepare(list(images)), next(iter(batches)).images[0])

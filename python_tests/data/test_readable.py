@@ -27,23 +27,23 @@ def test_every_file_is_read_in_threads_and_every_bad_one_is_found(tmp_path):
     bad = grow_bad(tmp_path)
     grow(tmp_path, (1, 1), split="test")
     files = load_dataset("folder", root=tmp_path).train
-    met = Unreadable("skip")
+    unreadable = Unreadable("skip")
     threads = set()
-    meet = met.meet
+    record = unreadable.record
 
     def noting(path, error):
         threads.add(threading.current_thread().name)
-        meet(path, error)
+        record(path, error)
 
-    met.meet = noting
-    found = find_unreadable(files, met, workers=3)
+    unreadable.record = noting
+    found = find_unreadable(files, unreadable, workers=3)
     assert {files.path(i).name for i in found.tolist()} == bad
-    assert set(met.found) == {str(files.path(i)) for i in found.tolist()}
+    assert set(unreadable.errors) == {str(files.path(i)) for i in found.tolist()}
     assert np.array_equal(found, np.sort(found))
     assert all(name.startswith("s3h-decode") for name in threads)
     assert not any(t.name.startswith("s3h-decode") for t in threading.enumerate())
     none = files.subset(np.zeros(0, np.int64))
-    assert len(find_unreadable(none, met)) == 0
+    assert len(find_unreadable(none, unreadable)) == 0
     with pytest.raises(UnreadableImageError, match="class 0/"):
         find_unreadable(files, Unreadable("error"), workers=3)
 

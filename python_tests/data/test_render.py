@@ -12,6 +12,7 @@ from s3h_ext.data.views.policies import AutoAugment, RandAugment
 from s3h_ext.data.views.recipes import RECIPES, ColorJitter, Recipe, get_recipe
 from s3h_ext.data.views.render import Renderer, render_crops
 from s3h_ext.ops.augment import augment_images
+from s3h_ext.ops.reference_views import render_views_plain
 from s3h_ext.ops.view_constraints import PadCrop, RandomResizedCrop
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -73,6 +74,41 @@ def test_crops_against_slicing(name, channels, size):
     assert rendered.shape == (300, channels, *size)
     assert rendered.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(rendered.double(), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (28, 28), (17, 9), (20, 33)])
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [(name, channels) for name in ("none", "crop", "crop-flip") for channels in (1, 3)]
+    + [(name, 3) for name in ("crop-flip-jitter-gray", "supcon", "randaugment")],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_plain_form_renders_what_the_kernel_renders(
+    name, channels, size, dtype, monkeypatch
+):
+    images = random_images(20, *size, channels)
+    source = torch.arange(100) % 20
+    crops = describe(name, 100, size, index=source, view=torch.arange(100) // 20)
+    arguments = {"mean": MEAN[:channels], "std": STD[:channels], "dtype": dtype}
+    expected = render(images, name, crops, source, **arguments)
+
+    def plain(images, patches, *, out_size, mean, std, dtype=torch.float32):
+        fields = (patches.flip, patches.colour, patches.affine, patches.view)
+        pixels = render_views_plain(
+            *([images], patches.image, patches.box, *fields, patches.rect, None),
+            *(patches.count(), *out_size, mean, std, patches.fill, patches.nearest),
+            dtype,
+        )
+        return pixels.permute(0, 3, 1, 2)
+
+    monkeypatch.setattr(render_module, "render_views", plain)
+    found = render(images, name, crops, source, **arguments)
+    assert found.dtype == dtype
+    assert found.shape == expected.shape == (100, channels, *size)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    # The kernel's weights have 16 bits or more; bfloat16 has steps of 1/128 near 2.
+    atol = 6e-4 if dtype == torch.float32 else 2**-6
+    assert torch.allclose(found.float(), expected.float(), atol=atol)
 
 
 def test_resized_crops_against_interpolate_on_the_crop():

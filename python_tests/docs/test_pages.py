@@ -144,8 +144,8 @@ def test_the_methods_on_folders_are_those_the_page_names():
     found = set()
     for line in re.findall(r"^\$TRAIN (.*)$", page, re.M):
         options = shlex.split(line, comments=True)
-        config, record, _ = parse_options([*start, *options])
-        assert check_options(config, record) == [], line
+        config, _ = parse_options([*start, *options])
+        assert check_options(config) == [], line
         found.add(config.method.label)
     assert found == {
         *("balanced-softmax", "focal", "cb-ce", "ce-drw", "ldam-drw", "bcl", "crt"),

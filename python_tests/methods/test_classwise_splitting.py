@@ -58,7 +58,8 @@ def train(method, steps=6, start=0):
     optimizer = torch.optim.SGD(method.parameters(), lr=0.05, momentum=0.9)
     losses = []
     for step in range(start, start + steps):
-        terms = method.loss(make_batches(method, step), step / 6)
+        method.begin_epoch(step / 6)
+        terms = method.loss(make_batches(method, step))
         optimizer.zero_grad()
         terms["loss"].backward()
         optimizer.step()
@@ -85,8 +86,8 @@ def test_it_wraps_every_classifier_method(dataset, name):
     assert method.label == ("cws" if name == "cb-ce" else f"cws-{name}")
     losses = train(method)
     assert np.isfinite(losses).all()
-    assert method.offsets.tolist() == [0, 8, 12, 13]
-    assert (method.masses > 0).sum() > 3
+    assert method.subclasses.head.offsets.tolist() == [0, 8, 12, 13]
+    assert (method.subclasses.masses > 0).sum() > 3
     assert method.predict(torch.randn(2, 3, 32, 32)).shape == (2, 3)
     assert method.model.classifier.weight.grad.abs().sum(dim=1).gt(0).all()
 
@@ -97,12 +98,15 @@ def test_loss_is_its_equation(dataset, mapping):
     train(method, steps=3)
     method.eval()
     batch = make_batches(method, 9)
-    before = [method.prototypes.clone(), method.masses.clone()]
-    terms = method.loss(batch, 5 / 6)
+    found = method.subclasses
+    method.begin_epoch(5 / 6)
+    before = [found.prototypes.clone(), found.masses.clone()]
+    terms = method.loss(batch)
     method.after_step()
-    assert torch.equal(before[0], method.prototypes)
+    assert torch.equal(before[0], found.prototypes)
+    assert torch.equal(before[1], found.masses)
     features = method.model.backbone(batch["train"].images[0])
-    labels, o = batch["train"].labels, method.offsets
+    labels, o = batch["train"].labels, found.head.offsets
     logits = F.linear(features, method.model.classifier.weight)
     logits = logits + method.model.classifier.bias
     join = torch.logsumexp if mapping == "logsumexp" else torch.amax
@@ -110,14 +114,14 @@ def test_loss_is_its_equation(dataset, mapping):
     group = torch.stack(groups, dim=1)
     rows = []
     for f, c in zip(features, labels.tolist(), strict=True):
-        born = method.masses[o[c] : o[c + 1]] > 0
-        gaps = (method.prototypes[o[c] : o[c + 1]] - f).square().sum(dim=1)
+        born = found.masses[o[c] : o[c + 1]] > 0
+        gaps = (found.prototypes[o[c] : o[c + 1]] - f).square().sum(dim=1)
         rows.append(int(o[c] + torch.where(born, gaps, torch.inf).argmin()))
-    share = method.masses / torch.stack(
-        [method.masses[o[c] : o[c + 1]].sum() for c in (0,) * 8 + (1,) * 4 + (2,)]
+    share = found.masses / torch.stack(
+        [found.masses[o[c] : o[c + 1]].sum() for c in (0,) * 8 + (1,) * 4 + (2,)]
     )
     counts = (share * torch.tensor([40] * 8 + [20] * 4 + [5])).clamp(min=1)
-    torch.testing.assert_close(method.subclass_counts, counts)
+    torch.testing.assert_close(found.counts, counts)
 
     def balanced(counts):
         weights = (1 - 0.9999) / (1 - 0.9999 ** counts.double())
@@ -134,17 +138,16 @@ def test_nothing_is_split_before_its_time(dataset):
     method = make("ce", dataset)
     train(method, steps=3)
     assert not method.model.classifier.active
-    assert not method.masses.any()
+    assert not method.subclasses.masses.any()
     train(method, steps=1, start=3)
     assert method.model.classifier.active
-    assert method.masses.any()
+    assert method.subclasses.masses.any()
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 5])
 def test_resume_restores_clusters_exactly(dataset, stop):
     def step(method, optimizer, number):
-        # Two steps an epoch, so that some stops lie inside one.
-        terms = method.loss(make_batches(method, number), number // 2 / 3)
+        terms = method.loss(make_batches(method, number))
         optimizer.zero_grad()
         terms["loss"].backward()
         optimizer.step()
@@ -153,23 +156,27 @@ def test_resume_restores_clusters_exactly(dataset, stop):
     def sgd(method):
         return torch.optim.SGD(method.parameters(), lr=0.05, momentum=0.9)
 
+    def train(method, optimizer, first, last, resumed=False):
+        for number in range(first, last):
+            # Two steps an epoch, so that some stops lie inside one.
+            if number % 2 == 0 or (resumed and number == first):
+                method.begin_epoch(number // 2 / 3)
+            step(method, optimizer, number)
+
     whole = make("cb-ce", dataset, split_from=0.3, noise=0.1)
     optimizer = sgd(whole)
-    for number in range(6):
-        if number == stop:
-            kept = {k: v.clone() for k, v in whole.state_dict().items()}
-            momenta = optimizer.state_dict()
-            momenta = torch.load(_saved(momenta), weights_only=True)
-            random = torch.get_rng_state()
-        step(whole, optimizer, number)
+    train(whole, optimizer, 0, stop)
+    kept = {k: v.clone() for k, v in whole.state_dict().items()}
+    momenta = torch.load(_saved(optimizer.state_dict()), weights_only=True)
+    random = torch.get_rng_state()
+    train(whole, optimizer, stop, 6)
     resumed = make("cb-ce", dataset, split_from=0.3, noise=0.1)
     optimizer = sgd(resumed)
     resumed.load_state_dict(kept)
     optimizer.load_state_dict(momenta)
     torch.set_rng_state(random)
-    for number in range(stop, 6):
-        step(resumed, optimizer, number)
-    assert resumed.masses.any()
+    train(resumed, optimizer, stop, 6, resumed=True)
+    assert resumed.subclasses.masses.any()
     for key, value in whole.state_dict().items():
         torch.testing.assert_close(
             resumed.state_dict()[key], value, rtol=0, atol=0, equal_nan=True
@@ -248,10 +255,10 @@ def test_analysis_is_of_the_training_images(dataset, bf16):
         torch.tensor(dataset.train.labels),
         torch.arange(65),
     )
-    assert method.analysis([batch]) == {}
+    assert method.analyse([batch]) == {}
     train(method)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        found = method.eval().analysis([batch])
+        found = method.eval().analyse([batch])
     assert found["points"].dtype == np.float32
     assert found["classes"].tolist() == [0, 1]
     assert found["sizes"].shape == (len(found["moments"]), 13)
@@ -269,7 +276,8 @@ def test_analysis_is_of_the_training_images(dataset, bf16):
 
 def after_steps(method, steps=4):
     for step in range(steps):
-        method.loss(make_batches(method, step), step / 6)
+        method.begin_epoch(step / 6)
+        method.loss(make_batches(method, step))
         method.after_step()
     return method
 
@@ -278,36 +286,44 @@ def after_steps(method, steps=4):
 def test_clusters_move_as_the_options_say(dataset, metric):
     options = {"split_from": 0, "metric": metric, "momentum": 0.5, "expire_below": 0.4}
     method = after_steps(make("ce", dataset, **options))
+    sub = method.subclasses
     method.model.backbone.eval()  # the features below are those of the step
     batch = make_batches(method, 9)
     features = method.model.backbone(batch["train"].images[0]).detach()
-    state = [t.clone() for t in (method.prototypes, method.sums, method.masses)]
+    state = [t.clone() for t in (sub.prototypes, sub.sums, sub.masses)]
     update = accumulate_prototypes(
         features,
         batch["train"].labels,
         state[0],
         state[2],
-        method.offsets,
+        sub.head.offsets,
         metric=metric,
     )
     apply_prototypes_(
-        *state, method.offsets, update, metric=metric, momentum=0.5, expire_below=0.4
+        *state,
+        sub.head.offsets,
+        update,
+        metric=metric,
+        momentum=0.5,
+        expire_below=0.4,
     )
-    method.loss(batch, 5 / 6)
+    method.loss(batch)
     method.after_step()
-    for expected, found in zip(
-        state, (method.prototypes, method.sums, method.masses), strict=True
+    for expected, value in zip(
+        state, (sub.prototypes, sub.sums, sub.masses), strict=True
     ):
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(value, expected)
 
 
 def test_the_prior_of_subclasses_is_that_of_their_counts(dataset):
     method = after_steps(make("balanced-softmax", dataset, split_from=0)).eval()
+    method.begin_epoch(5 / 6)
+    sub = method.subclasses
     batch = make_batches(method, 9)
-    found = method.loss(batch, 5 / 6)["subclass"]
+    found = method.loss(batch)["subclass"]
     features = method.model.backbone(batch["train"].images[0])
     logits = method.model.classifier.subclass_logits(features)
-    assigned = method._assign(features, batch["train"].labels)
-    assert len(set(method.subclass_counts.tolist())) > 3
-    expected = LogitAdjustedLoss(method.subclass_counts)(logits, assigned)
+    update = sub.assign(features, batch["train"].labels)
+    assert len(set(sub.counts.tolist())) > 3
+    expected = LogitAdjustedLoss(sub.counts)(logits, update.assignments)
     torch.testing.assert_close(found, expected)

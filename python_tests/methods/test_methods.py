@@ -57,7 +57,7 @@ def build(method, dataset, classifier="linear"):
 def test_baselines_train_and_have_the_names_of_the_tables(dataset, options, label):
     method = build(Baseline(**options), dataset)
     assert method.label == label
-    terms = method.loss({"train": make_batch(1, 6, 0)}, 0.0)
+    terms = method.loss({"train": make_batch(1, 6, 0)})
     terms["loss"].backward()
     assert terms["loss"].isfinite()
     assert all(p.grad is not None for p in method.parameters())
@@ -68,7 +68,7 @@ def test_cross_entropy_is_that_of_the_models_logits(dataset):
     method = build(Baseline(), dataset).eval()
     batch = make_batch(1, 6, 0)
     expected = F.cross_entropy(method.model(batch.images[0]), batch.labels)
-    torch.testing.assert_close(method.loss({"train": batch}, 0.0)["loss"], expected)
+    torch.testing.assert_close(method.loss({"train": batch})["loss"], expected)
 
 
 def mixed(batch, seed):
@@ -88,12 +88,12 @@ def test_mixed_images_count_for_both_labels(dataset, loss):
     batch = mixed(make_batch(1, 9, 0), 1)
     logits = method.model(batch.images[0])
     if loss == "logit-adjusted":
-        logits = logits + method.classification.criterion.adjustment
+        logits = logits + method.classify.criterion.adjustment
     first = F.cross_entropy(logits, batch.labels, reduction="none")
     second = F.cross_entropy(logits, batch.labels.flip(0), reduction="none")
     weight = batch.mixed.weights[0]
     expected = (weight * first + (1 - weight) * second).mean()
-    torch.testing.assert_close(method.loss({"train": batch}, 0.0)["loss"], expected)
+    torch.testing.assert_close(method.loss({"train": batch})["loss"], expected)
 
 
 @pytest.mark.parametrize(
@@ -116,10 +116,10 @@ def test_only_the_classification_view_is_mixed(dataset, make):
     assert streams["contrast"].mixing is None
     whole, contrast = make_batch(1, 9, 0), make_batch(2, 9, 1)
     contrast = replace(contrast, labels=whole.labels)
-    plain = method.loss({"classification": whole, "contrast": contrast}, 0.0)
+    plain = method.loss({"classification": whole, "contrast": contrast})
     whole = mixed(whole, 1)
-    terms = method.loss({"classification": whole, "contrast": contrast}, 0.0)
-    logits = method.model(whole.images[0]) + method.classification.criterion.adjustment
+    terms = method.loss({"classification": whole, "contrast": contrast})
+    logits = method.model(whole.images[0]) + method.classify.criterion.adjustment
     first = F.cross_entropy(logits, whole.labels, reduction="none")
     second = F.cross_entropy(logits, whole.labels.flip(0), reduction="none")
     weight = whole.mixed.weights[0]
@@ -144,12 +144,11 @@ def test_sub_classes_refuse_mixing():
 def test_deferred_weights_begin_at_their_share_of_the_training(dataset):
     method = build(Baseline(weight_beta=0.9999, reweight_from=0.8), dataset).eval()
     batch = {"train": make_batch(1, 9, 1)}
-    plain = build(Baseline(), dataset).eval().loss(batch, 0.9)["loss"]
-    weighted = (
-        build(Baseline(weight_beta=0.9999), dataset).eval().loss(batch, 0.0)["loss"]
-    )
-    torch.testing.assert_close(method.loss(batch, 0.79)["loss"], plain)
-    torch.testing.assert_close(method.loss(batch, 0.8)["loss"], weighted)
+    plain = build(Baseline(), dataset).eval().loss(batch)["loss"]
+    weighted = build(Baseline(weight_beta=0.9999), dataset).eval().loss(batch)["loss"]
+    for progress, expected in ((0.79, plain), (0.8, weighted)):
+        assert not method.begin_epoch(progress)  # the same operations
+        torch.testing.assert_close(method.loss(batch)["loss"], expected)
     assert not torch.isclose(plain, weighted)
 
 
@@ -162,14 +161,16 @@ def test_ldam_needs_the_cosine_classifier(dataset):
         Baseline(loss="ldam", weight_beta=0.9999, reweight_from=0.8), dataset, "cosine"
     )
     assert method.label == "ldam-drw"
-    assert method.loss({"train": make_batch(1, 6, 0)}, 0.9)["loss"].isfinite()
+    method.begin_epoch(0.9)
+    assert method.loss({"train": make_batch(1, 6, 0)})["loss"].isfinite()
 
 
 @pytest.mark.parametrize("contrast", ["supcon", "prototypical"])
 def test_hybrid_is_its_equation(dataset, contrast):
     method = build(Hybrid(contrast=contrast, temperature=0.3, views=2), dataset).eval()
     batch = {"contrast": make_batch(2, 5, 0), "classifier": make_batch(1, 5, 1)}
-    terms = method.loss(batch, 0.5)
+    method.begin_epoch(0.5)
+    terms = method.loss(batch)
     views = batch["contrast"].images.flatten(0, 1)
     z = F.normalize(method.head(method.model.backbone(views)), dim=1)
     labels = batch["contrast"].labels.repeat(2)
@@ -191,7 +192,7 @@ def test_hybrid_moves_from_the_first_branch_to_the_second(dataset):
     assert Hybrid(decay="linear").alpha(0.25) == 0.75
     method = build(method, dataset)
     batch = {"contrast": make_batch(2, 5, 0), "classifier": make_batch(1, 5, 1)}
-    method.loss(batch, 0.0)["loss"].backward()
+    method.loss(batch)["loss"].backward()
     assert method.model.classifier.weight.grad.abs().max() == 0
     assert method.head[0].weight.grad.abs().max() > 0
 
@@ -229,7 +230,8 @@ def test_psc_prototypes_learn_and_are_saved(dataset):
         Hybrid(contrast="prototypical", views=1, prototypes_per_class=2), dataset
     )
     batch = {"contrast": make_batch(1, 8, 0), "classifier": make_batch(1, 8, 1)}
-    method.loss(batch, 0.2)["loss"].backward()
+    method.begin_epoch(0.2)
+    method.loss(batch)["loss"].backward()
     assert method.prototypes.grad.abs().sum() > 0
     assert "prototypes" in method.state_dict()
 
@@ -308,7 +310,7 @@ def test_other_losses_are_those_of_their_options(
     batch = make_batch(1, 12, 0)
     expected = criterion(method.model(batch.images[0]), batch.labels)
     plain = F.cross_entropy(method.model(batch.images[0]), batch.labels)
-    found = method.loss({"train": batch}, 0.0)["loss"]
+    found = method.loss({"train": batch})["loss"]
     torch.testing.assert_close(found, expected)
     assert not torch.isclose(found, plain)
 
@@ -356,7 +358,7 @@ def test_tau_normalisation_divides_by_a_power_of_the_length(dataset):
 def test_the_length_of_a_prototype_means_nothing(dataset):
     method = build(Hybrid(contrast="prototypical"), dataset).eval()
     batch = {"contrast": make_batch(2, 5, 0), "classifier": make_batch(1, 5, 1)}
-    before = method.loss(batch, 0.5)["loss"]
+    before = method.loss(batch)["loss"]
     with torch.no_grad():
         method.prototypes.mul_(3.0)
-    torch.testing.assert_close(method.loss(batch, 0.5)["loss"], before)
+    torch.testing.assert_close(method.loss(batch)["loss"], before)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s3h_ext.data import Batch, ImageSet, ResidentSource
+from s3h_ext.data import Batch, ImageSet, ResidentPixels, Source
 from s3h_ext.data.source.batches import Quadrants
 from s3h_ext.losses import (
     BalancedContrastiveLoss,
@@ -51,7 +51,7 @@ def build(method, dataset, classifier="cosine"):
 
 
 def step(method, batch, optimizer=None):
-    terms = method.loss(batch, 0.5)
+    terms = method.loss(batch)
     terms["loss"].backward()
     if optimizer is not None:
         optimizer.step()
@@ -69,7 +69,7 @@ def test_s3h_is_its_equation(dataset):
         for parameter in method.copied_projection.parameters():
             parameter.mul_(0.8)
     batch = make_step()
-    terms = method.loss(batch, 0.0)
+    terms = method.loss(batch)
 
     whole, montages = batch["classification"], batch["contrast"].images.flatten(0, 1)
     labels = batch["contrast"].quadrants.labels.flatten()
@@ -102,7 +102,7 @@ def test_bcl_is_its_equation(dataset):
     method = build(BCL(temperature=0.3, **SMALL), dataset, "linear")
     assert method.label == "bcl"
     batch = make_step(montages=False)
-    terms = method.loss(batch, 0.0)
+    terms = method.loss(batch)
     views = batch["contrast"].images.flatten(0, 1)
     images = torch.cat((batch["classification"].images[0], views))
     features = method.model.backbone(images)
@@ -118,8 +118,8 @@ def test_bcl_is_its_equation(dataset):
 def test_s3h_without_its_parts_is_bcl(dataset):
     batch = make_step(montages=False)
     off = S3H(contrast_recipe="supcon", heads=1, partner="none", **SMALL)
-    ours = build(off, dataset).loss(batch, 0.0)
-    torch.testing.assert_close(ours, build(BCL(**SMALL), dataset).loss(batch, 0.0))
+    ours = build(off, dataset).loss(batch)
+    torch.testing.assert_close(ours, build(BCL(**SMALL), dataset).loss(batch))
     assert off.streams() == BCL().streams()
 
 
@@ -201,7 +201,8 @@ def test_the_copy_stands_still_at_the_end_of_a_cosine(dataset):
     method = build(S3H(momentum_schedule="cosine", **SMALL), dataset)
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
     start = [p.clone() for p in method.copied_backbone.parameters()]
-    method.loss(make_step(), 1.0)["loss"].backward()
+    method.begin_epoch(1.0)
+    method.loss(make_step())["loss"].backward()
     optimizer.step()
     method.after_step()
     assert all(map(torch.equal, start, method.copied_backbone.parameters()))
@@ -239,7 +240,7 @@ def test_the_number_of_passes_over_rows_is_that_of_heads(dataset, monkeypatch):
 
     monkeypatch.setattr(balanced, "similarity_logsumexp", counted)
     method = build(S3H(heads=3, partner="second-head", **SMALL), dataset)
-    method.loss(make_step(), 0.0)
+    method.loss(make_step())
     assert (sum(passes), len(passes)) == (3, 3 + 9)
 
 
@@ -255,12 +256,10 @@ def planted():
 @pytest.mark.parametrize("recipe", ["montage-2x2-plain", "none"])
 def test_labels_follow_what_the_regions_show(planted, recipe):
     method = S3H(recipe="none", contrast_recipe=recipe)
-    source = ResidentSource(
-        planted,
+    source = Source(
+        ResidentPixels(planted, mean=(0.0,) * 3, std=(1.0,) * 3),
         method.streams(),
         num_classes=3,
-        mean=(0.0,) * 3,
-        std=(1.0,) * 3,
         batch_size=24,
         epochs=1,
         seed=0,
@@ -294,6 +293,7 @@ def test_cws_goes_around_s3h(dataset, split):
     method = ClasswiseSplitting(S3H(**SMALL), **options)
     build(method, dataset)
     assert method.label == "cws-s3h"
+    assert method.begin_epoch(0.5) == split
     for _ in range(2):
         assert step(method, make_step())["loss"].isfinite()
     assert method.model.classifier.active == split
@@ -321,7 +321,7 @@ def test_bad_options_are_refused(options, message):
 def test_without_a_partner_a_head_meets_its_own_centres(dataset):
     method = build(S3H(partner="none", contrast_recipe="supcon", **SMALL), dataset)
     batch = make_step(montages=False)
-    found = method.loss(batch, 0.0)["contrastive"]
+    found = method.loss(batch)["contrastive"]
 
     views = batch["contrast"].images.flatten(0, 1)
     images = torch.cat((batch["classification"].images[0], views))
@@ -337,7 +337,8 @@ def test_without_a_partner_a_head_meets_its_own_centres(dataset):
 def test_the_momentum_of_the_copy_rises_along_half_a_cosine(dataset, progress):
     options = {"momentum": 0.6, "momentum_schedule": "cosine", **SMALL}
     method = build(S3H(**options), dataset)
-    method.loss(make_step(), progress)
+    assert not method.begin_epoch(progress)  # recorded once
+    method.loss(make_step())
     with torch.no_grad():
         for parameter in method.model.backbone.parameters():
             parameter.add_(1.0)

@@ -12,8 +12,8 @@ RUN = (
 
 
 def train(folder, preset):
-    config, record, _ = parse_options(["--preset", f"digits-lt/{preset}", *RUN])
-    return Trainer(config, record, folder / preset).fit()
+    config, _ = parse_options(["--preset", f"digits-lt/{preset}", *RUN])
+    return Trainer(config, folder / preset).fit()
 
 
 @pytest.mark.slow

@@ -103,7 +103,8 @@ def test_class_directions_of_each_classifier():
     torch.testing.assert_close(class_directions(grouped).norm(dim=1), torch.ones(3))
 
 
-def test_a_momentum_copy_is_apart_and_follows():
+@pytest.mark.parametrize("share", [0.25, torch.tensor(0.25)])
+def test_a_momentum_copy_is_apart_and_follows(share):
     backbone = build_model("resnet20", 3).backbone
     copied = momentum_copy(backbone)
     assert not any(p.requires_grad for p in copied.parameters())
@@ -113,7 +114,7 @@ def test_a_momentum_copy_is_apart_and_follows():
         for parameter in backbone.parameters():
             parameter.add_(1.0)
     assert all(map(torch.equal, before, copied.parameters()))
-    update_momentum_copy_(copied, backbone, 0.75)
+    update_momentum_copy_(copied, backbone, share)
     for old, new, target in zip(
         before, copied.parameters(), backbone.parameters(), strict=True
     ):

@@ -23,8 +23,8 @@ from s3h_ext.report.figures import FIGURES, group_outcomes
 from s3h_ext.report.metrics import evaluate_predictions
 from s3h_ext.report.page import write_report
 from s3h_ext.report.subclasses import FIGURES as SUBCLASS_FIGURES
-from s3h_ext.report.subclasses import FILE as SUBCLASS_FILE
 from s3h_ext.report.subclasses import Subclasses, read_subclasses
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.options import parse_options
 from s3h_ext.training.trainer import Trainer
 
@@ -39,8 +39,8 @@ TABLE = ("summary", "metrics", "per_class", "confusion", "calibration")
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report") / "run"
-    config, record, _ = parse_options(QUICK)
-    trainer = Trainer(config, record, folder)
+    config, _ = parse_options(QUICK)
+    trainer = Trainer(config, folder)
     trainer.fit()
     return trainer
 
@@ -56,7 +56,7 @@ def made_up(folder, classes, *, names=None, history=None, seed=0):
     evaluation = evaluate_predictions(truth, predicted, rng.random(len(truth)), counts)
     folder.mkdir(parents=True, exist_ok=True)
     names = names or [f"class {number}" for number in range(classes)]
-    write_evaluation(folder, evaluation, names, counts)
+    write_evaluation(RunFolder(folder), evaluation, names, counts)
     (folder / "metrics.csv").write_text(history or "epoch,lr,loss\n1,0.1,2.5\n")
     summary = {
         name: getattr(evaluation, name)
@@ -105,7 +105,7 @@ def pictures(tree):
 
 
 def test_a_run_ends_with_a_report_of_its_own_numbers(trained):
-    folder = trained.output
+    folder = trained.folder.path
     tree = parsed((folder / "report.html").read_text())
     summary = json.loads((folder / "summary.json").read_text())
     header, values = tables(tree)[0]
@@ -129,7 +129,7 @@ def test_a_run_ends_with_a_report_of_its_own_numbers(trained):
 
 
 def test_the_page_needs_nothing_from_elsewhere(trained):
-    page = (trained.output / "report.html").read_text()
+    page = (trained.folder.path / "report.html").read_text()
     assert not re.search(r"https?:|<script|<link|@import|url\(", page)
     opened = []
 
@@ -158,7 +158,7 @@ def test_the_files_hold_the_evaluation(trained):
             predictions += zip(batch.labels.tolist(), predicted.tolist(), strict=True)
             sums[0] += probability.sum().item()
             sums[1] += (predicted == batch.labels).sum().item()
-    results = read_results(trained.output)
+    results = read_results(trained.folder)
     cells = {(t, p): n for t, p, n in results.confusion.tolist()}
     assert cells == {pair: predictions.count(pair) for pair in set(predictions)}
     bins = results.calibration
@@ -171,7 +171,7 @@ def test_the_files_hold_the_evaluation(trained):
     assert summary["calibration_error"] == bins.error
     for name in ("top1", "many", "medium", "few", "macro_f1", "worst_class"):
         assert summary[name] == getattr(results.metrics, name)
-    with (trained.output / "per_class.csv").open(newline="") as file:
+    with (trained.folder.path / "per_class.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     dataset = trained.dataset
     assert [row["name"] for row in rows] == list(dataset.class_names)
@@ -186,14 +186,16 @@ def test_the_files_hold_the_evaluation(trained):
 
 def test_drawn_again_from_the_folder_alone_it_is_the_same(trained, tmp_path, capsys):
     for name in TABLE[1:]:
-        path = trained.output / f"{name}.csv"
+        path = trained.folder.path / f"{name}.csv"
         (tmp_path / path.name).write_bytes(path.read_bytes())
     for name in ("summary.json", "config.yaml"):
-        (tmp_path / name).write_bytes((trained.output / name).read_bytes())
+        (tmp_path / name).write_bytes((trained.folder.path / name).read_bytes())
     assert main([str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
     for name in ("report.html", *FIGURES):
-        assert (tmp_path / name).read_bytes() == (trained.output / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (
+            trained.folder.path / name
+        ).read_bytes()
 
 
 def test_without_matplotlib_the_run_is_kept_and_the_reason_said(
@@ -202,7 +204,7 @@ def test_without_matplotlib_the_run_is_kept_and_the_reason_said(
     for name in [n for n in sys.modules if n.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    trained_output = trained.output
+    trained_output = trained.folder.path
     monkeypatch.setattr(trained, "output", tmp_path)
     summary = trained.fit()  # all epochs are done: evaluates and writes
     said = capsys.readouterr()
@@ -232,7 +234,7 @@ def test_the_summary_is_written_before_anything_else_can_fail(
 )
 def test_any_number_of_classes(tmp_path, classes, listed):
     evaluation = made_up(tmp_path, classes)
-    tree = parsed(write_report(tmp_path).read_text())
+    tree = parsed(write_report(RunFolder(tmp_path)).read_text())
     assert "none <&> on made-up" in "".join(tree.itertext())
     assert len(pictures(tree)) == 4
     header, *rows = next(t for t in tables(tree) if t[0][0] == "class")
@@ -253,8 +255,8 @@ def test_what_a_class_is_mistaken_for_and_its_precision(tmp_path):
     predicted = np.array([0, 0, 1, 0, 0, 2, 0, 1])
     made_up(tmp_path, 3)
     evaluation = evaluate_predictions(truth, predicted, np.full(8, 0.5), counts)
-    write_evaluation(tmp_path, evaluation, ["a", "b", "c"], counts)
-    tree = parsed(write_report(tmp_path).read_text())
+    write_evaluation(RunFolder(tmp_path), evaluation, ["a", "b", "c"], counts)
+    tree = parsed(write_report(RunFolder(tmp_path)).read_text())
     *_, classes, _run = tables(tree)
     assert classes[1:] == [
         ["a", "", "300", "2", "100.00", "40.00"],
@@ -262,7 +264,7 @@ def test_what_a_class_is_mistaken_for_and_its_precision(tmp_path):
         # A tie: the class with the lower number is named.
         ["c", "a (50 %)", "5", "2", "0.00", "0.00"],
     ]
-    names, outcomes = group_outcomes(read_results(tmp_path))
+    names, outcomes = group_outcomes(read_results(RunFolder(tmp_path)))
     assert names == ["many", "medium", "few"]
     assert outcomes.tolist() == [[100, 0, 0, 0], [25, 50, 0, 25], [0, 50, 50, 0]]
 
@@ -271,17 +273,21 @@ def test_awkward_class_names_and_gaps_in_the_history(tmp_path):
     names = ['a, "b"', "<script>alert(1)</script>", "$x_{", "line\nbreak", "wörld"]
     history = "epoch,lr,loss,test_top1,test_few\n1,0.1,3,,\n2,0.01,2,50.0,\n3,0.0,1,,\n"
     made_up(tmp_path, 5, names=names, history=history)
-    page = write_report(tmp_path).read_text()
+    page = write_report(RunFolder(tmp_path)).read_text()
     assert "<script>" not in page
-    assert read_results(tmp_path).class_names == tuple(names)
-    assert read_results(tmp_path).history[0] == {"epoch": 1, "lr": 0.1, "loss": 3}
+    assert read_results(RunFolder(tmp_path)).class_names == tuple(names)
+    assert read_results(RunFolder(tmp_path)).history[0] == {
+        "epoch": 1,
+        "lr": 0.1,
+        "loss": 3,
+    }
 
 
 def test_an_analysis_that_fails_costs_its_part_of_the_report_alone(
     tmp_path, monkeypatch, capsys
 ):
-    config, record, _ = parse_options(QUICK)
-    trainer = Trainer(config, record, tmp_path)
+    config, _ = parse_options(QUICK)
+    trainer = Trainer(config, tmp_path)
 
     def fail(batches):
         raise torch.OutOfMemoryError("no room")
@@ -295,7 +301,7 @@ def test_an_analysis_that_fails_costs_its_part_of_the_report_alone(
 
 def test_ranks_of_the_pictures_are_in_the_table_of_many_classes(tmp_path):
     made_up(tmp_path, 40)
-    *_, classes, _run = tables(parsed(write_report(tmp_path).read_text()))
+    *_, classes, _run = tables(parsed(write_report(RunFolder(tmp_path)).read_text()))
     assert classes[0][2] == "rank"
     assert [row[2] for row in classes[1:]] == [str(rank) for rank in range(1, 41)]
     counts = [int(row[3]) for row in classes[1:]]
@@ -326,7 +332,7 @@ def test_a_small_share_is_not_written_as_none():
 
 def test_a_run_that_trained_nothing_has_a_report(tmp_path):
     made_up(tmp_path, 5, history="epoch,test_top1\n0,40.0\n")
-    assert len(pictures(parsed(write_report(tmp_path).read_text()))) == 4
+    assert len(pictures(parsed(write_report(RunFolder(tmp_path)).read_text()))) == 4
 
 
 def test_classes_without_test_images_and_undefined_calibration(tmp_path):
@@ -335,11 +341,11 @@ def test_classes_without_test_images_and_undefined_calibration(tmp_path):
     evaluation = evaluate_predictions(
         np.array([0, 1]), np.array([0, 0]), np.array([0.5, np.nan]), counts
     )
-    write_evaluation(tmp_path, evaluation, list("abcd"), counts)
+    write_evaluation(RunFolder(tmp_path), evaluation, list("abcd"), counts)
     summary = json.loads((tmp_path / "summary.json").read_text())
     summary |= {"few": None, "calibration_error": None}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
-    tree = parsed(write_report(tmp_path).read_text())
+    tree = parsed(write_report(RunFolder(tmp_path)).read_text())
     _, values = tables(tree)[0]
     assert (values[3], values[6]) == ("-", "-")
     *_, classes, _run = tables(tree)
@@ -372,22 +378,22 @@ def test_damaged_folders_are_named(tmp_path, capsys, file, content, message):
     else:
         path.write_text(content)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        write_report(tmp_path)
+        write_report(RunFolder(tmp_path))
     assert main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert not (tmp_path / "report.html").exists()
 
 
 def test_sub_classes_have_their_part(tmp_path):
-    config, record, _ = parse_options(
+    config, _ = parse_options(
         "--preset digits-lt/cws --model.backbone resnet20 --epochs 2 --device cpu "
         "--precision fp32 --method.split_from 0.5".split()
     )
-    trainer = Trainer(config, record, tmp_path)
+    trainer = Trainer(config, tmp_path)
     trainer.fit()
     page = (tmp_path / "report.html").read_text()
     assert "<h2>Sub-classes</h2>" in page
-    found = read_subclasses(tmp_path)
+    found = read_subclasses(RunFolder(tmp_path))
     # 144, 103, 74 and 53 images: four rows each, as the preset's limit says.
     assert found.classes.tolist() == [0, 1, 2, 3]
     assert [found.sizes[-1, found.rows(c)].sum() for c in range(4)] == [
@@ -406,13 +412,13 @@ def test_sub_classes_have_their_part(tmp_path):
     for name in SUBCLASS_FIGURES:
         with Image.open(tmp_path / name) as picture:
             assert len(picture.convert("RGB").getcolors(1 << 24)) > 50
-    (tmp_path / SUBCLASS_FILE).write_bytes(b"PK\x03\x04 and no more")
+    (tmp_path / "subclasses.npz").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(ValueError, match=r"subclasses\.npz: BadZipFile"):
-        write_report(tmp_path)
+        write_report(RunFolder(tmp_path))
 
 
 def test_runs_without_sub_classes_have_no_such_part(trained):
-    page = (trained.output / "report.html").read_text()
+    page = (trained.folder.path / "report.html").read_text()
     assert "Sub-classes" not in page
     assert "sub-classes" not in page
 

@@ -6,6 +6,7 @@ import pytest
 from s3h_ext.predict import _to_csv
 from s3h_ext.report.evaluation_files import _read
 from s3h_ext.report.table_files import format_row, format_rows, plain_text
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.training.runlog import RunLog
 
 TEXTS = ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1", "\n=1", "'=1", "''=1", "'x", "'", ""]
@@ -33,6 +34,6 @@ def test_our_own_reader_gets_what_was_written(tmp_path):
 def test_answers_and_terms_of_a_loss_are_no_formulas(tmp_path):
     (line,) = list(_to_csv([("=a.png", None, [(0, "@name", 0.5)])], 1))[1:]
     assert line == "'=a.png,,0,'@name,0.5\n"
-    log = RunLog(tmp_path, [{"epoch": 1, "=loss": -0.5}], 1, 1)
+    log = RunLog(RunFolder(tmp_path), [{"epoch": 1, "=loss": -0.5}], 1, 1)
     log.close()
     assert (tmp_path / "metrics.csv").read_text() == "epoch,'=loss\n1,-0.5\n"

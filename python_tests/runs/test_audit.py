@@ -11,6 +11,7 @@ from s3h_ext.runs.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from s3h_ext.runs.folder import RunFolder
 
 RECORDS = {"data.pkl": b"\x80\x02}.", "version": b"3\n", "data/0": bytes(8)}
 
@@ -30,7 +31,9 @@ def test_every_kind_of_tensor_passes(tmp_path):
     state["empty"] = torch.zeros(0, 3)
     state["parameter"] = torch.nn.Parameter(torch.ones(2))
     state["module"] = torch.nn.BatchNorm1d(2).state_dict()
-    path = save_checkpoint(tmp_path, 1, {"config": {"seed": 1}, "method": state})
+    path = save_checkpoint(
+        RunFolder(tmp_path), 1, {"config": {"seed": 1}, "method": state}
+    )
     loaded = load_checkpoint(path)["method"]
     assert torch.equal(loaded["view"], state["view"])
     assert loaded["module"].keys() == state["module"].keys()
@@ -102,7 +105,7 @@ def test_overlapping_records_are_refused(tmp_path):
 @pytest.mark.parametrize("missing", ["config", "epochs_done", "method"])
 def test_without_what_every_one_has_it_is_no_checkpoint(tmp_path, missing):
     values = {"config": {"seed": 1}, "method": {}} | {missing: None}
-    path = save_checkpoint(tmp_path, 1, values)
+    path = save_checkpoint(RunFolder(tmp_path), 1, values)
     with pytest.raises(CheckpointError, match=rf"{missing}: expected .*"):
         load_checkpoint(path)
 
@@ -118,10 +121,10 @@ def test_options_that_never_end_are_refused(tmp_path):
         wide = [wide] * 10
     for config in (looped, shared, {"x": wide}, {1: 2}, {"x": torch.ones(1)}):
         assert not is_plain(config)
-        save_checkpoint(tmp_path, 1, {"config": config})
+        save_checkpoint(RunFolder(tmp_path), 1, {"config": config})
         with (
             pytest.warns(UserWarning, match="config: expected nested options"),
             pytest.raises(CheckpointError, match="no sound checkpoint"),
         ):
-            latest_checkpoint(tmp_path, {"seed": 1})
+            latest_checkpoint(RunFolder(tmp_path), {"seed": 1})
     assert is_plain({"optim": {"lr": 0.1, "milestones": [0.8, 0.9]}, "root": None})

@@ -14,6 +14,7 @@ from s3h_ext.runs.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.options import parse_options
 
 CONFIG = {"optim": {"lr": 0.1}, "seed": 0, "output": "a"}
@@ -21,7 +22,7 @@ CONFIG = {"optim": {"lr": 0.1}, "seed": 0, "output": "a"}
 
 def save(folder, epochs_done):
     return save_checkpoint(
-        folder,
+        RunFolder(folder),
         epochs_done,
         {"config": CONFIG, "method": {"weights": torch.full((5000,), epochs_done)}},
     )
@@ -30,18 +31,18 @@ def save(folder, epochs_done):
 def test_the_last_two_are_kept(tmp_path):
     for epoch in (1, 2, 9, 10):
         save(tmp_path, epoch)
-    assert [p.name for p in checkpoint_paths(tmp_path)] == [
+    assert [p.name for p in checkpoint_paths(RunFolder(tmp_path))] == [
         "epoch_00010.pt",
         "epoch_00009.pt",
     ]
-    path, state = latest_checkpoint(tmp_path, CONFIG)
+    path, state = latest_checkpoint(RunFolder(tmp_path), CONFIG)
     assert path.name == "epoch_00010.pt"
     assert state["epochs_done"] == 10
     assert (state["method"]["weights"] == 10).all()
 
 
 def test_nothing_there_is_no_error(tmp_path):
-    assert latest_checkpoint(tmp_path / "missing", CONFIG) is None
+    assert latest_checkpoint(RunFolder(tmp_path / "missing"), CONFIG) is None
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100, -1, -100])
@@ -51,7 +52,7 @@ def test_a_truncated_one_is_skipped_for_the_one_before(tmp_path, cut):
     content = newest.read_bytes()
     newest.write_bytes(content[:cut])
     with pytest.warns(UserWarning, match="skipped .*epoch_00002.pt: damaged"):
-        _, state = latest_checkpoint(tmp_path, CONFIG)
+        _, state = latest_checkpoint(RunFolder(tmp_path), CONFIG)
     assert state["epochs_done"] == 1
 
 
@@ -72,7 +73,7 @@ def test_only_damaged_ones_is_an_error(tmp_path):
             CheckpointError, match="no sound checkpoint among epoch_00001.pt"
         ),
     ):
-        latest_checkpoint(tmp_path, CONFIG)
+        latest_checkpoint(RunFolder(tmp_path), CONFIG)
 
 
 def test_a_foreign_file_is_refused(tmp_path):
@@ -103,28 +104,28 @@ def test_a_file_that_wants_to_execute_code_is_refused(tmp_path, monkeypatch):
 
 def test_other_options_are_refused_by_name_but_paths_may_differ(tmp_path):
     save(tmp_path, 1)
-    assert latest_checkpoint(tmp_path, {**CONFIG, "output": "b"}) is not None
+    assert latest_checkpoint(RunFolder(tmp_path), {**CONFIG, "output": "b"}) is not None
     with pytest.raises(CheckpointError, match="optim.lr was 0.1, is 0.2"):
-        latest_checkpoint(tmp_path, {**CONFIG, "optim": {"lr": 0.2}})
+        latest_checkpoint(RunFolder(tmp_path), {**CONFIG, "optim": {"lr": 0.2}})
 
 
 def test_an_option_younger_than_the_checkpoint_had_its_default(tmp_path):
     save(tmp_path, 1)
     later = {**CONFIG, "data": {**CONFIG.get("data", {}), "val_fraction": 0.0}}
-    assert latest_checkpoint(tmp_path, later) is not None
+    assert latest_checkpoint(RunFolder(tmp_path), later) is not None
     later["data"]["val_fraction"] = 0.2
     with pytest.raises(CheckpointError, match=r"data\.val_fraction was 0\.0, is 0\.2"):
-        latest_checkpoint(tmp_path, later)
+        latest_checkpoint(RunFolder(tmp_path), later)
 
 
 def test_a_run_from_before_photographs_can_go_on():
-    _, record, _ = parse_options([])
+    record = parse_options([])[0].dump()
     old = copy.deepcopy(record)
     for name in ("source", "workers", "unreadable", "lists", "test_fraction"):
         old["data"].pop(name, None)
     old["model"].pop("weights", None)
     assert differences(old, record) == []
-    _, record, _ = parse_options(["--data.test_fraction", "0.5"])
+    record = parse_options(["--data.test_fraction", "0.5"])[0].dump()
     assert differences(old, record) == ["data.test_fraction was None, is 0.5"]
 
 
@@ -139,18 +140,18 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path, 2)
     monkeypatch.undo()
-    assert [p.name for p in tmp_path.iterdir()] == [kept.name]
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [kept.name]
     assert kept.read_bytes() == before
 
 
 def begun(folder, epochs_done, steps=3):
     state = {"config": CONFIG, "method": {}, "unfinished_epoch": {"steps": steps}}
-    return save_checkpoint(folder, epochs_done, state)
+    return save_checkpoint(RunFolder(folder), epochs_done, state)
 
 
 def test_a_state_inside_an_epoch_takes_no_whole_one_s_place(tmp_path):
     def names():
-        return [path.name for path in checkpoint_paths(tmp_path)]
+        return [path.name for path in checkpoint_paths(RunFolder(tmp_path))]
 
     begun(tmp_path, 0)
     assert names() == ["epoch_00000_and_more.pt"]
@@ -159,7 +160,7 @@ def test_a_state_inside_an_epoch_takes_no_whole_one_s_place(tmp_path):
     begun(tmp_path, 2)
     begun(tmp_path, 2, steps=5)
     assert names() == ["epoch_00002_and_more.pt", "epoch_00002.pt", "epoch_00001.pt"]
-    _, state = latest_checkpoint(tmp_path, CONFIG)
+    _, state = latest_checkpoint(RunFolder(tmp_path), CONFIG)
     assert state["unfinished_epoch"]["steps"] == 5
     save(tmp_path, 3)
     assert names() == ["epoch_00003.pt", "epoch_00002.pt"]
@@ -180,7 +181,7 @@ def test_pytorch_s_own_error_is_that_of_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(module.torch, "save", full)
     with pytest.raises(OSError, match=r"No space left on device.*epoch_00002\.pt"):
         save(tmp_path, 2)
-    assert [path.name for path in tmp_path.iterdir()] == [kept.name]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [kept.name]
 
     def broken(state, file):
         raise RuntimeError("no disk's")
@@ -193,26 +194,28 @@ def test_pytorch_s_own_error_is_that_of_the_disk(tmp_path, monkeypatch):
 def test_precision_is_what_was_computed_in(tmp_path):
     config = {**CONFIG, "precision": "auto"}
     state = {"config": config, "method": {}}
-    save_checkpoint(tmp_path, 1, {**state, "precision": "bf16"})
+    save_checkpoint(RunFolder(tmp_path), 1, {**state, "precision": "bf16"})
     named = {**CONFIG, "precision": "bf16"}
     for record in (config, named):
-        assert latest_checkpoint(tmp_path, record, "bf16") is not None
-        assert latest_checkpoint(tmp_path, record) is not None  # to be evaluated
+        assert latest_checkpoint(RunFolder(tmp_path), record, "bf16") is not None
+        assert (
+            latest_checkpoint(RunFolder(tmp_path), record) is not None
+        )  # to be evaluated
         with pytest.raises(CheckpointError, match="precision was 'bf16', is 'fp32'"):
-            latest_checkpoint(tmp_path, record, "fp32")
+            latest_checkpoint(RunFolder(tmp_path), record, "fp32")
     # An older one says what was asked for.
-    save_checkpoint(tmp_path, 2, state)
-    assert latest_checkpoint(tmp_path, config, "fp32") is not None
-    assert latest_checkpoint(tmp_path, CONFIG, "fp32") is not None
+    save_checkpoint(RunFolder(tmp_path), 2, state)
+    assert latest_checkpoint(RunFolder(tmp_path), config, "fp32") is not None
+    assert latest_checkpoint(RunFolder(tmp_path), CONFIG, "fp32") is not None
     with pytest.raises(CheckpointError, match="precision was 'auto', is 'bf16'"):
-        latest_checkpoint(tmp_path, named, "bf16")
+        latest_checkpoint(RunFolder(tmp_path), named, "bf16")
 
 
 def test_more_epochs_are_another_run(tmp_path):
-    save(tmp_path / "my run" / "checkpoints", 1)
+    save(tmp_path / "my run", 1)
     with pytest.raises(
         CheckpointError, match=r"epochs was 200.*--init_from '.*my run'"
     ):
-        latest_checkpoint(tmp_path / "my run" / "checkpoints", {**CONFIG, "epochs": 4})
+        latest_checkpoint(RunFolder(tmp_path / "my run"), {**CONFIG, "epochs": 4})
     with pytest.raises(CheckpointError, match="another --output$"):
-        latest_checkpoint(tmp_path / "my run" / "checkpoints", {**CONFIG, "seed": 1})
+        latest_checkpoint(RunFolder(tmp_path / "my run"), {**CONFIG, "seed": 1})

@@ -138,15 +138,15 @@ SILENT = [
 
 
 def notes(arguments, processes=1):
-    config, record, _ = parse_options(arguments.split())
-    return check_options(config, record, processes)
+    config, _ = parse_options(arguments.split())
+    return check_options(config, processes)
 
 
 @pytest.mark.parametrize("arguments", REFUSED)
 def test_a_contradiction_is_refused_before_anything_is_written(arguments, tmp_path):
-    config, record, _ = parse_options(arguments.split())
+    config, _ = parse_options(arguments.split())
     with pytest.raises(ValueError, match=REFUSED[arguments]):
-        Trainer(config, record, tmp_path / "run")
+        Trainer(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -174,9 +174,9 @@ def test_options_of_several_processes_have_an_effect_there():
 def test_a_configuration_without_a_record_is_checked():
     config = TrainConfig(data=DataConfig(), method=Baseline(), epochs=3)
     with pytest.raises(ValueError, match=r"optim\.warmup_epochs"):
-        check_options(config, {})
+        check_options(config)
     config.optim.warmup_epochs = 0.0
-    assert [n.partition(":")[0] for n in check_options(config, {})] == [
+    assert [n.partition(":")[0] for n in check_options(config)] == [
         "optim.milestones"
     ] * 2
 

@@ -8,6 +8,7 @@ import pytest
 
 from s3h_ext import files
 from s3h_ext.files import write_bytes, write_text
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.training.runlog import RunLog
 
 FULL = Path("/dev/full")
@@ -15,7 +16,7 @@ FULL = Path("/dev/full")
 LIMITED = """
 import resource, sys
 from s3h_ext.train import main
-from s3h_ext.training import checkpoint, trainer
+from s3h_ext.training import trainer
 save = trainer.save_checkpoint
 def limited(folder, epochs_done, state):
     if epochs_done == 1 and not state["unfinished_epoch"]:
@@ -58,7 +59,7 @@ def test_whatever_is_written_says_where_and_leaves_nothing(tmp_path, monkeypatch
 def test_a_log_that_cannot_be_written_closes(tmp_path, monkeypatch):
     module = "s3h_ext.training.runlog"
     monkeypatch.setattr(f"{module}.open_to_append", lambda path: FULL.open("a"))
-    log = RunLog(tmp_path, [], 1, 0)
+    log = RunLog(RunFolder(tmp_path), [], 1, 0)
     with pytest.raises(OSError, match="No space left"):
         log.note("a line")
     log.close()

@@ -26,8 +26,8 @@ METHODS = {
 
 def train(folder, name, kind):
     arguments = [*QUICK, *METHODS[name].split(), "--precision", kind]
-    config, record, _ = parse_options(arguments)
-    trainer = Trainer(config, record, folder)
+    config, _ = parse_options(arguments)
+    trainer = Trainer(config, folder)
     seen = set()
     for module in trainer.method.model.backbone.modules():
         if isinstance(module, torch.nn.Conv2d):

@@ -29,19 +29,19 @@ def small(name, classes):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_preset_trains(tmp_path, preset):
-    config, record, _ = parse_options(
+    config, _ = parse_options(
         f"--preset {preset} --epochs 1 --device cpu --precision fp32 "
         "--model.backbone resnet20 --report false".split()
     )
     dataset = small(config.data.name, CLASSES.get(config.data.name, 10))
     if config.method.needs_first_stage:
-        first, plain, _ = parse_options(
+        first, _ = parse_options(
             "--preset digits-lt/ce --epochs 1 --device cpu --precision fp32 "
             "--model.backbone resnet20 --report false".split()
         )
-        Trainer(first, plain, tmp_path / "first", dataset=dataset).fit()
+        Trainer(first, tmp_path / "first", dataset=dataset).fit()
         config.init_from = str(tmp_path / "first")
-    summary = Trainer(config, record, tmp_path / "run", dataset=dataset).fit()
+    summary = Trainer(config, tmp_path / "run", dataset=dataset).fit()
     assert summary["preset"] == preset
     # The label is the preset's name, so a table row finds its way to its preset.
     assert summary["method"] == preset.partition("/")[2].removesuffix("-400epochs")

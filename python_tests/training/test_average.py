@@ -7,9 +7,10 @@ import torch
 
 from python_tests.training.test_recording import Tape, build, few_images
 from s3h_ext.runs.checkpoint import CheckpointError, checkpoint_paths
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.loading import load_run
 from s3h_ext.runs.options import OptionError, parse_options
-from s3h_ext.training import trainer as trainer_module
+from s3h_ext.training import run as run_module
 from s3h_ext.training.runlog import SilentLog
 from s3h_ext.training.trainer import Trainer
 
@@ -67,7 +68,7 @@ def test_the_average_is_its_definition_and_training_does_not_know_it(
     tmp_path, monkeypatch, method, recorded
 ):
     if recorded:
-        monkeypatch.setattr(trainer_module, "choose_recorder", lambda *_: Tape())
+        monkeypatch.setattr(run_module, "choose_recorder", lambda *_: Tape())
     trainer = build(tmp_path / "averaged", *method, *EMA)
     history = watched(trainer)
     assert len(history) == 2 * trainer.source.steps_per_epoch
@@ -163,7 +164,7 @@ def test_resume_inside_an_epoch_gives_the_same_bits(tmp_path, method):
     with pytest.raises(KeyboardInterrupt):
         stopped._epoch(1, SilentLog(), Stop())
     resumed = build(tmp_path / "parts", *arguments, "--epochs", "2", resume=True)
-    assert resumed.unfinished_epoch["steps"] == 2
+    assert resumed.state.unfinished_epoch["steps"] == 2
     again = resumed.fit()
     for name in ("top1", "macro_f1", "calibration_error", "best_top1"):
         assert again[name] == summary[name]
@@ -198,14 +199,14 @@ def test_averages_that_do_not_fit_are_refused(finished, tmp_path, average):
     (other / "checkpoints").mkdir(parents=True)
     for name in ("config.yaml", "dataset.json"):
         (other / name).write_bytes((folder / name).read_bytes())
-    path = checkpoint_paths(folder / "checkpoints")[0]
+    path = checkpoint_paths(RunFolder(folder))[0]
     state = torch.load(path, weights_only=True)
     torch.save({**state, "average": average}, other / "checkpoints" / path.name)
     with pytest.raises(CheckpointError, match="does not fit this run"):
         load_run(other, device="cpu")
-    config, record, _ = parse_options(["--config", str(other / "config.yaml")])
+    config, _ = parse_options(["--config", str(other / "config.yaml")])
     with pytest.raises(CheckpointError, match="does not fit this run"):
-        Trainer(config, record, other, resume=True, dataset=few_images())
+        Trainer(config, other, resume=True, dataset=few_images())
 
 
 @pytest.mark.parametrize("decay", ["0", "1", "-0.1", ".nan"])

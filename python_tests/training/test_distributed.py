@@ -16,6 +16,7 @@ import torch
 from s3h_ext.runs.card import read_card
 from s3h_ext.runs.checkpoint import checkpoint_paths, load_checkpoint
 from s3h_ext.runs.config import DistributedConfig
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.train import main
 from s3h_ext.training.distributed import World, join_world
 
@@ -96,7 +97,7 @@ OPTIONS = (
 
 def wait_for_checkpoint(processes, folder):
     deadline = time.monotonic() + 150
-    while not checkpoint_paths(folder / "checkpoints"):
+    while not checkpoint_paths(RunFolder(folder)):
         assert all(process.poll() is None for process in processes)
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -118,14 +119,14 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on_with_another_number
     assert "one of them has ended" in messages
     assert f"the last checkpoint is in {tmp_path}" in messages
     assert "stopped in epoch" in (tmp_path / "train.log").read_text()
-    done = load_checkpoint(checkpoint_paths(tmp_path / "checkpoints")[0])["epochs_done"]
+    done = load_checkpoint(checkpoint_paths(RunFolder(tmp_path))[0])["epochs_done"]
     assert done >= 1
 
     # Two again, politely stopped: by a signal to one of them.
     processes = start([*command, "--resume"])
-    first = checkpoint_paths(tmp_path / "checkpoints")[0]
+    first = checkpoint_paths(RunFolder(tmp_path))[0]
     deadline = time.monotonic() + 150
-    while checkpoint_paths(tmp_path / "checkpoints")[0] == first:
+    while checkpoint_paths(RunFolder(tmp_path))[0] == first:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     processes[1].send_signal(signal.SIGTERM)
@@ -133,7 +134,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on_with_another_number
     assert [process.returncode for process in processes] == [130, 130], outputs
     assert "run the same command with" in outputs[0]
     assert "run the same command" not in outputs[1]
-    state = load_checkpoint(checkpoint_paths(tmp_path / "checkpoints")[0])
+    state = load_checkpoint(checkpoint_paths(RunFolder(tmp_path))[0])
     assert state["epochs_done"] > done
 
     with two_processes.small:
@@ -163,7 +164,7 @@ def test_worlds_without_others(monkeypatch):
     parts = [World(rank, 3).share(7) for rank in range(3)]
     assert [(part.start, part.stop) for part in parts] == [(0, 2), (2, 4), (4, 7)]
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert join_world("auto", DistributedConfig()) == (World(), "auto")
+    assert join_world("auto", DistributedConfig()) == World()
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="RANK is not set"):
         join_world("cpu", DistributedConfig())
@@ -176,20 +177,20 @@ def test_worlds_without_others(monkeypatch):
 
 
 def test_other_errors_pass_as_they_are():
-    with pytest.raises(RuntimeError, match="shapes"), World(0, 2).watched():
+    with pytest.raises(RuntimeError, match="shapes"), World(0, 2).report_lost_peers():
         raise RuntimeError("shapes do not fit")
 
 
 LEAVE = """
 import sys
 import torch.distributed as dist
-from s3h_ext.training.distributed import leave
+from s3h_ext.training.distributed import exit_process
 
 if sys.argv[1] == "joined":
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 sys.stdout.write("said")
 try:
-    leave(int(sys.argv[2]))
+    exit_process(int(sys.argv[2]))
 finally:
     print(" orderly")
 """
@@ -235,7 +236,7 @@ def test_two_processes_leave_out_the_same_and_name_every_file(tmp_path):
         assert sum(text.count(line) for text in said) == 1
     assert all("left out: " in text for text in said)
     assert "'class 2', with 1 test images" in log
-    card = read_card(run)
+    card = read_card(RunFolder(run))
     assert card.classes == ("class 0", "class 1")
     assert card.train_images == (6, 6)
     assert json.loads((run / "summary.json").read_text())["unreadable_images"] == 5

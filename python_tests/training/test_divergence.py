@@ -12,6 +12,7 @@ from s3h_ext.evaluate import main as evaluate
 from s3h_ext.methods import Baseline, Method
 from s3h_ext.predict import main as predict
 from s3h_ext.runs.checkpoint import checkpoint_paths, load_checkpoint
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.loading import load_run
 from s3h_ext.train import main
 from s3h_ext.training.finite import check_finite, spoiled
@@ -28,7 +29,7 @@ def run(folder, *arguments):
 
 
 def names(folder):
-    return [path.name for path in checkpoint_paths(folder / "checkpoints")]
+    return [path.name for path in checkpoint_paths(RunFolder(folder))]
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def test_the_last_update_of_an_epoch_spoils_no_checkpoint(
     error = capsys.readouterr().err
     assert "finite" in error
     # From the last one everything is finite.
-    kept = checkpoint_paths(tmp_path / "checkpoints")
+    kept = checkpoint_paths(RunFolder(tmp_path))
     for path in kept:
         state = load_checkpoint(path)
         assert not list(spoiled({k: state[k] for k in ("method", "optimizer")}))
@@ -135,7 +136,7 @@ def test_older_epochs_survive(tmp_path):
     assert names(tmp_path) == ["epoch_00003.pt", "epoch_00002.pt"]
     new, old = (
         load_checkpoint(path)["method"]["model.classifier.weight"]
-        for path in checkpoint_paths(tmp_path / "checkpoints")
+        for path in checkpoint_paths(RunFolder(tmp_path))
     )
     assert not torch.equal(new, old)
 
@@ -156,7 +157,7 @@ def test_an_evaluation_says_how_far_its_weights_are(tmp_path, monkeypatch, capsy
     assert evaluate([str(tmp_path), "--device", "cpu"]) == 0
     measured = tmp_path / "evaluation-test" / "metrics.json"
     assert json.loads(measured.read_text())["epochs_done"] == 2
-    path = checkpoint_paths(tmp_path / "checkpoints")[0]
+    path = checkpoint_paths(RunFolder(tmp_path))[0]
     state = load_checkpoint(path)
     state["unfinished_epoch"]["steps"] = 1  # stopped inside of it
     torch.save(state, path)
@@ -172,7 +173,7 @@ def test_an_evaluation_says_how_far_its_weights_are(tmp_path, monkeypatch, capsy
 
 def test_an_old_run_with_spoiled_weights_is_evaluated_as_such(tmp_path, capsys):
     assert run(tmp_path, "--epochs", "1") == 0
-    for path in checkpoint_paths(tmp_path / "checkpoints"):
+    for path in checkpoint_paths(RunFolder(tmp_path)):
         state = load_checkpoint(path)
         state["method"]["model.classifier.weight"][0, 0] = torch.nan
         torch.save(state, path)
@@ -188,4 +189,4 @@ def test_what_is_unset_at_first_is_no_divergence(tmp_path):
         check_finite(state, "here")
     cws = "--preset digits-lt/cws --epochs 1".split()
     assert run(tmp_path, *cws) == 0  # whose history has no number yet
-    assert list(spoiled(load_checkpoint(checkpoint_paths(tmp_path / "checkpoints")[0])))
+    assert list(spoiled(load_checkpoint(checkpoint_paths(RunFolder(tmp_path))[0])))

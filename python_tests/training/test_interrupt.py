@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.options import parse_options
-from s3h_ext.training import leaving
 from s3h_ext.training.interrupt import SIGNALS, StopRequest
 from s3h_ext.training.trainer import Trainer
 
@@ -25,17 +25,17 @@ def test_a_further_sigterm_does_not_interrupt_and_a_further_sigint_does(first):
 
 
 def test_a_finished_run_has_its_report_though_it_was_to_stop(tmp_path, monkeypatch):
-    write = leaving.write_summary
+    write = RunFolder.write_summary
 
     def stop_behind_it(*arguments):
         write(*arguments)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(leaving, "write_summary", stop_behind_it)
+    monkeypatch.setattr(RunFolder, "write_summary", stop_behind_it)
     options = "--preset digits-lt/ce --model.backbone resnet20 --epochs 1 --device cpu"
-    config, record, _ = parse_options(options.split())
+    config, _ = parse_options(options.split())
     try:
-        Trainer(config, record, tmp_path).fit()
+        Trainer(config, tmp_path).fit()
     except KeyboardInterrupt:
         pytest.fail("the signal ended it")
     assert (tmp_path / "report.html").exists()
@@ -46,8 +46,8 @@ def test_a_finished_run_has_its_report_though_it_was_to_stop(tmp_path, monkeypat
 def test_a_stop_in_the_last_evaluation_comes_too_late(tmp_path, monkeypatch, last):
     options = "--preset digits-lt/ce --model.backbone resnet20 --epochs 2 --device cpu"
     options += " --batch_size 489 --precision fp32 --report false"
-    config, record, _ = parse_options(options.split())
-    trainer = Trainer(config, record, tmp_path)
+    config, _ = parse_options(options.split())
+    trainer = Trainer(config, tmp_path)
     evaluate, done = trainer.evaluate, []
 
     def stop_in_it(split):

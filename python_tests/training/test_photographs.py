@@ -19,6 +19,7 @@ from s3h_ext.data.source.decode import UnreadableImageError
 from s3h_ext.report.subclasses import read_subclasses
 from s3h_ext.runs.card import read_card
 from s3h_ext.runs.checkpoint import checkpoint_paths, load_checkpoint
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.options import parse_options
 from s3h_ext.train import main
 from s3h_ext.training.trainer import Trainer
@@ -34,7 +35,7 @@ TINY = (
 
 
 def final_weights(folder):
-    return load_checkpoint(checkpoint_paths(folder / "checkpoints")[0])["method"]
+    return load_checkpoint(checkpoint_paths(RunFolder(folder))[0])["method"]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def root(tmp_path_factory):
 
 
 def test_a_run_says_what_it_was_fed_and_what_it_left_out(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("s3h_ext.training.leaving.try_report", lambda folder: None)
+    monkeypatch.setattr("s3h_ext.training.finish.try_report", lambda folder: None)
     bad = grow_bad(grow(tmp_path / "set", (30, 11)))
     folder = tmp_path / "run"
     cws = (
@@ -62,11 +63,15 @@ def test_a_run_says_what_it_was_fed_and_what_it_left_out(tmp_path, capsys, monke
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["unreadable_images"] == len(bad)
     # (35 + 11) * 0.8, of each class, without what cannot be read
-    counts = [28 - len([n for n in read_card(folder).unreadable if n[-3:] == "jpg"]), 9]
+    counts = [
+        28
+        - len([n for n in read_card(RunFolder(folder)).unreadable if n[-3:] == "jpg"]),
+        9,
+    ]
     assert counts[0] < 28
     assert summary["train_images"] == sum(counts)
     assert summary["imbalance"] == pytest.approx(counts[0] / counts[1])
-    assert read_card(folder).train_images == tuple(counts)
+    assert read_card(RunFolder(folder)).train_images == tuple(counts)
     said = capsys.readouterr().err
     assert f"2 classes: 'class 0' {counts[0]}, 'class 1' {counts[1]}\n" in said
     assert "has no test split: 9 images" in said
@@ -77,7 +82,7 @@ def test_a_run_says_what_it_was_fed_and_what_it_left_out(tmp_path, capsys, monke
     assert "has no test split: 9 images, 0.2 of each class" in log
     assert all(f"/{name}: " in log for name in bad)
     assert log.count("left out: ") == len(bad)
-    found = read_subclasses(folder)
+    found = read_subclasses(RunFolder(folder))
     assert found.images.shape[2:] == (64, 64, 3)
     assert found.images.max() > 100
     # The examples of class 0 are of class 0: their pictures are nowhere among others.
@@ -125,7 +130,7 @@ def test_names_that_are_no_text_end_nothing(tmp_path):
     )
     assert done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]
     assert json.loads((run / "summary.json").read_text())["unreadable_images"] == 1
-    assert read_card(run).classes == ("caf\udce9", "class 0")
+    assert read_card(RunFolder(run)).classes == ("caf\udce9", "class 0")
     log = (run / "train.log").read_text(encoding="utf-8")
     assert "/caf\\udce9/caf\\udce9.jpg: no image" in log
     with (run / "per_class.csv").open(encoding="utf-8") as file:
@@ -178,7 +183,7 @@ def test_everything_follows_the_images_that_can_be_read(
         assert note in text
         assert "test: no image that can be read of 'class 3'" in text
         assert "3 classes: 'class 0' 6, 'class 1' 6, 'class 3' 3\n" in text
-    card = read_card(run)
+    card = read_card(RunFolder(run))
     assert card.classes == ("class 0", "class 1", "class 3")
     assert card.train_images == (6, 6, 3)
     assert json.loads((run / "summary.json").read_text())["unreadable_images"] == 5
@@ -199,8 +204,8 @@ def test_a_file_that_is_lost_on_the_way_is_named_at_once(tmp_path, capsys):
     root = grow(grow(tmp_path / "set", (4, 3)), (2, 2), split="test")
     arguments = [*TINY, "--batch_size", "1", "--data.root", str(root)]
     arguments += ["--data.unreadable", "skip", "--report", "false"]
-    config, record, _ = parse_options(arguments)
-    trainer = Trainer(config, record, tmp_path / "run")
+    config, _ = parse_options(arguments)
+    trainer = Trainer(config, tmp_path / "run")
     lost = sorted((root / "train" / "class 1").iterdir())
     for path in lost:
         path.unlink()
@@ -263,11 +268,11 @@ def test_a_resumed_run_leaves_out_what_it_left_out_before(tmp_path, steps, mende
     bad = damaged(root)
     arguments = [*TINY, "--epochs", "3", "--data.root", str(root), "--report", "false"]
     arguments += ["--data.unreadable", "skip"]
-    config, record, _ = parse_options(arguments)
-    Trainer(config, record, tmp_path / "whole").fit()
+    config, _ = parse_options(arguments)
+    Trainer(config, tmp_path / "whole").fit()
     run = tmp_path / "run"
-    config, record, _ = parse_options(arguments)
-    stopped, left = Trainer(config, record, run), steps
+    config, _ = parse_options(arguments)
+    stopped, left = Trainer(config, run), steps
 
     def stop(method):
         nonlocal left
@@ -283,8 +288,8 @@ def test_a_resumed_run_leaves_out_what_it_left_out_before(tmp_path, steps, mende
             save(path, noise(number))
         elif path.parent.name == "class 0":  # class 2 keeps its folder
             path.unlink()
-    config, record, _ = parse_options(arguments)
-    summary = Trainer(config, record, run, resume=True).fit()
+    config, _ = parse_options(arguments)
+    summary = Trainer(config, run, resume=True).fit()
     assert summary["unreadable_images"] == len(bad)
     lines = (run / "train.log").read_text().splitlines()
     assert all(sum(f"left out: {p}: " in each for each in lines) == 1 for p in bad)
@@ -297,12 +302,12 @@ def test_a_run_that_met_an_unreadable_file_goes_on_without_it(tmp_path, capsys):
     root = grow(grow(tmp_path / "set", (8, 4)), (2, 2), split="test")
     arguments = [*TINY, "--epochs", "3", "--data.root", str(root), "--report", "false"]
     arguments += ["--output", str(tmp_path / "run")]
-    config, record, _ = parse_options(arguments)
-    trainer = Trainer(config, record, tmp_path / "run")
+    config, _ = parse_options(arguments)
+    trainer = Trainer(config, tmp_path / "run")
     bad = root / "train" / "class 0" / "000.jpg"
 
     def spoil(method):
-        if trainer.epochs_done == 1:
+        if trainer.state.epochs_done == 1:
             bad.write_bytes(b"")
 
     trainer.method.after_step = spoil.__get__(trainer.method)
@@ -310,7 +315,7 @@ def test_a_run_that_met_an_unreadable_file_goes_on_without_it(tmp_path, capsys):
         trainer.fit()
     assert main([*arguments, "--resume", "--data.unreadable", "skip"]) == 0
     assert f"left out: {bad}: " in capsys.readouterr().err
-    assert read_card(tmp_path / "run").train_images == (8, 4)
+    assert read_card(RunFolder(tmp_path / "run")).train_images == (8, 4)
 
 
 def test_an_older_checkpoint_knows_of_none_left_out(tmp_path):
@@ -318,7 +323,7 @@ def test_an_older_checkpoint_knows_of_none_left_out(tmp_path):
     arguments = [*TINY, "--epochs", "1", "--data.root", str(root), "--report", "false"]
     arguments += ["--output", str(tmp_path / "run"), "--resume"]
     assert main(arguments) == 0
-    path = checkpoint_paths(tmp_path / "run" / "checkpoints")[0]
+    path = checkpoint_paths(RunFolder(tmp_path / "run"))[0]
     state = load_checkpoint(path)
     del state["left_out"]
     torch.save(state, path)

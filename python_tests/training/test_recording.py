@@ -1,6 +1,7 @@
 """Recorded steps against the same steps run one by one."""
 
 import importlib.util
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,10 @@ import pytest
 import torch
 
 from s3h_ext.data import load_dataset
-from s3h_ext.methods import Baseline, Hybrid
 from s3h_ext.runs.options import parse_options
-from s3h_ext.training import trainer as trainer_module
+from s3h_ext.training import run as run_module
 from s3h_ext.training.recording import CudaGraphs, Replayer, choose_recorder
+from s3h_ext.training.runlog import SilentLog
 from s3h_ext.training.trainer import Trainer
 
 spec = importlib.util.spec_from_file_location(
@@ -62,8 +63,8 @@ def few_images():
 
 
 def build(folder, *arguments, resume=False):
-    config, record, _ = parse_options([*QUICK, *arguments])
-    return Trainer(config, record, folder, resume=resume, dataset=few_images())
+    config, _ = parse_options([*QUICK, *arguments])
+    return Trainer(config, folder, resume=resume, dataset=few_images())
 
 
 def run(folder, *arguments):
@@ -71,7 +72,7 @@ def run(folder, *arguments):
     trainer = build(folder, *arguments)
     rows = []
     for epoch in range(3):
-        row = trainer.train_epoch(epoch, trainer_module.SilentLog())
+        row = trainer.train_epoch(epoch, SilentLog())
         del row["images_per_second"]
         rows.append({**row, "top1": trainer.evaluate("test").top1})
     return trainer, rows
@@ -81,7 +82,7 @@ def run(folder, *arguments):
 def recorded(monkeypatch):
     """Makes trainers record; returns what they record with."""
     tape = Tape()
-    monkeypatch.setattr(trainer_module, "choose_recorder", lambda *_: tape)
+    monkeypatch.setattr(run_module, "choose_recorder", lambda *_: tape)
     return tape
 
 
@@ -97,14 +98,13 @@ def test_recorded_steps_train_as_the_others(name, tmp_path, request):
     tape = request.getfixturevalue("recorded")
     replayed, same_rows = run(tmp_path / "recorded", *arguments)
     assert tape.replays > tape.runs > 0
-    if name in ("drw", "cws-cb", "cws-psc"):
-        assert tape.forgotten == 2  # at the start, and when they go over
+    assert tape.forgotten == (name in ("cws-cb", "cws-psc"))  # at the split
     assert_same(replayed, plain, rtol=1e-3, atol=1e-4)
     for ours, theirs in zip(same_rows, rows, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["sc", "mixed"])
+@pytest.mark.parametrize("name", ["sc", "mixed", "drw", "s3h-cosine"])
 def test_one_recording_serves_all_epochs(tmp_path, recorded, name):
     run(tmp_path / "run", *METHODS[name].split())
     # Batches of two sizes, and the test split's one batch.
@@ -120,40 +120,45 @@ def test_a_recorded_run_goes_on_where_it_stopped(tmp_path, recorded):
     first.fit()
     rest = build(tmp_path / "parts", *arguments, resume=True)
     rest.fit()
-    assert rest.epochs_done == 3
+    assert rest.state.epochs_done == 3
+    assert_same(rest, whole, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["drw", "s3h-cosine", "cws-psc"])
+def test_what_follows_the_progress_is_there_after_a_stop_inside_an_epoch(
+    name, tmp_path
+):
+    arguments = [*METHODS[name].split(), "--eval_every", "3"]
+    whole = build(tmp_path / "whole", *arguments)
+    whole.fit()
+    stopped = build(tmp_path / "parts", *arguments)
+    after_step, steps = stopped.method.after_step, []
+
+    def stop_in_the_last_epoch():
+        after_step()
+        steps.append(1)
+        if len(steps) == 2 * stopped.source.steps_per_epoch + 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    stopped.method.after_step = stop_in_the_last_epoch
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit()
+    rest = build(tmp_path / "parts", *arguments, resume=True)
+    assert rest.state.unfinished_epoch["steps"] == 2
+    rest.fit()
     assert_same(rest, whole, rtol=0, atol=0)
 
 
 def test_a_recorded_run_goes_on_without_recordings(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module, "choose_recorder", lambda *_: Tape())
+        patch.setattr(run_module, "choose_recorder", lambda *_: Tape())
         first = build(tmp_path / "run")
         first.epochs = 1
         first.fit()
     rest = build(tmp_path / "run", resume=True)
     rest.fit()
-    assert rest.epochs_done == 3
+    assert rest.state.epochs_done == 3
     assert all(isinstance(g["lr"], float) for g in rest.optimizer.param_groups)
-
-
-class OwnTerms(Hybrid):
-    """Reads the progress as a number."""
-
-    def terms(self, batch, progress, classify):
-        terms = super().terms(batch, progress, classify)
-        return {**terms, "loss": terms["loss"] * (1.0 + progress)}
-
-
-class OwnHead(Hybrid):
-    """Has the step of its base."""
-
-
-def test_a_subclass_with_another_step_is_recorded_anew_in_each_epoch():
-    assert OwnTerms().phase(0.5) == 0.5
-    assert OwnHead().phase(0.5) == Hybrid().phase(0.25)
-    assert Baseline(reweight_from=0.8, weight_beta=0.9).phase(0.5) != Baseline(
-        reweight_from=0.8, weight_beta=0.9
-    ).phase(0.8)
 
 
 def test_a_replay_reads_new_inputs_and_runs_no_python():
@@ -165,23 +170,24 @@ def test_a_replay_reads_new_inputs_and_runs_no_python():
         return tensors[0] * 2
 
     for number in range(5):
-        result = replay("double", "phase", [torch.full((3,), float(number))], double)
+        result = replay("double", [torch.full((3,), float(number))], double)
         assert result.tolist() == [2.0 * number] * 3
     assert calls == [0, 1]  # once as it is, once to be recorded
     assert (tape.runs, tape.recordings, tape.replays) == (1, 1, 4)
 
 
-def test_other_shapes_names_and_phases_are_recorded_apart():
+def test_other_shapes_and_names_are_recorded_apart():
     tape = Tape()
     replay = Replayer(tape)
     for _ in range(3):
         for size in (2, 3):
             ones = torch.ones(size)
-            assert replay("sum", 0, [ones], lambda t: t[0].sum()) == size
-            assert replay("count", 0, [ones], lambda t: t[0] * 0).tolist() == [0] * size
+            assert replay("sum", [ones], lambda t: t[0].sum()) == size
+            assert replay("count", [ones], lambda t: t[0] * 0).tolist() == [0] * size
     assert tape.recordings == 4
-    assert replay("sum", 1, [torch.ones(2)], lambda t: -t[0].sum()) == -2
-    assert tape.runs == 5
+    replay.drop()
+    assert replay("sum", [torch.ones(2)], lambda t: -t[0].sum()) == -2
+    assert (tape.runs, tape.forgotten) == (5, 1)
 
 
 def test_what_reads_a_value_runs_as_it_is_unless_recordings_are_insisted_on():
@@ -189,14 +195,14 @@ def test_what_reads_a_value_runs_as_it_is_unless_recordings_are_insisted_on():
         return tensors[0].sum().item()
 
     replay = Replayer(Tape(), insist=False)
-    assert replay("read", 0, [torch.ones(2)], read) == 2
+    assert replay("read", [torch.ones(2)], read) == 2
     with pytest.warns(UserWarning, match=r"read cannot be recorded .*on the host"):
-        assert replay("read", 0, [torch.ones(2)], read) == 2
-    assert replay("read", 0, [torch.full((2,), 4.0)], read) == 8
+        assert replay("read", [torch.ones(2)], read) == 2
+    assert replay("read", [torch.full((2,), 4.0)], read) == 8
     insisting = Replayer(Tape())
-    insisting("read", 0, [torch.ones(2)], read)
+    insisting("read", [torch.ones(2)], read)
     with pytest.raises(RuntimeError, match="on the host"):
-        insisting("read", 0, [torch.ones(2)], read)
+        insisting("read", [torch.ones(2)], read)
 
 
 @pytest.mark.parametrize(
@@ -233,21 +239,21 @@ def test_a_graph_replays_on_the_device():
     replay = Replayer(CudaGraphs(device))
     for number in range(4):
         given = torch.full((), float(number), device=device)
-        result = replay("add", 0, [given], lambda t: total.add_(t[0]) * 1)
+        result = replay("add", [given], lambda t: total.add_(t[0]) * 1)
     assert (total.item(), result.item()) == (6.0, 6.0)
 
 
 @pytest.mark.cuda
 def test_recorded_steps_do_not_wait_for_the_device(tmp_path):
     trainer = build(tmp_path / "run", *METHODS["s3h"].split(), "--device", "cuda")
-    log = trainer_module.SilentLog()
+    log = SilentLog()
     trainer.train_epoch(0, log)  # runs, records
     batches = trainer.source.epoch(1)
     first = next(batches)
-    trainer._step(first, 0.5, 0.1)
+    trainer._step(first, 0.1)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for batch in batches:
-            trainer._step(batch, 0.5, 0.1)
+            trainer._step(batch, 0.1)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from s3h_ext.runs.checkpoint import CheckpointError, load_checkpoint
-from s3h_ext.runs.lock import lock_folder, unlock_folder
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.options import parse_options
 from s3h_ext.train import main
-from s3h_ext.training.resume import check_together
+from s3h_ext.training.state import check_together
 from s3h_ext.training.trainer import Trainer
 
 QUICK = (
@@ -22,16 +22,16 @@ QUICK = (
 HOLDER = """
 import sys
 from pathlib import Path
-from s3h_ext.runs.lock import lock_folder
-lock_folder(Path(sys.argv[1]))
+from s3h_ext.runs.folder import RunFolder
+RunFolder(Path(sys.argv[1])).lock()
 print("held", flush=True)
 sys.stdin.read()
 """
 
 
 def trainer_of(folder, *arguments, resume=False):
-    config, record, _ = parse_options([*QUICK, *arguments])
-    return Trainer(config, record, folder, resume=resume)
+    config, _ = parse_options([*QUICK, *arguments])
+    return Trainer(config, folder, resume=resume)
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +69,12 @@ def test_a_process_may_train_again_where_it_does(tmp_path):
         command = [sys.executable, "-c", HOLDER, str(tmp_path)]
         return subprocess.run(command, input=b"", capture_output=True).returncode
 
-    lock_folder(tmp_path)
-    lock_folder(tmp_path)
+    RunFolder(tmp_path).lock()
+    RunFolder(tmp_path).lock()
     assert refused()
-    unlock_folder(tmp_path)
+    RunFolder(tmp_path).unlock()
     assert not refused()
-    unlock_folder(tmp_path)
+    RunFolder(tmp_path).unlock()
 
 
 def test_an_evaluation_that_fails_costs_no_training(tmp_path, monkeypatch):
@@ -99,9 +99,9 @@ def test_an_evaluation_that_fails_costs_no_training(tmp_path, monkeypatch):
     assert len(trained) == steps  # those of the second epoch
     for name, value in whole.method.state_dict().items():
         assert torch.equal(value, rest.method.state_dict()[name]), name
-    assert rest.images_trained == whole.images_trained
-    assert [row["loss"] for row in rest.history] == [
-        row["loss"] for row in whole.history
+    assert rest.state.images_trained == whole.state.images_trained
+    assert [row["loss"] for row in rest.state.history] == [
+        row["loss"] for row in whole.state.history
     ]
 
 
@@ -115,7 +115,7 @@ def test_a_second_stage_goes_on_without_its_first(tmp_path, first_stage):
     first.rename(tmp_path / "moved")
     rest = trainer_of(tmp_path / "second", *arguments, resume=True)
     summary = rest.fit()
-    assert rest.epochs_done == 2
+    assert rest.state.epochs_done == 2
     assert summary["first_stage"].startswith("digits-lt/ce (")
     with pytest.raises(CheckpointError, match="init_from: .* holds no sound"):
         trainer_of(tmp_path / "other", *arguments)
@@ -135,11 +135,13 @@ def test_processes_that_go_on_from_different_places_are_refused(tmp_path):
     message = "got epoch 1, step 3; epoch 0, step 0 as the newest"
     with pytest.raises(CheckpointError, match=message):
         check_together(
-            world, {"epochs_done": 1, "unfinished_epoch": {"steps": 3}}, tmp_path
+            world,
+            {"epochs_done": 1, "unfinished_epoch": {"steps": 3}},
+            RunFolder(tmp_path),
         )
 
 
 def test_a_process_without_the_checkpoint_of_the_others_is_refused(tmp_path):
     world = SimpleNamespace(gather=lambda place: [place, (2, 0)])
     with pytest.raises(CheckpointError, match="got epoch 0, step 0; epoch 2, step 0"):
-        check_together(world, None, tmp_path)
+        check_together(world, None, RunFolder(tmp_path))

@@ -1,7 +1,7 @@
 import pytest
 
 from s3h_ext.runs.config import OptimConfig
-from s3h_ext.training.schedule import learning_rate
+from s3h_ext.training.optimizer import learning_rate
 
 
 def test_step_schedule_changes_after_the_milestone_epoch():

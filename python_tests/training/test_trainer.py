@@ -20,16 +20,18 @@ from s3h_ext.data import load_dataset
 from s3h_ext.data.views.recipes import RECIPES, Recipe
 from s3h_ext.methods import Hybrid
 from s3h_ext.ops.view_constraints import RandomResizedCrop
+from s3h_ext.report.analysis import try_analysis
 from s3h_ext.runs.checkpoint import (
     CheckpointError,
     checkpoint_paths,
     load_checkpoint,
 )
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.options import parse_options
 from s3h_ext.train import main
 from s3h_ext.training.finite import DivergedError
+from s3h_ext.training.optimizer import learning_rate
 from s3h_ext.training.runlog import SilentLog
-from s3h_ext.training.schedule import learning_rate
 from s3h_ext.training.trainer import Trainer
 
 QUICK = (
@@ -44,8 +46,8 @@ SUMMARY_KEYS = (
 
 
 def train(folder, *arguments, resume=False):
-    config, record, _ = parse_options([*QUICK, *arguments])
-    trainer = Trainer(config, record, folder, resume=resume)
+    config, _ = parse_options([*QUICK, *arguments])
+    trainer = Trainer(config, folder, resume=resume)
     return trainer, trainer.fit()
 
 
@@ -107,12 +109,12 @@ def test_resume_gives_the_bits_of_the_run_that_was_not_stopped(
     arguments = ["--epochs", "4", *method]
     whole, whole_summary = train(tmp_path / "whole", *arguments)
 
-    config, record, _ = parse_options([*QUICK, *arguments])
-    stopped = Trainer(config, record, tmp_path / "parts")
+    config, _ = parse_options([*QUICK, *arguments])
+    stopped = Trainer(config, tmp_path / "parts")
     evaluate = stopped._evaluate_epoch
 
     def stop_in_the_third_epoch(**options):
-        if stopped.epochs_done == 2:
+        if stopped.state.epochs_done == 2:
             raise KeyboardInterrupt
         return evaluate(**options)
 
@@ -123,8 +125,8 @@ def test_resume_gives_the_bits_of_the_run_that_was_not_stopped(
     assert_same_bits(resumed.method.state_dict(), whole.method.state_dict())
     assert summary["top1"] == whole_summary["top1"]
     strip = ["epoch", "loss", "test_top1"]
-    assert [{k: r[k] for k in strip} for r in resumed.history] == [
-        {k: r[k] for k in strip} for r in whole.history
+    assert [{k: r[k] for k in strip} for r in resumed.state.history] == [
+        {k: r[k] for k in strip} for r in whole.state.history
     ]
 
 
@@ -140,7 +142,7 @@ def undisturbed(tmp_path_factory):
 
 
 def final_weights(folder):
-    state = load_checkpoint(checkpoint_paths(folder / "checkpoints")[0])
+    state = load_checkpoint(checkpoint_paths(RunFolder(folder))[0])
     assert state["epochs_done"] == 12
     assert state["unfinished_epoch"] is None
     return state["method"]
@@ -164,7 +166,7 @@ def start(folder, *arguments):
 
 def wait_for_checkpoint(process, folder):
     deadline = time.monotonic() + 120
-    while not checkpoint_paths(folder / "checkpoints"):
+    while not checkpoint_paths(RunFolder(folder)):
         assert process.poll() is None, "the run ended before it could be stopped"
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -252,7 +254,7 @@ def test_a_polite_stop_saves_inside_the_epoch(tmp_path, undisturbed, number):
     _, messages = process.communicate()
     assert process.returncode == 130
     assert f"run the same command with --output {tmp_path} --resume" in messages
-    state = load_checkpoint(checkpoint_paths(tmp_path / "checkpoints")[0])
+    state = load_checkpoint(checkpoint_paths(RunFolder(tmp_path))[0])
     assert state["epochs_done"] < 12
     process = start(tmp_path)
     _, messages = process.communicate()
@@ -262,8 +264,8 @@ def test_a_polite_stop_saves_inside_the_epoch(tmp_path, undisturbed, number):
 
 def test_stopping_inside_an_epoch_keeps_its_numbers(tmp_path, monkeypatch):
     whole, _ = train(tmp_path / "whole")
-    config, record, _ = parse_options(QUICK)
-    stopped = Trainer(config, record, tmp_path / "parts")
+    config, _ = parse_options(QUICK)
+    stopped = Trainer(config, tmp_path / "parts")
     after_step, steps = stopped.method.after_step, []
 
     def stop_in_the_third_step():
@@ -275,14 +277,14 @@ def test_stopping_inside_an_epoch_keeps_its_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(stopped.method, "after_step", stop_in_the_third_step)
     with pytest.raises(KeyboardInterrupt):
         stopped.fit()
-    state = load_checkpoint(checkpoint_paths(stopped.checkpoints)[0])
+    state = load_checkpoint(checkpoint_paths(stopped.folder)[0])
     assert (state["epochs_done"], state["unfinished_epoch"]["steps"]) == (0, 3)
     resumed, _ = train(tmp_path / "parts", resume=True)
     assert_same_bits(resumed.method.state_dict(), whole.method.state_dict())
-    assert [row["loss"] for row in resumed.history] == [
-        row["loss"] for row in whole.history
+    assert [row["loss"] for row in resumed.state.history] == [
+        row["loss"] for row in whole.state.history
     ]
-    assert resumed.images_trained == whole.images_trained
+    assert resumed.state.images_trained == whole.state.images_trained
     log = (tmp_path / "parts" / "train.log").read_text()
     lines = [line.split("  ", 1)[1] for line in log.splitlines()]
     assert [line.rsplit(", ", 1)[-1] for line in lines if "from step" in line] == [
@@ -306,30 +308,36 @@ class StopAt:
         self._left -= 1
         return self._left <= 0
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
 
 # One question after each of six steps, one after the epoch.
 @pytest.mark.parametrize(("question", "steps"), [(6, 6), (7, 6), (8, 7)])
 def test_a_stop_at_the_end_of_an_epoch_saves_it(tmp_path, monkeypatch, question, steps):
     monkeypatch.setattr(
-        "s3h_ext.training.trainer.AgreedStop", lambda stop, world: StopAt(question)
+        "s3h_ext.training.trainer.StopRequest", lambda: StopAt(question)
     )
-    config, record, _ = parse_options([*QUICK, "--checkpoint_every", "5"])
-    trainer = Trainer(config, record, tmp_path)
+    config, _ = parse_options([*QUICK, "--checkpoint_every", "5"])
+    trainer = Trainer(config, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
-    (path,) = checkpoint_paths(trainer.checkpoints)
+    (path,) = checkpoint_paths(trainer.folder)
     state = load_checkpoint(path)
     unfinished = state["unfinished_epoch"] or {"steps": 0}
     assert 6 * state["epochs_done"] + unfinished["steps"] == steps
 
 
 def test_a_resumed_run_keeps_the_curves_of_all_epochs(tmp_path):
-    config, record, _ = parse_options([*QUICK, "--epochs", "3"])
-    stopped = Trainer(config, record, tmp_path)
+    config, _ = parse_options([*QUICK, "--epochs", "3"])
+    stopped = Trainer(config, tmp_path)
     evaluate = stopped._evaluate_epoch
 
     def stop_in_the_third_epoch(**options):
-        if stopped.epochs_done == 2:
+        if stopped.state.epochs_done == 2:
             raise KeyboardInterrupt
         return evaluate(**options)
 
@@ -353,11 +361,18 @@ def test_crops_that_met_no_constraint_are_reported_at_the_end(tmp_path, monkeypa
 
 
 def test_a_method_without_analysis_costs_no_copy_of_the_images(tmp_path, monkeypatch):
-    config, record, _ = parse_options(QUICK)
-    trainer = Trainer(config, record, tmp_path)
+    config, _ = parse_options(QUICK)
+    trainer = Trainer(config, tmp_path)
     monkeypatch.setattr(trainer.feed, "evaluation", None)
     batches = trainer.train_batches()
-    assert trainer.method.analysis(batches) == {}
+    try_analysis(
+        trainer.folder,
+        trainer.method,
+        batches,
+        trainer.dataset,
+        precision=trainer.precision,
+        device=trainer.device,
+    )
     with pytest.raises(TypeError):  # only now
         next(batches)
 
@@ -390,25 +405,25 @@ def test_resume_with_other_options_is_refused(tmp_path, capsys):
 
 
 def test_resume_with_other_data_is_refused_and_leaves_the_run_as_it_was(tmp_path):
-    config, record, _ = parse_options([*QUICK, "--epochs", "1"])
+    config, _ = parse_options([*QUICK, "--epochs", "1"])
     dataset = load_dataset("digits-lt", imbalance=100)
-    Trainer(config, record, tmp_path, dataset=dataset).fit()
+    Trainer(config, tmp_path, dataset=dataset).fit()
     before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
     other = replace(dataset, mean=(0.5, 0.5, 0.5))
     message = r"data\.root: expected the data of .*dataset\.json, got .*: pixels' mean "
     with pytest.raises(CheckpointError, match=message):
-        Trainer(config, record, tmp_path, dataset=other, resume=True)
+        Trainer(config, tmp_path, dataset=other, resume=True)
     assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before
     # Older runs left no card.
     (tmp_path / "dataset.json").unlink()
-    Trainer(config, record, tmp_path, dataset=other, resume=True)
+    Trainer(config, tmp_path, dataset=other, resume=True)
 
 
 @pytest.mark.parametrize("name", ["own", "digits-lt"])
 def test_a_data_set_of_ones_own_has_the_factor_of_its_counts(tmp_path, name):
-    config, record, _ = parse_options([*QUICK, "--epochs", "1"])
+    config, _ = parse_options([*QUICK, "--epochs", "1"])
     dataset = replace(load_dataset("digits-lt", imbalance=50), name=name)
-    summary = Trainer(config, record, tmp_path, dataset=dataset).fit()
+    summary = Trainer(config, tmp_path, dataset=dataset).fit()
     counts = dataset.class_counts
     assert summary["dataset"] == name
     assert summary["imbalance"] == counts.max() / counts.min() != 100
@@ -417,25 +432,27 @@ def test_a_data_set_of_ones_own_has_the_factor_of_its_counts(tmp_path, name):
 def test_held_out_images_are_what_epochs_are_compared_on(tmp_path):
     trainer, summary = train(tmp_path, "--data.val_fraction", "0.2")
     assert summary["best_split"] == "val"
-    assert summary["val_top1"] == trainer.history[-1]["val_top1"]
-    assert not any(name.startswith("test_") for row in trainer.history for name in row)
-    assert summary["best_top1"] == max(row["val_top1"] for row in trainer.history)
+    assert summary["val_top1"] == trainer.state.history[-1]["val_top1"]
+    assert not any(
+        name.startswith("test_") for row in trainer.state.history for name in row
+    )
+    assert summary["best_top1"] == max(row["val_top1"] for row in trainer.state.history)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
-    config, record, _ = parse_options(QUICK)
-    trainer = Trainer(config, record, tmp_path)
+    config, _ = parse_options(QUICK)
+    trainer = Trainer(config, tmp_path)
     loss, steps = trainer.method.loss, []
 
-    def spoiled(batch, progress):
-        steps.append(progress)
-        terms = loss(batch, progress)
+    def spoiled(batch):
+        steps.append(1)
+        terms = loss(batch)
         return {"loss": terms["loss"] * float("nan")} if len(steps) == 9 else terms
 
     trainer.method.loss = spoiled
     with pytest.raises(DivergedError, match="loss is nan at step 3 of epoch 2"):
         trainer.fit()
-    kept = checkpoint_paths(trainer.checkpoints)[0]
+    kept = checkpoint_paths(trainer.folder)[0]
     state = load_checkpoint(kept)
     assert state["epochs_done"] == 1
     assert all(v.isfinite().all() for v in state["method"].values())
@@ -447,12 +464,12 @@ def test_features_that_are_not_finite_stop_the_run_and_name_the_term(
 ):
     loss, steps = Hybrid.loss, []
 
-    def spoiled(method, batch, progress):
-        steps.append(progress)
+    def spoiled(method, batch):
+        steps.append(1)
         if len(steps) == 9:
             with torch.no_grad():
                 next(method.head.parameters())[0].fill_(value)
-        return loss(method, batch, progress)
+        return loss(method, batch)
 
     monkeypatch.setattr(Hybrid, "loss", spoiled)
     folder = tmp_path / "run"
@@ -461,7 +478,7 @@ def test_features_that_are_not_finite_stop_the_run_and_name_the_term(
     error = capsys.readouterr().err
     assert "contrastive is nan at step 3 of epoch 2" in error
     assert f"the last checkpoint is in {folder}" in error
-    kept = checkpoint_paths(folder / "checkpoints")[0]
+    kept = checkpoint_paths(RunFolder(folder))[0]
     assert load_checkpoint(kept)["epochs_done"] == 1
 
 
@@ -501,8 +518,8 @@ def test_bad_runs_end_with_a_message_and_leave_nothing(
 
 
 def test_weights_without_decay(tmp_path):
-    config, record, _ = parse_options([*QUICK, "--optim.decay_norm_and_bias", "false"])
-    trainer = Trainer(config, record, tmp_path)
+    config, _ = parse_options([*QUICK, "--optim.decay_norm_and_bias", "false"])
+    trainer = Trainer(config, tmp_path)
     decayed, exempt = trainer.optimizer.param_groups
     assert all(p.ndim >= 2 for p in decayed["params"])
     assert all(p.ndim < 2 for p in exempt["params"])
@@ -523,14 +540,14 @@ def test_training_on_a_gpu(tmp_path):
 def test_the_optimiser_is_that_of_the_options(tmp_path):
     chosen = {"weight_decay": 0.003, "momentum": 0.7, "nesterov": True}
     options = [f"--optim.{name}={str(value).lower()}" for name, value in chosen.items()]
-    config, record, _ = parse_options([*QUICK, *options])
-    (group,) = Trainer(config, record, tmp_path).optimizer.param_groups
+    config, _ = parse_options([*QUICK, *options])
+    (group,) = Trainer(config, tmp_path).optimizer.param_groups
     assert {name: group[name] for name in chosen} == chosen
 
 
 def test_every_step_has_its_rate(tmp_path):
-    config, record, _ = parse_options([*QUICK, "--optim.warmup_epochs", "1.5"])
-    trainer = Trainer(config, record, tmp_path)
+    config, _ = parse_options([*QUICK, "--optim.warmup_epochs", "1.5"])
+    trainer = Trainer(config, tmp_path)
     seen = []
     trainer.optimizer.register_step_pre_hook(
         lambda optimizer, *_: seen.append(float(optimizer.param_groups[0]["lr"]))
@@ -577,7 +594,7 @@ def test_tau_normalisation_rescales_and_trains_nothing(tmp_path, finished_run):
     weight = finished_run[1].method.model.classifier.weight
     expected = torch.nn.functional.normalize(weight, dim=1)
     torch.testing.assert_close(trainer.method.model.classifier.weight, expected)
-    assert trainer.history[0]["test_top1"] == summary["top1"]
+    assert trainer.state.history[0]["test_top1"] == summary["top1"]
     again, repeated = second(
         tmp_path / "kept",
         finished_run,

@@ -26,7 +26,7 @@ from s3h_ext.ops import gather_rows
 from s3h_ext.runs.config import DistributedConfig
 from s3h_ext.runs.options import parse_options
 from s3h_ext.train import main as train
-from s3h_ext.training.distributed import join_world, leave
+from s3h_ext.training.distributed import exit_process, join_world
 from s3h_ext.training.trainer import Trainer
 
 
@@ -88,7 +88,7 @@ RUNS = {
 @mock.patch.object(torch.Tensor, "float", torch.Tensor.double)
 def double_run(folder, name, world=None):
     """Trains shortly, with float64 wherever float32 is meant; returns what came out."""
-    config, record, _ = parse_options([*QUICK, *RUNS[name]])
+    config, _ = parse_options([*QUICK, *RUNS[name]])
     method = config.method
     build, predict = method.build, method.predict
 
@@ -98,7 +98,7 @@ def double_run(folder, name, world=None):
 
     method.build = build_double
     method.predict = lambda images: predict(images.double())
-    trainer = Trainer(config, record, folder, world=world)
+    trainer = Trainer(config, folder, world=world)
     epoch = trainer.source.epoch
 
     def double_epoch(*position):
@@ -125,8 +125,8 @@ def double_run(folder, name, world=None):
     return {
         "state": {**method.state_dict(), **averages},
         "gradients": gradients,
-        "history": trainer.history,
-        "images": trainer.images_trained,
+        "history": trainer.state.history,
+        "images": trainer.state.images_trained,
     }
 
 
@@ -231,7 +231,7 @@ def main():
         with small:
             return train(sys.argv[2:])
     folder = Path(sys.argv[1])
-    world, _ = join_world("cpu", DistributedConfig(timeout=120))
+    world = join_world("cpu", DistributedConfig(timeout=120))
     check_gather(world)
     check_losses(world)
     for name in sys.argv[2:] or RUNS:
@@ -248,4 +248,4 @@ def main():
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

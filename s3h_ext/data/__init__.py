@@ -1,31 +1,28 @@
 """Data sets, recipes and the sources that training draws its batches from."""
 
-from s3h_ext.data.dataset import (
-    ImageSet,
-    LongTailDataset,
-    load_dataset,
-    unused_images,
-)
+from s3h_ext.data.dataset import ImageSet, LongTailDataset
 from s3h_ext.data.image_files import ImageFiles
-from s3h_ext.data.source.batches import Batch, EvaluationBatches
+from s3h_ext.data.load import load_dataset, unused_images
+from s3h_ext.data.source.batches import Batch
+from s3h_ext.data.source.evaluation import EvaluationBatches
 from s3h_ext.data.source.feed import Feed
-from s3h_ext.data.source.file_source import FileBatches, FileSource
-from s3h_ext.data.source.resident import ResidentSource
+from s3h_ext.data.source.pixels import FilePixels, ResidentPixels
+from s3h_ext.data.source.source import Source
 from s3h_ext.data.streams import Stream
 from s3h_ext.data.views.mixing import Mixing
-from s3h_ext.data.views.thumbnails import thumbnails
+from s3h_ext.data.views.pictures import thumbnails
 
 __all__ = [
     "Batch",
     "EvaluationBatches",
     "Feed",
-    "FileBatches",
-    "FileSource",
+    "FilePixels",
     "ImageFiles",
     "ImageSet",
     "LongTailDataset",
     "Mixing",
-    "ResidentSource",
+    "ResidentPixels",
+    "Source",
     "Stream",
     "load_dataset",
     "thumbnails",

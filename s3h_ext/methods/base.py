@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-import numpy as np
 from torch import Tensor, nn
 
 from s3h_ext.data import Batch, LongTailDataset, Stream
@@ -15,9 +16,6 @@ from s3h_ext.data.views.recipes import get_recipe
 from s3h_ext.losses.classification import Counts, Labels, MixedLabels
 from s3h_ext.models import ImageClassifier
 from s3h_ext.ops import gather_rows
-
-#: Features ``[B, D]`` and their labels -> the classification loss, a scalar.
-Classify = Callable[[Tensor, Labels], Tensor]
 
 
 def seen_labels(batch: Batch) -> Labels:
@@ -28,7 +26,7 @@ def seen_labels(batch: Batch) -> Labels:
     return MixedLabels(batch.labels, mixed.labels[0], mixed.weights[0])
 
 
-def labelled(recipe: str, argument: str = "recipe") -> str:
+def require_labelled(recipe: str, argument: str = "recipe") -> str:
     """Return ``recipe`` if each of its views shows one image, whose label is its own.
 
     Raises:
@@ -42,8 +40,32 @@ def labelled(recipe: str, argument: str = "recipe") -> str:
     return recipe
 
 
-#: What a step runs.
-_STEP = frozenset({"loss", "terms", "classification_loss", "after_step"})
+def copy_buffers(target: nn.Module, source: nn.Module) -> None:
+    """Write the buffers of ``source`` into those of ``target``, a module like it.
+
+    A recorded step reads the buffers it was recorded with and no others.
+    """
+    for buffer, value in zip(target.buffers(), source.buffers(), strict=True):
+        buffer.copy_(value)
+
+
+def _keeps_arguments(init: Callable[..., None]) -> Callable[..., None]:
+    """Make a constructor keep its arguments, defaults included, as ``init_args``."""
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def keeping(self: Method, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        # A subclass calls its parent's constructor first, so its own arguments stay.
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        named = dict(list(bound.arguments.items())[1:])
+        for parameter in signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                named.update(named.pop(parameter.name))
+        self.init_args = named
+
+    return keeping
 
 
 class Method(nn.Module, ABC):
@@ -56,9 +78,11 @@ class Method(nn.Module, ABC):
 
     1. :meth:`streams` once, for the batches a step needs;
     2. :meth:`build` once, with the network and the data set;
-    3. :meth:`loss` and then :meth:`after_step` for each step, or, where steps are
-       recorded, for the first few of each :meth:`phase`;
-    4. :meth:`predict` to evaluate.
+    3. :meth:`begin_epoch` before the steps of each epoch, and again when a run resumes
+       inside one;
+    4. :meth:`loss` and then :meth:`after_step` for each step, or, where steps are
+       recorded, for the first few of them;
+    5. :meth:`predict` to evaluate.
     """
 
     model: ImageClassifier
@@ -69,6 +93,15 @@ class Method(nn.Module, ABC):
     #: Whether losses are those of the batches of all processes together. The trainer
     #: sets it here and on the contrastive losses.
     gather: bool = False
+
+    #: The arguments of the constructor by name, from which a run's files name it.
+    init_args: Mapping[str, Any] = {}
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = vars(cls)
+        if "__init__" in own:
+            setattr(cls, "__init__", _keeps_arguments(own["__init__"]))  # noqa: B010
 
     @property
     @abstractmethod
@@ -86,37 +119,30 @@ class Method(nn.Module, ABC):
         """Take the network over and add the modules and buffers the method needs.
 
         The network has fresh weights, or those of the run named by ``--init_from``; on
-        ``--resume`` fresh ones, and those of the checkpoint follow.
+        ``--resume`` fresh ones, and those of the checkpoint follow. What follows the
+        progress of the training is as at its start.
         """
         self.model = model
 
-    def phase(self, progress: float) -> Hashable:
-        """Return what of the progress the operations of a step depend on.
+    def begin_epoch(self, progress: float) -> bool:
+        """Write what follows the progress of the training into buffers.
 
-        On a GPU a step is recorded and replayed (:mod:`s3h_ext.training.recording`)
-        for as long as this value is the same, and a replay runs none of the method's
-        Python. By default it is the progress itself, so each epoch is recorded anew. A
-        method whose :meth:`loss` and :meth:`after_step` take numbers that follow the
-        progress from tensors alone, which :meth:`prepare` writes, returns a constant.
-        It says so for itself: a subclass with another step has the default again.
+        On a GPU a step is recorded and replayed (:mod:`s3h_ext.training.recording`),
+        and a replay runs none of the method's Python. It does read buffers: write
+        weights and schedules there, in place. A second call in the same epoch, after a
+        resume, must change nothing that the state dict holds.
+
+        Args:
+            progress: epochs done / epochs in all, in [0, 1).
+
+        Returns:
+            True if steps and predictions do other work than before, so that recordings
+            of them are stale. The default writes nothing and returns False.
         """
-        return progress
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        own = vars(cls)
-        if "phase" not in own and not _STEP.isdisjoint(own):
-            setattr(cls, "phase", Method.phase)  # noqa: B010  mypy minds assignment
-
-    def prepare(self, progress: float) -> None:
-        """Write into buffers what follows the progress and not the step.
-
-        The trainer calls it before the steps of an epoch; a :meth:`loss` that needs it
-        calls it too, and the second call does nothing.
-        """
+        return False
 
     @abstractmethod
-    def loss(self, batch: Mapping[str, Batch], progress: float) -> dict[str, Tensor]:
+    def loss(self, batch: Mapping[str, Batch]) -> dict[str, Tensor]:
         """Return named scalar terms; ``"loss"`` is the one that is minimised.
 
         In several processes the mean of their terms counts, and with :attr:`gather`
@@ -124,19 +150,23 @@ class Method(nn.Module, ABC):
         that.
 
         Args:
-            batch: one :class:`~s3h_ext.data.source.resident.Batch` for each stream.
-            progress: epochs done / epochs in all, in [0, 1), the same for a whole
-                epoch.
+            batch: one :class:`~s3h_ext.data.source.batches.Batch` for each stream.
         """
 
-    def joint(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return the rows ``[N, ...]`` of all processes if :attr:`gather`.
+    def joint(self, features: Tensor, labels: Labels) -> tuple[Tensor, Labels]:
+        """Return features ``[N, D]`` and labels of all processes if :attr:`gather`.
 
         A loss that is more than a mean over images, such as one with class weights, is
-        that of the joint batch when every process takes it of the joint rows. They are
-        features, few numbers next to the images.
+        that of the joint batch when every process takes it of the joint rows. Features
+        are few numbers next to the images.
         """
-        return gather_rows(*tensors)[0] if self.gather else tensors
+        if not self.gather:
+            return features, labels
+        if isinstance(labels, MixedLabels):
+            (features, *parts), _ = gather_rows(features, *labels)
+            return features, MixedLabels(*parts)
+        (features, labels), _ = gather_rows(features, labels)
+        return features, labels
 
     def after_step(self) -> None:
         """Update what no gradient does: momentum copies, prototypes, queues."""
@@ -146,71 +176,58 @@ class Method(nn.Module, ABC):
         logits: Tensor = self.model(images)
         return logits
 
-    def analysis(self, train: Iterable[Batch]) -> dict[str, np.ndarray[Any, Any]]:
-        """Return arrays for the method's own part of the report, none if it has none.
 
-        Args:
-            train: the training images in their order, not augmented.
-        """
-        return {}
+class Classification(nn.Module):
+    """The loss of features: the classifier's logits, and a criterion of them.
 
-
-class ClassificationLoss(nn.Module, ABC):
-    """The loss of a classifier's logits, for classes with certain training counts.
-
-    Whatever follows from the counts is in its buffers.
+    Args:
+        model: whose classifier it is.
+        criterion: ``(logits [N, C], labels) -> loss``.
     """
 
-    @abstractmethod
-    def forward(self, logits: Tensor, labels: Labels, progress: float) -> Tensor:
-        """Return the mean loss of ``logits [B, C]`` and ``labels [B]``.
+    def __init__(self, model: ImageClassifier, criterion: nn.Module) -> None:
+        super().__init__()
+        self.criterion = criterion
+        # In a tuple: the method has the network already, and saves it once.
+        self._model = (model,)
 
-        The labels are a ``MixedLabels`` if the method's classification stream is mixed.
-        """
+    def forward(self, features: Tensor, labels: Labels) -> Tensor:
+        """Return the mean loss of ``features [N, D]`` and their labels, a scalar."""
+        loss: Tensor = self.criterion(self._model[0].classifier(features), labels)
+        return loss
 
 
 class ClassifierMethod(Method):
-    """A method that trains its classifier with one loss, which a wrapper may replace.
+    """A method that trains its classifier with one loss, :attr:`classify`.
 
-    A wrapper calls :meth:`terms` with a loss of its own on the classifier's features,
-    and makes the method's loss for other classes by :meth:`classification_loss`.
+    A wrapper may put a module of its own there, as it may replace the classifier, and
+    make the method's loss for other classes by :meth:`classification_loss`.
     """
 
-    classification: ClassificationLoss
+    #: ``(features [N, D], labels) -> loss``; labels are a ``MixedLabels`` if the
+    #: method's classification stream is mixed.
+    classify: Classification
 
     #: How the views that the classifier is trained on are mixed, if they are.
     mixing: Mixing | None = None
 
     def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:
         super().build(model, dataset)
-        self.classification = self.classification_loss(dataset.class_counts)
+        self.class_counts = dataset.class_counts
+        criterion = self.classification_loss(self.class_counts, 0.0)
+        self.classify = Classification(model, criterion)
 
     @abstractmethod
-    def classification_loss(self, counts: Counts) -> ClassificationLoss:
-        """Return the method's loss for classes with ``counts`` training images.
+    def classification_loss(self, counts: Counts, progress: float) -> nn.Module:
+        """Return the loss of logits for classes with ``counts`` training images.
 
-        It holds no trained weights and nothing that a checkpoint needs. Called after
-        the network was taken over.
+        It maps ``(logits [N, C], labels)`` to the mean loss. Whatever in it follows
+        from the counts and the progress is in its buffers, which are not persistent:
+        :meth:`begin_epoch` writes those of a new one into those of the one in use.
+        Called after the network was taken over.
         """
 
-    @abstractmethod
-    def terms(
-        self, batch: Mapping[str, Batch], progress: float, classify: Classify
-    ) -> dict[str, Tensor]:
-        """Return what :meth:`loss` does, with ``classify`` as classification loss.
-
-        ``classify`` is called once, with the features of the classifier's batch.
-        """
-
-    def loss(self, batch: Mapping[str, Batch], progress: float) -> dict[str, Tensor]:
-        def classify(features: Tensor, labels: Labels) -> Tensor:
-            if isinstance(labels, MixedLabels):
-                features, *parts = self.joint(features, *labels)
-                labels = MixedLabels(*parts)
-            else:
-                features, labels = self.joint(features, labels)
-            logits = self.model.classifier(features)
-            loss: Tensor = self.classification(logits, labels, progress)
-            return loss
-
-        return self.terms(batch, progress, classify)
+    def begin_epoch(self, progress: float) -> bool:
+        criterion = self.classification_loss(self.class_counts, progress)
+        copy_buffers(self.classify.criterion, criterion)
+        return super().begin_epoch(progress)

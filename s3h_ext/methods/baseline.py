@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from s3h_ext.data import Batch, LongTailDataset, Stream
 from s3h_ext.data.views.mixing import Mixing
@@ -20,62 +20,39 @@ from s3h_ext.losses.classification import (
     effective_number_weights,
     mixed_cross_entropy,
 )
-from s3h_ext.methods.base import (
-    ClassificationLoss,
-    ClassifierMethod,
-    Classify,
-    labelled,
-    seen_labels,
-)
+from s3h_ext.methods.base import ClassifierMethod, require_labelled, seen_labels
 from s3h_ext.models import CosineClassifier, ImageClassifier
 
 LossName = Literal["cross-entropy", "logit-adjusted", "focal", "ldam"]
 
 
-class BaselineLoss(ClassificationLoss):
-    """The loss of :class:`Baseline` for given class counts; its options are there."""
+class WeightedLoss(nn.Module):
+    """A loss of logits that may weight classes: focal, LDAM or cross-entropy.
 
-    class_weights: Tensor | None  # [C]
+    Args:
+        criterion: ``(logits, labels, class_weights) -> loss``; ``None`` for
+            cross-entropy.
+        class_weights: ``[C]``, if there are any.
+    """
+
+    class_weights: Tensor | None
 
     def __init__(
-        self,
-        loss: LossName,
-        counts: Counts,
-        *,
-        tau: float,
-        gamma: float,
-        max_margin: float,
-        scale: float,
-        weight_beta: float,
-        reweight_from: float,
+        self, criterion: nn.Module | None, class_weights: Tensor | None
     ) -> None:
         super().__init__()
-        self.loss_name, self.reweight_from = loss, reweight_from
-        if loss == "logit-adjusted":
-            self.criterion: torch.nn.Module = LogitAdjustedLoss(counts, tau)
-        elif loss == "focal":
-            self.criterion = FocalLoss(gamma)
-        elif loss == "ldam":
-            self.criterion = LDAMLoss(counts, max_margin, scale)
-        self.register_buffer(
-            "class_weights",
-            effective_number_weights(counts, weight_beta) if weight_beta else None,
-            persistent=False,
-        )
+        self.criterion = criterion
+        self.register_buffer("class_weights", class_weights, persistent=False)
 
-    def forward(self, logits: Tensor, labels: Labels, progress: float) -> Tensor:
-        weights = self.class_weights if progress >= self.reweight_from else None
-        if self.loss_name == "cross-entropy" and weights is None:
+    def forward(self, logits: Tensor, labels: Labels) -> Tensor:
+        """Return the mean loss of ``logits [N, C]`` and their labels."""
+        if self.criterion is not None:
+            loss: Tensor = self.criterion(logits, labels, self.class_weights)
+            return loss
+        if self.class_weights is None:
             return mixed_cross_entropy(logits.float(), labels)
-        if self.loss_name == "cross-entropy":
-            assert isinstance(labels, Tensor)  # no mixing with weights, see Baseline
-            return F.cross_entropy(logits.float(), labels, weight=weights)
-        loss: Tensor
-        if self.loss_name == "logit-adjusted":
-            loss = self.criterion(logits, labels)
-        else:
-            loss = self.criterion(logits, labels, weights)
-        return loss
+        assert isinstance(labels, Tensor)  # no mixing with weights, see Baseline
+        return F.cross_entropy(logits.float(), labels, weight=self.class_weights)
 
 
 class Baseline(ClassifierMethod):
@@ -176,7 +153,7 @@ class Baseline(ClassifierMethod):
         return base
 
     def streams(self) -> dict[str, Stream]:
-        recipe = labelled(self.recipe)
+        recipe = require_labelled(self.recipe)
         return {"train": Stream(self.sampler, recipe, mixing=self.mixing)}
 
     def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:
@@ -189,24 +166,23 @@ class Baseline(ClassifierMethod):
         self.scale = classifier.scale if isinstance(classifier, CosineClassifier) else 1
         super().build(model, dataset)
 
-    def classification_loss(self, counts: Counts) -> BaselineLoss:
-        return BaselineLoss(
-            self.loss_name,
-            counts,
-            tau=self.tau,
-            gamma=self.gamma,
-            max_margin=self.max_margin,
-            scale=self.scale,
-            weight_beta=self.weight_beta,
-            reweight_from=self.reweight_from,
-        )
+    def classification_loss(self, counts: Counts, progress: float) -> nn.Module:
+        if self.loss_name == "logit-adjusted":
+            return LogitAdjustedLoss(counts, self.tau)
+        weights = None
+        if self.weight_beta:
+            weights = effective_number_weights(counts, self.weight_beta)
+            if progress < self.reweight_from:
+                weights = torch.ones_like(weights)
+        if self.loss_name == "focal":
+            return WeightedLoss(FocalLoss(self.gamma), weights)
+        if self.loss_name == "ldam":
+            margins = LDAMLoss(counts, self.max_margin, self.scale)
+            return WeightedLoss(margins, weights)
+        return WeightedLoss(None, weights)
 
-    def phase(self, progress: float) -> Hashable:
-        return progress >= self.reweight_from
-
-    def terms(
-        self, batch: Mapping[str, Batch], progress: float, classify: Classify
-    ) -> dict[str, Tensor]:
+    def loss(self, batch: Mapping[str, Batch]) -> dict[str, Tensor]:
         train = batch["train"]
         features = self.model.backbone(train.images.flatten(0, 1))
-        return {"loss": classify(features, seen_labels(train))}
+        features, labels = self.joint(features, seen_labels(train))
+        return {"loss": self.classify(features, labels)}

@@ -6,17 +6,22 @@ What the paper says and what is our choice: docs/cws.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from s3h_ext.data import Batch, LongTailDataset, Stream
 from s3h_ext.losses.classification import Counts, Labels
-from s3h_ext.methods.base import ClassifierMethod, Method
+from s3h_ext.methods.base import (
+    Classification,
+    ClassifierMethod,
+    Method,
+    copy_buffers,
+)
 from s3h_ext.methods.subclass_analysis import analyse_subclasses, shown_classes
 from s3h_ext.models import GroupedClassifier, ImageClassifier, MappingName
 from s3h_ext.ops import (
@@ -56,6 +61,105 @@ def subclass_rows(
     return (counts // unit).clamp(1, max_rows)
 
 
+class SubclassClassification(Classification):
+    r"""The loss of :class:`ClasswiseSplitting`, and the sub-classes it is taken of.
+
+    Args:
+        model: whose classifier is a :class:`~s3h_ext.models.GroupedClassifier`.
+        criterion: of the classes' logits.
+        subclass_criterion: of the sub-classes' logits.
+        class_counts: training images of each class, ``[C]``.
+        counts: training images of each sub-class to begin with, ``[S]``.
+        weight: lambda.
+        metric: distance to the prototypes.
+    """
+
+    prototypes: Tensor  # [S, D]
+    sums: Tensor  # [S, D]
+    masses: Tensor  # [S]
+    class_counts: Tensor  # [C]
+    counts: Tensor  # [S]: training images of each, by the masses
+    counted_at: Tensor  # []: progress of the epoch they were counted in
+    size_history: Tensor  # [MOMENTS, S]; NaN: not there yet
+
+    def __init__(
+        self,
+        model: ImageClassifier,
+        criterion: nn.Module,
+        subclass_criterion: nn.Module,
+        class_counts: Tensor,
+        counts: Tensor,
+        *,
+        weight: float,
+        metric: Metric,
+    ) -> None:
+        super().__init__(model, criterion)
+        self.subclass_criterion = subclass_criterion
+        self.weight, self.metric = weight, metric
+        total, depth = len(counts), model.backbone.feature_dim
+        self.register_buffer("class_counts", class_counts.float(), persistent=False)
+        self.register_buffer("prototypes", torch.zeros(total, depth))
+        self.register_buffer("sums", torch.zeros(total, depth))
+        self.register_buffer("masses", torch.zeros(total))
+        self.register_buffer("counts", counts.float())
+        self.register_buffer("counted_at", torch.tensor(-1.0, dtype=torch.float64))
+        self.register_buffer("size_history", torch.full((MOMENTS, total), math.nan))
+        self.terms: dict[str, Tensor] = {}  # of the newest loss
+        self.update: PrototypeUpdate | None = None  # of the newest training step
+        self.memory: PrototypeUpdate | None = None  # to be written over
+
+    @property
+    def head(self) -> GroupedClassifier:
+        """The classifier, over sub-classes."""
+        head = self._model[0].classifier
+        assert isinstance(head, GroupedClassifier)
+        return head
+
+    def forward(self, features: Tensor, labels: Labels) -> Tensor:
+        """Return ``(1 - lambda) L_group + lambda L_sub`` of ``features [N, D]``."""
+        assert isinstance(labels, Tensor)  # no mixing, see ClasswiseSplitting
+        logits = self.head.subclass_logits(features)
+        group: Tensor = self.criterion(self.head.group(logits), labels)
+        if not self.head.active:
+            return group
+        update = self.assign(features, labels, self.memory)
+        if self.training:
+            self.update = update
+        # -1 where features are not finite; the loss says so itself.
+        assigned = update.assignments.clamp(min=0)
+        own: Tensor = self.subclass_criterion(logits, assigned)
+        self.terms = {"group": group.detach(), "subclass": own.detach()}
+        return (1.0 - self.weight) * group + self.weight * own
+
+    def assign(
+        self, features: Tensor, labels: Tensor, out: PrototypeUpdate | None = None
+    ) -> PrototypeUpdate:
+        """Return each row's sub-class, and what the rows add to the prototypes."""
+        return accumulate_prototypes(
+            features,
+            labels,
+            self.prototypes,
+            self.masses,
+            self.head.offsets,
+            metric=self.metric,
+            out=out,
+        )
+
+    def count(self, progress: float) -> None:
+        """Estimate the sub-classes' training images, once in an epoch."""
+        if float(self.counted_at) == progress:
+            return
+        owner = self.head.owner
+        total = torch.zeros_like(self.class_counts)
+        total.index_add_(0, owner, self.masses)
+        counts = self.class_counts[owner] * self.masses / total[owner]
+        # A row that just started is counted as one image.
+        counts = torch.where(total[owner] > 0, counts.clamp(min=1), self.counts)
+        self.counts.copy_(counts)
+        self.counted_at.fill_(progress)
+        self.size_history[min(int(progress * MOMENTS), MOMENTS - 1)] = counts
+
+
 class ClasswiseSplitting(Method):
     r"""Splits frequent classes into sub-classes, around any classification loss.
 
@@ -84,15 +188,6 @@ class ClasswiseSplitting(Method):
             images starts anew as one half of another.
         noise: of the copies when classes are split, relative to the weights' length.
     """
-
-    prototypes: Tensor  # [S, D]
-    sums: Tensor  # [S, D]
-    masses: Tensor  # [S]
-    offsets: Tensor  # [C + 1]
-    class_counts: Tensor  # [C]
-    subclass_counts: Tensor  # [S]: training images of each, by the masses
-    counted_at: Tensor  # []: progress of the epoch they were counted in
-    size_history: Tensor  # [MOMENTS, S]; NaN: not there yet
 
     def __init__(
         self,
@@ -144,20 +239,16 @@ class ClasswiseSplitting(Method):
         self.mapping: MappingName = mapping
         self.metric: Metric = metric
         self.momentum, self.expire_below, self.noise = momentum, expire_below, noise
-        self._counted: float | None = None
-        self._pending: PrototypeUpdate | None = None
-        self._memory: PrototypeUpdate | None = None
-        hook: Any = self.register_load_state_dict_post_hook  # no annotations
-        hook(_forget)
 
     @property
     def label(self) -> str:
         return "cws" if self.inner.label == "cb-ce" else f"cws-{self.inner.label}"
 
     @property
-    def splits(self) -> bool:
-        """Whether any class has more than one sub-class."""
-        return isinstance(self.model.classifier, GroupedClassifier)
+    def subclasses(self) -> SubclassClassification | None:
+        """The loss over sub-classes, if any class has more than one."""
+        loss = self.inner.classify
+        return loss if isinstance(loss, SubclassClassification) else None
 
     def streams(self) -> dict[str, Stream]:
         return self.inner.streams()
@@ -172,105 +263,82 @@ class ClasswiseSplitting(Method):
         if int(rows.max()) == 1:
             return
         offsets = torch.cat((rows.new_zeros(1), rows.cumsum(0)))
-        total, depth = int(offsets[-1]), model.backbone.feature_dim
         assert not isinstance(model.classifier, GroupedClassifier)
         model.classifier = GroupedClassifier(model.classifier, offsets, self.mapping)
-        self.register_buffer("offsets", offsets, persistent=False)
-        self.register_buffer("class_counts", counts.float(), persistent=False)
-        self.register_buffer("prototypes", torch.zeros(total, depth))
-        self.register_buffer("sums", torch.zeros(total, depth))
-        self.register_buffer("masses", torch.zeros(total))
         equal = (counts / rows)[torch.repeat_interleave(rows)]
-        self.register_buffer("subclass_counts", equal.float())
-        self.register_buffer("counted_at", torch.tensor(-1.0, dtype=torch.float64))
-        self.register_buffer("size_history", torch.full((MOMENTS, total), math.nan))
-        self.subclass_loss = self.inner.classification_loss(self.subclass_counts)
+        self.inner.classify = SubclassClassification(
+            model,
+            self.inner.classify.criterion,
+            self.inner.classification_loss(equal, 0.0),
+            counts,
+            equal,
+            weight=self.subclass_weight,
+            metric=self.metric,
+        )
 
-    def phase(self, progress: float) -> Hashable:
-        head = self.model.classifier
-        active = isinstance(head, GroupedClassifier) and head.active
-        return active, self.inner.phase(progress)
+    def begin_epoch(self, progress: float) -> bool:
+        stale = self.inner.begin_epoch(progress)
+        found = self.subclasses
+        if found is None or progress < self.split_from:
+            return stale
+        splits = not found.head.active
+        if splits:
+            found.head.split_(self.noise)
+        found.count(progress)
+        copy_buffers(
+            found.subclass_criterion,
+            self.inner.classification_loss(found.counts, progress),
+        )
+        return stale or splits
 
-    def prepare(self, progress: float) -> None:
-        self.inner.prepare(progress)
-        head = self.model.classifier
-        if not isinstance(head, GroupedClassifier) or progress < self.split_from:
-            return
-        if not head.active:
-            head.split_(self.noise)
-        if progress != self._counted:
-            self._count(progress)
-
-    def loss(self, batch: Mapping[str, Batch], progress: float) -> dict[str, Tensor]:
-        head = self.model.classifier
-        if not isinstance(head, GroupedClassifier):
-            return self.inner.loss(batch, progress)
-        self.prepare(progress)
-        parts: dict[str, Tensor] = {}
-
-        def classify(features: Tensor, labels: Labels) -> Tensor:
-            assert isinstance(labels, Tensor)  # no mixing, see __init__
-            features, labels = self.joint(features, labels)
-            logits = head.subclass_logits(features)
-            group: Tensor = self.inner.classification(
-                head.group(logits), labels, progress
-            )
-            if not head.active:
-                return group
-            assigned = self._assign(features, labels)
-            own: Tensor = self.subclass_loss(logits, assigned, progress)
-            parts["group"], parts["subclass"] = group.detach(), own.detach()
-            weight = self.subclass_weight
-            return (1.0 - weight) * group + weight * own
-
-        terms = self.inner.terms(batch, progress, classify)
-        return {**terms, **parts}
+    def loss(self, batch: Mapping[str, Batch]) -> dict[str, Tensor]:
+        terms = self.inner.loss(batch)
+        return {**terms, **self.subclasses.terms} if self.subclasses else terms
 
     def after_step(self) -> None:
         self.inner.after_step()
-        if self._pending is None:
+        found = self.subclasses
+        if found is None or found.update is None:
             return
-        update = self._pending
+        update = found.update
         # Of joint rows every process already has the whole.
         if not self.gather and dist.is_available() and dist.is_initialized():
             update = all_reduce_update(update)
         apply_prototypes_(
-            self.prototypes,
-            self.sums,
-            self.masses,
-            self.offsets,
+            found.prototypes,
+            found.sums,
+            found.masses,
+            found.head.offsets,
             update,
             metric=self.metric,
             momentum=self.momentum,
             expire_below=self.expire_below,
         )
-        self._memory, self._pending = self._pending, None
+        found.memory, found.update = found.update, None
 
     def predict(self, images: Tensor) -> Tensor:
         return self.inner.predict(images)
 
     @torch.no_grad()
-    def analysis(self, train: Iterable[Batch]) -> dict[str, np.ndarray[Any, Any]]:
-        head = self.model.classifier
-        if not (isinstance(head, GroupedClassifier) and head.active):
+    def analyse(self, train: Iterable[Batch]) -> dict[str, np.ndarray[Any, Any]]:
+        """Return arrays for the report on sub-classes; none before classes are split.
+
+        Args:
+            train: the training images in their order, not augmented.
+        """
+        found = self.subclasses
+        if found is None or not found.head.active:
             return {}
         # Of all images their sub-classes, of the few that are shown their features:
         # half a million images' would fill a GPU.
-        classes = shown_classes(self.offsets.cpu()).to(self.offsets.device)
+        offsets = found.head.offsets
+        classes = shown_classes(offsets.cpu()).to(offsets.device)
         assignments, features, positions, seen = [], [], [], 0
         for batch in train:
-            found = self.model.backbone(batch.images[0]).float()
-            update = accumulate_prototypes(
-                found,
-                batch.labels,
-                self.prototypes,
-                self.masses,
-                self.offsets,
-                metric=self.metric,
-            )
-            assignments.append(update.assignments.cpu())
+            rows = self.model.backbone(batch.images[0]).float()
+            assignments.append(found.assign(rows, batch.labels).assignments.cpu())
             shown = torch.isin(batch.labels, classes).nonzero()[:, 0]
-            features.append(found[shown].cpu())
+            features.append(rows[shown].cpu())
             positions.append(seen + shown.cpu())
             seen += len(batch.labels)
         # Its pictures are of float32 features; NumPy has no bfloat16 either.
@@ -279,50 +347,8 @@ class ClasswiseSplitting(Method):
                 torch.cat(features),
                 torch.cat(positions),
                 torch.cat(assignments),
-                self.prototypes.cpu(),
-                self.offsets.cpu(),
-                self.size_history.cpu(),
+                found.prototypes.cpu(),
+                offsets.cpu(),
+                found.size_history.cpu(),
                 metric=self.metric,
             )
-
-    def _assign(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Return each image's sub-class ``[B]``; training, also what it adds."""
-        update = accumulate_prototypes(
-            features,
-            labels,
-            self.prototypes,
-            self.masses,
-            self.offsets,
-            metric=self.metric,
-            out=self._memory,
-        )
-        if self.training:
-            self._pending = update
-        # -1 where features are not finite; the loss says so itself.
-        return update.assignments.clamp(min=0)
-
-    def _count(self, progress: float) -> None:
-        """Estimate the sub-classes' training images, once at the start of an epoch."""
-        if float(self.counted_at) != progress:
-            owner = torch.repeat_interleave(self.offsets.diff())
-            total = torch.zeros_like(self.class_counts)
-            total.index_add_(0, owner, self.masses)
-            counts = self.class_counts[owner] * self.masses / total[owner]
-            known = total[owner] > 0
-            # A row that just started is counted as one image.
-            counts = torch.where(known, counts.clamp(min=1), self.subclass_counts)
-            self.subclass_counts.copy_(counts)
-            self.counted_at.fill_(progress)
-            self.size_history[min(int(progress * MOMENTS), MOMENTS - 1)] = counts
-        # Into the buffers that are there: a recorded step reads no others.
-        anew = self.inner.classification_loss(self.subclass_counts)
-        for buffer, value in zip(
-            self.subclass_loss.buffers(), anew.buffers(), strict=True
-        ):
-            buffer.copy_(value)
-        self._counted = progress
-
-
-def _forget(module: torch.nn.Module, incompatible: object) -> None:
-    if isinstance(module, ClasswiseSplitting):
-        module._counted = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
@@ -14,22 +14,18 @@ from s3h_ext.data import Batch, LongTailDataset, Stream
 from s3h_ext.data.views.recipes import get_recipe
 from s3h_ext.losses import PrototypicalSupConLoss, SupConLoss
 from s3h_ext.losses.classification import Counts, Labels, mixed_cross_entropy
-from s3h_ext.methods.base import (
-    ClassificationLoss,
-    ClassifierMethod,
-    Classify,
-    labelled,
-)
+from s3h_ext.methods.base import ClassifierMethod, require_labelled
 from s3h_ext.models import ImageClassifier, MLPHead
 
 ContrastName = Literal["supcon", "prototypical"]
 DecayName = Literal["parabolic", "linear"]
 
 
-class CrossEntropy(ClassificationLoss):
-    """Softmax cross-entropy: the classes' counts do not matter."""
+class CrossEntropy(nn.Module):
+    """Softmax cross-entropy."""
 
-    def forward(self, logits: Tensor, labels: Labels, progress: float) -> Tensor:
+    def forward(self, logits: Tensor, labels: Labels) -> Tensor:
+        """Return the mean loss of ``logits [N, C]`` and their labels."""
         return mixed_cross_entropy(logits.float(), labels)
 
 
@@ -133,8 +129,8 @@ class Hybrid(ClassifierMethod):
         return "hybrid-sc" if self.contrast == "supcon" else "hybrid-psc"
 
     def streams(self) -> dict[str, Stream]:
-        contrast = labelled(self.recipe)
-        classifier = labelled(self.classifier_recipe, "classifier_recipe")
+        contrast = require_labelled(self.recipe)
+        classifier = require_labelled(self.classifier_recipe, "classifier_recipe")
         return {
             "contrast": Stream(self.contrast_sampler, contrast, self.views),
             "classifier": Stream(self.classifier_sampler, classifier),
@@ -157,8 +153,7 @@ class Hybrid(ClassifierMethod):
                 )
             )  # [C, K, D]
 
-        self.register_buffer("term_weights", torch.ones(2), persistent=False)
-        self._prepared: float | None = None
+        self.register_buffer("term_weights", torch.tensor([1.0, 0.0]), persistent=False)
 
     def _check_sizes(self, image_shape: tuple[int, int, int]) -> None:
         """Refuse branches whose views cannot go through the network together."""
@@ -177,26 +172,20 @@ class Hybrid(ClassifierMethod):
                 f"with {classifier[0]} x {classifier[1]}"
             )
 
-    def phase(self, progress: float) -> Hashable:
-        return None
-
-    def prepare(self, progress: float) -> None:
-        if progress != self._prepared:
-            alpha = self.alpha(progress)
-            self.term_weights[0].fill_(alpha)
-            self.term_weights[1].fill_(1.0 - alpha)
-            self._prepared = progress
+    def begin_epoch(self, progress: float) -> bool:
+        alpha = self.alpha(progress)
+        self.term_weights[0].fill_(alpha)
+        self.term_weights[1].fill_(1.0 - alpha)
+        return super().begin_epoch(progress)
 
     def alpha(self, progress: float) -> float:
         """Return the weight of the contrastive term at ``progress`` in [0, 1]."""
         return 1.0 - (progress if self.decay == "linear" else progress**2)
 
-    def classification_loss(self, counts: Counts) -> CrossEntropy:
-        return CrossEntropy()
+    def classification_loss(self, counts: Counts, progress: float) -> CrossEntropy:
+        return CrossEntropy()  # whatever the counts
 
-    def terms(
-        self, batch: Mapping[str, Batch], progress: float, classify: Classify
-    ) -> dict[str, Tensor]:
+    def loss(self, batch: Mapping[str, Batch]) -> dict[str, Tensor]:
         contrast, classifier = batch["contrast"], batch["classifier"]
         # One pass over both batches: one launch per layer instead of two, and batch
         # norm tracks the mixture that the two branches train on.
@@ -213,8 +202,7 @@ class Hybrid(ClassifierMethod):
             contrastive = self.criterion(
                 embeddings, labels, F.normalize(self.prototypes.float(), dim=-1)
             )
-        cross_entropy = classify(features[split:], classifier.labels)
-        self.prepare(progress)
+        cross_entropy = self.classify(*self.joint(features[split:], classifier.labels))
         alpha, rest = self.term_weights
         return {
             "loss": alpha * contrastive + rest * cross_entropy,

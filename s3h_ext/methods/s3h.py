@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Literal, get_args
 
@@ -18,14 +18,8 @@ from s3h_ext.data import Batch, LongTailDataset, Stream
 from s3h_ext.data.views.mixing import Mixing
 from s3h_ext.data.views.recipes import get_recipe
 from s3h_ext.losses import BalancedContrastiveLoss, CrossModelContrastiveLoss
-from s3h_ext.losses.classification import Counts, Labels, LogitAdjustedLoss
-from s3h_ext.methods.base import (
-    ClassificationLoss,
-    ClassifierMethod,
-    Classify,
-    labelled,
-    seen_labels,
-)
+from s3h_ext.losses.classification import Counts, LogitAdjustedLoss
+from s3h_ext.methods.base import ClassifierMethod, require_labelled, seen_labels
 from s3h_ext.models import (
     CascadedHeads,
     ImageClassifier,
@@ -39,18 +33,6 @@ from s3h_ext.models import (
 
 PartnerName = Literal["momentum", "second-head", "none"]
 MomentumSchedule = Literal["constant", "cosine"]
-
-
-class LogitAdjusted(ClassificationLoss):
-    """Cross-entropy on logits shifted by the log prior, the same at any progress."""
-
-    def __init__(self, counts: Counts, tau: float) -> None:
-        super().__init__()
-        self.criterion = LogitAdjustedLoss(counts, tau)
-
-    def forward(self, logits: Tensor, labels: Labels, progress: float) -> Tensor:
-        loss: Tensor = self.criterion(logits, labels)
-        return loss
 
 
 class S3H(ClassifierMethod):
@@ -104,6 +86,8 @@ class S3H(ClassifierMethod):
             at all. ConCutMix (Pan et al., IEEE TIP 2024) takes class-balanced CutMix
             there, the defaults of :class:`~s3h_ext.data.views.mixing.Mixing`.
     """
+
+    copied_share: Tensor  # []: 1 - momentum, in this epoch
 
     def __init__(
         self,
@@ -172,7 +156,6 @@ class S3H(ClassifierMethod):
         self.separate_norm = separate_norm
         self.within = BalancedContrastiveLoss(temperature)
         self.across = CrossModelContrastiveLoss(temperature)
-        self._progress = 0.0
 
     @property
     def label(self) -> str:
@@ -181,7 +164,7 @@ class S3H(ClassifierMethod):
     def streams(self) -> dict[str, Stream]:
         return {
             "classification": Stream(
-                self.sampler, labelled(self.recipe), mixing=self.mixing
+                self.sampler, require_labelled(self.recipe), mixing=self.mixing
             ),
             "contrast": Stream(
                 recipe=self.contrast_recipe, views=self.views, follows="classification"
@@ -199,27 +182,31 @@ class S3H(ClassifierMethod):
         )
         self.projection = CascadedHeads(*sizes)
         self.centre_projection = CascadedHeads(*sizes)
+        share = torch.tensor(1 - self.momentum)
+        self.register_buffer("copied_share", share, persistent=False)
         if self.partner == "momentum":
             self.copied_backbone = momentum_copy(model.backbone)
             self.copied_projection = momentum_copy(self.projection)
 
-    def classification_loss(self, counts: Counts) -> LogitAdjusted:
-        return LogitAdjusted(counts, self.tau)
+    def classification_loss(self, counts: Counts, progress: float) -> LogitAdjustedLoss:
+        return LogitAdjustedLoss(counts, self.tau)
 
-    def phase(self, progress: float) -> Hashable:
-        follows = self.partner == "momentum" and self.momentum_schedule == "cosine"
-        return progress if follows else None
+    def begin_epoch(self, progress: float) -> bool:
+        if self.momentum_schedule == "cosine":
+            falling = (1 + math.cos(math.pi * progress)) / 2
+            self.copied_share.fill_((1 - self.momentum) * falling)
+        return super().begin_epoch(progress)
 
-    def terms(
-        self, batch: Mapping[str, Batch], progress: float, classify: Classify
-    ) -> dict[str, Tensor]:
+    def loss(self, batch: Mapping[str, Batch]) -> dict[str, Tensor]:
         whole, contrast = batch["classification"], batch["contrast"]
         views = contrast.images.flatten(0, 1)
         features, maps = self._encode(whole.images.flatten(0, 1), views)
         regions, labels = region_features(maps, contrast)
         # In float32 with the linear classifier too; the cosine one sees to it itself.
         with torch.autocast(features.device.type, enabled=False):
-            cross_entropy = classify(features.float(), seen_labels(whole))
+            cross_entropy = self.classify(
+                *self.joint(features.float(), seen_labels(whole))
+            )
         embeddings = self.projection(regions)
         centres = self.centre_projection(class_directions(self.model.classifier))
         contrastive = self._within(embeddings, labels, centres)
@@ -229,7 +216,6 @@ class S3H(ClassifierMethod):
             "contrastive": contrastive.detach(),
         }
         if self.partner == "momentum":
-            self._progress = progress
             with torch.no_grad():
                 maps = self.copied_backbone.feature_map(views)
                 keys = self.copied_projection(region_features(maps, contrast)[0])
@@ -239,13 +225,12 @@ class S3H(ClassifierMethod):
         return {"loss": loss, **terms}
 
     def after_step(self) -> None:
-        if self.partner != "momentum":
-            return
-        momentum = self.momentum
-        if self.momentum_schedule == "cosine":
-            momentum = 1 - (1 - momentum) * (1 + math.cos(math.pi * self._progress)) / 2
-        update_momentum_copy_(self.copied_backbone, self.model.backbone, momentum)
-        update_momentum_copy_(self.copied_projection, self.projection, momentum)
+        if self.partner == "momentum":
+            # A number, where it stays one, is one launch on a GPU for all weights.
+            cosine = self.momentum_schedule == "cosine"
+            share = self.copied_share if cosine else 1 - self.momentum
+            update_momentum_copy_(self.copied_backbone, self.model.backbone, share)
+            update_momentum_copy_(self.copied_projection, self.projection, share)
 
     def _check_maps(self, image_shape: tuple[int, int, int]) -> None:
         """Refuse montages whose maps are too small for four quadrants."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s3h_ext.data import Batch, LongTailDataset, Stream
-from s3h_ext.methods.base import Method, labelled
+from s3h_ext.methods.base import Method, require_labelled
 from s3h_ext.models import GroupedClassifier, ImageClassifier, LinearClassifier
 
 Stage = TypeVar("Stage", bound="SecondStage")
@@ -34,14 +34,12 @@ class SecondStage(Method):
         self.model.backbone.eval()
         return self
 
-    def phase(self, progress: float) -> Hashable:
-        return None
-
-    def loss(self, batch: Mapping[str, Batch], progress: float) -> dict[str, Tensor]:
+    def loss(self, batch: Mapping[str, Batch]) -> dict[str, Tensor]:
         train = batch["train"]
         with torch.no_grad():
             features = self.model.backbone(train.images.flatten(0, 1))
         features, labels = self.joint(features, train.labels)
+        assert isinstance(labels, Tensor)
         logits = self.model.classifier(features)
         return {"loss": F.cross_entropy(logits.float(), labels)}
 
@@ -68,7 +66,7 @@ class ClassifierRetraining(SecondStage):
         return "crt"
 
     def streams(self) -> dict[str, Stream]:
-        return {"train": Stream(self.sampler, labelled(self.recipe))}
+        return {"train": Stream(self.sampler, require_labelled(self.recipe))}
 
     def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:
         super().build(model, dataset)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -36,18 +36,22 @@ def momentum_copy(module: Module) -> Module:
 
 @torch.no_grad()
 def update_momentum_copy_(
-    copied: nn.Module, module: nn.Module, momentum: float
+    copied: nn.Module, module: nn.Module, share: float | Tensor
 ) -> None:
-    """Move a copy towards its module: ``copy = m * copy + (1 - m) * module``.
+    """Move a copy towards its module: ``copy = (1 - s) * copy + s * module``.
 
     Args:
         copied: from :func:`momentum_copy`.
         module: what it was copied from.
-        momentum: m in [0, 1].
+        share: s in [0, 1], which is 1 - momentum: a number, or a tensor of one that a
+            recorded step reads.
     """
-    torch._foreach_lerp_(
-        list(copied.parameters()), list(module.parameters()), 1.0 - momentum
-    )
+    copies: list[Tensor] = list(copied.parameters())
+    targets: list[Tensor] = list(module.parameters())
+    if isinstance(share, Tensor):
+        torch._foreach_lerp_(copies, targets, [share] * len(copies))
+    else:
+        torch._foreach_lerp_(copies, targets, share)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s3h_ext.report.page import write_report
+from s3h_ext.runs.folder import RunFolder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = False
     for folder in parser.parse_args(arguments).run:
         try:
-            print(write_report(folder))
+            print(write_report(RunFolder(folder)))
         except (ValueError, OSError, ImportError) as error:
             print(f"error: {error}", file=sys.stderr)
             failed = True

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from s3h_ext.data import Batch, LongTailDataset, thumbnails
-from s3h_ext.methods import Method
+from s3h_ext.methods import ClasswiseSplitting, Method
 from s3h_ext.report.subclasses import write_subclasses
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.precision import autocast
 
 __all__ = ["try_analysis"]
 
 
 def try_analysis(
-    folder: Path,
+    folder: RunFolder,
     method: Method,
     batches: Iterable[Batch],
     dataset: LongTailDataset,
@@ -26,7 +26,9 @@ def try_analysis(
     precision: str,
     device: torch.device,
 ) -> None:
-    """Write the analysis, or say on the error stream why there is none.
+    """Write the analysis of sub-classes, or say on the error stream why there is none.
+
+    Other methods than CWS have none.
 
     Args:
         folder: the run's.
@@ -36,6 +38,8 @@ def try_analysis(
         precision: ``"fp32"`` or ``"bf16"``.
         device: where the batches are.
     """
+    if not isinstance(method, ClasswiseSplitting):
+        return
     places: list[Tensor] = []
 
     def noted() -> Iterator[Batch]:
@@ -47,7 +51,7 @@ def try_analysis(
     try:
         method.eval()
         with torch.inference_mode(), autocast(precision, device):
-            arrays = method.analysis(noted())
+            arrays = method.analyse(noted())
         method.train()
         if arrays:
             where = torch.cat(places).cpu().numpy()

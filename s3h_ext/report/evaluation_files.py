@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from s3h_ext.files import write_text
 from s3h_ext.report.metrics import Calibration, Evaluation, Metrics, metrics_of_cells
 from s3h_ext.report.table_files import format_rows, plain_text
+from s3h_ext.runs.folder import RunFolder
 
 __all__ = ["RunResults", "read_results", "write_evaluation"]
 
@@ -56,7 +56,7 @@ class RunResults:
 
 
 def write_evaluation(
-    folder: Path,
+    folder: RunFolder,
     test: Evaluation,
     class_names: Sequence[str],
     class_counts: np.ndarray,
@@ -66,7 +66,7 @@ def write_evaluation(
     """Write ``per_class.csv``, ``confusion.csv`` and ``calibration.csv``.
 
     Args:
-        folder: the run's folder, which exists.
+        folder: the run's, or that of a later evaluation, which exists.
         test: the evaluation, on the test split or another.
         class_names: one for each class.
         class_counts: training images of each class ``[C]``.
@@ -76,7 +76,7 @@ def write_evaluation(
     true, _, images = test.confusion.T
     test_counts = np.bincount(true, images, len(class_names)).astype(np.int64)
     _write(
-        folder / "per_class.csv",
+        folder.per_class,
         [*_CLASSES[:3], images_column, *_CLASSES[4:]],
         zip(
             range(len(class_names)),
@@ -87,11 +87,11 @@ def write_evaluation(
             strict=True,
         ),
     )
-    _write(folder / "confusion.csv", _CONFUSION, test.confusion.tolist())
+    _write(folder.confusion, _CONFUSION, test.confusion.tolist())
     bins = test.calibration
     edges = (100.0 * np.arange(len(bins.images) + 1) / len(bins.images)).tolist()
     _write(
-        folder / "calibration.csv",
+        folder.calibration,
         _CALIBRATION,
         zip(
             edges[:-1],
@@ -104,37 +104,32 @@ def write_evaluation(
     )
 
 
-def read_results(folder: Path) -> RunResults:
+def read_results(folder: RunFolder) -> RunResults:
     """Read the results of a finished run.
 
     Raises:
         FileNotFoundError: a file that a finished run leaves is not there.
         ValueError: a file does not hold what it should; the message names it.
     """
-    if not (folder / "summary.json").is_file():
-        raise FileNotFoundError(
-            f"run: expected the folder of a finished run, got {folder}, which has no "
-            "summary.json"
-        )
-    for name in ("metrics", "per_class", "confusion", "calibration"):
-        if not (folder / f"{name}.csv").is_file():
+    summary = folder.read_summary()
+    for path in (
+        folder.metrics,
+        folder.per_class,
+        folder.confusion,
+        folder.calibration,
+    ):
+        if not path.is_file():
             raise FileNotFoundError(
-                f"run: {folder} has no {name}.csv, which a report needs; repeat the "
+                f"run: {folder} has no {path.name}, which a report needs; repeat the "
                 "run's own command with --resume to write it"
             )
-    try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder / 'summary.json'}: not JSON: {error}") from None
-    if not isinstance(summary, dict):
-        raise ValueError(f"{folder / 'summary.json'}: expected an object")
     classes = _read(
-        folder / "per_class.csv",
+        folder.per_class,
         _CLASSES,
         lambda row: (row["name"], int(row["train_images"]), int(row["test_images"])),
     )
     if not classes:
-        raise ValueError(f"{folder / 'per_class.csv'}: expected classes, got none")
+        raise ValueError(f"{folder.per_class}: expected classes, got none")
     names, train_counts, test_counts = zip(*classes, strict=True)
 
     def cell(row: dict[str, str]) -> tuple[int, ...]:
@@ -145,17 +140,17 @@ def read_results(folder: Path) -> RunResults:
             )
         return true, predicted, images
 
-    confusion = np.array(_read(folder / "confusion.csv", _CONFUSION, cell), np.int64)
+    confusion = np.array(_read(folder.confusion, _CONFUSION, cell), np.int64)
     totals = np.zeros(len(names), np.int64)
     if len(confusion):
         np.add.at(totals, confusion[:, 0], confusion[:, 2])
     if totals.sum() == 0 or totals.tolist() != list(test_counts):
         raise ValueError(
-            f"{folder / 'confusion.csv'}: its rows do not add up to the test images "
+            f"{folder.confusion}: its rows do not add up to the test images "
             "of per_class.csv"
         )
     bins = _read(
-        folder / "calibration.csv",
+        folder.calibration,
         _CALIBRATION,
         lambda row: (
             int(row["images"]),
@@ -165,14 +160,14 @@ def read_results(folder: Path) -> RunResults:
     )
     if sum(images for images, _, _ in bins) != totals.sum():
         raise ValueError(
-            f"{folder / 'calibration.csv'}: its bins do not add up to the test images "
+            f"{folder.calibration}: its bins do not add up to the test images "
             "of per_class.csv"
         )
     in_bins, accuracy, confidence = zip(*bins, strict=True)
     return RunResults(
         summary=summary,
         history=_read(
-            folder / "metrics.csv",
+            folder.metrics,
             ("epoch",),
             lambda row: {
                 name: float(value) for name, value in row.items() if value != ""

@@ -23,6 +23,7 @@ from s3h_ext.report.figures import (
 )
 from s3h_ext.report.metrics import FEW_BELOW, GROUPS, MANY_ABOVE, class_groups
 from s3h_ext.report.subclasses import Subclasses, read_subclasses
+from s3h_ext.runs.folder import RunFolder
 
 __all__ = ["try_report", "write_report"]
 
@@ -58,7 +59,7 @@ pre { white-space: pre-wrap; font-size: .85rem; }
 """
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: RunFolder) -> Path:
     """Draw the report of a finished run from the files in its folder.
 
     Nothing is trained or evaluated, and the same files give the same report.
@@ -75,22 +76,21 @@ def write_report(folder: Path) -> Path:
         ImportError: matplotlib is missing.
     """
     results = read_results(folder)
-    config = folder / "config.yaml"
     subclasses = read_subclasses(folder)
     pictures = draw(results, subclasses)
     page = _page(
         results,
         pictures,
         subclasses,
-        config.read_text(encoding="utf-8") if config.is_file() else None,
+        folder.config.read_text(encoding="utf-8") if folder.config.is_file() else None,
     )
     for name, content in pictures.items():
-        write_bytes(folder / name, content)
-    write_text(folder / "report.html", page)
-    return folder / "report.html"
+        write_bytes(folder.path / name, content)
+    write_text(folder.report, page)
+    return folder.report
 
 
-def try_report(folder: Path) -> Path | None:
+def try_report(folder: RunFolder) -> Path | None:
     """Write the report, or say on the error stream why there is none.
 
     A training that took days does not fail over its pictures.

@@ -5,19 +5,17 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from s3h_ext.files import write_bytes
+from s3h_ext.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FILE", "Subclasses", "read_subclasses", "write_subclasses"]
-
-FILE = "subclasses.npz"
+__all__ = ["Subclasses", "read_subclasses", "write_subclasses"]
 
 # Eight that stay apart for common colour blindness, by Okabe and Ito; of more rows,
 # markers tell those of one colour apart.
@@ -81,7 +79,7 @@ class Subclasses:
 
 
 def write_subclasses(
-    folder: Path,
+    folder: RunFolder,
     arrays: Mapping[str, np.ndarray],
     pictures: Callable[[np.ndarray], np.ndarray],
 ) -> None:
@@ -101,16 +99,16 @@ def write_subclasses(
     content["images"] = images
     save: Any = np.savez_compressed  # annotated as if there were no other name
     save(buffer, **content)
-    write_bytes(folder / FILE, buffer.getvalue())
+    write_bytes(folder.subclasses, buffer.getvalue())
 
 
-def read_subclasses(folder: Path) -> Subclasses | None:
+def read_subclasses(folder: RunFolder) -> Subclasses | None:
     """Read ``subclasses.npz``; ``None`` where the run left none.
 
     Raises:
         ValueError: the file does not hold what it should.
     """
-    path = folder / FILE
+    path = folder.subclasses
     if not path.is_file():
         return None
     try:

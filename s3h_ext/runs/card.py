@@ -10,17 +10,15 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from s3h_ext.data import ImageFiles, ImageSet, LongTailDataset
 from s3h_ext.files import write_text
+from s3h_ext.runs.folder import RunFolder
 
-__all__ = ["FILE", "DatasetCard", "read_card", "write_card"]
-
-FILE = "dataset.json"
+__all__ = ["DatasetCard", "read_card", "write_card"]
 
 
 @dataclass(frozen=True)
@@ -117,20 +115,20 @@ def _some(names: Sequence[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def write_card(folder: Path, dataset: LongTailDataset) -> None:
+def write_card(folder: RunFolder, dataset: LongTailDataset) -> None:
     """Write ``dataset.json``."""
     # ASCII, for what is no UTF-8 in a class's name has to come back as it was.
     text = json.dumps(asdict(DatasetCard.of(dataset)), indent=1)
-    write_text(folder / FILE, text + "\n")
+    write_text(folder.card, text + "\n")
 
 
-def read_card(folder: Path) -> DatasetCard | None:
+def read_card(folder: RunFolder) -> DatasetCard | None:
     """Read ``dataset.json``; ``None`` where an older run left none.
 
     Raises:
         ValueError: the file does not hold what it should.
     """
-    path = folder / FILE
+    path = folder.card
     if not path.is_file():
         return None
     try:

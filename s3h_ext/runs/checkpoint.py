@@ -18,6 +18,7 @@ from torch import Tensor
 from s3h_ext.files import open_new
 from s3h_ext.runs.audit import audit_checkpoint, is_plain
 from s3h_ext.runs.config import TrainConfig
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.text import describe_value
 
 FORMAT = "s3h_ext-checkpoint-1"
@@ -109,17 +110,17 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def checkpoint_paths(folder: Path) -> list[Path]:
-    """Return the checkpoints in ``folder``, the newest first.
+def checkpoint_paths(run: RunFolder) -> list[Path]:
+    """Return the checkpoints of a run, the newest first.
 
     ``epoch_00002.pt`` is the state after epoch 2; ``epoch_00002_and_more.pt`` is a
     later one, before epoch 3 has its results.
     """
-    return sorted(folder.glob("epoch_*.pt"), reverse=True)
+    return sorted(run.checkpoints.glob("epoch_*.pt"), reverse=True)
 
 
-def save_checkpoint(folder: Path, epochs_done: int, state: Mapping[str, Any]) -> Path:
-    """Write ``state`` as ``folder/epoch_NNNNN.pt`` and keep the last two.
+def save_checkpoint(run: RunFolder, epochs_done: int, state: Mapping[str, Any]) -> Path:
+    """Write ``state`` as ``checkpoints/epoch_NNNNN.pt`` and keep the last two.
 
     A state behind which there is no whole epoch (``unfinished_epoch``) has a name of
     its own, and is kept beside the two until the epoch after them is whole.
@@ -130,6 +131,7 @@ def save_checkpoint(folder: Path, epochs_done: int, state: Mapping[str, Any]) ->
     Raises:
         OSError: the disk is full or the folder not writable; what was there stays.
     """
+    folder = run.checkpoints
     folder.mkdir(parents=True, exist_ok=True)
     more = _MORE if state.get("unfinished_epoch") else ""
     path = folder / f"epoch_{epochs_done:05d}{more}.pt"
@@ -151,16 +153,16 @@ def save_checkpoint(folder: Path, epochs_done: int, state: Mapping[str, Any]) ->
         raise cause from None
     _sync_folder(folder)
     begun = set(folder.glob(f"epoch_*{_MORE}.pt"))
-    whole = [old for old in checkpoint_paths(folder) if old not in begun]
+    whole = [old for old in checkpoint_paths(run) if old not in begun]
     # Older checkpoints, and what a killed process left half-written.
     for old in [*whole[KEEP:], *begun - {path}, *folder.glob("epoch_*.partial")]:
         old.unlink()
     return path
 
 
-def drop_unfinished(folder: Path) -> None:
+def drop_unfinished(run: RunFolder) -> None:
     """Delete the state behind which there is no whole epoch, if there is one."""
-    for path in folder.glob(f"epoch_*{_MORE}.pt"):
+    for path in run.checkpoints.glob(f"epoch_*{_MORE}.pt"):
         path.unlink()
 
 
@@ -203,9 +205,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def sound_checkpoints(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def sound_checkpoints(run: RunFolder) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield the checkpoints that can be read, newest first; warn about the others."""
-    for path in checkpoint_paths(folder):
+    for path in checkpoint_paths(run):
         try:
             yield path, load_checkpoint(path)
         except CheckpointError as error:
@@ -213,12 +215,12 @@ def sound_checkpoints(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def latest_checkpoint(
-    folder: Path, record: Mapping[str, Any], precision: str | None = None
+    run: RunFolder, record: Mapping[str, Any], precision: str | None = None
 ) -> tuple[Path, dict[str, Any]] | None:
-    """Return the newest sound checkpoint in ``folder``; ``None`` without any.
+    """Return the newest sound checkpoint of a run; ``None`` without any.
 
     Args:
-        folder: of the checkpoints.
+        run: whose checkpoints they are.
         record: options of the run that takes it.
         precision: that it computes in, ``"fp32"`` or ``"bf16"``, to train on; not set,
             precision does not matter.
@@ -227,7 +229,7 @@ def latest_checkpoint(
         CheckpointError: there are checkpoints and all are damaged, or the newest sound
             one belongs to a run with other options.
     """
-    for path, state in sound_checkpoints(folder):
+    for path, state in sound_checkpoints(run):
         default = {"precision": _defaults()["precision"]}
         saved, current = {**default, **state["config"]}, {**default, **record}
         if precision is None:
@@ -242,13 +244,13 @@ def latest_checkpoint(
                 "Give the same options, or another --output"
                 + longer
                 * f". To train longer on its network, begin a new run from it "
-                f"when it is finished: --init_from {shlex.quote(str(folder.parent))}"
+                f"when it is finished: --init_from {shlex.quote(str(run))}"
             )
         return path, state
-    if checkpoint_paths(folder):
+    if paths := checkpoint_paths(run):
         raise CheckpointError(
-            f"{folder}: no sound checkpoint among "
-            f"{', '.join(p.name for p in checkpoint_paths(folder))}"
+            f"{run.checkpoints}: no sound checkpoint among "
+            f"{', '.join(path.name for path in paths)}"
         )
     return None
 

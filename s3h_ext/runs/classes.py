@@ -18,6 +18,7 @@ from dataclasses import is_dataclass
 from jsonargparse import _common, set_parsing_settings
 
 from s3h_ext.methods import Method
+from s3h_ext.runs.config import import_paths
 
 __all__ = ["explain", "known_classes_only"]
 
@@ -46,17 +47,9 @@ def _with_options(base: type) -> Iterator[type]:
 
 
 def _known_names() -> Iterator[str]:
-    """Yield the import paths of the methods in this process, and of their options.
-
-    A class has several where a package passes on what a module of it defines.
-    """
+    """Yield the import paths of the methods in this process, and of their options."""
     for each in _with_options(Method):
-        parts = each.__module__.split(".")
-        for length in range(1, len(parts) + 1):
-            module = ".".join(parts[:length])
-            found = getattr(sys.modules.get(module), each.__qualname__, None)
-            if found is each:
-                yield f"{module}.{each.__qualname__}"
+        yield from import_paths(each)
 
 
 @contextmanager

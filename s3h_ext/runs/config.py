@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, Literal
 
 from s3h_ext.data.source.decode import UnreadablePolicy
 from s3h_ext.data.source.feed import SourceName
@@ -293,3 +295,40 @@ class TrainConfig:
         _require(
             0 <= self.seed < 2**32, "seed", "a whole number in [0, 2**32)", self.seed
         )
+
+    def dump(self) -> dict[str, Any]:
+        """Return the options as plain values, as they go into ``config.yaml``.
+
+        Example:
+            >>> TrainConfig(epochs=3).dump()["method"]["class_path"]
+            's3h_ext.methods.Baseline'
+        """
+        options: dict[str, Any] = _plain(vars(self))
+        return options
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Method):
+        own = type(value)
+        path = next(import_paths(own), f"{own.__module__}.{own.__qualname__}")
+        return {"class_path": path, "init_args": _plain(value.init_args)}
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if is_dataclass(value):
+        return _plain(vars(value))
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    known = value is None or isinstance(value, (bool, int, float, str))
+    return value if known else str(value)
+
+
+def import_paths(each: type) -> Iterator[str]:
+    """Yield what a class can be imported as, the shortest first.
+
+    There are several where a package passes on what a module of it defines.
+    """
+    parts = each.__module__.split(".")
+    for length in range(1, len(parts) + 1):
+        module = ".".join(parts[:length])
+        if getattr(sys.modules.get(module), each.__qualname__, None) is each:
+            yield f"{module}.{each.__qualname__}"

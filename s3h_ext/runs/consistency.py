@@ -30,15 +30,12 @@ from s3h_ext.runs.options import parse_options, short_warmup
 __all__ = ["check_options"]
 
 
-def check_options(
-    config: TrainConfig, record: Mapping[str, Any], processes: int = 1
-) -> list[str]:
+def check_options(config: TrainConfig, processes: int = 1) -> list[str]:
     """Refuse options that contradict each other; return warnings about the others.
 
     Args:
-        config: the options of a run.
-        record: the same as plain values. An option that has no effect is named where it
-            is not what the preset, or else the default, has.
+        config: the options of a run. One that has no effect is named where it is not
+            what the preset, or else the default, has.
         processes: that take part in the run.
 
     Raises:
@@ -56,8 +53,8 @@ def check_options(
             f"{config.epochs}, or the rate never reaches optim.lr; got "
             f"{config.optim.warmup_epochs:g}"
         )
-    notes = [*_idle(config, record, processes), *(_late(config) if trains else ())]
-    if config.preset is not None and "optim.warmup_epochs" in _given(config, record):
+    notes = [*_idle(config, processes), *(_late(config) if trains else ())]
+    if config.preset is not None and "optim.warmup_epochs" in _given(config):
         usual = _start(config.preset)
         whole, length = usual["optim.warmup_epochs"], usual["epochs"]
         warmup = config.optim.warmup_epochs
@@ -168,11 +165,9 @@ _ALONE = ("distributed.gather", "distributed.sync_batch_norm", "distributed.time
 _OF_THE_COPY = ("cross_weight", "momentum", "momentum_schedule")
 
 
-def _idle(
-    config: TrainConfig, record: Mapping[str, Any], processes: int
-) -> Iterator[str]:
+def _idle(config: TrainConfig, processes: int) -> Iterator[str]:
     """Yield the options that were given and have no effect."""
-    given = _given(config, record)
+    given = _given(config)
     for option, (works, beside) in _EFFECTS.items():
         if option in given and not works(config):
             yield f"{option}: has no effect {beside}, got {given[option]}"
@@ -190,9 +185,9 @@ def _idle(
                 )
 
 
-def _given(config: TrainConfig, record: Mapping[str, Any]) -> dict[str, Any]:
+def _given(config: TrainConfig) -> dict[str, Any]:
     """Return the options that are neither the preset's nor the default."""
-    base = _start(config.preset)
+    base, record = _start(config.preset), config.dump()
     given, leaves = {}, _leaves(record)
     for option, value in leaves.items():
         owner = f"{option.rpartition('.')[0]}.class_path"
@@ -208,9 +203,9 @@ def _given(config: TrainConfig, record: Mapping[str, Any]) -> dict[str, Any]:
 def _start(preset: str | None) -> dict[str, Any]:
     """Return the options that a preset gives, or the defaults."""
     if preset is None:
-        return _leaves(parse_options(["--config", "{}"])[1])
+        return _leaves(parse_options(["--config", "{}"])[0].dump())
     try:
-        return _leaves(parse_options(["--preset", preset])[1])
+        return _leaves(parse_options(["--preset", preset])[0].dump())
     except ValueError:  # of another version
         return _start(None)
 

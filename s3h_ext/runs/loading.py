@@ -22,6 +22,7 @@ from s3h_ext.runs.checkpoint import (
     sound_checkpoints,
 )
 from s3h_ext.runs.config import DataConfig, TrainConfig
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.options import parse_options
 from s3h_ext.runs.precision import resolve_device, resolve_precision
 from s3h_ext.runs.title import run_title
@@ -68,13 +69,13 @@ def build_network(config: TrainConfig, dataset: LongTailDataset) -> ImageClassif
     )
 
 
-def _finished_checkpoint(run: Path) -> tuple[Path, Mapping[str, Any]]:
+def _finished_checkpoint(run: RunFolder) -> tuple[Path, Mapping[str, Any]]:
     """Return the newest checkpoint of a finished run.
 
     Raises:
         CheckpointError: ``run`` holds no sound checkpoint, or is not finished.
     """
-    found = next(sound_checkpoints(run / "checkpoints"), None)
+    found = next(sound_checkpoints(run), None)
     if found is None:
         raise CheckpointError(f"init_from: {run} holds no sound checkpoint")
     path, state = found
@@ -107,7 +108,7 @@ def _load_network(model: ImageClassifier, path: Path, state: Mapping[str, Any]) 
 
 
 def _check_first_run(
-    run: Path, saved: Mapping[str, Any], dataset: LongTailDataset, data: DataConfig
+    run: RunFolder, saved: Mapping[str, Any], dataset: LongTailDataset, data: DataConfig
 ) -> None:
     """Refuse to go on from a run that has seen other classes, or what is held out here.
 
@@ -152,7 +153,6 @@ def _check_first_run(
 def take_weights(
     model: ImageClassifier,
     config: TrainConfig,
-    record: Mapping[str, Any],
     dataset: LongTailDataset,
 ) -> str | None:
     """Load what the options name: a backbone's weights, or a first stage.
@@ -160,7 +160,6 @@ def take_weights(
     Args:
         model: takes the weights.
         config: the options of the run.
-        record: the same as plain values.
         dataset: of the run.
 
     Returns:
@@ -174,12 +173,14 @@ def take_weights(
     if config.model.weights is not None:
         load_weights(model.backbone, Path(config.model.weights))
     if config.init_from is not None:
-        first = Path(config.init_from)
+        first = RunFolder(Path(config.init_from))
         path, state = _finished_checkpoint(first)
         _check_first_run(first, state["config"].get("data", {}), dataset, config.data)
         _load_network(model, path, state)
-        title = run_title(state["config"], state.get("first_stage"), beside=record)
-        return title or first.resolve().name
+        title = run_title(
+            state["config"], state.get("first_stage"), beside=config.dump()
+        )
+        return title or first.path.resolve().name
     if config.method.needs_first_stage:
         raise ValueError(
             f"init_from: {type(config.method).__name__} is a second stage and needs "
@@ -204,7 +205,7 @@ class Run:
         precision: ``"fp32"`` or ``"bf16"``.
     """
 
-    folder: Path
+    folder: RunFolder
     config: TrainConfig
     card: DatasetCard
     method: Method
@@ -216,17 +217,17 @@ class Run:
     @property
     def name(self) -> str:
         """The name of the run's folder."""
-        return self.folder.resolve().name
+        return self.folder.path.resolve().name
 
 
-def load_run(folder: Path, *, device: str = "auto") -> Run:
+def load_run(path: Path, *, device: str = "auto") -> Run:
     """Load a run's method and weights from its folder.
 
     The images are not needed, unless the run was made before ``dataset.json`` was. No
     code is run that the folder names: a method of your own has to be imported before.
 
     Args:
-        folder: as ``python -m s3h_ext.train`` left it.
+        path: of the folder, as ``python -m s3h_ext.train`` left it.
         device: as the option of the training; the run's own may not be here.
 
     Raises:
@@ -240,16 +241,17 @@ def load_run(folder: Path, *, device: str = "auto") -> Run:
         >>> run.method.predict(torch.zeros(1, 3, 32, 32)).shape  # doctest: +SKIP
         torch.Size([1, 10])
     """
-    options = folder / "config.yaml"
-    if not options.is_file():
+    folder = RunFolder(path)
+    if not folder.config.is_file():
         raise FileNotFoundError(
-            f"run: expected the folder of a run, got {folder}, which has no config.yaml"
+            f"run: expected the folder of a run, got {folder}, which has no "
+            f"{folder.config.name}"
         )
-    config, record, _ = parse_options(["--config", str(options)])
-    found = latest_checkpoint(folder / "checkpoints", record)
+    config, _ = parse_options(["--config", str(folder.config)])
+    found = latest_checkpoint(folder, config.dump())
     if found is None:
         raise FileNotFoundError(f"run: {folder} has no checkpoint")
-    path, state = found
+    checkpoint, state = found
     epochs_done, steps_done = state["epochs_done"], 0
     if unfinished := state.get("unfinished_epoch"):
         whole = unfinished["steps"] == unfinished.get("of")  # it was not evaluated yet
@@ -262,7 +264,9 @@ def load_run(folder: Path, *, device: str = "auto") -> Run:
     try:
         method.load_state_dict(averaged_state(state))
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: does not fit this run: {error}") from error
+        raise CheckpointError(
+            f"{checkpoint}: does not fit this run: {error}"
+        ) from error
     place = resolve_device(device)
     # The stubs of torch lack this overload.
     method.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import jsonargparse
 import yaml
@@ -163,7 +162,7 @@ def make_parser() -> jsonargparse.ArgumentParser:
 
 def parse_options(
     arguments: Sequence[str] = (),
-) -> tuple[TrainConfig, dict[str, Any], bool]:
+) -> tuple[TrainConfig, bool]:
     """Turn command-line arguments into a checked configuration.
 
     A preset comes first, then ``--config`` files and dotted options in the order given.
@@ -178,16 +177,15 @@ def parse_options(
         arguments: as on the command line, without the program's name.
 
     Returns:
-        The configuration; the same as plain nested values, which go into
-        ``config.yaml``; and whether ``--resume`` was given.
+        The configuration, and whether ``--resume`` was given.
 
     Raises:
         OptionError: an unknown option or preset, or a value that does not fit.
 
     Example:
         >>> arguments = ["--preset", "digits-lt/ce", "--seed", "3"]
-        >>> config, record, resume = parse_options(arguments)
-        >>> config.seed, record["data"]["name"], resume
+        >>> config, resume = parse_options(arguments)
+        >>> config.seed, config.data.name, resume
         (3, 'digits-lt', False)
     """
     parser = make_parser()
@@ -214,7 +212,6 @@ def parse_options(
             namespace = parser.parse_args(_with_fresh_methods(arguments))
             method = namespace.method.as_dict()
             _refuse_null(method)
-            record = yaml.safe_load(parser.dump(namespace))
             parts = vars(parser.instantiate(namespace))
         parts = {k: v for k, v in parts.items() if k not in ("config", "resume")}
         config = TrainConfig(**parts)
@@ -222,14 +219,11 @@ def parse_options(
         raise OptionError(_explain(_cut(str(error)), parser)) from error
     except (ValueError, TypeError) as error:
         raise OptionError(as_typed(_cut(str(error)), method)) from error
-    for name in ("config", "resume"):
-        record.pop(name, None)
     if chosen.preset is not None:
         whole, length = _preset_warmup(chosen.preset)
         if config.optim.warmup_epochs == whole:
-            warmup = short_warmup(whole, length, config.epochs)
-            config.optim.warmup_epochs = record["optim"]["warmup_epochs"] = warmup
-    return config, record, bool(namespace.resume)
+            config.optim.warmup_epochs = short_warmup(whole, length, config.epochs)
+    return config, bool(namespace.resume)
 
 
 def short_warmup(whole: float, length: int, epochs: int) -> float:

@@ -24,7 +24,7 @@ _INCIDENTAL = {
 
 @cache
 def _preset_options(name: str) -> dict[str, Any]:
-    return with_defaults(parse_options(["--preset", name])[1])
+    return with_defaults(parse_options(["--preset", name])[0].dump())
 
 
 def option_changes(
@@ -70,7 +70,7 @@ def run_title(
 
     Example:
         >>> options = ["--preset", "cifar100-lt/ce", "--epochs", "100"]
-        >>> run_title(parse_options(options)[1])
+        >>> run_title(parse_options(options)[0].dump())
         'cifar100-lt/ce (epochs 100)'
     """
     preset = record.get("preset")

@@ -6,7 +6,7 @@ import inspect
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from s3h_ext.data import Batch, ImageFiles, ImageSet
@@ -24,10 +25,10 @@ from s3h_ext.methods import Method
 from s3h_ext.models.average import WeightAverage
 from s3h_ext.runs.config import DistributedConfig
 from s3h_ext.runs.precision import resolve_device
-from s3h_ext.training.batch_norm import average_statistics, synchronise_batch_norm
-from s3h_ext.training.interrupt import StopRequest
+from s3h_ext.training.batch_norm import synchronise_batch_norm
+from s3h_ext.training.step import Loss
 
-__all__ = ["AgreedStop", "LostProcessError", "World", "join_world", "leave"]
+__all__ = ["LostProcessError", "World", "exit_process", "join_world"]
 
 # PyTorch 2.13 renamed the option and warns of the older name.
 _DDP_OPTIONS = inspect.signature(DistributedDataParallel).parameters
@@ -38,8 +39,6 @@ _LOCAL_BUFFERS: dict[str, Any] = {
 }
 
 T = TypeVar("T")
-#: Named terms of a batch at a progress of the training.
-Step = Callable[[Mapping[str, Batch], float], dict[str, Tensor]]
 
 
 class LostProcessError(RuntimeError):
@@ -62,6 +61,20 @@ class World:
     local_rank: int = 0
     control: dist.ProcessGroup | None = None
 
+    def device(self, name: str) -> torch.device:
+        """Return this process's device: with CUDA, of several, its own GPU.
+
+        Args:
+            name: the option of the run.
+
+        Raises:
+            ValueError: no device has that name, or it is not on this machine.
+        """
+        device = resolve_device(name)
+        if self.size > 1 and device.type == "cuda":
+            return resolve_device(f"cuda:{self.local_rank}")
+        return device
+
     @property
     def first(self) -> bool:
         """Whether this is the process that writes."""
@@ -79,6 +92,10 @@ class World:
             return images
         own = self.share(len(images))
         return images.subset(np.arange(own.start, own.stop))
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        self.sum(0)
 
     def any(self, flag: bool) -> bool:
         """Return whether ``flag`` is true in some process."""
@@ -115,7 +132,7 @@ class World:
             dist.broadcast_object_list(things, src=0, group=self.control)
         return things[0]
 
-    def prepare(
+    def connect(
         self, method: Method, config: DistributedConfig, device: torch.device
     ) -> None:
         """Make a method, built and on its device, one of several processes'."""
@@ -127,34 +144,44 @@ class World:
         if config.sync_batch_norm:
             synchronise_batch_norm(method, device)
 
-    def step(self, method: Method) -> Step:
+    def loss(self, method: Method) -> Loss:
         """Return the method's loss; its backward averages over the processes."""
         trained = any(p.requires_grad for p in method.parameters())
         if self.size == 1 or not trained:
-            return lambda batch, progress: method.loss(batch, progress)
+            return lambda batch: method.loss(batch)
         # Statistics are local, or equal already; prototypes and copies are equal.
-        step: Step = DistributedDataParallel(_Loss(method), **_LOCAL_BUFFERS)
-        return step
+        loss: Loss = DistributedDataParallel(_Loss(method), **_LOCAL_BUFFERS)
+        return loss
 
-    def settle(self, method: Method) -> None:
-        """Make what processes track by themselves the same, to evaluate or save it."""
-        if self.size > 1:
-            average_statistics(method)
+    def average_batch_norm_statistics(
+        self, method: Method, average: WeightAverage | None = None
+    ) -> None:
+        """Average the running statistics of batch norms over the processes.
 
-    def settle_average(self, average: WeightAverage) -> None:
-        """Average the averaged batch-norm statistics over the processes.
+        Each process tracks those of its own parts of the batches; evaluation and
+        checkpoints use these. Nothing changes where they are equal.
 
-        Weights are the same in all of them.
+        Args:
+            method: whose batch norms.
+            average: of its weights, whose averages of the statistics likewise.
         """
-        sums = average.statistics
-        if self.size > 1 and sums:
-            joined = self.mean(torch.cat([each.flatten() for each in sums]))
-            parts = joined.split([each.numel() for each in sums])
-            for each, part in zip(sums, parts, strict=True):
+        tracked = [
+            statistic
+            for norm in method.modules()
+            if isinstance(norm, _BatchNorm)
+            for statistic in (norm.running_mean, norm.running_var)
+            if statistic is not None
+        ]
+        if average is not None:
+            tracked += average.statistics
+        if self.size > 1 and tracked:
+            joined = self.mean(torch.cat([each.flatten() for each in tracked]))
+            parts = joined.split([each.numel() for each in tracked])
+            for each, part in zip(tracked, parts, strict=True):
                 each.copy_(part.view_as(each))
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def report_lost_peers(self) -> Iterator[None]:
         """Turn the errors of a connection that broke into a message that says so.
 
         Raises:
@@ -184,23 +211,8 @@ class _Loss(nn.Module):
         super().__init__()
         self.method = method
 
-    def forward(self, batch: Mapping[str, Batch], progress: float) -> dict[str, Tensor]:
-        return self.method.loss(batch, progress)
-
-
-class AgreedStop:
-    """A wish to stop that all processes hear of in the same step.
-
-    Asking communicates, so all processes have to ask equally often.
-    """
-
-    def __init__(self, stop: StopRequest, world: World) -> None:
-        self._stop, self._world = stop, world
-
-    @property
-    def requested(self) -> bool:
-        """Whether some process was asked to stop."""
-        return self._world.any(self._stop.requested)
+    def forward(self, batch: Mapping[str, Batch]) -> dict[str, Tensor]:
+        return self.method.loss(batch)
 
 
 def _is_lost(error: RuntimeError) -> bool:
@@ -210,12 +222,11 @@ def _is_lost(error: RuntimeError) -> bool:
     return "gloo" in text or "connection" in text or "nccl" in text
 
 
-def leave(status: int) -> NoReturn:
-    """End the process, in order where nothing went wrong.
+def exit_process(status: int) -> NoReturn:
+    """End the process; after an error without leaving the process group.
 
-    A group that is not destroyed keeps threads, and the C++ library aborts a process
-    that ends with them: its status would be that of the abort. To destroy it may wait
-    for processes that are lost.
+    A live process group keeps threads that abort the interpreter at exit and mask its
+    status; destroying the group could block on peers that have already died.
     """
     if status and dist.is_available() and dist.is_initialized():
         sys.stdout.flush()
@@ -224,15 +235,12 @@ def leave(status: int) -> NoReturn:
     raise SystemExit(status)
 
 
-def join_world(device: str, config: DistributedConfig) -> tuple[World, str]:
+def join_world(device: str, config: DistributedConfig) -> World:
     """Join the processes that ``torchrun`` started, if it did.
 
     Args:
         device: the option of the run.
         config: how long to wait for the others, among others.
-
-    Returns:
-        The processes, and the device of this one: with CUDA the GPU of its local rank.
 
     Raises:
         ValueError: a single GPU is named for several processes.
@@ -240,7 +248,7 @@ def join_world(device: str, config: DistributedConfig) -> tuple[World, str]:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return World(), device
+        return World()
     if "RANK" not in os.environ:
         raise ValueError(
             f"WORLD_SIZE is {size} and RANK is not set; start several processes by "
@@ -248,18 +256,19 @@ def join_world(device: str, config: DistributedConfig) -> tuple[World, str]:
         )
     rank = int(os.environ["RANK"])
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
-    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if device.startswith("cuda:"):
         raise ValueError(
             f"device: several processes take a GPU each; expected cuda, got {device}"
         )
-    if cuda:
-        device = f"cuda:{local_rank}"
-        torch.cuda.set_device(resolve_device(device))
     timeout = timedelta(seconds=config.timeout)
     world = World(rank, size, local_rank)
-    with world.watched():
+    place = world.device(device)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    with world.report_lost_peers():
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
+            dist.init_process_group(
+                "nccl" if place.type == "cuda" else "gloo", timeout=timeout
+            )
         control = dist.new_group(backend="gloo", timeout=timeout)
-    return World(rank, size, local_rank, control), device
+    return World(rank, size, local_rank, control)

@@ -33,7 +33,7 @@ def predict_batches(
     """Return true and predicted classes, confidences and if logits are finite, ``[N]``.
 
     Args:
-        method: left in the mode, training or evaluation, that it is in.
+        method: its train/eval mode is restored.
         batches: of a split, in its order.
         precision: ``"fp32"`` or ``"bf16"``.
         device: where the batches are.

@@ -13,10 +13,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopRequest:
     """While entered, the first SIGINT or SIGTERM only sets :attr:`requested`.
 
-    A SIGINT after it interrupts at once: a person's second Ctrl-C. A further SIGTERM
-    does not: who ends a whole group of processes ends a run's parent too, which passes
-    the signal on. Outside the main thread, which alone may handle signals, entering
-    changes nothing.
+    A second SIGINT (Ctrl-C twice) interrupts immediately. A second SIGTERM is ignored:
+    when a process group is terminated, the signal arrives directly and again from the
+    parent. Outside the main thread, which alone may handle signals, entering changes
+    nothing.
     """
 
     def __init__(self) -> None:

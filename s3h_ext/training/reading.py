@@ -1,8 +1,10 @@
-"""Photographs that cannot be read: what a run does about them before it begins."""
+"""Photographs that cannot be read: found before a run begins, told of in the log."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +15,16 @@ from s3h_ext.data.sets.readable import find_unreadable, without_unreadable
 from s3h_ext.data.source.decode import UnreadableImageError
 from s3h_ext.training.distributed import World
 
-__all__ = ["read_once"]
+if TYPE_CHECKING:  # it brings TensorBoard
+    from s3h_ext.training.runlog import RunLog
+
+__all__ = ["LeftOut", "read_once"]
 
 
 def read_once(dataset: LongTailDataset, feed: Feed, world: World) -> LongTailDataset:
     """Read every photograph once, so that nothing counts one that cannot be read.
 
-    Each process reads its part; ``feed.met`` keeps the reasons of those it found.
+    Each process reads its part; ``feed.unreadable`` says which it could not.
 
     Args:
         dataset: of the run.
@@ -43,7 +48,9 @@ def read_once(dataset: LongTailDataset, feed: Feed, world: World) -> LongTailDat
         own = world.share(len(files))
         part = files.subset(np.arange(own.start, own.stop))
         title = f"reading {split}" if world.first else None
-        found = find_unreadable(part, feed.met, workers=feed.workers, title=title)
+        found = find_unreadable(
+            part, feed.unreadable, workers=feed.workers, title=title
+        )
         bad = np.concatenate(world.gather(found + own.start))
         if len(bad) == len(files) > 0:
             raise UnreadableImageError(
@@ -64,3 +71,32 @@ def _lost(
     readable = np.delete(files.labels, bad)
     lost = np.setdiff1d(files.labels, readable)
     return [dataset.class_names[label] for label in lost.tolist()]
+
+
+class LeftOut:
+    """Names each image that could not be read, once.
+
+    Args:
+        feed: of the run; it knows what this process could not read.
+        known: images that were named already, and why; new ones are added.
+        world: the processes of the run.
+    """
+
+    def __init__(self, feed: Feed, known: dict[str, str], world: World) -> None:
+        self._feed, self._known, self._world = feed, known, world
+
+    def tell(self, log: RunLog) -> dict[str, str]:
+        """Name images as soon as this process met them; return all that it met."""
+        met = self._feed.unreadable.errors.copy()  # threads may be adding to it
+        self._name(met, log.tell)
+        return met
+
+    def note(self, log: RunLog) -> None:
+        """Name the images of all processes in the log; all have to ask together."""
+        for met in self._world.gather(self.tell(log)):
+            self._name(met, log.note)
+
+    def _name(self, met: dict[str, str], say: Callable[[str], None]) -> None:
+        for path in sorted(met.keys() - self._known.keys()):
+            self._known[path] = met[path]
+            say(f"left out: {path}: {met[path]}")

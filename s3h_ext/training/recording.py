@@ -4,7 +4,7 @@ A ResNet-32 step is some thousand small kernels. Launched one by one they keep t
 busy longer than the GPU; recorded as a CUDA graph they are one launch. A replay runs
 the same kernels on the same memory and no Python, so whatever differs from step to step
 has to be in that memory: the batch, the learning rate, and what a method writes in
-:meth:`s3h_ext.methods.Method.prepare`.
+:meth:`s3h_ext.methods.Method.begin_epoch`.
 """
 
 from __future__ import annotations
@@ -98,14 +98,12 @@ class Replayer:
     def __init__(self, recorder: Recorder, insist: bool = True) -> None:
         self._recorder, self._insist = recorder, insist
         self._given_up = False
-        self._phase: Hashable = None
         self._met: set[Hashable] = set()
         self._made: dict[Hashable, tuple[list[Tensor], Any, Callable[[], None]]] = {}
 
     def __call__(
         self,
         name: str,
-        phase: Hashable,
         inputs: Sequence[Tensor],
         function: Callable[[list[Tensor]], T],
     ) -> T:
@@ -113,8 +111,7 @@ class Replayer:
 
         Args:
             name: of the function; a replay stands for any other call of this name with
-                inputs of the same shapes and strides in the same phase.
-            phase: what else decides on the work; a new one drops all recordings.
+                inputs of the same shapes and strides.
             inputs: what the function may read that is not at the same place next time.
             function: its work is done by operations on the device alone.
 
@@ -123,12 +120,6 @@ class Replayer:
         """
         if self._given_up:
             return function(list(inputs))
-        if phase != self._phase:
-            # Dropped before anything new is made, for the sake of memory.
-            self._met.clear()
-            self._made.clear()
-            self._recorder.forget()
-            self._phase = phase
         key = (name, *((t.shape, t.stride(), t.dtype) for t in inputs))
         if key not in self._met:
             # The first run makes what stays: momenta, workspaces, plans.
@@ -149,6 +140,12 @@ class Replayer:
         replay()
         made: T = result
         return made
+
+    def drop(self) -> None:
+        """Drop all recordings: functions do other work from now on."""
+        self._met.clear()
+        self._made.clear()
+        self._recorder.forget()
 
     def _give_up(self, name: str, error: RuntimeError) -> None:
         self._given_up = True

@@ -1,21 +1,18 @@
-"""What a run tells: bar, log, ``metrics.csv``, TensorBoard, table, summary."""
+"""The progress of a run: bar, log, ``metrics.csv``, TensorBoard."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from pathlib import Path
-from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from s3h_ext.files import open_to_append, write_text
-from s3h_ext.report.metrics import FEW_BELOW, MANY_ABOVE
 from s3h_ext.report.table_files import format_rows
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.text import printable
 
 Row = Mapping[str, float | int | None]
@@ -33,12 +30,16 @@ class RunLog:
     """
 
     def __init__(
-        self, folder: Path, history: Sequence[Row], total_steps: int, done_steps: int
+        self,
+        folder: RunFolder,
+        history: Sequence[Row],
+        total_steps: int,
+        done_steps: int,
     ) -> None:
         self._folder = folder
         self._rows: list[Row] = []
         start = len(history) + 1  # epochs are numbered from 1
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+        self._tensorboard = SummaryWriter(str(folder.tensorboard), purge_step=start)
         self._bar = tqdm(
             total=total_steps,
             initial=done_steps,
@@ -51,7 +52,7 @@ class RunLog:
         )
         self._rows.extend(history)
         self._write_csv()
-        self._log = open_to_append(folder / "train.log")
+        self._log = open_to_append(folder.log)
 
     def step(
         self, epoch: int, loss: float | None, images_per_second: float | None
@@ -79,7 +80,7 @@ class RunLog:
         # Not every epoch is evaluated, so the columns are those of all rows together.
         columns = list(dict.fromkeys(name for row in self._rows for name in row))
         rows = ([row.get(name) for name in columns] for row in self._rows)
-        write_text(self._folder / "metrics.csv", format_rows([columns, *rows]))
+        write_text(self._folder.metrics, format_rows([columns, *rows]))
 
     def note(self, text: str) -> None:
         """Append a line with the local time to ``train.log``."""
@@ -124,52 +125,3 @@ class SilentLog(RunLog):
 
     def close(self) -> None:
         """Close nothing."""
-
-
-def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Write ``summary.json``."""
-    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-
-
-_GROUPS = {
-    "many": f"over {MANY_ABOVE}",
-    "medium": f"{FEW_BELOW} to {MANY_ABOVE}",
-    "few": f"under {FEW_BELOW}",
-}
-
-
-def _empty_groups(summary: Mapping[str, Any]) -> list[str]:
-    """Say why a group of classes has no accuracy."""
-    empty = [
-        f"{sizes} ({name})" for name, sizes in _GROUPS.items() if summary[name] is None
-    ]
-    if not empty:
-        return []
-    return [f"no tested class has {' or '.join(empty)} training images"]
-
-
-def results_table(summary: Mapping[str, Any]) -> str:
-    """Return the closing table of a run as text."""
-
-    def percent(value: float | None) -> str:
-        return "no class" if value is None else f"{value:.2f}"
-
-    names = ("top1", "many", "medium", "few")
-    best = f"best ({summary['best_split']})"
-    header = [*names, best]
-    values = [
-        *(percent(summary[name]) for name in names),
-        percent(summary["best_top1"]),
-    ]
-    widths = [max(len(h), len(v)) for h, v in zip(header, values, strict=True)]
-    lines = [
-        f"{summary['dataset']} (imbalance {summary['imbalance']:g}), "
-        f"{summary['method']}, {summary['epochs']} epochs, seed {summary['seed']}: "
-        f"accuracy in percent on the test split, last epoch",
-        "  ".join(h.rjust(w) for h, w in zip(header, widths, strict=True)),
-        "  ".join(v.rjust(w) for v, w in zip(values, widths, strict=True)),
-        *_empty_groups(summary),
-        f"{summary['seconds']:.0f} s, {summary['images_per_second']:.0f} images/s in "
-        f"training, {summary['precision']} on {summary['device']}",
-    ]
-    return "\n".join(lines)

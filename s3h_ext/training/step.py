@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,88 +11,71 @@ from s3h_ext.data import Batch
 from s3h_ext.methods import Method
 from s3h_ext.models.average import WeightAverage
 from s3h_ext.runs.precision import autocast
-from s3h_ext.training.distributed import Step
 from s3h_ext.training.recording import Replayer
 
-__all__ = ["RecordedStep", "TrainingStep"]
+__all__ = ["Loss", "TrainingStep"]
+
+#: Named terms of a batch.
+Loss = Callable[[Mapping[str, Batch]], dict[str, Tensor]]
 
 
 class TrainingStep:
     """Loss, backward, optimiser, and what the method tracks.
 
     Args:
-        loss: the terms of a batch at a progress of the training.
+        loss: the terms of a batch.
         method: whose they are.
         optimizer: of the method's parameters.
         precision: ``"fp32"`` or ``"bf16"``.
         device: where the batches are.
         average: of the weights, to be kept up to date.
+        replayer: records the step once for each size of batch, and replays it.
     """
 
     def __init__(
         self,
-        loss: Step,
+        loss: Loss,
         method: Method,
         optimizer: torch.optim.Optimizer,
         precision: str,
         device: torch.device,
         average: WeightAverage | None = None,
+        replayer: Replayer | None = None,
     ) -> None:
-        self._average = average
-        self._loss, self.method, self.optimizer = loss, method, optimizer
-        self._precision, self.device = precision, device
+        self._loss, self._method, self._optimizer = loss, method, optimizer
+        self._precision, self._device = precision, device
+        self._average, self._replayer = average, replayer
+        # A recorded step reads the learning rate from the device.
+        self._rate = None if replayer is None else torch.zeros((), device=device)
 
-    def __call__(
-        self, batch: Mapping[str, Batch], progress: float, rate: float
-    ) -> dict[str, Tensor]:
-        """Do a step at a learning rate; return the terms of the loss, detached."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        return self.run(batch, progress)
+    def __call__(self, batch: Mapping[str, Batch], rate: float) -> dict[str, Tensor]:
+        """Do a step at a learning rate; return the terms of the loss, detached.
 
-    def run(self, batch: Mapping[str, Batch], progress: float) -> dict[str, Tensor]:
-        """Do a step at the learning rate that is set."""
-        with autocast(self._precision, self.device):
-            terms = self._loss(batch, progress)
-        self.optimizer.zero_grad(set_to_none=True)
+        Those of a recorded step are overwritten by the next one.
+        """
+        if self._rate is not None:
+            self._rate.fill_(rate)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate if self._rate is None else self._rate
+        if self._replayer is None:
+            return self._run(batch)
+        return self._replayer(
+            "step",
+            _tensors(batch),
+            lambda tensors: self._run(_with_tensors(batch, tensors)),
+        )
+
+    def _run(self, batch: Mapping[str, Batch]) -> dict[str, Tensor]:
+        with autocast(self._precision, self._device):
+            terms = self._loss(batch)
+        self._optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
-        self.optimizer.step()
-        self.method.after_step()
+        self._optimizer.step()
+        self._method.after_step()
         if self._average is not None:
             self._average.update()
         # A term with its history would keep autograd's nodes into the next step.
         return {name: term.detach() for name, term in terms.items()}
-
-
-class RecordedStep:
-    """A step that is recorded once for each size of batch and phase of the method.
-
-    The learning rate is a number on the device, in the optimiser's groups too.
-
-    Args:
-        replayer: makes and keeps the recordings.
-        step: what is recorded; its optimiser takes the rate as a tensor.
-    """
-
-    def __init__(self, replayer: Replayer, step: TrainingStep) -> None:
-        self._replayer, self._recorded = replayer, step
-        self._rate = torch.zeros((), device=step.device)
-        for group in step.optimizer.param_groups:
-            group["lr"] = self._rate
-
-    def __call__(
-        self, batch: Mapping[str, Batch], progress: float, rate: float
-    ) -> dict[str, Tensor]:
-        """Do a step; the terms returned are overwritten by the next one."""
-        step = self._recorded
-        step.method.prepare(progress)
-        self._rate.fill_(rate)
-        return self._replayer(
-            "step",
-            step.method.phase(progress),
-            _tensors(batch),
-            lambda tensors: step.run(_with_tensors(batch, tensors), progress),
-        )
 
 
 def _tensors(batch: Mapping[str, Batch]) -> list[Tensor]:

@@ -159,7 +159,7 @@ def checkpoint_seeds() -> dict[str, bytes]:
 
 
 def option_seeds() -> dict[str, bytes]:
-    _, record, _ = parse_options(["--preset", "cifar10-lt/hybrid-psc"])
+    record = parse_options(["--preset", "cifar10-lt/hybrid-psc"])[0].dump()
     bomb = b"a0: &a0 [x, x, x, x, x, x, x, x]\n" + b"".join(
         f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 8)}]\n".encode()
         for n in range(8)

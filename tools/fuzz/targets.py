@@ -18,13 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from s3h_ext.data.sets.archives import ArchiveError, read_archive
+from s3h_ext.data.sets.archive import ArchiveError
+from s3h_ext.data.sets.cifar import read_archive
 from s3h_ext.runs.checkpoint import (
     FORMAT,
     CheckpointError,
     latest_checkpoint,
     load_checkpoint,
 )
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.options import OptionError, parse_options
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
@@ -143,7 +145,9 @@ def checkpoint(data: bytes, folder: Path) -> str:
     """First byte, even: rest is the file; odd: rest is data.pkl in a sound file."""
     if not data:
         return "empty"
-    path = folder / "epoch_00002.pt"
+    run = RunFolder(folder)
+    run.checkpoints.mkdir(exist_ok=True)
+    path = run.checkpoints / "epoch_00002.pt"
     path.write_bytes(pack(data[1:]) if data[0] % 2 else data[1:])
     try:
         state = _watch(load_checkpoint, path)
@@ -152,7 +156,7 @@ def checkpoint(data: bytes, folder: Path) -> str:
         return "refused"
     _require(state["format"] == FORMAT, "accepted a foreign format")
     try:
-        found = _watch(latest_checkpoint, folder, CONFIG)
+        found = _watch(latest_checkpoint, run, CONFIG)
     except CheckpointError as error:
         _require("other options" in str(error), str(error))
         return "other options"

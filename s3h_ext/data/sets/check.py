@@ -1,53 +1,29 @@
-"""Looks at data on the disk: complete, official, and what is in it."""
+"""Checks data on the disk: whether they are complete, official, and what is in them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from s3h_ext.data.longtail import class_profile, sorted_profile
-from s3h_ext.data.sets.archives import ArchiveError, read_archive
-from s3h_ext.data.sets.check_photographs import Findings, look_at_photographs
+from s3h_ext.data.longtail import class_profile
+from s3h_ext.data.sets.archive import ArchiveError, histograms, statistics
+from s3h_ext.data.sets.check_photographs import check_photographs
+from s3h_ext.data.sets.check_report import CheckReport
+from s3h_ext.data.sets.cifar import read_archive
 from s3h_ext.data.sets.lists import LISTED
-from s3h_ext.data.sets.npz import OCT_CLASSES, SPLITS, read_octmnist_split
+from s3h_ext.data.sets.octmnist import OCT_CLASSES, SPLITS, read_octmnist_split
 from s3h_ext.data.sets.photographs import PHOTOGRAPHS
-from s3h_ext.data.sets.registry import OCTMNIST_SIZES, Source, find_source, md5_of
+from s3h_ext.data.sets.registry import (
+    OCTMNIST_SIZES,
+    OfficialFile,
+    find_official,
+    md5_of,
+)
 
-__all__ = ["CheckReport", "check", "feasible"]
-
-FACTORS = (1, 10, 20, 50, 100, 200)
-
-
-@dataclass
-class CheckReport:
-    """What was found.
-
-    Attributes:
-        lines: The findings, to be read by a person.
-        problems: What keeps the data from being used, each with its remedy.
-        official: Whether the checksums are the official ones; ``None`` where nothing
-            could be compared.
-        class_counts: Training images per class; empty where they could not be read.
-    """
-
-    lines: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    official: bool | None = None
-    class_counts: list[int] = field(default_factory=list)
-
-    def text(self) -> str:
-        """Returns the report, problems last."""
-        verdict = [f"wrong: {problem}" for problem in self.problems]
-        if not verdict:
-            doubtful = any(line.startswith("warning: ") for line in self.lines)
-            verdict = [
-                "nothing is wrong, but see the warning" if doubtful else "all is well"
-            ]
-        return "\n".join([*self.lines, *verdict])
+__all__ = ["CheckReport", "check"]
 
 
 def check(
@@ -78,7 +54,7 @@ def check(
             list those that cannot be read.
 
     Returns:
-        The report; it does not raise for what it finds on the disk.
+        The report; what is wrong with the data is in it and raises nothing.
 
     Raises:
         ValueError: there is no such data set, size, or profile, a factor is below 1, or
@@ -99,11 +75,12 @@ def check(
         raise ValueError(f"decode: {name} has no image files to decode")
     report = CheckReport()
     if name in PHOTOGRAPHS:
-        found = look_at_photographs(
-            name, Path(root), None if lists is None else Path(lists), decode=decode
-        )
-        return _of_photographs(name, report, found, imbalance, profile)
-    source = find_source(name, size)
+        folder = None if lists is None else Path(lists)
+        check_photographs(name, Path(root), report, folder, decode=decode)
+        if report.class_counts and not report.problems:
+            report.add_factors(imbalance, profile, by_size=True)
+        return report
+    source = find_official(name, size)
     get = f"python -m s3h_ext.data download {name} --root {root}"
     if size is not None:
         get += f" --size {size}"
@@ -114,75 +91,19 @@ def check(
             counts = _check_cifar(source, Path(root), report)
     except FileNotFoundError as error:
         report.problems.append(f"{error}. To get it: {get}")
-        return report
     except ArchiveError as error:
         report.problems.append(f"{error}. Move it away and fetch it again: {get}")
-        return report
     except OSError as error:
         report.problems.append(f"{error}. See whether the files may be read")
-        return report
-    report.class_counts = counts.tolist()
-    _report_factors(report, counts, imbalance, profile, by_size=name == "octmnist")
-    return report
-
-
-def feasible(
-    counts: NDArray[np.int64],
-    imbalance: float,
-    *,
-    profile: str = "exp",
-    by_size: bool = False,
-) -> bool:
-    """Tells whether a long tail of this factor can be cut without repeating images.
-
-    Args:
-        counts: Images per class, int64 ``[C]``; the first class is to be the largest.
-        imbalance: Largest over smallest class.
-        profile: ``"exp"`` or ``"step"``.
-        by_size: The classes differ in size by nature, so the tail is cut along their
-            order of size, and a class with fewer images than its place asks for keeps
-            all of them.
-
-    Example:
-        >>> counts = np.array([500, 160, 50])
-        >>> feasible(counts, 10), feasible(counts, 5)
-        (True, False)
-    """
-    try:
-        if by_size:
-            sorted_profile(counts, imbalance=imbalance, profile=profile)
-            return True
-        wanted = class_profile(
-            len(counts),
-            largest=int(counts.max()),
-            imbalance=imbalance,
-            profile=profile,
-        )
-    except ValueError:
-        return False
-    return bool((wanted <= counts).all())
-
-
-def _of_photographs(
-    name: str,
-    report: CheckReport,
-    found: Findings,
-    imbalance: Sequence[float],
-    profile: str,
-) -> CheckReport:
-    report.lines, report.problems = found.lines, found.problems
-    report.official, report.class_counts = found.official, found.class_counts
-    if not found.class_counts or found.problems:
-        return report
-    counts = np.array(found.class_counts, np.int64)
-    if name in LISTED:
-        report.lines.append(f"own imbalance {counts.max() / counts.min():.3g}")
     else:
-        _report_factors(report, counts, imbalance, profile, by_size=True)
+        report.class_counts = counts.tolist()
+        report.add_factors(imbalance, profile, by_size=name == "octmnist")
     return report
 
 
-def _check_cifar(source: Source, root: Path, report: CheckReport) -> NDArray[np.int64]:
+def _check_cifar(
+    source: OfficialFile, root: Path, report: CheckReport
+) -> NDArray[np.int64]:
     archive = read_archive(source.name, root)
     assert source.folder is not None
     folder = root / source.folder
@@ -191,40 +112,21 @@ def _check_cifar(source: Source, root: Path, report: CheckReport) -> NDArray[np.
     foreign = [m for m, md5 in source.members.items() if md5_of(folder / m) != md5]
     report.lines.append(f"{source.name} in {folder}: all files are there")
     _report_official(report, foreign)
-    classes = len(archive.class_names)
-    _report_split(report, "train", archive.train_labels, archive.class_names)
+    counts = _report_split(report, "train", archive.train_labels, archive.class_names)
     _report_split(report, "test", archive.test_labels, archive.class_names)
-    histograms = _histograms(archive.train_images)
-    values = np.arange(256) / 255
-    means = [float(h @ values / h.sum()) for h in histograms]
-    stds = [
-        float((h @ (values - mean) ** 2 / h.sum()) ** 0.5)
-        for h, mean in zip(histograms, means, strict=True)
-    ]
-    _report_statistics(report, means, stds)
-    return np.bincount(archive.train_labels, minlength=classes).astype(np.int64)
-
-
-def _histograms(images: NDArray[np.uint8]) -> list[NDArray[np.int64]]:
-    """Counts the values 0 .. 255 of each channel of ``[N, H, W, C]``."""
-    totals = [np.zeros(256, np.int64) for _ in range(images.shape[-1])]
-    # bincount widens what it counts to eight bytes a pixel, so a part at a time.
-    for start in range(0, len(images), 1024):
-        pixels = images[start : start + 1024].reshape(-1, len(totals))
-        for channel, total in enumerate(totals):
-            total += np.bincount(pixels[:, channel], minlength=256)
-    return totals
+    _report_statistics(report, histograms(archive.train_images))
+    return counts
 
 
 def _check_octmnist(
-    source: Source, root: Path, report: CheckReport, size: int | None
+    source: OfficialFile, root: Path, report: CheckReport, size: int | None
 ) -> NDArray[np.int64]:
     path = root / source.file
     if not path.is_file():
         others = [
             str(side)
             for side in OCTMNIST_SIZES
-            if (root / find_source("octmnist", side).file).is_file()
+            if (root / find_official("octmnist", side).file).is_file()
         ]
         hint = f"; there is --size {', '.join(others)}" if others else ""
         raise FileNotFoundError(f"{path}: no such file{hint}")
@@ -234,12 +136,12 @@ def _check_octmnist(
     }
     report.lines.append(f"octmnist in {path}: all arrays are there")
     _report_official(report, [path.name] if md5_of(path) != source.md5 else [])
-    for split, part in splits.items():
+    counts = [
         _report_split(report, split, part.labels, OCT_CLASSES)
-    train = splits["train"]
-    _report_statistics(report, [train.mean], [train.std])
-    counts = np.bincount(train.labels, minlength=len(OCT_CLASSES)).astype(np.int64)
-    return np.sort(counts)[::-1].copy()
+        for split, part in splits.items()
+    ]
+    _report_statistics(report, splits["train"].histogram)
+    return np.sort(counts[0])[::-1].copy()
 
 
 def _report_official(report: CheckReport, foreign: Sequence[str]) -> None:
@@ -254,8 +156,8 @@ def _report_official(report: CheckReport, foreign: Sequence[str]) -> None:
 
 def _report_split(
     report: CheckReport, split: str, labels: NDArray[np.int64], names: Sequence[str]
-) -> None:
-    counts = np.bincount(labels, minlength=len(names))
+) -> NDArray[np.int64]:
+    counts = np.bincount(labels, minlength=len(names)).astype(np.int64)
     report.lines.append(
         f"{split}: {counts.sum()} images, "
         + (
@@ -265,60 +167,16 @@ def _report_split(
             f"{' '.join(map(str, counts))}"
         )
     )
-    empty = [
-        f"{label} ({names[label]})" for label in range(len(names)) if not counts[label]
-    ]
-    if empty:
+    if empty := [f"{i} ({name})" for i, name in enumerate(names) if not counts[i]]:
         report.problems.append(
             f"{split}: no image of class {', '.join(empty)}. Use a more complete "
             "archive"
         )
+    return counts
 
 
-def _report_statistics(
-    report: CheckReport, means: Sequence[float], stds: Sequence[float]
-) -> None:
-    report.lines.append(
-        f"train pixels in [0, 1]: mean {' '.join(f'{m:.4f}' for m in means)}, "
-        f"std {' '.join(f'{s:.4f}' for s in stds)}"
+def _report_statistics(report: CheckReport, counts: NDArray[np.int64]) -> None:
+    mean, std = (
+        " ".join(f"{value:.4f}" for value in values) for values in statistics(counts)
     )
-
-
-def _report_factors(
-    report: CheckReport,
-    counts: NDArray[np.int64],
-    imbalance: Sequence[float],
-    profile: str,
-    *,
-    by_size: bool,
-) -> None:
-    if counts.min() == 0:
-        return
-    own = f"own imbalance {counts.max() / counts.min():.3g}"
-    if by_size:
-        report.lines.append(own)
-    else:
-        asked = sorted({*map(float, FACTORS), *map(float, imbalance)})
-        possible = [f for f in asked if feasible(counts, f, profile=profile)]
-        report.lines.append(
-            f"{own}; of the factors {', '.join(f'{f:g}' for f in asked)}, profile "
-            f"{profile}, can be cut: {', '.join(f'{f:g}' for f in possible) or 'none'}"
-        )
-    more = "" if by_size else "more images than are there, or "
-    for factor in imbalance:
-        if not feasible(counts, factor, profile=profile, by_size=by_size):
-            report.problems.append(
-                f"imbalance {factor:g} cannot be cut with profile {profile}: a class "
-                f"would have {more}none. Use another factor, or a more complete archive"
-            )
-        elif by_size:
-            report.lines.append(_cut_by_size(counts, factor, profile))
-
-
-def _cut_by_size(counts: NDArray[np.int64], imbalance: float, profile: str) -> str:
-    kept = sorted_profile(counts, imbalance=imbalance, profile=profile)
-    return (
-        f"cut to imbalance {imbalance:g}, profile {profile}: {kept.sum()} images, "
-        f"{kept.max()} to {kept.min()} a class; {(kept == counts).sum()} of "
-        f"{len(counts)} classes keep all their images"
-    )
+    report.lines.append(f"train pixels in [0, 1]: mean {mean}, std {std}")

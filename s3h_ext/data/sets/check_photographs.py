@@ -1,24 +1,24 @@
-"""Looks at photographs on the disk: which lists, how many images, what is missing."""
+"""Checks photographs on the disk: which lists, how many images, what is missing."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from s3h_ext.data.image_files import ImageFiles
+from s3h_ext.data.sets.check_report import CheckReport
 from s3h_ext.data.sets.lists import LISTED, blob_hash
 from s3h_ext.data.sets.naming import classes_by_size, empty_classes, some
 from s3h_ext.data.sets.photographs import read_photographs
 from s3h_ext.data.sets.readable import find_unreadable
 from s3h_ext.data.source.decode import Unreadable
 
-__all__ = ["HOW_TO_GET", "Findings", "look_at_photographs"]
+__all__ = ["HOW_TO_GET", "check_photographs"]
 
-#: What a person has to do to have the data, by data set.
+#: How to get the data, by data set.
 HOW_TO_GET = {
     "imagenet-lt": "Get ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from "
     "https://image-net.org (an account is needed), unpack them to train/WNID/*.JPEG "
@@ -36,57 +36,50 @@ HOW_TO_GET = {
 }
 
 
-@dataclass
-class Findings:
-    """What was found; the fields are those of :class:`~.check.CheckReport`."""
-
-    lines: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    official: bool | None = None
-    class_counts: list[int] = field(default_factory=list)
-
-
-def look_at_photographs(
-    name: str, root: Path, lists: Path | None = None, *, decode: bool = False
-) -> Findings:
-    """Looks at a data set of photographs; it does not raise for what it finds.
+def check_photographs(
+    name: str,
+    root: Path,
+    report: CheckReport,
+    lists: Path | None = None,
+    *,
+    decode: bool = False,
+) -> None:
+    """Checks a data set of photographs.
 
     Args:
         name: One of :data:`~.photographs.PHOTOGRAPHS`.
         root: Folder of the images.
+        report: Takes the findings; what is wrong with the data raises nothing.
         lists: Folder of the list files; ``None`` for ``root``.
         decode: Decode every file of every split, with a progress bar; if not, every
             file must be there, and none is opened.
     """
-    found = Findings()
     if name in LISTED:
-        _look_at_lists(name, lists or root, found)
+        _check_lists(name, lists or root, report)
     try:
         data = read_photographs(name, root, lists=lists)
     except (ValueError, OSError) as error:
-        found.problems.append(f"{error}. {HOW_TO_GET[name]}")
-        return found
-    found.lines += data.notes
-    splits = {"train": data.train, "val": data.val, "test": data.test}
-    for split, files in splits.items():
+        report.problems.append(f"{error}. {HOW_TO_GET[name]}")
+        return
+    report.lines += data.notes
+    for split in ("train", "val", "test"):
+        files = getattr(data, split)
         if files is None:
             continue
-        _count(split, files, data.class_names, found)
+        _count(split, files, data.class_names, report)
         if decode:
-            _decode(split, files, data.class_names, found)
+            _decode(split, files, data.class_names, report)
         else:
-            _look_for_files(split, files, found)
-    counts = np.bincount(data.train.labels, minlength=len(data.class_names))
-    found.class_counts = counts.tolist()
-    return found
+            _check_files(split, files, report)
+    report.class_counts = data.class_counts.tolist()
 
 
-def _look_at_lists(name: str, folder: Path, found: Findings) -> None:
+def _check_lists(name: str, folder: Path, report: CheckReport) -> None:
     verdicts = []
     for split, standard in LISTED[name].lists.items():
         path = folder / standard.file
         if not path.is_file():
-            found.lines.append(f"{split}: there is no {path}")
+            report.lines.append(f"{split}: there is no {path}")
             continue
         try:
             same = blob_hash(path.read_bytes()) == standard.blob
@@ -98,21 +91,14 @@ def _look_at_lists(name: str, folder: Path, found: Findings) -> None:
             verdicts.pop()
         else:
             verdict = "the standard list" if same else "not the standard list"
-        found.lines.append(f"{split}: {path}: {verdict}")
-    found.official = all(verdicts) if verdicts else None
+        report.lines.append(f"{split}: {path}: {verdict}")
+    report.official = all(verdicts) if verdicts else None
 
 
 def _count(
-    title: str, files: ImageFiles, names: Sequence[str], found: Findings
+    title: str, files: ImageFiles, names: Sequence[str], report: CheckReport
 ) -> None:
-    """Adds how many images there are, of which classes most and fewest, of which none.
-
-    Args:
-        title: The split; ``"train"`` is looked at more closely.
-        files: Its images.
-        names: Of the classes.
-        found: Takes the lines.
-    """
+    """Adds a split's images and classes, and more of one that is called train."""
     classes = len(names)
     counts = np.bincount(files.labels, minlength=classes)
     shape = (
@@ -126,38 +112,38 @@ def _count(
         shape += f": {classes_by_size(counts, names)}"
     if empty := empty_classes(files.labels, names):
         shape += f"; none of {some(empty)}"
-    found.lines.append(f"{title}: {len(files)} images, {shape}")
+    report.lines.append(f"{title}: {len(files)} images, {shape}")
 
 
-def _look_for_files(split: str, files: ImageFiles, found: Findings) -> None:
+def _check_files(split: str, files: ImageFiles, report: CheckReport) -> None:
     missing = [i for i in range(len(files)) if not os.path.isfile(files.path(i))]
     if missing:
-        found.problems.append(
+        report.problems.append(
             f"{split}: {len(missing)} of {len(files)} images are not there, the first "
             f"is {files.path(missing[0])}"
         )
 
 
 def _decode(
-    split: str, files: ImageFiles, names: Sequence[str], found: Findings
+    split: str, files: ImageFiles, names: Sequence[str], report: CheckReport
 ) -> None:
     """Adds every file that cannot be read, and what the split is without them."""
-    met = Unreadable("skip")
-    bad = find_unreadable(files, met, title=f"reading {split}")
+    unreadable = Unreadable("skip")
+    bad = find_unreadable(files, unreadable, title=f"reading {split}")
     if not len(bad):
-        found.lines.append(f"{split}: all images can be read")
+        report.lines.append(f"{split}: all images can be read")
         return
-    found.problems += [
-        f"{path}: {reason}" for path, reason in sorted(met.found.items())
+    report.problems += [
+        f"{path}: {reason}" for path, reason in sorted(unreadable.errors.items())
     ]
-    found.problems.append(
+    report.problems.append(
         f"{split}: {len(bad)} of {len(files)} images cannot be read. Mend or remove "
         "them, or train without them: --data.unreadable skip"
     )
     rest = files.subset(np.delete(np.arange(len(files)), bad))
-    _count(f"{split} without what cannot be read", rest, names, found)
+    _count(f"{split} without what cannot be read", rest, names, report)
     lost = np.setdiff1d(files.labels, rest.labels)
     if len(lost):
-        found.problems.append(
+        report.problems.append(
             f"{split}: no image can be read of {some([names[i] for i in lost])}"
         )

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from s3h_ext.data.sets.archives import Archive
+from s3h_ext.data.sets.archive import Archive
 
 __all__ = ["TEST_PER_CLASS", "read_digits"]
 

@@ -8,16 +8,29 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from s3h_ext.data.dataset import LongTailDataset
 from s3h_ext.data.image_files import ImageFiles
-from s3h_ext.data.sets.naming import some
+from s3h_ext.data.longtail import hold_out, pick_subset, sorted_profile
+from s3h_ext.data.sets.lists import IMAGENET
+from s3h_ext.data.sets.naming import check_classes, some
+from s3h_ext.data.sets.nesting import nesting_note
 
 __all__ = [
     "EXTENSIONS",
+    "TEST_FRACTION",
     "class_folders",
     "image_names",
     "read_folder",
+    "read_image_folder",
     "split_folders",
 ]
+
+#: Share of a folder's images that are its test split where it has none.
+TEST_FRACTION = 0.2
+# What a folder without test images holds out is always the same.
+_TEST_SEED = 0
 
 #: Files with other extensions are not taken for images.
 EXTENSIONS = frozenset(
@@ -31,6 +44,75 @@ _OTHER = re.compile(
     r"(?:.*[\W\d_])?(?:val|valid|validation|test|testing|dev|eval)(?:[\W\d_].*)?"
 )
 _BESIDE_TRAIN = re.compile(r"(?:val|valid|validation|test|testing|dev|eval)[\W\d_]*")
+
+
+def read_image_folder(
+    root: Path, imbalance: float | None, profile: str, test_fraction: float | None
+) -> LongTailDataset:
+    """Reads the data set ``"folder"``; opens no image.
+
+    The arguments and errors are those of
+    :func:`~s3h_ext.data.sets.photographs.read_photographs`.
+    """
+    folders = split_folders(root)
+    names = class_folders(folders["train"])
+    files = {
+        split: read_folder(folder, names, relative_to=root)
+        for split, folder in folders.items()
+    }
+    train, notes = files["train"], []
+    check_classes(train.labels, names)
+    if beside := passed_over(root):
+        notes.append(f"left out, as they are beside {folders['train']}: {some(beside)}")
+    is_root = folders["train"] == root
+    if nested := nesting_note(train, names, folders["train"], is_root=is_root):
+        notes.append(nested)
+    if "test" not in files:
+        test_fraction = TEST_FRACTION if test_fraction is None else test_fraction
+        if not 0 < test_fraction < 1:
+            raise ValueError(
+                f"test_fraction: {root} has no test images; expected the share to hold "
+                f"out, in (0, 1), got {test_fraction}"
+            )
+        try:
+            kept, held = hold_out(
+                train.labels,
+                fraction=test_fraction,
+                seed=_TEST_SEED,
+                argument="test_fraction",
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; {root} has no test images: put them into {root / 'test'}, "
+                f"the training images into {root / 'train'}"
+            ) from error
+        train, files["test"] = train.subset(kept), train.subset(held)
+        notes.append(
+            f"{root} has no test split: {len(held)} images, {test_fraction:g} of each "
+            "class, were held out as one"
+        )
+    elif test_fraction is not None:
+        raise ValueError(
+            f"test_fraction: {folders['test']} has the test images; expected None, got "
+            f"{test_fraction}"
+        )
+    elif folders["test"].name == "val":
+        notes.append(f"{folders['test']} is the test split")
+    for split in ("val", "test"):
+        if split in files and len(files[split]) == 0:
+            raise ValueError(
+                f"{folders[split]}: expected a folder of images for each class, found "
+                "none; if it has no labels, move it elsewhere"
+            )
+    if imbalance is not None:
+        available = np.bincount(train.labels, minlength=len(names)).astype(np.int64)
+        counts = sorted_profile(available, imbalance=imbalance, profile=profile)
+        train = train.subset(pick_subset(train.labels, counts))
+    return LongTailDataset(
+        *("folder", train, files.get("val"), files["test"], names),
+        *IMAGENET,
+        notes=tuple(notes),
+    )
 
 
 def _only_splits(folders: Sequence[str]) -> bool:
@@ -80,10 +162,10 @@ def split_folders(root: Path) -> dict[str, Path]:
             f"of a class; if 'train' is a class, beside {beside[0]!r}, move all the "
             "classes into one folder that is called 'train'"
         )
-    found = {split: root / split for split in SPLITS if (root / split).is_dir()}
-    if "test" not in found and "val" in found:
-        found["test"] = found.pop("val")
-    return found
+    splits = {split: root / split for split in SPLITS if (root / split).is_dir()}
+    if "test" not in splits and "val" in splits:
+        splits["test"] = splits.pop("val")
+    return splits
 
 
 def passed_over(root: Path) -> list[str]:
@@ -144,9 +226,9 @@ def read_folder(
     prefix = "" if base == root else f"{root.relative_to(base)}/"
     names, labels = [], []
     for label, name in enumerate(classes):
-        found = sorted(image_names(root / name, f"{prefix}{name}/", within=(root,)))
-        names += found
-        labels += [label] * len(found)
+        images = sorted(image_names(root / name, f"{prefix}{name}/", within=(root,)))
+        names += images
+        labels += [label] * len(images)
     return ImageFiles.of(base, names, labels)
 
 

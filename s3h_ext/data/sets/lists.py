@@ -2,22 +2,26 @@
 
 A list has one image per line, ``relative/path.JPEG label``. Those of ImageNet-LT and
 Places-LT are Liu et al.'s ("Large-scale long-tailed recognition in an open world", CVPR
-2019), that of iNaturalist 2018 is the challenge's own split; which files are the
-standard ones is said by their git blob hashes.
+2019), that of iNaturalist 2018 is the challenge's own split; git blob hashes tell the
+standard files from others.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
+from s3h_ext.data.dataset import LongTailDataset
 from s3h_ext.data.image_files import ImageFiles
+from s3h_ext.data.sets.naming import check_classes
 
-__all__ = ["LISTED", "ListFile", "ListedDataset", "blob_hash", "find_list", "read_list"]
+__all__ = ["LISTED", "blob_hash", "parse_list", "read_listed"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ class ListedDataset:
     layout: str
 
 
-_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+#: Mean and standard deviation, of ImageNet's images.
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 #: The data sets by name.
 LISTED = {
@@ -77,7 +82,7 @@ LISTED = {
                 "76a2fb9749d6cd29e765cc4f8c270f2504131e2f",
             ),
         },
-        *_IMAGENET,
+        *IMAGENET,
         "train/n01440764/n01440764_190.JPEG and "
         "val/n01440764/ILSVRC2012_val_00029930.JPEG (ILSVRC 2012)",
     ),
@@ -115,21 +120,108 @@ LISTED = {
             ),
             "test": ListFile("Places_LT_test.txt", 36_500, None),
         },
-        *_IMAGENET,
+        *IMAGENET,
         "train/airfield/00004851.jpg and the same for val (Places365-Standard)",
     ),
 }
 
 
-def find_list(name: str) -> ListedDataset:
-    """Returns a data set by name.
+def read_listed(name: str, root: Path, folder: Path) -> LongTailDataset:
+    """Reads a data set of :data:`LISTED`; opens no image.
+
+    Args:
+        name: Of the data set.
+        root: What the lists' paths are relative to.
+        folder: Where the lists are.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: a list is unusable, or splits share images.
+        FileNotFoundError: the lists are not there, or the first image of one.
     """
-    if name not in LISTED:
-        raise ValueError(f"name: expected one of {', '.join(LISTED)}, got {name!r}")
-    return LISTED[name]
+    spec = LISTED[name]
+    files, hashes, notes = {}, {}, []
+    for split, standard in spec.lists.items():
+        path = folder / standard.file
+        if not path.is_file():
+            continue
+        content = path.read_bytes()
+        hashes[split] = blob_hash(content)
+        if standard.blob is not None and hashes[split] != standard.blob:
+            notes.append(f"{path.name} is not the standard list, by its hash")
+        files[split] = parse_list(content, path, root, spec.classes)
+    _untangle(spec, files, hashes, notes)
+    for split in ("train", "test"):
+        if split not in files:
+            raise FileNotFoundError(
+                f"{name}: expected {spec.lists[split].file} in {folder}; "
+                "docs/photographs.md says where to get it"
+            )
+    for split, images in files.items():
+        if not images.path(0).is_file():
+            raise FileNotFoundError(
+                f"{name}: expected the image {images.path(0)}, the first of the "
+                f"{split} list; {root} must hold {spec.layout}"
+            )
+    names = _names_from_paths(files["train"], spec.classes)
+    check_classes(files["train"].labels, names)
+    return LongTailDataset(
+        name,
+        files["train"],
+        files.get("val"),
+        files["test"],
+        names,
+        spec.mean,
+        spec.std,
+        tuple(notes),
+    )
+
+
+def _untangle(
+    spec: ListedDataset,
+    files: dict[str, ImageFiles],
+    hashes: dict[str, str],
+    notes: list[str],
+) -> None:
+    """Keeps test images out of training and out of what epochs are compared on.
+
+    Some repositories ship ImageNet-LT's 50,000-line test list under the name of the
+    20,000-line val list: a run that selects by it selects on the test images.
+    """
+    val, test = spec.lists.get("val"), spec.lists["test"]
+    if val and "val" in files and hashes["val"] in (test.blob, hashes.get("test")):
+        files.setdefault("test", files["val"])
+        del files["val"]
+        notes.append(
+            f"{val.file} holds the test list: it is used for testing alone, and there "
+            "is no validation split"
+        )
+    for first, second in combinations(files, 2):
+        if shared := _shared(files[first], files[second]):
+            raise ValueError(
+                f"{spec.lists[second].file}: expected no image of the {first} list, "
+                f"got {len(shared)}, such as {os.fsdecode(min(shared))}"
+            )
+
+
+def _shared(first: ImageFiles, second: ImageFiles) -> set[bytes]:
+    def names(files: ImageFiles) -> set[bytes]:
+        ends = (files.starts + files.lengths).tolist()
+        return {
+            files.names[a:b] for a, b in zip(files.starts.tolist(), ends, strict=True)
+        }
+
+    return names(first) & names(second)
+
+
+def _names_from_paths(files: ImageFiles, classes: int) -> tuple[str, ...]:
+    """Names each class by the folder of its first image, if these names differ."""
+    labels, first = np.unique(files.labels, return_index=True)
+    names = [str(label) for label in range(classes)]
+    for label, index in zip(labels.tolist(), first.tolist(), strict=True):
+        names[label] = Path(files.name(index)).parent.name
+    if len(set(names)) < classes:
+        return tuple(str(label) for label in range(classes))
+    return tuple(names)
 
 
 def blob_hash(content: bytes) -> str:
@@ -145,46 +237,40 @@ def blob_hash(content: bytes) -> str:
     return digest.hexdigest()
 
 
-def read_list(path: Path, root: Path, num_classes: int | None = None) -> ImageFiles:
-    """Reads a list file; a path may hold spaces, the label is behind the last one.
+def parse_list(
+    content: bytes, path: Path, root: Path, num_classes: int | None = None
+) -> ImageFiles:
+    """Parses a list; a path may hold spaces, the label is behind the last one.
 
     Args:
-        path: The list, UTF-8 (or whatever the file system speaks).
-        root: What its paths are relative to.
+        content: Of the list file, UTF-8 (or whatever the file system speaks).
+        path: The file, for messages.
+        root: What the list's paths are relative to.
         num_classes: C: labels must be in 0 .. C - 1. ``None`` for no bound.
 
     Returns:
         The files, in the list's order.
 
     Raises:
-        FileNotFoundError: there is no such list.
         ValueError: a line is not ``path label``, its label is out of range or its path
             leaves the root, or there is no line; the message has file and line.
     """
-    content = path.read_bytes()
-    return parse_list(content, path, root, num_classes)
-
-
-def parse_list(
-    content: bytes, path: Path, root: Path, num_classes: int | None
-) -> ImageFiles:
-    """Does :func:`read_list` with the content of the file ``path``."""
     starts, lengths, labels = [], [], []
     # The content itself serves as the store of the names.
     position = 0
-    for number, line in enumerate(content.split(b"\n"), start=1):
+    for row, line in enumerate(content.split(b"\n"), start=1):
         parts = line.rsplit(None, 1)
         if len(parts) == 2 and parts[1].isdigit():
             label = int(parts[1])
             if num_classes is not None and label >= num_classes:
                 raise ValueError(
-                    f"{path}, line {number}: expected a label of 0 .. "
+                    f"{path}, line {row}: expected a label of 0 .. "
                     f"{num_classes - 1}, got {label}"
                 )
             name = parts[0]
             if name.startswith(b"/") or (b".." in name and b".." in name.split(b"/")):
                 raise ValueError(
-                    f"{path}, line {number}: expected a path below the root, got "
+                    f"{path}, line {row}: expected a path below the root, got "
                     f"{name.decode(errors='replace')!r}"
                 )
             starts.append(position)
@@ -192,7 +278,7 @@ def parse_list(
             labels.append(label)
         elif parts:
             raise ValueError(
-                f"{path}, line {number}: expected 'path label', got "
+                f"{path}, line {row}: expected 'path label', got "
                 f"{line[:100].decode(errors='replace')!r}"
             )
         position += len(line) + 1

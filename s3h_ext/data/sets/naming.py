@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from s3h_ext.data.dataset import LongTailDataset
+from s3h_ext.data.dataset import LongTailDataset
 
-__all__ = ["class_lines", "classes_by_size", "empty_classes", "some"]
+__all__ = ["check_classes", "class_lines", "classes_by_size", "empty_classes", "some"]
 
 
 def some(names: Sequence[str], limit: int = 5) -> str:
@@ -51,6 +49,18 @@ def empty_classes(labels: NDArray[np.int64], classes: Sequence[str]) -> list[str
     """Returns the names of the classes without an image, labels int64 ``[N]``."""
     counts = np.bincount(labels, minlength=len(classes))
     return [classes[label] for label in np.flatnonzero(counts == 0).tolist()]
+
+
+def check_classes(labels: NDArray[np.int64], names: Sequence[str]) -> None:
+    """Checks that there is a training image of every class.
+
+    Raises:
+        ValueError: there is none of some class.
+    """
+    if missing := empty_classes(labels, names):
+        raise ValueError(
+            f"train: expected images of every class, found none of {some(missing)}"
+        )
 
 
 def class_lines(dataset: LongTailDataset) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which files of an image set can be read, and a data set without the others."""
+"""Finds image files that cannot be read, and leaves them out of a data set."""
 
 from __future__ import annotations
 
@@ -23,13 +23,17 @@ _BLOCK = 16
 
 
 def find_unreadable(
-    files: ImageFiles, met: Unreadable, *, workers: int = 0, title: str | None = None
+    files: ImageFiles,
+    unreadable: Unreadable,
+    *,
+    workers: int = 0,
+    title: str | None = None,
 ) -> NDArray[np.int64]:
     """Decodes every image once, in threads, and keeps none.
 
     Args:
         files: The images.
-        met: Takes note of those that cannot be read.
+        unreadable: Records those that cannot be read.
         workers: Threads; 0 for as many as there are CPUs.
         title: Of a progress bar on stderr; ``None`` for no bar.
 
@@ -37,11 +41,11 @@ def find_unreadable(
         Positions of the images that cannot be read, ascending.
 
     Raises:
-        UnreadableImageError: there is one, and the policy of ``met`` is ``"error"``.
+        UnreadableImageError: there is one, and the policy is ``"error"``.
     """
-    decoder = PillowDecoder(files, met, workers=workers)
+    decoder = PillowDecoder(files, unreadable, workers=workers)
 
-    def unreadable(start: int) -> list[int]:
+    def read(start: int) -> list[int]:
         stop = min(start + _BLOCK, len(files))
         return [i for i in range(start, stop) if decoder.image(i) is None]
 
@@ -59,8 +63,8 @@ def find_unreadable(
         )
         pool = ThreadPoolExecutor(workers or available_cpus(), "s3h-decode")
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-        for found in pool.map(unreadable, range(0, len(files), _BLOCK)):
-            bad += found
+        for positions in pool.map(read, range(0, len(files), _BLOCK)):
+            bad += positions
             bar.update(min(_BLOCK, len(files) - bar.n))
     return np.array(bad, np.int64)
 
@@ -83,11 +87,11 @@ def without_unreadable(
     """
     if not names or not isinstance(dataset.train, ImageFiles):
         return dataset
-    gone, train = set(names), dataset.train
-    kept = [i for i in range(len(train)) if train.name(i) not in gone]
+    names, train = set(names), dataset.train
+    kept = [i for i in range(len(train)) if train.name(i) not in names]
     train = train.subset(np.array(kept, np.int64))
     counts = np.bincount(train.labels, minlength=dataset.num_classes)
-    dataset = replace(dataset, train=train, unreadable=tuple(sorted(gone)))
+    dataset = replace(dataset, train=train, unreadable=tuple(sorted(names)))
     return dataset if counts.all() else _without_classes(dataset, counts > 0)
 
 

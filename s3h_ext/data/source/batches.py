@@ -1,20 +1,19 @@
-"""Batches, and the plain ones that evaluation goes through."""
+"""Batches, and how the crops of one are put in order and mixed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from s3h_ext.data.dataset import ImageSet
 from s3h_ext.data.views.mixing import Mix
-from s3h_ext.data.views.recipes import ViewSpec, get_recipe
-from s3h_ext.data.views.render import Pasted, Renderer, whole_box
+from s3h_ext.data.views.recipes import ViewSpec
+from s3h_ext.data.views.render import Pasted, whole_box
 
-__all__ = ["Batch", "EvaluationBatches", "MixedViews", "Quadrants", "make_batch"]
+__all__ = ["Batch", "Draws", "MixedViews", "Quadrants", "make_batch"]
 
 #: Positions ``[P]``, as many crops, and where the last of them are pasted -> views
 #: ``[V, C, H, W]``.
@@ -86,41 +85,58 @@ class Batch:
         return batch
 
 
-def _each(thing: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(thing, Tensor):
-        return function(thing)
-    if thing is None:
+def _each(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if value is None:
         return None
     changed = {
-        item.name: _each(getattr(thing, item.name), function) for item in fields(thing)
+        item.name: _each(getattr(value, item.name), function) for item in fields(value)
     }
-    return replace(thing, **changed)
+    return replace(value, **changed)
 
 
-def make_batch(
-    indices: Tensor,
-    crops: ViewSpec,
-    labels: Tensor,
-    views: int,
-    render: Render,
-    part: slice = slice(None),
-    mix: Mix | None = None,
-    partners: ViewSpec | None = None,
-) -> Batch:
-    """Puts the crops of a batch into their order and has them rendered.
+@dataclass(frozen=True)
+class Draws:
+    """What a stream draws for a batch, before anything is rendered.
 
-    Args:
+    Attributes:
         indices: int64 ``[B]``, positions in the image set.
         crops: ``[V, B]``, or ``[4 V, B]`` of montages: crop v of each image.
-        labels: int64 ``[N]``, of the whole image set.
-        views: V.
-        render: Of the views ``[V * B, C, H, W]``.
-        part: Of montages, which of the B are wanted; their crops come from all images.
         mix: What is mixed into the views, if anything.
         partners: ``[V, B]``, the crops of the images mixed in.
     """
-    sources = indices.repeat(len(crops.flip))
-    crops = crops.flatten()
+
+    indices: Tensor
+    crops: ViewSpec
+    mix: Mix | None = None
+    partners: ViewSpec | None = None
+
+    def narrow(self, start: int, stop: int) -> Draws:
+        """Returns the draws of the images ``start .. stop - 1``."""
+        return Draws(
+            self.indices[start:stop],
+            self.crops.narrow(1, start, stop),
+            self.mix and self.mix.select(slice(start, stop)),
+            self.partners and self.partners.narrow(1, start, stop),
+        )
+
+
+def make_batch(
+    draws: Draws, labels: Tensor, views: int, render: Render, part: slice = slice(None)
+) -> Batch:
+    """Puts the crops of a batch in order and has them rendered.
+
+    Args:
+        draws: Of the batch.
+        labels: int64 ``[N]``, of the whole image set.
+        views: V.
+        render: Of the views ``[V * B, C, H, W]``.
+        part: Of montages, the B that are wanted; their crops come from all images.
+    """
+    indices, mix, partners = draws.indices, draws.mix, draws.partners
+    sources = indices.repeat(len(draws.crops.flip))
+    crops = draws.crops.flatten()
     count = len(indices)
     if crops.key is not None:
         indices = indices[part]
@@ -130,9 +146,9 @@ def make_batch(
         order = crops.key.argsort(stable=True)
         order = order.view(views, count, 4)[:, part].flatten()
         sources, crops = sources[order], crops.select(order)
-        places = sources.view(*shape, 4)
+        shown = sources.view(*shape, 4)
         numbers = (order // count).view(*shape, 4)
-        quadrants = Quadrants(labels[places], places, numbers)
+        quadrants = Quadrants(labels[shown], shown, numbers)
     mixed = None
     if mix is None or partners is None:
         images = render(sources, crops, None)
@@ -148,10 +164,11 @@ def _mixed(
 ) -> Tensor:
     """Renders views together with what is mixed into them, ``[P, C, H, W]``."""
     mixed = mix.mixed.flatten()
-    own = torch.arange(len(sources), device=sources.device)
+    count = len(sources)
+    views = torch.arange(count, device=sources.device)
     rows = _rows(mixed)
     # A view that is not mixed has its own crop for a partner.
-    order = torch.cat((own, torch.where(mixed, own + len(own), own)[rows]))
+    order = torch.cat((views, torch.where(mixed, views + count, views)[rows]))
     sources = torch.cat((sources, mix.partners.flatten()))[order]
     crops = crops.followed_by(partners).select(order)
     if mix.pasted:
@@ -159,7 +176,7 @@ def _mixed(
         boxes = torch.where(mixed[:, None], boxes, whole_box(mix.size, boxes))
         return render(sources, crops, Pasted(rows, boxes[rows]))
     images = render(sources, crops, None)
-    images, others = images[: len(own)], images[len(own) :]
+    images, others = images[:count], images[count:]
     # Photographs are drawn on the host and rendered on the device.
     weights, rows = mix.weights.flatten()[rows].to(images), rows.to(images.device)
     images[rows] = torch.lerp(others, images[rows], weights[:, None, None, None])
@@ -174,66 +191,3 @@ def _rows(mixed: Tensor) -> Tensor:
     if mixed.device.type == "cpu":
         return mixed.nonzero()[:, 0]
     return torch.arange(len(mixed), device=mixed.device)
-
-
-class EvaluationBatches:
-    """Iterates over an image set in its order, normalised and not augmented.
-
-    Args:
-        image_set: The images, kept on the device as bytes.
-        mean: Per channel, of pixels in [0, 1].
-        std: Per channel.
-        batch_size: Images per batch; the last one holds the rest.
-        device: Where the batches are.
-        dtype: Of the images: float32, bfloat16 or float16.
-        recipe: ``"none"``, or ``"evaluation"`` for a centre crop resized to 224.
-
-    Raises:
-        ValueError: ``batch_size`` is below 1, there is no such recipe, or an argument
-            of the renderer is wrong.
-
-    Example:
-        >>> from s3h_ext.data.dataset import load_dataset
-        >>> data = load_dataset("digits-lt")
-        >>> batches = EvaluationBatches(
-        ...     data.test, mean=data.mean, std=data.std, batch_size=128
-        ... )
-        >>> [tuple(batch.images.shape) for batch in batches][-1]
-        (1, 44, 3, 32, 32)
-    """
-
-    def __init__(
-        self,
-        image_set: ImageSet,
-        *,
-        mean: Sequence[float],
-        std: Sequence[float],
-        batch_size: int,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        recipe: str = "none",
-    ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-        self.batch_size = batch_size
-        self._recipe = get_recipe(recipe)
-        self._renderer = Renderer(
-            torch.tensor(image_set.images),
-            mean=mean,
-            std=std,
-            device=device,
-            dtype=dtype,
-        )
-        self._labels = torch.tensor(image_set.labels, device=device)
-
-    def __len__(self) -> int:
-        return -(-len(self._labels) // self.batch_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        size = self._renderer.height, self._renderer.width
-        for start in range(0, len(self._labels), self.batch_size):
-            labels = self._labels[start : start + self.batch_size]
-            indices = torch.arange(start, start + len(labels), device=labels.device)
-            crops = self._recipe.describe(*size, seed=0, epoch=0, index=indices, view=0)
-            images = self._renderer(indices, crops, self._recipe)
-            yield Batch(images.unsqueeze(0), labels, indices)

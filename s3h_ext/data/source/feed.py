@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
 
 from s3h_ext.data.dataset import ImageSet, LongTailDataset
 from s3h_ext.data.image_files import ImageFiles
-from s3h_ext.data.source.batches import EvaluationBatches
 from s3h_ext.data.source.decode import (
     Decoder,
     PillowDecoder,
     Unreadable,
     UnreadablePolicy,
 )
-from s3h_ext.data.source.file_source import FileBatches, FileSource
-from s3h_ext.data.source.resident import ResidentSource
+from s3h_ext.data.source.evaluation import EvaluationBatches
+from s3h_ext.data.source.pixels import FilePixels, ResidentPixels
+from s3h_ext.data.source.source import Source
 from s3h_ext.data.streams import Stream
 
 __all__ = ["Feed", "SourceName"]
@@ -26,7 +25,6 @@ __all__ = ["Feed", "SourceName"]
 SourceName = Literal["auto", "resident", "pil", "dali"]
 
 
-@dataclass
 class Feed:
     """Makes the sources of a run.
 
@@ -38,31 +36,36 @@ class Feed:
             ``"skip"``.
 
     Attributes:
-        met: The photographs that could not be read, of all sources made here.
+        unreadable: The photographs that could not be read, of all sources made here.
 
     Raises:
         ValueError: an argument is out of range.
 
     Example:
-        >>> from s3h_ext.data.dataset import load_dataset
+        >>> from s3h_ext.data import load_dataset
         >>> data = load_dataset("digits-lt")
+        >>> streams = {"pair": Stream(recipe="supcon", views=2)}
+        >>> source = Feed().training(data, streams, batch_size=64, epochs=10, seed=0)
+        >>> next(source.epoch(0))["pair"].images.shape
+        torch.Size([2, 61, 3, 32, 32])
         >>> len(Feed().evaluation(data.test, data, batch_size=100))
         3
     """
 
-    source: SourceName = "auto"
-    workers: int = 0
-    unreadable: UnreadablePolicy = "error"
-    met: Unreadable = field(init=False)
-
-    def __post_init__(self) -> None:
-        if self.source not in get_args(SourceName):
+    def __init__(
+        self,
+        source: SourceName = "auto",
+        workers: int = 0,
+        unreadable: UnreadablePolicy = "error",
+    ) -> None:
+        if source not in get_args(SourceName):
             raise ValueError(
-                f"source: expected one of {get_args(SourceName)}, got {self.source!r}"
+                f"source: expected one of {get_args(SourceName)}, got {source!r}"
             )
-        if self.workers < 0:
-            raise ValueError(f"workers: expected at least 0, got {self.workers}")
-        self.met = Unreadable(self.unreadable)
+        if workers < 0:
+            raise ValueError(f"workers: expected at least 0, got {workers}")
+        self.source, self.workers = source, workers
+        self.unreadable = Unreadable(unreadable)
 
     def training(
         self,
@@ -75,40 +78,20 @@ class Feed:
         device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
-    ) -> ResidentSource | FileSource:
+    ) -> Source:
         """Returns the source of the training batches, this process's part of them.
 
         Raises:
             ValueError: an argument is out of range, or the source does not fit the
                 data.
         """
-        files = dataset.train
-        if isinstance(files, ImageSet):
-            self._must_be("resident", dataset)
-            return ResidentSource(
-                files,
-                streams,
-                num_classes=dataset.num_classes,
-                mean=dataset.mean,
-                std=dataset.std,
-                batch_size=batch_size,
-                epochs=epochs,
-                seed=seed,
-                device=device,
-                rank=rank,
-                world_size=world_size,
-            )
-        return FileSource(
-            files,
+        return Source(
+            self._pixels(dataset.train, dataset, device),
             streams,
-            self._decoder(files, dataset, device),
             num_classes=dataset.num_classes,
-            mean=dataset.mean,
-            std=dataset.std,
             batch_size=batch_size,
             epochs=epochs,
             seed=seed,
-            device=device,
             rank=rank,
             world_size=world_size,
         )
@@ -120,45 +103,37 @@ class Feed:
         *,
         batch_size: int,
         device: torch.device | str = "cpu",
-    ) -> EvaluationBatches | FileBatches:
+    ) -> EvaluationBatches:
         """Returns the batches of a split of ``dataset``, in its order, not augmented.
 
         Raises:
             ValueError: as for :meth:`training`.
         """
-        mean: Sequence[float] = dataset.mean
-        std: Sequence[float] = dataset.std
-        if isinstance(images, ImageSet):
-            self._must_be("resident", dataset)
-            return EvaluationBatches(
-                images, mean=mean, std=std, batch_size=batch_size, device=device
-            )
-        return FileBatches(
-            images,
-            self._decoder(images, dataset, device),
-            mean=mean,
-            std=std,
-            batch_size=batch_size,
-            device=device,
-        )
+        pixels = self._pixels(images, dataset, device)
+        return EvaluationBatches(pixels, batch_size=batch_size)
 
-    def _decoder(
+    def _pixels(
         self,
-        files: ImageFiles,
+        images: ImageSet | ImageFiles,
         dataset: LongTailDataset,
         device: torch.device | str,
-    ) -> Decoder:
+    ) -> ResidentPixels | FilePixels:
+        mean, std = dataset.mean, dataset.std
+        fitting = ("resident",) if isinstance(images, ImageSet) else ("pil", "dali")
+        if self.source not in ("auto", *fitting):
+            raise ValueError(
+                f"source: the images of {dataset.name} need {' or '.join(fitting)}; "
+                f"got {self.source!r}"
+            )
+        if isinstance(images, ImageSet):
+            return ResidentPixels(images, mean=mean, std=std, device=device)
+        decoder: Decoder
         if self.source == "dali":
             from s3h_ext.data.source.dali import DaliDecoder
 
-            return DaliDecoder(files, self.met, workers=self.workers, device=device)
-        self._must_be("pil", dataset)
-        return PillowDecoder(files, self.met, workers=self.workers)
-
-    def _must_be(self, source: SourceName, dataset: LongTailDataset) -> None:
-        if self.source not in ("auto", source):
-            raise ValueError(
-                f"source: the images of {dataset.name} need "
-                f"{'resident' if source == 'resident' else 'pil or dali'}; got "
-                f"{self.source!r}"
+            decoder = DaliDecoder(
+                images, self.unreadable, workers=self.workers, device=device
             )
+        else:
+            decoder = PillowDecoder(images, self.unreadable, workers=self.workers)
+        return FilePixels(images, decoder, mean=mean, std=std, device=device)

@@ -1,4 +1,4 @@
-"""Single image files of any size, as a network's input."""
+"""Prepares single images of any size: as a network's input, or small for reports."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
+from s3h_ext.data.dataset import ImageSet
+from s3h_ext.data.image_files import ImageFiles
 from s3h_ext.data.sets.folders import image_names
 from s3h_ext.data.source.decode import decode_image
 from s3h_ext.data.views.recipes import Recipe, get_recipe
 from s3h_ext.data.views.render import Renderer
 from s3h_ext.ops.view_constraints import Centre, Whole
 
-__all__ = ["Preprocessing", "find_pictures", "read_picture"]
+__all__ = ["Preprocessing", "find_pictures", "read_picture", "thumbnails"]
 
 
 def read_picture(path: Path, channels: int) -> NDArray[np.uint8]:
@@ -45,6 +46,8 @@ def read_picture(path: Path, channels: int) -> NDArray[np.uint8]:
     except Exception as error:  # a damaged file can fail anywhere in a decoder
         raise ValueError(f"cannot be read as an image: {error}") from None
     if channels == 1:
+        from PIL import Image
+
         pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None].copy()
     return pixels
 
@@ -139,3 +142,28 @@ class Preprocessing:
             "std": list(self.std),
             "layout": "float32 [batch, channel, height, width]",
         }
+
+
+def thumbnails(
+    images: ImageSet | ImageFiles, indices: NDArray[np.int64], side: int = 64
+) -> NDArray[np.uint8]:
+    """Returns small pictures of images.
+
+    Args:
+        images: The image set.
+        indices: int64 ``[...]``.
+        side: Of the pictures of photographs, in pixels.
+
+    Returns:
+        uint8 ``[..., H, W, C]``: the images themselves, or the central squares of
+        photographs.
+    """
+    if isinstance(images, ImageSet):
+        return images.images[indices]
+    prepare = Preprocessing((side, side, 3), (0.0,) * 3, (1 / 255,) * 3)
+    pixels = np.zeros((indices.size, side, side, 3), np.uint8)
+    for picture, index in zip(pixels, indices.ravel().tolist(), strict=True):
+        image = decode_image(images.path(index).read_bytes()).numpy()
+        levels = prepare([image])[0].permute(1, 2, 0)
+        picture[:] = levels.round().clamp_(0, 255).to(torch.uint8).numpy()
+    return pixels.reshape(*indices.shape, side, side, 3)

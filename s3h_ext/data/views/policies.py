@@ -95,7 +95,7 @@ def _autoaugment_tables(
     height: int, width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Returns operations ``[25, 2]`` and (probability, m, s) ``[25, 2, 3]``."""
-    numbers = [
+    values = [
         [
             (p, *_magnitude(op, level / (_LEVELS - 1), height, width, False))
             for p, op, level in pair
@@ -105,7 +105,7 @@ def _autoaugment_tables(
     codes = [[int(op) for _, op, _ in pair] for pair in CIFAR10_POLICY]
     return (
         torch.tensor(codes, device=device),
-        torch.tensor(numbers, dtype=torch.float64, device=device),
+        torch.tensor(values, dtype=torch.float64, device=device),
     )
 
 
@@ -114,10 +114,10 @@ def _randaugment_tables(
     share: float, height: int, width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Returns operations ``[14]`` and (m, s) ``[14, 2]``."""
-    numbers = [_magnitude(op, share, height, width, True) for op in _RANDOM]
+    values = [_magnitude(op, share, height, width, True) for op in _RANDOM]
     return (
         torch.tensor([int(op) for op in _RANDOM], device=device),
-        torch.tensor(numbers, dtype=torch.float64, device=device),
+        torch.tensor(values, dtype=torch.float64, device=device),
     )
 
 

@@ -15,12 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from s3h_ext.data.views.gather import GatherRenderer
 from s3h_ext.data.views.recipes import Recipe, ViewSpec
-from s3h_ext.ops._library import CUDA
 from s3h_ext.ops.augment import augment_images
 from s3h_ext.ops.patches import Patches
-from s3h_ext.ops.view_constraints import Grid, as_constraint
 from s3h_ext.ops.views import render_views
 
 __all__ = ["Pasted", "Renderer", "render_crops", "whole_box"]
@@ -102,11 +99,6 @@ class Renderer:
         self._std = [float(value) for value in std]
         self._dtype = dtype
         self._images = images.to(device).contiguous()
-        self._gather = (
-            None
-            if self._images.device.type == "cpu" or CUDA is not None
-            else GatherRenderer(self._images, mean=mean, std=std, dtype=dtype)
-        )
 
     def __call__(
         self,
@@ -134,9 +126,6 @@ class Renderer:
         if crops.colour is not None and self.channels != 3:
             raise ValueError("views: a colour matrix needs images of 3 channels, got 1")
         size = recipe.view_size(self.height, self.width)
-        plain = crops.operations is None and crops.hole is None and pasted is None
-        if self._gather is not None and plain and _gathers(recipe):
-            return self._gather(source, crops)
         return render_crops(
             self._images,
             source,
@@ -193,8 +182,8 @@ def render_crops(
         flip = colour = None
     if pasted is not None:
         views = len(source) - len(pasted.view)
-        own = torch.arange(views, device=source.device)
-        view = torch.cat((own, pasted.view))
+        whole = torch.arange(views, device=source.device)
+        view = torch.cat((whole, pasted.view))
         rect = torch.cat((whole_box(size, box).expand(views, 4), pasted.rect))
         box = _part(box, flip, rect, size)
     return render_views(
@@ -279,12 +268,6 @@ def whole_box(size: tuple[int, int], like: Tensor) -> Tensor:
     for column, side in enumerate(size, start=2):
         box[:, column].fill_(side)
     return box
-
-
-def _gathers(recipe: Recipe) -> bool:
-    """Returns whether the gathers of a GPU can do it."""
-    plain = not recipe.montage and recipe.out_size is None
-    return plain and as_constraint(recipe.crop).region == Grid()
 
 
 def _montage(count: int, size: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:

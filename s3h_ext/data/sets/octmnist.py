@@ -12,16 +12,10 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s3h_ext.data.sets.archives import Archive, ArchiveError
-from s3h_ext.data.sets.registry import find_source
+from s3h_ext.data.sets.archive import Archive, ArchiveError
+from s3h_ext.data.sets.registry import find_official
 
-__all__ = [
-    "OCT_CLASSES",
-    "SPLITS",
-    "NpzSplit",
-    "read_octmnist",
-    "read_octmnist_split",
-]
+__all__ = ["OCT_CLASSES", "SPLITS", "NpzSplit", "read_octmnist", "read_octmnist_split"]
 
 OCT_CLASSES = (
     "choroidal neovascularization",
@@ -37,17 +31,17 @@ _BLOCK = 512
 
 @dataclass(frozen=True, eq=False)
 class NpzSplit:
-    """One split, without its images.
+    """One split.
 
     Attributes:
         labels: int64 ``[N]``.
-        mean: Of the pixels in [0, 1].
-        std: Of the pixels in [0, 1].
+        histogram: How often each value is there in its pixels, int64 ``[1, 256]``.
+        images: uint8 ``[N, size, size, 1]``, or ``None`` if they were not kept.
     """
 
     labels: NDArray[np.int64]
-    mean: float
-    std: float
+    histogram: NDArray[np.int64]
+    images: NDArray[np.uint8] | None
 
 
 def read_octmnist(root: str | Path, size: int | None = None) -> Archive:
@@ -68,29 +62,20 @@ def read_octmnist(root: str | Path, size: int | None = None) -> Archive:
         FileNotFoundError: there is no such file.
         ArchiveError: see :func:`read_octmnist_split`.
     """
-    source = find_source("octmnist", size)
-    path = Path(root) / source.file
-    side = size or 28
-    splits = []
-    for split in ("train", "test"):
-        labels = read_octmnist_split(path, split, size=side).labels
-        # All of it was read and checked above; this is the same again, kept.
-        images = np.empty((len(labels), side, side, 1), np.uint8)
-        with (
-            zipfile.ZipFile(path) as archive,
-            _array(path, archive, f"{split}_images") as (file, _),
-        ):
-            for start in range(0, len(labels), _BLOCK):
-                part = images[start : start + _BLOCK]
-                content = _exactly(file, part.size)
-                part[...] = np.frombuffer(content, np.uint8).reshape(part.shape)
-        splits.append((images, labels))
-    (train_images, train_labels), (test_images, test_labels) = splits
-    return Archive(train_images, train_labels, test_images, test_labels, OCT_CLASSES)
+    path = Path(root) / find_official("octmnist", size).file
+    train, test = (
+        read_octmnist_split(path, split, size=size or 28, keep=True)
+        for split in ("train", "test")
+    )
+    assert train.images is not None
+    assert test.images is not None
+    return Archive(train.images, train.labels, test.images, test.labels, OCT_CLASSES)
 
 
-def read_octmnist_split(path: Path, split: str, *, size: int) -> NpzSplit:
-    """Reads one split of an OCTMNIST file, image by image and never all of them.
+def read_octmnist_split(
+    path: Path, split: str, *, size: int, keep: bool = False
+) -> NpzSplit:
+    """Reads one split of an OCTMNIST file, some images at a time.
 
     Every byte passes the zip file's checksums. No pickle is looked at.
 
@@ -98,9 +83,7 @@ def read_octmnist_split(path: Path, split: str, *, size: int) -> NpzSplit:
         path: The ``.npz`` file.
         split: ``"train"``, ``"val"`` or ``"test"``.
         size: Side of the images in pixels.
-
-    Returns:
-        Labels and statistics.
+        keep: Whether the images are wanted.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -111,7 +94,7 @@ def read_octmnist_split(path: Path, split: str, *, size: int) -> NpzSplit:
         raise FileNotFoundError(f"{path}: no such file")
     try:
         with zipfile.ZipFile(path) as archive:
-            return _read(path, archive, split, size)
+            return _read(path, archive, split, size, keep)
     except ArchiveError:
         raise
     except Exception as error:  # a damaged file can fail anywhere in the reader
@@ -120,7 +103,9 @@ def read_octmnist_split(path: Path, split: str, *, size: int) -> NpzSplit:
         ) from error
 
 
-def _read(path: Path, archive: zipfile.ZipFile, split: str, size: int) -> NpzSplit:
+def _read(
+    path: Path, archive: zipfile.ZipFile, split: str, size: int, keep: bool
+) -> NpzSplit:
     wanted = [f"{part}_{kind}" for part in SPLITS for kind in ("images", "labels")]
     missing = [key for key in wanted if f"{key}.npy" not in archive.namelist()]
     if missing:
@@ -137,24 +122,23 @@ def _read(path: Path, archive: zipfile.ZipFile, split: str, size: int) -> NpzSpl
             f"{labels.max()}"
         )
     key = f"{split}_images"
-    total = squares = 0
+    histogram = np.zeros((1, 256), np.int64)
     with _array(path, archive, key) as (file, shape):
         if shape != (count, size, size):
             raise ArchiveError(
                 f"{path}: {key}: expected uint8 {(count, size, size)}, got {shape}"
             )
+        # Memory is taken as it is written to, so a false shape takes none.
+        images = np.empty((count, size, size, 1), np.uint8) if keep else None
         for start in range(0, count, _BLOCK):
-            images = min(_BLOCK, count - start)
-            pixels = np.frombuffer(_exactly(file, images * size * size), np.uint8)
-            histogram = np.bincount(pixels, minlength=256)
-            total += int(histogram @ np.arange(256))
-            squares += int(histogram @ np.arange(256) ** 2)
+            part = min(_BLOCK, count - start)
+            pixels = np.frombuffer(_exactly(file, part * size * size), np.uint8)
+            histogram += np.bincount(pixels, minlength=256)
+            if images is not None:
+                images[start : start + part] = pixels.reshape(part, size, size, 1)
         if file.read(1):
             raise ArchiveError(f"{path}: {key}: longer than its shape says")
-    pixels_in_all = count * size * size
-    mean = total / pixels_in_all
-    variance = squares / pixels_in_all - mean**2
-    return NpzSplit(labels, mean / 255, max(variance, 0.0) ** 0.5 / 255)
+    return NpzSplit(labels, histogram, images)
 
 
 @contextmanager

@@ -7,9 +7,11 @@ import torch
 
 from s3h_ext.data.dataset import ImageSet
 from s3h_ext.data.samplers import SAMPLERS
-from s3h_ext.data.source import batches, resident
-from s3h_ext.data.source.batches import EvaluationBatches
-from s3h_ext.data.source.resident import ResidentSource
+from s3h_ext.data.source import evaluation, feed
+from s3h_ext.data.source import source as module
+from s3h_ext.data.source.evaluation import EvaluationBatches
+from s3h_ext.data.source.pixels import ResidentPixels
+from s3h_ext.data.source.source import Source
 from s3h_ext.data.streams import Stream
 from s3h_ext.data.views.recipes import RECIPES, Recipe, get_recipe
 from s3h_ext.ops.view_constraints import RandomResizedCrop
@@ -33,18 +35,16 @@ def image_set():
     return ImageSet(images, labels)
 
 
+def resident(image_set, **changes):
+    return ResidentPixels(image_set, **({"mean": MEAN, "std": STD} | changes))
+
+
 def make(image_set, streams=None, **changes):
-    arguments = {
-        "num_classes": 5,
-        "mean": MEAN,
-        "std": STD,
-        "batch_size": 32,
-        "epochs": 4,
-        "seed": 0,
-    } | changes
-    return ResidentSource(
-        image_set, STREAMS if streams is None else streams, **arguments
-    )
+    names = ("mean", "std", "device", "dtype")
+    pixels = {name: changes.pop(name) for name in names if name in changes}
+    arguments = {"num_classes": 5, "batch_size": 32, "epochs": 4, "seed": 0} | changes
+    streams = STREAMS if streams is None else streams
+    return Source(resident(image_set, **pixels), streams, **arguments)
 
 
 def joined(steps, name):
@@ -124,7 +124,7 @@ def test_resuming_gives_the_tail_of_the_epoch(image_set, name):
 
 def test_stretches_described_ahead_do_not_show(image_set, monkeypatch):
     whole = {name: joined(make(image_set).epoch(0), name) for name in STREAMS}
-    monkeypatch.setattr(resident, "_DESCRIBED_AT_ONCE", 50)
+    monkeypatch.setattr(module, "_DRAWN_AT_ONCE", 50)
     for name, expected in whole.items():
         assert_same(expected, joined(make(image_set).epoch(0), name))
 
@@ -399,15 +399,8 @@ def test_read_only_arrays_are_welcome(image_set):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_one_image(sampler):
     single = ImageSet(np.zeros((1, 8, 8, 1), np.uint8), np.zeros(1, np.int64))
-    source = ResidentSource(
-        single,
-        {"a": Stream(sampler, "crop", views=2)},
-        num_classes=3,
-        mean=(0.0,),
-        std=(1.0,),
-        batch_size=4,
-        epochs=1,
-        seed=0,
+    source = make(
+        single, {"a": Stream(sampler, "crop", views=2)}, mean=(0.0,), std=(1.0,)
     )
     (step,) = source.epoch(0)
     assert step["a"].images.shape == (2, 1, 1, 8, 8)
@@ -443,7 +436,7 @@ def test_wrong_positions_are_refused_at_once(image_set):
 
 @pytest.mark.parametrize("batch_size", [1, 50, 120, 500])
 def test_evaluation_goes_in_order(image_set, batch_size):
-    evaluation = EvaluationBatches(image_set, mean=MEAN, std=STD, batch_size=batch_size)
+    evaluation = EvaluationBatches(resident(image_set), batch_size=batch_size)
     for _ in range(2):
         steps = list(evaluation)
         assert len(steps) == len(evaluation)
@@ -461,26 +454,24 @@ def test_evaluation_goes_in_order(image_set, batch_size):
 
 def test_evaluation_takes_a_recipe(image_set):
     evaluation = EvaluationBatches(
-        image_set, mean=MEAN, std=STD, batch_size=50, recipe="evaluation"
+        resident(image_set), batch_size=50, recipe="evaluation"
     )
     assert [step.images.shape for step in evaluation] == [
         *((1, 50, 3, 224, 224) for _ in range(2)),
         (1, 20, 3, 224, 224),
     ]
     with pytest.raises(ValueError, match="recipe"):
-        EvaluationBatches(
-            image_set, mean=MEAN, std=STD, batch_size=50, recipe="evalution"
-        )
+        EvaluationBatches(resident(image_set), batch_size=50, recipe="evalution")
 
 
 def test_wrong_evaluation_batch_size(image_set):
     with pytest.raises(ValueError, match="batch_size"):
-        EvaluationBatches(image_set, mean=MEAN, std=STD, batch_size=0)
+        EvaluationBatches(resident(image_set), batch_size=0)
 
 
-@pytest.mark.parametrize("module", [batches, resident])
-def test_examples(module):
-    assert doctest.testmod(module).failed == 0
+@pytest.mark.parametrize("shown", [evaluation, feed, module])
+def test_examples(shown):
+    assert doctest.testmod(shown).failed == 0
 
 
 @pytest.mark.cuda
@@ -548,13 +539,4 @@ def test_more_processes_than_images_in_a_step_are_refused(image_set):
 def test_colours_need_an_image_that_has_them(image_set):
     grey = replace(image_set, images=image_set.images[..., :1])
     with pytest.raises(ValueError, match="recipe: 'crop-flip-gray' changes colours"):
-        ResidentSource(
-            grey,
-            {"train": Stream(recipe="crop-flip-gray")},
-            num_classes=len(COUNTS),
-            mean=(0.5,),
-            std=(0.5,),
-            batch_size=8,
-            epochs=1,
-            seed=0,
-        )
+        make(grey, {"a": Stream(recipe="crop-flip-gray")}, mean=(0.5,), std=(0.5,))

@@ -1,4 +1,4 @@
-"""Readers for the unpacked official CIFAR-10 and CIFAR-100 archives.
+"""Reads the unpacked official CIFAR-10 and CIFAR-100 archives.
 
 The archives are pickles, and a pickle can run any code. These are read by a machine
 that knows three names, all stand-ins of ours for what numpy's own pickles ask for; a
@@ -16,20 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s3h_ext.data.sets.pickles import (
-    PlainUnpickler,
-    RefusedGlobalError,
-)
+from s3h_ext.data.sets.archive import Archive, ArchiveError
+from s3h_ext.data.sets.pickles import PlainUnpickler, RefusedGlobalError
 from s3h_ext.text import describe_value
 
-__all__ = ["LAYOUTS", "Archive", "ArchiveError", "read_archive", "read_pickle"]
+__all__ = ["LAYOUTS", "read_archive", "read_pickle"]
 
 _SIDE = 32
 _ROW = 3 * _SIDE * _SIDE
-
-
-class ArchiveError(ValueError):
-    """A data file is truncated, foreign, unsafe or inconsistent."""
 
 
 @dataclass(frozen=True)
@@ -66,25 +60,6 @@ LAYOUTS = {
         num_classes=100,
     ),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Archive:
-    """The whole content of one archive, in the files' order.
-
-    Attributes:
-        train_images: uint8 ``[N, 32, 32, 3]``.
-        train_labels: int64 ``[N]``.
-        test_images: uint8 ``[M, 32, 32, 3]``.
-        test_labels: int64 ``[M]``.
-        class_names: One name per class.
-    """
-
-    train_images: NDArray[np.uint8]
-    train_labels: NDArray[np.int64]
-    test_images: NDArray[np.uint8]
-    test_labels: NDArray[np.int64]
-    class_names: tuple[str, ...]
 
 
 def read_archive(kind: str, root: str | Path) -> Archive:
