@@ -11,7 +11,6 @@ set(CMAKE_CUDA_EXTENSIONS OFF)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 
 file(GLOB kernels CONFIGURE_DEPENDS csrc/cuda/*.cu)
-file(GLOB registrations CONFIGURE_DEPENDS csrc/torch/*_cuda.cpp)
 # Boxes and augmented bytes are the same on every machine: one rounding per
 # operation.
 set_source_files_properties(csrc/cuda/augment.cu csrc/cuda/view_boxes.cu
@@ -23,7 +22,7 @@ set_target_properties(s3h_cuda_kernels PROPERTIES
 target_include_directories(s3h_cuda_kernels PRIVATE csrc)
 target_compile_options(s3h_cuda_kernels PRIVATE -Xcompiler=-Wall,-Wextra)
 
-add_library(s3h_cuda MODULE ${registrations})
+add_library(s3h_cuda MODULE ${S3H_OPERATORS})
 target_link_libraries(s3h_cuda PRIVATE s3h_cuda_kernels)
 set_target_properties(s3h_cuda PROPERTIES
   PREFIX "" OUTPUT_NAME "_s3h_cuda" SUFFIX ".so"

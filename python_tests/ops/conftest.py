@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from s3h_ext.ops.similarity import CPU
+from s3h_ext.ops._library import CPU
 
 LEVELS = ["baseline", "avx2", "avx512", "avx512_bf16"]
 

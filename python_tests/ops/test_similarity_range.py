@@ -366,7 +366,7 @@ def test_the_chunked_form_keeps_the_law(length):
         def backward(ctx, grad):
             z, *saved = ctx.saved_tensors
             return similarity.similarity_logsumexp_backward(
-                grad, *saved, z, *arguments[1:], True, False
+                grad, *saved, True, False, z, *arguments[1:]
             )[0]
 
     check_law(chunked, lambda z: dense(z, temperature=0.1), [z])

@@ -1,5 +1,6 @@
 // The patches that views are rendered from, and how. The meaning of every field
-// is that of s3h_ext/ops/patches.py; the pointers are the device's own.
+// is that of s3h_ext/ops/patches.py; the pointers but `list` are the device's
+// own.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +18,12 @@ struct ByteImage {
 
 enum class ViewType { kFloat, kBfloat16, kHalf };
 
-struct ViewPatches {
+struct ViewsProblem {
+  // Images of one size one after the other, or `list`: of any size, a list on
+  // the host that is not needed any more when the call returns.
+  ByteImage first;
+  const ByteImage* list;
+  int64_t images;
   int64_t channels;  // 1 or 3
   int64_t patches;
   const int64_t* image;  // [patches]

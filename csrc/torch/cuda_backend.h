@@ -1,4 +1,4 @@
-// What every registration of CUDA kernels needs around a launch.
+// What a launch of CUDA kernels needs around it.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -15,11 +15,54 @@ namespace s3h::stable {
 
 // Makes the tensors' device current for as long as it lives: kernels, sizes of
 // workspaces and errors are all about the current device.
-class CudaCall {
+class Cuda {
  public:
-  explicit CudaCall(const Device& device)
+  static constexpr bool kCuda = true;
+
+  explicit Cuda(const Device& device)
       : index_(checked_index(device)), guard_(index_) {}
 
+  // Calls `launch` with a stream.
+  template <typename Launch>
+  void run(const char* operation, const Launch& launch) const {
+    check(launch(stream()), operation);
+  }
+
+  // Calls `launch` with device memory for the length of the call and a stream.
+  // The memory is from torch's caching allocator: a graph that captures the
+  // call keeps it in its own pool.
+  template <typename Launch>
+  void run(const char* operation, const Tensor& like, size_t bytes,
+           const Launch& launch) const {
+    const Tensor workspace = torch::stable::new_empty(
+        like, {static_cast<int64_t>(bytes)}, ScalarType::Byte);
+    check(launch(workspace.mutable_data_ptr(), stream()), operation);
+  }
+
+  // The type that matrices are handed over to the similarity kernels in.
+  static ScalarType similarity_type(const Tensor& queries) {
+    return queries.scalar_type();
+  }
+
+  // The same for the class sums.
+  static ScalarType class_sums_type(const Tensor& queries) {
+    return queries.scalar_type();
+  }
+
+  static cuda::Scalar scalar(ScalarType type) {
+    switch (type) {
+      case ScalarType::Double:
+        return cuda::Scalar::kFloat64;
+      case ScalarType::BFloat16:
+        return cuda::Scalar::kBFloat16;
+      case ScalarType::Half:
+        return cuda::Scalar::kFloat16;
+      default:
+        return cuda::Scalar::kFloat32;
+    }
+  }
+
+ private:
   // torch's current stream on the device.
   cuda::Stream stream() const {
     void* stream = nullptr;
@@ -46,7 +89,6 @@ class CudaCall {
                     ".", CUDART_VERSION % 1000 / 10, ")");
   }
 
- private:
   static int32_t checked_index(const Device& device) {
     STD_TORCH_CHECK(device.type() == torch::headeronly::DeviceType::CUDA,
                     "the tensors must be on a CUDA device");
@@ -56,25 +98,5 @@ class CudaCall {
   int32_t index_;
   torch::stable::accelerator::DeviceGuard guard_;
 };
-
-// Device memory for the length of one call, from torch's caching allocator: a
-// graph that captures the call keeps it in its own pool.
-inline Tensor workspace(const Tensor& like, size_t bytes) {
-  return torch::stable::new_empty(like, {static_cast<int64_t>(bytes)},
-                                  ScalarType::Byte);
-}
-
-inline cuda::Scalar cuda_scalar(ScalarType type) {
-  switch (type) {
-    case ScalarType::Double:
-      return cuda::Scalar::kFloat64;
-    case ScalarType::BFloat16:
-      return cuda::Scalar::kBFloat16;
-    case ScalarType::Half:
-      return cuda::Scalar::kFloat16;
-    default:
-      return cuda::Scalar::kFloat32;
-  }
-}
 
 }  // namespace s3h::stable
