@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from s3h_ext.files import write_bytes
-from s3h_ext.runs.options import preset_names
 from s3h_ext.runs.plain_yaml import load_yaml
+from s3h_ext.runs.presets import preset_names
 from s3h_ext.runs.title import option_changes
 
 __all__ = [

@@ -39,12 +39,8 @@ import yaml
 
 from s3h_ext.command_line import Parser
 from s3h_ext.runs.checkpoint import differences
-from s3h_ext.runs.options import (
-    OTHER_FACTORS,
-    OptionError,
-    parse_options,
-    preset_names,
-)
+from s3h_ext.runs.options import OptionError, parse_options
+from s3h_ext.runs.presets import OTHER_FACTORS, preset_names
 
 #: In the order in which a table is most worth having.
 METHODS = (
