@@ -8,12 +8,8 @@ import yaml
 
 from s3h_ext import methods
 from s3h_ext.methods import Baseline, Hybrid
-from s3h_ext.runs.options import (
-    OptionError,
-    parse_options,
-    preset_arguments,
-    preset_names,
-)
+from s3h_ext.runs.options import OptionError, parse_options
+from s3h_ext.runs.presets import preset_arguments, preset_names
 
 
 def whole(method):
@@ -193,12 +189,15 @@ def test_a_method_can_be_named_by_its_class():
             "did you mean 'folder/ce'.*\ncifar10-lt/: bal.*\ncifar",
         ),
         ("--optim.weight_decoy 1", "did you mean '--optim.weight_decay'"),
-        ("--epoch 3", "--epoch 3; did you mean '--epochs'"),
+        ("--epoch 3", "^--epoch: no such option; did you mean '--epochs'"),
         ("--data-root somewhere", "--data-root.*did you mean '--data.root'"),
         ("--lr 0.1", "did you mean '--optim.lr'"),
         ("--tau 1", "did you mean '--method.tau'"),
         ("--momentum 0", "'--optim.momentum' or '--method.momentum'"),
-        ("--method.temprature 1", "did you mean 'temperature'"),
+        (
+            "--method.temprature 1",
+            "Hybrid has no such.*'--method.temperature",
+        ),
         ("--data.name cifar100", "did you mean 'cifar100-lt'"),
         ("--method Hibrid", "did you mean 'Hybrid'"),
         ("--epochs many", "int"),
