@@ -69,6 +69,15 @@ def test_commands_name_modules_and_presets_that_exist(page):
             assert preset in {*preset_names(), "NAME"}, f"{page.name}: {preset}"
 
 
+def test_every_hop_of_the_walks_is_there():
+    page = (ROOT / "docs/architecture.md").read_text("utf-8")
+    hops = re.findall(r"^\|[^|]+\| `([\w/.]+)` \| `(\w+)` \|$", page, re.MULTILINE)
+    assert len(hops) > 15
+    for file, function in hops:
+        code = (ROOT / file).read_text("utf-8")
+        assert re.search(rf"(\bdef |^[\w:<>, ]* ){function}\b\(", code, re.M), file
+
+
 class StandIn(nn.Module):
     """What of timm's models a contrastive branch uses."""
 
