@@ -102,7 +102,7 @@ oldest-torch: $(STAMPS)/build
 check-all:
 	.ci/run
 	$(MAKE) arm64-test
-	CUDA_ARCHS="100 120" PYTHON=$(BIN)/python tools/cuda_compile.sh
+	CUDA_ARCHS="10.0 12.0" PYTHON=$(BIN)/python tools/cuda_compile.sh
 
 # STAGES, OUT, BENCHMARK_ARGS, BATCH_ARGS: see docs/gpu-status.md.
 # GPU_PYTHON: an interpreter that already holds the requirements, its own PyTorch

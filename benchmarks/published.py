@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import statistics
 from collections import defaultdict
@@ -13,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from s3h_ext.files import write_bytes
-from s3h_ext.runs.options import preset_names
-from s3h_ext.runs.plain_yaml import load_yaml
+from s3h_ext.runs.folder import RunFolder
+from s3h_ext.runs.presets import preset_names
 from s3h_ext.runs.title import option_changes
 
 __all__ = [
@@ -135,13 +132,23 @@ def read_published(path: Path) -> list[Published]:
         return found
 
 
+#: What the table takes from a summary.
+_NEEDED = (
+    *("preset", "seed", "top1", "many", "medium", "few"),
+    *("best_top1", "best_split"),
+)
+
+
 def _read_run(folder: Path) -> Run | None:
     """The run in ``folder``; None where it belongs to no preset."""
+    run = RunFolder(folder)
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        options = load_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
+        summary, options = run.read_summary(), run.read_config()
         preset = options["preset"]
-    except (ValueError, KeyError, TypeError, OSError, yaml.YAMLError) as error:
+        missing = [name for name in _NEEDED if name not in summary]
+        if missing:
+            raise ValueError(f"{run.summary} has no {', '.join(missing)}")
+    except (ValueError, KeyError, OSError) as error:
         raise ValueError(f"{folder}: not a finished run: {error}") from error
     if preset not in preset_names():
         return None

@@ -35,16 +35,11 @@ from pathlib import Path
 from threading import Event
 from typing import IO
 
-import yaml
-
 from s3h_ext.command_line import Parser
 from s3h_ext.runs.checkpoint import differences
-from s3h_ext.runs.options import (
-    OTHER_FACTORS,
-    OptionError,
-    parse_options,
-    preset_names,
-)
+from s3h_ext.runs.folder import RunFolder
+from s3h_ext.runs.options import parse_options
+from s3h_ext.runs.presets import OTHER_FACTORS, preset_names
 
 #: In the order in which a table is most worth having.
 METHODS = (
@@ -91,8 +86,9 @@ def other_options(
     Raises:
         OptionError: there are no such options.
         OSError: the folder holds no options.
+        ValueError: its config.yaml is damaged.
     """
-    saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    saved = RunFolder(folder).read_config()
     same = {name: saved[name] for name in aside if name in saved}
     return differences(saved, {**parse_options(arguments)[0].dump(), **same})
 
@@ -163,7 +159,7 @@ def train(
         return None
     command = [sys.executable, "-m", "s3h_ext.train", "--preset", preset]
     command += ["--seed", str(seed), "--output", str(folder), *rest]
-    if (folder / "config.yaml").exists():
+    if RunFolder(folder).config.exists():
         command.append("--resume")
     print(" ".join(command), flush=True)
     with console(folder, jobs == 1) as stream:
@@ -253,11 +249,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for seed in options.seeds:
         for preset in presets:
             folder = run_folder(options.output, preset, seed)
-            if (folder / "summary.json").exists():
+            if RunFolder(folder).summary.exists():
                 given = ["--preset", preset, "--seed", str(seed), *rest]
                 try:
                     other = other_options(folder, given, PLACE)
-                except (OptionError, OSError) as error:
+                except (ValueError, OSError) as error:
                     print(f"error: {error}", file=sys.stderr)
                     return 2
                 if other:

@@ -36,7 +36,9 @@ def _page(rows: Sequence[Row]) -> str:
     )
     return (
         "# Results\n\nMade by `python -m benchmarks.results_table` from the folders "
-        "beside this file and `published.csv`.\nEach folder is one finished run.\n\n"
+        "beside this file and `published.csv`.\nEach folder is one finished run; "
+        "`python -m s3h_ext.report results/RUN` draws its pictures, except those\nof "
+        "sub-classes, whose arrays are not kept here.\n\n"
         f"{_tables(rows, not_run=True)}\n![published against ours](results.png)\n\n"
         f"## Where the published numbers are from\n\n{sources}"
     )

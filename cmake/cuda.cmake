@@ -10,18 +10,23 @@ set(CMAKE_CUDA_STANDARD 20)
 set(CMAKE_CUDA_EXTENSIONS OFF)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 
-file(GLOB S3H_CUDA_SOURCES CONFIGURE_DEPENDS csrc/cuda/*.cu)
-file(GLOB registrations CONFIGURE_DEPENDS csrc/torch/*_cuda.cpp)
-list(APPEND S3H_CUDA_SOURCES ${registrations})
+file(GLOB kernels CONFIGURE_DEPENDS csrc/cuda/*.cu)
 # Boxes and augmented bytes are the same on every machine: one rounding per
 # operation.
 set_source_files_properties(csrc/cuda/augment.cu csrc/cuda/view_boxes.cu
   PROPERTIES COMPILE_OPTIONS --fmad=false)
-add_library(s3h_cuda MODULE ${S3H_CUDA_SOURCES})
+# The kernels see no torch: the same objects serve a build against another one.
+add_library(s3h_cuda_kernels OBJECT ${kernels})
+set_target_properties(s3h_cuda_kernels PROPERTIES
+  CUDA_ARCHITECTURES "${S3H_CUDA_ARCHITECTURES}")
+target_include_directories(s3h_cuda_kernels PRIVATE csrc)
+target_compile_options(s3h_cuda_kernels PRIVATE -Xcompiler=-Wall,-Wextra)
+
+add_library(s3h_cuda MODULE ${S3H_OPERATORS})
+target_link_libraries(s3h_cuda PRIVATE s3h_cuda_kernels)
 set_target_properties(s3h_cuda PROPERTIES
   PREFIX "" OUTPUT_NAME "_s3h_cuda" SUFFIX ".so"
   LIBRARY_OUTPUT_DIRECTORY "${S3H_OUTPUT_DIR}"
-  CUDA_ARCHITECTURES "${S3H_CUDA_ARCHITECTURES}"
   # No toolkit has to be there; the driver must know this one's major version.
   CUDA_RUNTIME_LIBRARY Static
   LINKER_LANGUAGE CUDA
@@ -32,13 +37,10 @@ target_compile_definitions(s3h_cuda PRIVATE
 target_include_directories(s3h_cuda PRIVATE csrc)
 target_include_directories(s3h_cuda SYSTEM PRIVATE
   "${S3H_TORCH_DIR}/include" ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
-target_compile_options(s3h_cuda PRIVATE
-  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra>
-  $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>)
+target_compile_options(s3h_cuda PRIVATE -Wall -Wextra)
 if(S3H_WARNINGS_AS_ERRORS)
-  target_compile_options(s3h_cuda PRIVATE
-    $<$<COMPILE_LANGUAGE:CXX>:-Werror>
-    $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings>)
+  target_compile_options(s3h_cuda_kernels PRIVATE -Werror=all-warnings)
+  target_compile_options(s3h_cuda PRIVATE -Werror)
 endif()
 # torch carries a CUDA runtime of its own, under the same names.
 target_link_options(s3h_cuda PRIVATE -Wl,--exclude-libs,ALL)

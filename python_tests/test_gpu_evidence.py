@@ -1,6 +1,7 @@
 """``tools/gpu_evidence.sh`` with an interpreter, a driver and tools that are played."""
 
 import csv
+import importlib
 import os
 import shutil
 import subprocess
@@ -262,18 +263,18 @@ def test_an_unknown_stage_is_named(played):
     assert "there is no stage c; there are prepare, a, b" in err
 
 
+def times(monkeypatch, *arguments):
+    """The program of the times, with a command line."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    monkeypatch.setattr(sys, "argv", ["it", *arguments, "--device", "cpu"])
+    return importlib.import_module("gpu_evidence_times")
+
+
 @pytest.mark.parametrize(
     "family", "ceilings similarity views prototypes profile sanitize stop".split()
 )
-def test_times_on_a_cpu(tmp_path, family):
-    command = [sys.executable, str(ROOT / TIMES), family, "--device", "cpu"]
-    done = subprocess.run(
-        [*command, "--output", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_times_on_a_cpu(tmp_path, monkeypatch, family):
+    assert times(monkeypatch, family, "--output", str(tmp_path)).main() == 0
     table = tmp_path / "evidence.csv"
     if family in ("profile", "sanitize", "stop"):
         assert not table.exists()
@@ -285,15 +286,16 @@ def test_times_on_a_cpu(tmp_path, family):
     assert {row["gpu"] for row in rows} != {""}
 
 
-def test_wrong_values_have_no_time(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    import gpu_evidence_times
+def test_the_times_are_a_program(tmp_path):
+    command = [sys.executable, str(ROOT / TIMES), "stop", "--device", "cpu"]
+    plain = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    subprocess.run(command, cwd=tmp_path, env=plain, check=True)
 
-    monkeypatch.setattr(gpu_evidence_times, "wrong_ours", lambda *_: ["s3h_ext"])
-    monkeypatch.setattr(
-        sys, "argv", ["x", "prototypes", "--device", "cpu", "--output", str(tmp_path)]
-    )
-    assert gpu_evidence_times.main() == 1
+
+def test_wrong_values_have_no_time(tmp_path, monkeypatch, capsys):
+    program = times(monkeypatch, "prototypes", "--output", str(tmp_path))
+    monkeypatch.setattr(program, "wrong_ours", lambda *_: ["s3h_ext"])
+    assert program.main() == 1
     assert "WRONG" in capsys.readouterr().out
     with (tmp_path / "evidence.csv").open() as stream:
         (row,) = csv.DictReader(stream)

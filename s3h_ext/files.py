@@ -33,6 +33,8 @@ def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
     try:
         with open_new(partial) as file:
             file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
         if error.filename is None:  # a write that fails does not say where

@@ -55,13 +55,39 @@ def draw_views(
     dataset: LongTailDataset,
     streams: Mapping[str, Stream],
     *,
+    dpi: int = 110,
+    **which: Any,
+) -> bytes:
+    """Returns what :func:`view_figure` draws as a PNG file.
+
+    Args:
+        dataset: As for :func:`view_figure`.
+        streams: As there.
+        dpi: Pixels to the inch; an image is 1.25 inches wide.
+        which: ``images``, ``seed``, ``epoch``, ``epochs`` and ``step``, as there.
+
+    Raises:
+        ValueError: an argument is out of range, or a photograph cannot be read.
+    """
+    from matplotlib import style
+
+    with style.context("default", after_reset=True):
+        figure = view_figure(dataset, streams, **which)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
+    return file.getvalue()
+
+
+def view_figure(
+    dataset: LongTailDataset,
+    streams: Mapping[str, Stream],
+    *,
     images: int = 4,
     seed: int = 0,
     epoch: int = 0,
     epochs: int | None = None,
     step: int = 0,
-    dpi: int = 110,
-) -> bytes:
+) -> Figure:
     """Draws the views of one step of a training with very small batches.
 
     One block of columns for each stream and one row for each image of its batch: the
@@ -81,42 +107,10 @@ def draw_views(
             for one that ends with ``epoch``.
         step: Which step of that epoch, with batches of ``images``; some batches are
             smaller by one, so the next one that is full is taken.
-        dpi: Pixels to the inch; an image is 1.25 inches wide.
-
-    Returns:
-        A PNG file.
 
     Raises:
         ValueError: an argument is out of range, or a photograph cannot be read.
     """
-    from matplotlib import style
-
-    with style.context("default", after_reset=True):
-        figure = view_figure(
-            dataset,
-            streams,
-            images=images,
-            seed=seed,
-            epoch=epoch,
-            epochs=epochs,
-            step=step,
-        )
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
-    return file.getvalue()
-
-
-def view_figure(
-    dataset: LongTailDataset,
-    streams: Mapping[str, Stream],
-    *,
-    images: int,
-    seed: int,
-    epoch: int,
-    epochs: int | None = None,
-    step: int,
-) -> Figure:
-    """Returns what :func:`draw_views` draws; the arguments are the same."""
     from matplotlib.figure import Figure
 
     if images < 1:
@@ -134,7 +128,8 @@ def view_figure(
             f"step: expected 0 <= step < {source.steps_per_epoch}, got {step}"
         )
     steps = source.steps_per_epoch
-    full = (s for s in range(step, steps) if _size(total, s, steps) == images)
+    starts = [number * total // steps for number in range(steps + 1)]
+    full = (s for s in range(step, steps) if starts[s + 1] - starts[s] == images)
     step = next(full, step)
     crops = source.crops(epoch, step)
     batches = next(source.epoch(epoch, step))
@@ -170,17 +165,13 @@ def view_figure(
             va="center",
             parse_math=False,
         )
-        block = _Block(dataset, stream, batches[name], crops[name])
+        block = _Block(dataset, batches[name], crops[name])
         for row in range(len(batches[name].labels)):
             block.original(cell(row, left), row)
             for view in range(stream.views):
                 block.view(cell(row, left + 1 + view), view, row)
         left += width + _GAP
     return figure
-
-
-def _size(total: int, step: int, steps: int) -> int:
-    return (step + 1) * total // steps - step * total // steps
 
 
 def _colour(number: int) -> str:
@@ -190,11 +181,8 @@ def _colour(number: int) -> str:
 class _Block:
     """The columns of one stream."""
 
-    def __init__(
-        self, dataset: LongTailDataset, stream: Stream, batch: Batch, crops: ViewSpec
-    ) -> None:
+    def __init__(self, dataset: LongTailDataset, batch: Batch, crops: ViewSpec) -> None:
         self.dataset, self.batch, self.crops = dataset, batch, crops
-        self.recipe = get_recipe(stream.recipe)
         mean, std = np.asarray(dataset.mean), np.asarray(dataset.std)
         pixels = batch.images.permute(0, 1, 3, 4, 2).numpy() * std + mean
         self.pixels = pixels.clip(0, 1)  # [V, B, h, w, C]
@@ -209,8 +197,6 @@ class _Block:
 
     def original(self, axes: Axes, row: int) -> None:
         """Draws an image and the boxes of its crops."""
-        from matplotlib.patches import Rectangle
-
         label = int(self.batch.labels[row])
         image = self.originals[row]
         height, width = image.shape[:2]
@@ -221,18 +207,12 @@ class _Block:
         axes.set_ylim(height - 0.5 + room, -0.5 - room)
         _name(axes, f"{_letter(row)}  {self.dataset.class_names[label]}")
         for number in range(len(self.crops.flip)):
-            top, left, rows, columns = self.crops.box[number, row].tolist()
-            axes.add_patch(
-                Rectangle(
-                    (left - 0.5, top - 0.5),
-                    columns,
-                    rows,
-                    fill=False,
-                    edgecolor=_colour(number),
-                    linewidth=1.6,
-                    clip_on=False,
-                )
-            )
+            style: dict[str, Any] = {
+                "edgecolor": _colour(number),
+                "linewidth": 1.6,
+                "clip_on": False,
+            }
+            _frame(axes, *self.crops.box[number, row].tolist(), **style)
 
     def view(self, axes: Axes, view: int, row: int) -> None:
         """Draws a view, framed in the colour of its box."""
@@ -249,21 +229,19 @@ class _Block:
             _name(axes, "mirrored", grey=True)
 
     def _mixed(self, axes: Axes, mixed: MixedViews, view: int, row: int) -> None:
-        from matplotlib.patches import Rectangle
-
         share = 100 * (1 - float(mixed.weights[view, row]))
         name = self.dataset.class_names[int(mixed.labels[view, row])]
         _name(axes, f"{share:.0f} % {name}")
-        top, left, height, width = mixed.boxes[view, row].tolist()
-        if (height, width) == self.pixels.shape[2:4]:
-            return
-        frame = Rectangle((left - 0.5, top - 0.5), width, height, fill=False)
-        frame.set(edgecolor="white", linewidth=1.2, linestyle=(0, (2, 2)))
-        axes.add_patch(frame)
+        box = mixed.boxes[view, row].tolist()
+        if tuple(box[2:]) != self.pixels.shape[2:4]:
+            style: dict[str, Any] = {
+                "edgecolor": "white",
+                "linewidth": 1.2,
+                "linestyle": (0, (2, 2)),
+            }
+            _frame(axes, *box, **style)
 
     def _quadrants(self, axes: Axes, view: int, row: int) -> None:
-        from matplotlib.patches import Rectangle
-
         quadrants = self.batch.quadrants
         assert quadrants is not None
         height, width = (side // 2 for side in self.pixels.shape[2:4])
@@ -271,24 +249,16 @@ class _Block:
         # A line lies half inside its rectangle and half outside.
         inset = width * 0.04
         for place in range(4):
-            top, left = place // 2 * height - 0.5, place % 2 * width - 0.5
+            top, left = place // 2 * height, place % 2 * width
+            inner = (top + inset, left + inset, height - 2 * inset, width - 2 * inset)
             number = int(quadrants.crops[view, row, place])
-            axes.add_patch(
-                Rectangle(
-                    (left + inset, top + inset),
-                    width - 2 * inset,
-                    height - 2 * inset,
-                    fill=False,
-                    edgecolor=_colour(number),
-                    linewidth=1.6,
-                )
-            )
+            _frame(axes, *inner, edgecolor=_colour(number), linewidth=1.6)
             letter = _letter(letters[int(quadrants.indices[view, row, place])])
             label = int(quadrants.labels[view, row, place])
             name = self.dataset.class_names[label]
             axes.text(
-                left + 2.2 * inset,
-                top + height - 2.2 * inset,
+                left - 0.5 + 2.2 * inset,
+                top - 0.5 + height - 2.2 * inset,
                 f"{letter} {name if len(name) <= 9 else name[:8] + '…'}",
                 size=5.5,
                 color="white",
@@ -296,6 +266,16 @@ class _Block:
                 parse_math=False,
                 bbox={"facecolor": _INK, "alpha": 0.75, "pad": 1, "linewidth": 0},
             )
+
+
+def _frame(
+    axes: Axes, top: float, left: float, height: float, width: float, **style: Any
+) -> None:
+    from matplotlib.patches import Rectangle
+
+    # Pixel centres are whole numbers.
+    corner = left - 0.5, top - 0.5
+    axes.add_patch(Rectangle(corner, width, height, fill=False, **style))
 
 
 def _original(images: ImageSet | ImageFiles, index: int) -> NDArray[np.uint8]:
@@ -357,7 +337,7 @@ def _parser() -> Parser:
 
 
 def _streams_of_recipes(recipes: Sequence[str]) -> dict[str, Stream]:
-    """Return a stream for each recipe, all of the first one's images."""
+    """Returns a stream for each recipe, all of the first one's images."""
     leader = recipes[0]
     return {
         name: Stream(
@@ -395,7 +375,7 @@ def _draw(options: argparse.Namespace, arguments: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit status: 0, 1 for an error, 130."""
+    """Runs the command line; returns its exit status: 0, 1 for an error, 130."""
     options, others = _parser().parse_known_args(arguments)
     try:
         _draw(options, others)

@@ -13,15 +13,8 @@ if ! command -v "$cxx" >/dev/null; then
 fi
 # The definition goes with the flag: csrc/common/exact.h asks for both.
 flags="-std=c++20 -O1 -Wall -Wextra -Werror -ffp-contract=off -DS3H_FP_CONTRACT_OFF"
-count=0
-for source in csrc/cpu/*.cpp; do
-  "$cxx" $flags -c "$source" -o /dev/null
-  count=$((count + 1))
-done
-for header in csrc/common/*.h; do
-  [ -e "$header" ] || continue
-  "$cxx" $flags -w -x c++ \
-    -fsyntax-only "$header"
-  count=$((count + 1))
-done
-echo "$count files compile for arm64"
+sources=$(ls csrc/cpu/*.cpp)
+headers=$(ls csrc/common/*.h)
+echo "$sources" | xargs -P "$(nproc)" -I{} "$cxx" $flags -c {} -o /dev/null
+echo "$headers" | xargs -P "$(nproc)" -I{} "$cxx" $flags -w -x c++ -fsyntax-only {}
+echo "$(echo "$sources" "$headers" | wc -w) files compile for arm64"

@@ -69,7 +69,7 @@ measure() {
 prepare() {
   set -e
   local own version library built=build/oldest-torch
-  env -u PYTHON -u PYTHONPATH make oldest-torch
+  env -u PYTHON -u PYTHONPATH CUDA_ARCHS="${CUDA_ARCHS:-9.0}" make oldest-torch
   own=$PWD/.venv/bin/python
   version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
   # The one library that is tied to a version of Python.

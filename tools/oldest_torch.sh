@@ -2,7 +2,8 @@
 # Hold the promise of one binary for every PyTorch from the oldest supported one on:
 #
 #   1. build all libraries against the oldest PyTorch, its CUDA build from the package
-#      index, into build/oldest-torch/lib; the CUDA library where nvcc is there;
+#      index, into build/oldest-torch/lib; the CUDA library where nvcc is there, of the
+#      objects of `make cuda-compile` where they are there and no source is newer;
 #   2. load them into that PyTorch, and into PYTHON's own where it has one;
 #   3. load what `make build` and `make cuda-compile` made with the newest PyTorch into
 #      the oldest, where they are there.
@@ -10,7 +11,7 @@
 # Needs no GPU. Of NVIDIA's libraries only the CUDA runtime and CUPTI are fetched, which
 # PyTorch calls while it is loaded; stand-ins take the place of cuBLAS, cuDNN and others.
 #
-# Usage: [CUDA_ARCHS=9.0] tools/oldest_torch.sh PYTHON
+# Usage: [CUDA_ARCHS="8.0 9.0"] tools/oldest_torch.sh PYTHON
 # PYTHON holds the requirements to build and to run, PyTorch not necessarily.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -35,16 +36,14 @@ if [ ! -f "$site/complete" ]; then
 fi
 echo "oldest-torch: PyTorch $oldest for $tag is here after $SECONDS s"
 
-nvcc=$(command -v nvcc || true)
-[ -n "$nvcc" ] || echo "oldest-torch: nvcc is not here, so the CUDA library is not built"
+command -v nvcc >/dev/null ||
+  echo "oldest-torch: nvcc is not here, so the CUDA library is not built"
 rm -rf "$out/lib"
-TORCH_CUDA_ARCH_LIST=${CUDA_ARCHS:-9.0} cmake -G Ninja -S . -B "$out/cmake-$tag" \
-  -DS3H_TORCH_DIR="$site/torch" -DS3H_TORCH_VERSION="$oldest" \
-  -DS3H_CUDA="$([ -n "$nvcc" ] && echo ON || echo OFF)" \
-  ${nvcc:+-DCMAKE_CUDA_COMPILER="$nvcc"} -DS3H_CUDA_NOTE="tools/oldest_torch.sh" \
-  -DS3H_OUTPUT_DIR="$out/lib" -DPython_EXECUTABLE="$python" \
-  -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" >/dev/null
-cmake --build "$out/cmake-$tag" ${MAX_JOBS:+-j "$MAX_JOBS"} -- --quiet
+tree=$(tools/cuda_tree.sh "$python" "$site/torch" "$oldest" "$out/lib")
+cmake --build "$tree" ${MAX_JOBS:+-j "$MAX_JOBS"} -- --quiet >"$out/log" 2>&1 || {
+  cat "$out/log" >&2
+  exit 1
+}
 echo "oldest-torch: built $(cd "$out/lib" && echo *.so) after $SECONDS s"
 
 # Every function that PyTorch takes from the libraries that are not here, in one library

@@ -20,7 +20,7 @@ import numpy as np
 from s3h_ext.data.longtail import PROFILES, class_profile, pick_subset
 from s3h_ext.data.sets.archive import Archive, ArchiveError
 from s3h_ext.data.sets.cifar import LAYOUTS, read_archive
-from s3h_ext.data.sets.registry import find_source
+from s3h_ext.data.sets.registry import find_official
 from s3h_ext.data.sets.unpack import unpack
 
 __all__ = ["main", "pack"]
@@ -161,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _unpack(options: argparse.Namespace) -> Path:
-    source, root = find_source(options.name), Path(options.root)
+    source, root = find_official(options.name), Path(options.root)
     assert source.folder is not None
     root.mkdir(parents=True, exist_ok=True)
     return unpack(

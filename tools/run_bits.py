@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from s3h_ext.runs.checkpoint import load_checkpoint
+
 DIGITS = ["--model.backbone", "resnet20", "--epochs", "3"]
 FOLDER = [
     *("--data.root", "images", "--data.size", "32", "--batch_size", "16"),
@@ -109,12 +111,7 @@ def run_in_two_parts(case: str, output: str, scratch: Path) -> None:
 def weights_hash(folder: Path) -> str:
     """Return a hash of a finished run's weights and buffers, whatever their names."""
     newest = max((folder / "checkpoints").glob("epoch_*"))
-    if newest.suffix == ".pt":
-        tensors = torch.load(newest, weights_only=True)["method"].values()
-    else:
-        from safetensors.torch import load_file
-
-        tensors = load_file(newest).values()
+    tensors = load_checkpoint(newest)["method"].values()
     digests = []
     for tensor in tensors:
         if isinstance(tensor, torch.Tensor):

@@ -13,6 +13,10 @@ if [ "${1:-}" = --quick ]; then
   built="-DS3H_LEVELS="
   set -- baseline
 fi
+# A test has one thread most of the time: as many at once as there are cores.
+run() {
+  printf '%s\n' "$@" | sed "s|.*|$build/&_test|" | xargs -P "$(nproc)" -n 1 env
+}
 levels="${*:-baseline avx2 avx512 avx512_bf16}"
 for sanitizer in address,undefined thread; do
   build="build/$kind-$(echo "$sanitizer" | tr , -)"
@@ -20,13 +24,10 @@ for sanitizer in address,undefined thread; do
     -DCMAKE_BUILD_TYPE=Sanitize -DCMAKE_CXX_FLAGS="-O1 -g1" >/dev/null
   cmake --build "$build" --target augment_test prototypes_test \
     similarity_test supcon_test view_boxes_test views_test
-  "$build/augment_test"
-  "$build/view_boxes_test"
+  run augment view_boxes
   for level in $levels; do
     echo "-- $sanitizer, $level"
-    S3H_CPU_LEVEL="$level" "$build/prototypes_test"
-    S3H_CPU_LEVEL="$level" "$build/similarity_test"
-    S3H_CPU_LEVEL="$level" "$build/supcon_test"
-    S3H_CPU_LEVEL="$level" "$build/views_test"
+    export S3H_CPU_LEVEL="$level"
+    run similarity views supcon prototypes
   done
 done

@@ -18,6 +18,7 @@
 
 #include "exact.h"
 #include "philox.h"
+#include "view_box_problem.h"
 
 namespace s3h {
 
@@ -55,10 +56,6 @@ struct BoxConstraint {
   double least_overlap, most_overlap;
   int64_t attempts;
 };
-
-// BoxConstraint as plain numbers in the order of its members, which is how it
-// travels from Python.
-constexpr int kConstraintNumbers = 18;
 
 // Whether `value` is in [low, high]; not for NaN.
 S3H_COMMON bool within(double value, double low, double high) {

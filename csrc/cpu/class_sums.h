@@ -8,22 +8,10 @@
 
 #include <cstdint>
 
+#include "../common/class_sums_problem.h"
 #include "threads.h"
 
 namespace s3h::cpu {
-
-template <typename T>
-struct ClassSumProblem {
-  bool symmetric;    // keys and key_classes are not read; m == n
-  const T* queries;  // [n, depth]
-  const T* keys;     // [m, depth]
-  int64_t n;
-  int64_t m;
-  int64_t depth;
-  const int64_t* query_classes;  // [n]
-  const int64_t* key_classes;    // [m]
-  int64_t classes;
-};
 
 // sums: [classes, depth] of memory to work in; dots: [n].
 template <typename T>

@@ -85,14 +85,13 @@ void assign(const AccumulateProblem<T, Element>& p, Sorted<T>& s, int64_t label,
       prefetch(p.features + s.sample[k + kAhead] * p.depth, p.depth);
     const T* feature =
         feature_row(p.features + s.sample[k] * p.depth, p.depth, scratch);
-    const T scale =
-        p.metric == Metric::kCosine ? inverse_norm(feature, p.depth) : T(-1);
+    const T scale = p.cosine ? inverse_norm(feature, p.depth) : T(-1);
     const Nearest<T> found = kernels.nearest(
         feature, scale, p.prototypes + first * p.depth, p.masses + first,
         p.offsets[label + 1] - first, p.depth);
     s.row[k] = found.row < 0 ? -1 : first + found.row;
     s.distance[k] = found.distance;
-    s.scale[k] = p.metric == Metric::kCosine ? scale : T(1);
+    s.scale[k] = p.cosine ? scale : T(1);
   }
 }
 
@@ -156,9 +155,21 @@ void add_up_class(const AccumulateProblem<T, Element>& p, const Sorted<T>& s,
 // the way to the class's farthest sample: Linde, Buzo and Gray's splitting.
 constexpr double kSplit = 0.03;
 
+// MovingAverage in the type of the arithmetic.
+template <typename T>
+struct Average {
+  explicit Average(const MovingAverage& from)
+      : cosine(from.cosine),
+        momentum(static_cast<T>(from.momentum)),
+        expire_below(static_cast<T>(from.expire_below)) {}
+
+  bool cosine;
+  T momentum, expire_below;
+};
+
 // Takes a batch into the `rows` rows of one class.
 template <typename T>
-void apply_class(const MovingAverage<T>& average, int64_t rows, int64_t depth,
+void apply_class(const Average<T>& average, int64_t rows, int64_t depth,
                  const ClassTotals<const T>& batch, T* prototypes, T* sums,
                  T* masses) {
   const PrototypeRows<T>& kernels = row_kernels<T>();
@@ -183,8 +194,7 @@ void apply_class(const MovingAverage<T>& average, int64_t rows, int64_t depth,
         parent = row;
   const auto move = [&](int64_t row) {
     const T* sum = sums + row * depth;
-    const T scale = average.metric == Metric::kCosine ? inverse_norm(sum, depth)
-                                                      : 1 / masses[row];
+    const T scale = average.cosine ? inverse_norm(sum, depth) : 1 / masses[row];
     // Unit vectors that cancel have no direction: the old one stays.
     if (scale > 0) kernels.scale(sum, scale, depth, prototypes + row * depth);
   };
@@ -329,7 +339,7 @@ class ApplyAtOnce {
   using Local = ClassMemory<T>;
   static constexpr bool kAbsentToo = false;
 
-  ApplyAtOnce(const MovingAverage<T>& average, const int64_t* offsets,
+  ApplyAtOnce(const MovingAverage& average, const int64_t* offsets,
               int64_t classes, int64_t depth, const State<T>& state)
       : average_(average), offsets_(offsets), depth_(depth), state_(state) {
     for (int64_t c = 0; c < classes; ++c) most_ = std::max(most_, rows(c));
@@ -362,7 +372,7 @@ class ApplyAtOnce {
     return offsets_[label + 1] - offsets_[label];
   }
 
-  const MovingAverage<T>& average_;
+  const Average<T> average_;
   const int64_t* offsets_;
   int64_t depth_, most_ = 0;
   const State<T>& state_;
@@ -381,11 +391,12 @@ void accumulate_prototypes(const AccumulateProblem<T, Element>& p,
 template <typename T>
 void apply_prototypes(const ApplyProblem<T>& p, const Threads& threads,
                       const State<T>& state) {
+  const Average<T> average(p);
   const int64_t elements = p.offsets[p.classes] * p.depth;
   run(threads, p.classes, elements, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       const int64_t first = p.offsets[c];
-      apply_class<T>(p.average, p.offsets[c + 1] - first, p.depth,
+      apply_class<T>(average, p.offsets[c + 1] - first, p.depth,
                      {p.batch_sums + first * p.depth, p.batch_counts + first,
                       p.distortions + first, p.far_features + c * p.depth},
                      state.prototypes + first * p.depth,
@@ -395,23 +406,22 @@ void apply_prototypes(const ApplyProblem<T>& p, const Threads& threads,
 }
 
 template <typename T, typename Element>
-void update_prototypes(const UpdateProblem<T, Element>& p,
-                       const Threads& threads, const State<T>& state,
-                       int64_t* assignments) {
+void update_prototypes(const UpdateProblem<Element>& p, const Threads& threads,
+                       const State<T>& state, int64_t* assignments) {
   const AccumulateProblem<T, Element> batch{
-      p.average.metric, p.features, p.labels,  state.prototypes, state.masses,
-      p.offsets,        p.n,        p.classes, p.depth};
-  ApplyAtOnce<T> sink(p.average, p.offsets, p.classes, p.depth, state);
+      p.cosine,  p.features, p.labels, state.prototypes, state.masses,
+      p.offsets, p.n,        p.rows,   p.classes,        p.depth};
+  ApplyAtOnce<T> sink(p, p.offsets, p.classes, p.depth, state);
   cluster(batch, threads, assignments, sink);
 }
 
-#define S3H_INSTANTIATE(T, Element)                                      \
-  template void accumulate_prototypes<T, Element>(                       \
-      const AccumulateProblem<T, Element>&, const Threads&,              \
-      const Accumulated<T>&);                                            \
-  template void update_prototypes<T, Element>(                           \
-      const UpdateProblem<T, Element>&, const Threads&, const State<T>&, \
-      int64_t*);
+#define S3H_INSTANTIATE(T, Element)                                            \
+  template void accumulate_prototypes<T, Element>(                             \
+      const AccumulateProblem<T, Element>&, const Threads&,                    \
+      const Accumulated<T>&);                                                  \
+  template void update_prototypes<T, Element>(const UpdateProblem<Element>&,   \
+                                              const Threads&, const State<T>&, \
+                                              int64_t*);
 S3H_INSTANTIATE(float, float)
 S3H_INSTANTIATE(float, Bfloat16)
 S3H_INSTANTIATE(float, Float16)

@@ -17,35 +17,10 @@
 
 #include <cstdint>
 
+#include "../common/prototypes_problem.h"
 #include "threads.h"
 
 namespace s3h::cpu {
-
-enum class Metric { kEuclidean, kCosine };
-
-template <typename T, typename Element>
-struct AccumulateProblem {
-  Metric metric;
-  const Element* features;  // [n, depth]
-  const int64_t* labels;    // [n]; negative: ignored; all below classes
-  const T* prototypes;      // [rows, depth]; cosine: unit rows
-  const T* masses;          // [rows]
-  const int64_t* offsets;   // [classes + 1], from 0, rising
-  int64_t n;
-  int64_t classes;
-  int64_t depth;
-};
-
-// What a batch adds; every element is written.
-template <typename T>
-struct Accumulated {
-  int64_t* assignments;  // [n]: a row; -1: ignored, or distance not finite
-  T* sums;               // [rows, depth]; cosine: of unit features
-  T* counts;             // [rows]
-  T* distortions;        // [rows]; sums of the samples' distances
-  T* far_distances;      // [classes]; of the farthest sample, -1: none
-  T* far_features;       // [classes, depth]
-};
 
 // The same bits for any number of threads.
 template <typename T, typename Element>
@@ -53,43 +28,16 @@ void accumulate_prototypes(const AccumulateProblem<T, Element>& problem,
                            const Threads& threads, const Accumulated<T>& out);
 
 template <typename T>
-struct MovingAverage {
-  Metric metric;
-  T momentum;      // in [0, 1)
-  T expire_below;  // share of a row's fair part of the class's mass
-};
-
-// What apply and update change.
-template <typename T>
-struct State {
-  T* prototypes;  // [rows, depth]
-  T* sums;        // [rows, depth]
-  T* masses;      // [rows]
-};
-
-template <typename T>
-struct ApplyProblem {
-  MovingAverage<T> average;
-  const int64_t* offsets;  // [classes + 1]
-  int64_t classes;
-  int64_t depth;
-  const T* batch_sums;    // [rows, depth]
-  const T* batch_counts;  // [rows]
-  const T* distortions;   // [rows]
-  const T* far_features;  // [classes, depth]
-};
-
-template <typename T>
 void apply_prototypes(const ApplyProblem<T>& problem, const Threads& threads,
                       const State<T>& state);
 
-template <typename T, typename Element>
-struct UpdateProblem {
-  MovingAverage<T> average;
+template <typename Element>
+struct UpdateProblem : MovingAverage {
   const Element* features;  // [n, depth]
   const int64_t* labels;    // [n]; negative: ignored; all below classes
   const int64_t* offsets;   // [classes + 1]
   int64_t n;
+  int64_t rows;
   int64_t classes;
   int64_t depth;
 };
@@ -98,7 +46,7 @@ struct UpdateProblem {
 // never leaves the cache. The same bits as the two in turn. Every element of
 // assignments [n] is written.
 template <typename T, typename Element>
-void update_prototypes(const UpdateProblem<T, Element>& problem,
+void update_prototypes(const UpdateProblem<Element>& problem,
                        const Threads& threads, const State<T>& state,
                        int64_t* assignments);
 

@@ -3,36 +3,18 @@
 //   x_ij  = q_i . k_j / temperature + key_bias_j + [y_i = y_j] same_label_i
 //   lse_i = log sum_{j not excluded} exp(x_ij)
 //
-// No torch in here: plain pointers and sizes, row-major and contiguous, and a
-// parallel_for handed in. In the symmetric case the queries are the keys and
-// row i does not see key i.
+// No torch in here: plain pointers and sizes, and a parallel_for handed in.
+// T is float or double: the type of the arithmetic and of all vectors. Element
+// is the matrices' type: T, or Bfloat16 beside float.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 
+#include "../common/similarity_problem.h"
 #include "threads.h"
 
 namespace s3h::cpu {
-
-// T is float or double: the type of the arithmetic and of all vectors. Element
-// is the matrices' type: T, or Bfloat16 beside float.
-template <typename T, typename Element = T>
-struct SimilarityProblem {
-  bool symmetric;  // keys, key_labels and self_index are not read; m == n
-  const Element* queries;  // [n, depth]
-  const Element* keys;     // [m, depth]
-  int64_t n;
-  int64_t m;
-  int64_t depth;
-  double temperature;
-  const T* key_bias;            // [m] or nullptr
-  const int64_t* query_labels;  // [n] or nullptr
-  const int64_t* key_labels;    // [m] or nullptr; negative: equals nothing
-  const T* same_label_bias;     // [n] or nullptr: same_label_value for all
-  double same_label_value;
-  const int64_t* self_index;  // [n] or nullptr; out of [0, m): none
-};
 
 // Adds to a row's gradient before it is stored; called by any thread.
 template <typename T>

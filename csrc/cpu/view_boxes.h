@@ -4,19 +4,9 @@
 #include <cstdint>
 #include <string>
 
-namespace s3h::cpu {
+#include "../common/view_box_problem.h"
 
-struct ViewBoxProblem {
-  int64_t count;
-  const int64_t* sizes;  // height, width of image i at i * sizes_step
-  int64_t sizes_step;    // 2, or 0 where all images have one size
-  const int64_t* sample_index;
-  const int64_t* view;  // of image i at i * view_step
-  int64_t view_step;    // 1, or 0 where all have one view number
-  const double* constraint;
-  int64_t constraint_numbers;
-  int64_t seed, epoch, stream;
-};
+namespace s3h::cpu {
 
 // What is wrong with a problem: nothing where `argument` is nullptr, else its
 // name, what was expected, what came, and in which row (-1: not in a row).

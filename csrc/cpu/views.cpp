@@ -88,7 +88,7 @@ struct ByView {
 
 }  // namespace
 
-void render_views(const ViewsProblem& p, const Threads& threads) {
+void render_views(const ViewsProblem& p, const Threads& threads, void* out) {
   if (p.views == 0) return;
   const ByView by_view(p);
   const int64_t pixel_bytes = p.channels * (p.type == ViewType::kFloat ? 4 : 2);
@@ -104,7 +104,7 @@ void render_views(const ViewsProblem& p, const Threads& threads) {
       if (begin >= end) return;
       for (int64_t v = begin; v < end; ++v) {
         char* view =
-            static_cast<char*>(p.out) + v * p.height * p.width * pixel_bytes;
+            static_cast<char*>(out) + v * p.height * p.width * pixel_bytes;
         const int64_t first = by_view.start[static_cast<size_t>(v)];
         const int64_t last = by_view.start[static_cast<size_t>(v) + 1];
         const int64_t* patches = by_view.order.data() + first;

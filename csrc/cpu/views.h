@@ -8,18 +8,16 @@
 
 #include <cstdint>
 
-#include "../common/view_patches.h"
+#include "../common/views_problem.h"
 #include "threads.h"
 
 namespace s3h::cpu {
 
-struct ViewsProblem : ViewPatches {
-  const ByteImage* images;
-  void* out;  // [views, height, width, channels]
-};
-
 // A view is rendered by one thread and from its own patches alone: its bits
 // depend neither on the number of threads nor on the other views.
-void render_views(const ViewsProblem& problem, const Threads& threads);
+//
+// out: [views, height, width, channels].
+void render_views(const ViewsProblem& problem, const Threads& threads,
+                  void* out);
 
 }  // namespace s3h::cpu

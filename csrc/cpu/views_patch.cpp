@@ -17,6 +17,12 @@ const RowKernels& row_kernels() {
   return baseline::kRows;
 }
 
+ByteImage image_at(const ViewsProblem& p, int64_t number) {
+  if (p.list != nullptr) return p.list[number];
+  const int64_t bytes = p.first.height * p.first.width * p.channels;
+  return {p.first.data + number * bytes, p.first.height, p.first.width};
+}
+
 int64_t round_up(int64_t x, int64_t step) {
   return (x + step - 1) / step * step;
 }
@@ -98,7 +104,7 @@ void PatchRenderer::render(int64_t patch, char* view) {
   const int64_t whole[4] = {0, 0, p.height, p.width};
   const int64_t* rect = p.rect != nullptr ? p.rect + 4 * patch : whole;
   const Job job{patch,
-                p.images[p.image[patch]],
+                image_at(p, p.image[patch]),
                 box[0],
                 box[1],
                 box[2],

@@ -11,22 +11,14 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../common/class_sums_problem.h"
 #include "scalar.h"
 #include "status.h"
 
 namespace s3h::cuda {
 
-struct ClassSumProblem {
-  bool symmetric;  // keys and key_classes are not read; m == n
-  Scalar type;
-  const void* queries;  // [n, depth]
-  const void* keys;     // [m, depth]
-  int64_t n;
-  int64_t m;
-  int64_t depth;
-  const int64_t* query_classes;  // [n]
-  const int64_t* key_classes;    // [m]
-  int64_t classes;
+struct ClassSumProblem : s3h::ClassSumProblem<void> {
+  Scalar type;  // of queries and keys
 };
 
 size_t class_sum_dots_workspace(const ClassSumProblem& problem);

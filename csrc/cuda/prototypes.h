@@ -6,54 +6,25 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../common/prototypes_problem.h"
 #include "scalar.h"
 #include "status.h"
 
 namespace s3h::cuda {
 
-// Real: float, double for kFloat64 features.
-struct AccumulateProblem {
-  bool cosine;
-  Scalar type;
-  const void* features;    // [n, depth], depth > 0
-  const int64_t* labels;   // [n]; negative: ignored; all below classes
-  const void* prototypes;  // [rows, depth] Real
-  const void* masses;      // [rows] Real
-  const int64_t* offsets;  // [classes + 1], from 0 to rows, rising
-  int64_t n;
-  int64_t rows;
-  int64_t classes;
-  int64_t depth;
+struct AccumulateProblem : s3h::AccumulateProblem<void> {
+  Scalar type;  // of the features, depth > 0; the state is Real
 };
 
-// What a batch adds; every element is written.
-struct Accumulated {
-  int64_t* assignments;  // [n]
-  void* sums;            // [rows, depth] Real
-  void* counts;          // [rows] Real
-  void* distortions;     // [rows] Real
-  void* far_distances;   // [classes] Real
-  void* far_features;    // [classes, depth] Real
-};
+using Accumulated = s3h::Accumulated<void>;
 
 size_t accumulate_prototypes_workspace(const AccumulateProblem& problem);
 
 Status accumulate_prototypes(const AccumulateProblem& problem, void* workspace,
                              const Accumulated& out, Stream stream);
 
-struct ApplyProblem {
-  bool cosine;
+struct ApplyProblem : s3h::ApplyProblem<void> {
   bool wide;  // Real is double
-  double momentum;
-  double expire_below;
-  const int64_t* offsets;  // [classes + 1]
-  int64_t rows;
-  int64_t classes;
-  int64_t depth;
-  const void* batch_sums;    // [rows, depth] Real
-  const void* batch_counts;  // [rows] Real
-  const void* distortions;   // [rows] Real
-  const void* far_features;  // [classes, depth] Real
 };
 
 // In place: prototypes, sums [rows, depth], masses [rows].

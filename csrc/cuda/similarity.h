@@ -13,26 +13,14 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../common/similarity_problem.h"
 #include "scalar.h"
 #include "status.h"
 
 namespace s3h::cuda {
 
-struct SimilarityProblem {
-  bool symmetric;  // keys, key_labels and self_index are not read; m == n
-  Scalar type;
-  const void* queries;  // [n, depth]
-  const void* keys;     // [m, depth]
-  int64_t n;
-  int64_t m;
-  int64_t depth;
-  double temperature;
-  const void* key_bias;         // [m] Real or nullptr
-  const int64_t* query_labels;  // [n] or nullptr
-  const int64_t* key_labels;    // [m] or nullptr; negative: equals nothing
-  const void* same_label_bias;  // [n] Real or nullptr: same_label_value for all
-  double same_label_value;
-  const int64_t* self_index;  // [n] or nullptr; out of [0, m): none
+struct SimilarityProblem : s3h::SimilarityProblem<void> {
+  Scalar type;  // of queries and keys; the vectors are Real
 };
 
 struct SimilarityOptions {

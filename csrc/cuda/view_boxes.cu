@@ -14,7 +14,6 @@ namespace s3h::cuda {
 namespace {
 
 constexpr int kBlock = 32;
-static_assert(kBoxConstraintNumbers == kConstraintNumbers);
 
 __global__ void __launch_bounds__(kBlock)
     draw_boxes(ViewBoxProblem p, BoxConstraint constraint, int64_t* boxes,
@@ -38,10 +37,10 @@ __global__ void __launch_bounds__(kBlock)
 
 }  // namespace
 
-Status draw_view_boxes(const ViewBoxProblem& p, const double* constraint,
-                       int64_t* boxes, bool* fallback, Stream stream) {
+Status draw_view_boxes(const ViewBoxProblem& p, int64_t* boxes, bool* fallback,
+                       Stream stream) {
   BoxConstraint read;
-  if (read_constraint(constraint, &read) >= 0)
+  if (read_constraint(p.constraint, &read) >= 0)
     return {StatusCode::kCudaError, "constraint: a number is out of its range"};
   if (p.count == 0) return {};
   return launch(draw_boxes, {(p.count + kBlock - 1) / kBlock, 1, 1}, kBlock, 0,

@@ -10,19 +10,10 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "../common/view_patches.h"
+#include "../common/views_problem.h"
 #include "status.h"
 
 namespace s3h::cuda {
-
-struct ViewsProblem : ViewPatches {
-  // Images of one size one after the other, or `list`: of any size, a list on
-  // the host that is not needed any more when the call returns. Pixels are in
-  // device memory.
-  ByteImage first;
-  const ByteImage* list;
-  int64_t images;
-};
 
 size_t render_views_workspace(const ViewsProblem& problem);
 

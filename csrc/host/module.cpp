@@ -34,18 +34,17 @@ py::tuple sample_view_boxes(const Whole& sizes, const Whole& sample_index,
   if (view.ndim() != 1 || (view.shape(0) != count && view.shape(0) != 1))
     throw py::value_error("view: expected [" + std::to_string(count) +
                           "] or [1], got shape " + shape_of(view));
-  const s3h::cpu::ViewBoxProblem problem{
-      count,
-      sizes.data(),
-      sizes.shape(0) == count ? 2 : 0,
-      sample_index.data(),
-      view.data(),
-      view.shape(0) == count ? 1 : 0,
-      constraint.data(),
-      static_cast<int64_t>(constraint.size()),
-      seed,
-      epoch,
-      stream};
+  const s3h::ViewBoxProblem problem{count,
+                                    sizes.data(),
+                                    sizes.shape(0) == count ? 2 : 0,
+                                    sample_index.data(),
+                                    view.data(),
+                                    view.shape(0) == count ? 1 : 0,
+                                    constraint.data(),
+                                    static_cast<int64_t>(constraint.size()),
+                                    seed,
+                                    epoch,
+                                    stream};
   py::array_t<int64_t> box({count, int64_t{4}});
   py::array_t<bool> fallback(count);
   int64_t* boxes = box.mutable_data();

@@ -14,11 +14,14 @@
 #include <type_traits>
 #include <vector>
 
+#include "../cpu/bfloat16.h"
 #include "../cpu/dispatch.h"
+#include "../cpu/float16.h"
 #include "threads.h"
 
 namespace {
 
+using namespace s3h;
 using namespace s3h::cpu;
 
 template <typename T>
@@ -54,7 +57,7 @@ Element element(double value) {
 }
 
 template <typename T, typename Element>
-void check(Metric metric, int64_t n, int64_t classes, int64_t depth) {
+void check(bool cosine, int64_t n, int64_t classes, int64_t depth) {
   std::mt19937 random(static_cast<unsigned>(n + depth));
   const auto draw = [&](int64_t many) {
     return static_cast<int64_t>(random() % static_cast<unsigned>(many));
@@ -85,8 +88,8 @@ void check(Metric metric, int64_t n, int64_t classes, int64_t depth) {
   const auto distortions = block<T>(rows);
   const auto far = block<T>(classes), far_features = block<T>(classes * depth);
   accumulate_prototypes<T, Element>(
-      {metric, features.get(), labels.get(), prototypes.get(), masses.get(),
-       offsets.get(), n, classes, depth},
+      {cosine, features.get(), labels.get(), prototypes.get(), masses.get(),
+       offsets.get(), n, rows, classes, depth},
       kThreads,
       {assignments.get(), batch.get(), counts.get(), distortions.get(),
        far.get(), far_features.get()});
@@ -99,7 +102,7 @@ void check(Metric metric, int64_t n, int64_t classes, int64_t depth) {
       gap += (f - p) * (f - p);
       square += f * f;
     }
-    if (metric == Metric::kEuclidean) return gap;
+    if (!cosine) return gap;
     return square > 0 ? 1 - dot / std::sqrt(square) : 1.0;
   };
   std::vector<double> right(static_cast<size_t>(rows * depth));
@@ -121,9 +124,7 @@ void check(Metric metric, int64_t n, int64_t classes, int64_t depth) {
     double square = 0;
     for (int64_t d = 0; d < depth; ++d)
       square += wide[i * depth + d] * wide[i * depth + d];
-    const double scale = metric == Metric::kEuclidean ? 1
-                         : square > 0                 ? 1 / std::sqrt(square)
-                                                      : 0;
+    const double scale = !cosine ? 1 : square > 0 ? 1 / std::sqrt(square) : 0;
     for (int64_t d = 0; d < depth; ++d)
       right[static_cast<size_t>(row * depth + d)] +=
           scale * wide[i * depth + d];
@@ -149,13 +150,15 @@ void check(Metric metric, int64_t n, int64_t classes, int64_t depth) {
   const auto prototypes_too = copy(prototypes, rows * depth);
   const auto sums_too = copy(sums, rows * depth),
              masses_too = copy(masses, rows);
-  const MovingAverage<T> average{metric, T(0.9), T(0.1)};
-  apply_prototypes<T>({average, offsets.get(), classes, depth, batch.get(),
-                       counts.get(), distortions.get(), far_features.get()},
-                      kThreads, {prototypes.get(), sums.get(), masses.get()});
+  const MovingAverage average{cosine, 0.9, 0.1};
+  apply_prototypes<T>(
+      {average, offsets.get(), rows, classes, depth, batch.get(), counts.get(),
+       distortions.get(), far_features.get()},
+      kThreads, {prototypes.get(), sums.get(), masses.get()});
   const auto assignments_too = block<int64_t>(n);
   update_prototypes<T, Element>(
-      {average, features.get(), labels.get(), offsets.get(), n, classes, depth},
+      {average, features.get(), labels.get(), offsets.get(), n, rows, classes,
+       depth},
       kThreads, {prototypes_too.get(), sums_too.get(), masses_too.get()},
       assignments_too.get());
   for (int64_t i = 0; i < n; ++i)
@@ -170,7 +173,7 @@ void check(Metric metric, int64_t n, int64_t classes, int64_t depth) {
     if (counts[row] == 0) continue;
     const double sum = sums[at];
     const double mean = prototypes[at] * static_cast<double>(masses[row]);
-    if (metric == Metric::kEuclidean)
+    if (!cosine)
       require(std::abs(mean - sum) < 1e-3 * (1 + std::abs(sum)), "a prototype",
               at);
     require(std::isfinite(prototypes[at]), "a prototype", at);
@@ -184,11 +187,11 @@ int main() {
   const int64_t sizes[][3] = {
       {0, 3, 5}, {1, 1, 1}, {9, 4, 3}, {301, 11, 37}, {900, 13, 130}};
   for (const auto& [n, classes, depth] : sizes)
-    for (Metric metric : {Metric::kEuclidean, Metric::kCosine}) {
-      check<float, float>(metric, n, classes, depth);
-      check<float, Bfloat16>(metric, n, classes, depth);
-      check<float, Float16>(metric, n, classes, depth);
-      check<double, double>(metric, n, classes, depth);
+    for (bool cosine : {false, true}) {
+      check<float, float>(cosine, n, classes, depth);
+      check<float, Bfloat16>(cosine, n, classes, depth);
+      check<float, Float16>(cosine, n, classes, depth);
+      check<double, double>(cosine, n, classes, depth);
       ++cases;
     }
   std::printf("%d cases of prototypes at level %s\n", cases,

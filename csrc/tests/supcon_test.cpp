@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "../cpu/dispatch.h"
+#include "../cpu/similarity.h"
 #include "blocks.h"
 #include "threads.h"
 

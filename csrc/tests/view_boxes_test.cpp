@@ -14,7 +14,7 @@
 
 namespace {
 
-using s3h::cpu::ViewBoxProblem;
+using s3h::ViewBoxProblem;
 
 constexpr int64_t kLargest = (int64_t{1} << 24) - 1;
 

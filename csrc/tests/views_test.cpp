@@ -18,8 +18,8 @@
 namespace {
 
 using s3h::ByteImage;
+using s3h::ViewsProblem;
 using s3h::ViewType;
-using s3h::cpu::ViewsProblem;
 
 constexpr int64_t kImages = 12, kPatches = 60, kViews = 25;
 
@@ -79,7 +79,7 @@ Data draw(int64_t channels, int64_t height, int64_t width) {
 
 double pixel(const ViewsProblem& p, int64_t patch, int64_t row, int64_t column,
              int64_t channel) {
-  const ByteImage& image = p.images[p.image[patch]];
+  const ByteImage& image = p.list[p.image[patch]];
   const int64_t* box = p.box + 4 * patch;
   if (p.flip != nullptr && p.flip[patch]) column = box[3] - 1 - column;
   row += box[0];
@@ -233,7 +233,8 @@ int main() {
         for (ViewType type :
              {ViewType::kFloat, ViewType::kBfloat16, ViewType::kHalf}) {
           ViewsProblem p{};
-          p.images = d.images.data();
+          p.list = d.images.data();
+          p.images = static_cast<int64_t>(d.images.size());
           p.channels = channels;
           p.patches = kPatches;
           p.image = d.image.data();
@@ -259,11 +260,9 @@ int main() {
               static_cast<size_t>(kViews * size[0] * size[1] * channels *
                                   (type == ViewType::kFloat ? 4 : 2));
           std::unique_ptr<char[]> out(new char[bytes]), again(new char[bytes]);
-          p.out = out.get();
-          s3h::cpu::render_views(p, kThreads);
+          s3h::cpu::render_views(p, kThreads, out.get());
           check(p, out.get());
-          p.out = again.get();
-          s3h::cpu::render_views(p, kOneThread);
+          s3h::cpu::render_views(p, kOneThread, again.get());
           if (!std::equal(out.get(), out.get() + bytes, again.get()))
             fail("one thread's bits", p, 0, 0);
           ++cases;

@@ -1,5 +1,5 @@
-// Registers the CPU kernels of the similarity family under the LibTorch stable
-// ABI. The schemas live in Python (s3h_ext/ops/similarity.py); here tensors are
+// Registers the kernels of the similarity family under the LibTorch stable ABI.
+// The schemas live in Python (s3h_ext/ops/similarity.py); here tensors are
 // checked for what memory safety needs, brought to the kernels' layout, and
 // unwrapped to pointers.
 #include "../cpu/similarity.h"
@@ -7,114 +7,192 @@
 #include <algorithm>
 #include <tuple>
 
-#include "cpu_call.h"
-#include "similarity_inputs.h"
+#include "../cpu/bfloat16.h"
+#include "../cuda/similarity.h"
+#include "backend.h"
 
 namespace {
 
-using s3h::cpu::Bfloat16;
 using namespace s3h::stable;
+using s3h::cpu::Bfloat16;
 
-template <typename T, typename Element = T>
-s3h::cpu::SimilarityProblem<T, Element> problem_of(const SimilarityInputs& in) {
-  return {!in.keys.has_value(),
-          data<Element>(in.queries),
-          pointer<Element>(in.keys),
-          in.n,
-          in.m,
-          in.depth,
-          in.temperature,
-          pointer<T>(in.key_bias),
-          pointer<int64_t>(in.query_labels),
-          pointer<int64_t>(in.key_labels),
-          pointer<T>(in.same_label_bias),
-          in.same_label_value,
-          pointer<int64_t>(in.self_index)};
-}
+// Owns the converted tensors for as long as their pointers are in use.
+struct SimilarityInputs {
+  SimilarityInputs(ScalarType matrix_type, const Tensor& queries_in,
+                   const OptionalTensor& keys_in, double temperature_in,
+                   const OptionalTensor& key_bias_in,
+                   const OptionalTensor& query_labels_in,
+                   const OptionalTensor& key_labels_in,
+                   const OptionalTensor& same_label_bias_in,
+                   double same_label_value_in,
+                   const OptionalTensor& self_index_in)
+      : type(compute_type(queries_in)),
+        matrix(matrix_type),
+        device(queries_in.device()),
+        temperature(temperature_in),
+        same_label_value(same_label_value_in),
+        queries(as_contiguous(queries_in, matrix, device)) {
+    STD_TORCH_CHECK(queries.dim() == 2, "queries must be [N, D], got ",
+                    shape_of(queries));
+    n = queries.size(0);
+    depth = queries.size(1);
+    m = n;
+    if (keys_in.has_value()) {
+      keys = as_contiguous(*keys_in, matrix, device);
+      STD_TORCH_CHECK(keys->dim() == 2 && keys->size(1) == depth,
+                      "keys must be [M, D] with the queries' D");
+      m = keys->size(0);
+    }
+    STD_TORCH_CHECK(temperature > 0, "temperature must be positive");
+    STD_TORCH_CHECK(!keys.has_value() || query_labels_in.has_value() ==
+                                             key_labels_in.has_value(),
+                    "query_labels and key_labels go together");
+    constexpr auto integer = ScalarType::Long;
+    key_bias = vector_of(key_bias_in, m, type, device, "key_bias");
+    query_labels =
+        vector_of(query_labels_in, n, integer, device, "query_labels");
+    key_labels = vector_of(key_labels_in, m, integer, device, "key_labels");
+    same_label_bias =
+        vector_of(same_label_bias_in, n, type, device, "same_label_bias");
+    self_index = vector_of(self_index_in, n, integer, device, "self_index");
+  }
 
+  template <typename T, typename Element = T>
+  s3h::SimilarityProblem<T, Element> problem() const {
+    return {!keys.has_value(),
+            data<Element>(queries),
+            pointer<Element>(keys),
+            n,
+            m,
+            depth,
+            temperature,
+            pointer<T>(key_bias),
+            pointer<int64_t>(query_labels),
+            pointer<int64_t>(key_labels),
+            pointer<T>(same_label_bias),
+            same_label_value,
+            pointer<int64_t>(self_index)};
+  }
+
+  ScalarType type;    // of the arithmetic and of every vector
+  ScalarType matrix;  // of queries and keys
+  Device device;
+  double temperature;
+  double same_label_value;
+  Tensor queries;
+  int64_t n = 0, m = 0, depth = 0;
+  OptionalTensor keys, key_bias, query_labels, key_labels, same_label_bias,
+      self_index;
+};
+
+template <class Backend>
 std::tuple<Tensor, Tensor> similarity_logsumexp(
     const Tensor& queries, const OptionalTensor& keys, double temperature,
     const OptionalTensor& key_bias, const OptionalTensor& query_labels,
     const OptionalTensor& key_labels, const OptionalTensor& same_label_bias,
     double same_label_value, const OptionalTensor& self_index,
-    [[maybe_unused]] bool assume_normalized, bool deterministic,
-    [[maybe_unused]] bool allow_tf32) {
-  const SimilarityInputs in(cpu_matrix_type(queries), queries, keys,
+    bool assume_normalized, bool deterministic, bool allow_tf32) {
+  const SimilarityInputs in(Backend::similarity_type(queries), queries, keys,
                             temperature, key_bias, query_labels, key_labels,
                             same_label_bias, same_label_value, self_index);
-  const s3h::cpu::Threads threads = torch_threads();
+  const Backend backend(in.device);
   const Tensor lse = torch::stable::new_empty(in.queries, {in.n}, in.type);
-  const bool tiled = in.type != ScalarType::Double;
+  const bool tiled = !Backend::kCuda && in.type != ScalarType::Double;
   const Tensor lse_log2 = torch::stable::new_empty(
       in.queries, {tiled ? in.n : 0}, ScalarType::Double);
-  if (!tiled) {
-    s3h::cpu::logsumexp_rows(problem_of<double>(in), threads,
+  if constexpr (Backend::kCuda) {
+    const s3h::cuda::SimilarityProblem problem{in.problem<void>(),
+                                               Backend::scalar(in.matrix)};
+    const s3h::cuda::SimilarityOptions options{assume_normalized, deterministic,
+                                               allow_tf32};
+    backend.run("similarity_logsumexp", in.queries,
+                s3h::cuda::logsumexp_workspace(problem, options),
+                [&](void* workspace, s3h::cuda::Stream stream) {
+                  return s3h::cuda::logsumexp(problem, options, workspace,
+                                              lse.mutable_data_ptr(), stream);
+                });
+  } else if (!tiled) {
+    s3h::cpu::logsumexp_rows(in.problem<double>(), backend.threads(),
                              mutable_data<double>(lse));
-    return {lse, lse_log2};
+  } else {
+    double* found = mutable_data<double>(lse_log2);
+    Backend::template with_types<Bfloat16>(
+        in.matrix, [&]<typename T, typename Element>() {
+          if constexpr (std::is_same_v<T, float>)
+            s3h::cpu::logsumexp_tiled(in.problem<float, Element>(),
+                                      backend.threads(), deterministic, found);
+        });
+    std::transform(found, found + in.n, mutable_data<float>(lse), [](double x) {
+      return static_cast<float>(x * s3h::cpu::kLn2);
+    });
   }
-  double* found = mutable_data<double>(lse_log2);
-  if (in.matrix == ScalarType::BFloat16)
-    s3h::cpu::logsumexp_tiled(problem_of<float, Bfloat16>(in), threads,
-                              deterministic, found);
-  else
-    s3h::cpu::logsumexp_tiled(problem_of<float>(in), threads, deterministic,
-                              found);
-  std::transform(found, found + in.n, mutable_data<float>(lse), [](double x) {
-    return static_cast<float>(x * s3h::cpu::kLn2);
-  });
   return {lse, lse_log2};
 }
 
+template <class Backend>
 std::tuple<Tensor, Tensor> similarity_logsumexp_backward(
     const Tensor& grad_in, const Tensor& lse_in, const Tensor& lse_log2_in,
-    const Tensor& queries, const OptionalTensor& keys, double temperature,
+    bool need_queries, bool need_keys, const Tensor& queries,
+    const OptionalTensor& keys, double temperature,
     const OptionalTensor& key_bias, const OptionalTensor& query_labels,
     const OptionalTensor& key_labels, const OptionalTensor& same_label_bias,
     double same_label_value, const OptionalTensor& self_index,
-    bool need_queries, bool need_keys, [[maybe_unused]] bool assume_normalized,
-    bool deterministic, [[maybe_unused]] bool allow_tf32) {
-  const SimilarityInputs in(cpu_matrix_type(queries), queries, keys,
+    bool assume_normalized, bool deterministic, bool allow_tf32) {
+  const SimilarityInputs in(Backend::similarity_type(queries), queries, keys,
                             temperature, key_bias, query_labels, key_labels,
                             same_label_bias, same_label_value, self_index);
-  const s3h::cpu::Threads threads = torch_threads();
+  const Backend backend(in.device);
+  const bool tiled = !Backend::kCuda && in.type != ScalarType::Double;
   const Tensor grad = *vector_of(grad_in, in.n, in.type, in.device, "grad");
-  const bool tiled = in.type != ScalarType::Double;
-  const Tensor lse =
-      *vector_of(tiled ? lse_log2_in : lse_in, in.n, ScalarType::Double,
-                 in.device, tiled ? "lse_log2" : "lse");
+  const Tensor lse = *vector_of(tiled ? lse_log2_in : lse_in, in.n,
+                                tiled ? ScalarType::Double : in.type, in.device,
+                                tiled ? "lse_log2" : "lse");
   need_keys = need_keys && keys.has_value();
-  Tensor grad_queries =
+  const Tensor grad_queries =
       torch::stable::new_empty(in.queries, {need_queries ? in.n : 0, in.depth});
-  Tensor grad_keys =
+  const Tensor grad_keys =
       torch::stable::new_empty(in.queries, {need_keys ? in.m : 0, in.depth});
   void* to_queries = target(grad_queries, need_queries);
   void* to_keys = target(grad_keys, need_keys);
-  if (!tiled)
-    s3h::cpu::logsumexp_rows_backward(
-        problem_of<double>(in), threads, data<double>(grad), data<double>(lse),
-        static_cast<double*>(to_queries), static_cast<double*>(to_keys));
-  else if (in.matrix == ScalarType::BFloat16)
-    s3h::cpu::logsumexp_tiled_backward(
-        problem_of<float, Bfloat16>(in), threads, deterministic,
-        data<float>(grad), data<double>(lse),
-        static_cast<Bfloat16*>(to_queries), static_cast<Bfloat16*>(to_keys));
-  else
-    s3h::cpu::logsumexp_tiled_backward(
-        problem_of<float>(in), threads, deterministic, data<float>(grad),
-        data<double>(lse), static_cast<float*>(to_queries),
-        static_cast<float*>(to_keys));
-  const ScalarType stored = queries.scalar_type();
-  if (stored != in.matrix) {
-    grad_queries = torch::stable::to(grad_queries, stored);
-    grad_keys = torch::stable::to(grad_keys, stored);
+  if constexpr (Backend::kCuda) {
+    const s3h::cuda::SimilarityProblem problem{in.problem<void>(),
+                                               Backend::scalar(in.matrix)};
+    const s3h::cuda::SimilarityOptions options{assume_normalized, deterministic,
+                                               allow_tf32};
+    if (need_queries || need_keys)
+      backend.run("similarity_logsumexp_backward", in.queries,
+                  s3h::cuda::logsumexp_backward_workspace(
+                      problem, options, need_queries, need_keys),
+                  [&](void* workspace, s3h::cuda::Stream stream) {
+                    return s3h::cuda::logsumexp_backward(
+                        problem, options, workspace, grad.const_data_ptr(),
+                        lse.const_data_ptr(), to_queries, to_keys, stream);
+                  });
+  } else {
+    Backend::template with_types<Bfloat16>(
+        in.matrix, [&]<typename T, typename Element>() {
+          const auto problem = in.problem<T, Element>();
+          auto* queries_out = static_cast<Element*>(to_queries);
+          auto* keys_out = static_cast<Element*>(to_keys);
+          if constexpr (std::is_same_v<T, double>)
+            s3h::cpu::logsumexp_rows_backward(
+                problem, backend.threads(), data<double>(grad),
+                data<double>(lse), queries_out, keys_out);
+          else
+            s3h::cpu::logsumexp_tiled_backward(
+                problem, backend.threads(), deterministic, data<float>(grad),
+                data<double>(lse), queries_out, keys_out);
+        });
   }
-  return {grad_queries, grad_keys};
+  return {as_type(grad_queries, queries.scalar_type()),
+          as_type(grad_keys, queries.scalar_type())};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(s3h, CPU, library) {
-  library.impl("similarity_logsumexp", TORCH_BOX(&similarity_logsumexp));
+STABLE_TORCH_LIBRARY_IMPL(s3h, S3H_DISPATCH_KEY, library) {
+  library.impl("similarity_logsumexp",
+               TORCH_BOX(&similarity_logsumexp<LibraryBackend>));
   library.impl("similarity_logsumexp_backward",
-               TORCH_BOX(&similarity_logsumexp_backward));
+               TORCH_BOX(&similarity_logsumexp_backward<LibraryBackend>));
 }

@@ -4,8 +4,7 @@
 
 #include <tuple>
 
-#include "cpu_call.h"
-#include "similarity_inputs.h"
+#include "cpu_backend.h"
 
 namespace {
 
@@ -18,7 +17,7 @@ struct Inputs {
          double temperature_in, int64_t num_classes, int64_t reduction_in,
          bool deterministic_in)
       : type(compute_type(features_in)),
-        matrix(cpu_matrix_type(features_in)),
+        matrix(Cpu::similarity_type(features_in)),
         features(as_contiguous(features_in, matrix)),
         labels(labels_in),
         temperature(temperature_in),
@@ -63,6 +62,7 @@ std::tuple<Tensor, Tensor, Tensor> supcon(
     int64_t num_classes, int64_t reduction, bool deterministic) {
   const Inputs in(features, labels, temperature, num_classes, reduction,
                   deterministic);
+  const Cpu backend(features.device());
   const int64_t n = in.features.size(0);
   const Tensor lse =
       torch::stable::new_empty(in.features, {n}, ScalarType::Double);
@@ -71,17 +71,11 @@ std::tuple<Tensor, Tensor, Tensor> supcon(
                           : torch::stable::new_empty(in.features, {}, in.type);
   const Tensor counted =
       torch::stable::new_empty(in.features, {}, ScalarType::Long);
-  const auto call = [&]<typename T, typename Element>() {
+  Cpu::with_types<Bfloat16>(in.matrix, [&]<typename T, typename Element>() {
     *mutable_data<int64_t>(counted) =
-        s3h::cpu::supcon(in.problem<T, Element>(), torch_threads(),
+        s3h::cpu::supcon(in.problem<T, Element>(), backend.threads(),
                          mutable_data<double>(lse), mutable_data<T>(loss));
-  };
-  if (in.type == ScalarType::Double)
-    call.operator()<double, double>();
-  else if (in.matrix == ScalarType::BFloat16)
-    call.operator()<float, Bfloat16>();
-  else
-    call.operator()<float, float>();
+  });
   return {loss, counted, lse};
 }
 
@@ -91,6 +85,7 @@ Tensor supcon_backward(const Tensor& grad_in, const Tensor& lse_in,
                        int64_t reduction, bool deterministic) {
   const Inputs in(features, labels, temperature, num_classes, reduction,
                   deterministic);
+  const Cpu backend(features.device());
   const int64_t n = in.features.size(0);
   STD_TORCH_CHECK(grad_in.numel() == (in.has_rows() ? n : 1),
                   "grad must have the loss's elements");
@@ -98,19 +93,12 @@ Tensor supcon_backward(const Tensor& grad_in, const Tensor& lse_in,
   const Tensor lse = *vector_of(lse_in, n, ScalarType::Double, "lse");
   const Tensor out = torch::stable::new_empty(
       in.features, {n, in.features.size(1)}, in.matrix);
-  const auto call = [&]<typename T, typename Element>() {
-    s3h::cpu::supcon_backward(in.problem<T, Element>(), torch_threads(),
+  Cpu::with_types<Bfloat16>(in.matrix, [&]<typename T, typename Element>() {
+    s3h::cpu::supcon_backward(in.problem<T, Element>(), backend.threads(),
                               data<T>(grad), data<double>(lse),
                               mutable_data<Element>(out));
-  };
-  if (in.type == ScalarType::Double)
-    call.operator()<double, double>();
-  else if (in.matrix == ScalarType::BFloat16)
-    call.operator()<float, Bfloat16>();
-  else
-    call.operator()<float, float>();
-  const ScalarType stored = features.scalar_type();
-  return stored == in.matrix ? out : torch::stable::to(out, stored);
+  });
+  return as_type(out, features.scalar_type());
 }
 
 }  // namespace

@@ -24,6 +24,11 @@ inline ScalarType compute_type(const Tensor& queries) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+inline Tensor as_type(const Tensor& tensor, ScalarType type) {
+  return tensor.scalar_type() == type ? tensor
+                                      : torch::stable::to(tensor, type);
+}
+
 // The tensor as contiguous `type`; the same tensor where it already is. The
 // dispatcher picks a kernel by any one argument; pointers need all of them.
 inline Tensor as_contiguous(
@@ -31,8 +36,7 @@ inline Tensor as_contiguous(
     const Device& device = Device(torch::headeronly::DeviceType::CPU)) {
   STD_TORCH_CHECK(tensor.device() == device,
                   "every tensor must be on the same device");
-  return torch::stable::contiguous(
-      tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type));
+  return torch::stable::contiguous(as_type(tensor, type));
 }
 
 // The shape as [2, 3], for errors.

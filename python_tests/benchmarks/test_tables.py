@@ -156,6 +156,16 @@ def test_the_best_epoch_is_shown_where_it_is_that_of_test_images(tmp_path):
     assert line.endswith("| 40.00 ± 0.00 |  |  |")
 
 
+@pytest.mark.parametrize("missing", ["top1", "seed", "best_split"])
+def test_an_incomplete_summary_is_named(folder, capsys, missing):
+    path = folder / "b" / "summary.json"
+    summary = json.loads(path.read_text())
+    del summary[missing]
+    path.write_text(json.dumps(summary))
+    assert main([str(folder)]) == 2
+    assert f"summary.json has no {missing}" in capsys.readouterr().err
+
+
 def test_two_runs_of_one_seed_are_refused(folder):
     make_run(folder, "d", "--seed", "1", top1=50.0)
     with pytest.raises(ValueError, match="d and .*b are runs of the same options and"):

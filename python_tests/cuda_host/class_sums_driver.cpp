@@ -19,16 +19,10 @@ int main(int count, char** arguments) {
   const Memory queries = problem.array(), keys = problem.array();
   const Memory query_classes = problem.array(), key_classes = problem.array();
   const Memory grad = problem.array();
-  const ClassSumProblem p{symmetric,
-                          type,
-                          queries.get(),
-                          keys.get(),
-                          n,
-                          m,
-                          depth,
-                          query_classes.get<const int64_t>(),
-                          key_classes.get<const int64_t>(),
-                          classes};
+  const ClassSumProblem p{{symmetric, queries.get(), keys.get(), n, m, depth,
+                           query_classes.get<const int64_t>(),
+                           key_classes.get<const int64_t>(), classes},
+                          type};
   const size_t real = type == Scalar::kFloat64 ? 8 : 4;
   const Memory dots = problem.empty(static_cast<size_t>(n) * real);
   {

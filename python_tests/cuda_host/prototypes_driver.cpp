@@ -20,17 +20,10 @@ int main(int count, char** arguments) {
   const Memory masses = problem.array(), offsets = problem.array();
   const size_t real = type == Scalar::kFloat64 ? 8 : 4;
 
-  const AccumulateProblem p{cosine,
-                            type,
-                            features.get(),
-                            labels.get<const int64_t>(),
-                            prototypes.get(),
-                            masses.get(),
-                            offsets.get<const int64_t>(),
-                            n,
-                            rows,
-                            classes,
-                            depth};
+  const AccumulateProblem p{
+      {cosine, features.get(), labels.get<const int64_t>(), prototypes.get(),
+       masses.get(), offsets.get<const int64_t>(), n, rows, classes, depth},
+      type};
   const Memory assignments = problem.empty(labels.bytes());
   const Memory batch_sums = problem.empty(sums.bytes());
   const Memory counts = problem.empty(masses.bytes());
@@ -46,11 +39,17 @@ int main(int count, char** arguments) {
          distortions.get(), far.get(), far_features.get()},
         nullptr));
   }
-  check(apply_prototypes(
-      {cosine, type == Scalar::kFloat64, momentum, expire_below,
-       offsets.get<const int64_t>(), rows, classes, depth, batch_sums.get(),
-       counts.get(), distortions.get(), far_features.get()},
-      prototypes.get(), sums.get(), masses.get(), nullptr));
+  check(apply_prototypes({{{cosine, momentum, expire_below},
+                           offsets.get<const int64_t>(),
+                           rows,
+                           classes,
+                           depth,
+                           batch_sums.get(),
+                           counts.get(),
+                           distortions.get(),
+                           far_features.get()},
+                          type == Scalar::kFloat64},
+                         prototypes.get(), sums.get(), masses.get(), nullptr));
   Result result(arguments[2]);
   for (const Memory* each : {&assignments, &batch_sums, &counts, &distortions,
                              &far, &far_features, &prototypes, &sums, &masses})

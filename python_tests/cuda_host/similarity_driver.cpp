@@ -77,20 +77,12 @@ int main(int count, char** arguments) {
   if (!file) return 2;
 
   const SimilarityProblem problem{
-      h.symmetric != 0,
-      type,
-      queries.get(),
-      keys.get(),
-      h.n,
-      h.m,
-      h.depth,
-      h.temperature,
-      key_bias.get(),
-      static_cast<const int64_t*>(query_labels.get()),
-      static_cast<const int64_t*>(key_labels.get()),
-      same.get(),
-      h.same_label_value,
-      static_cast<const int64_t*>(self.get())};
+      {h.symmetric != 0, queries.get(), keys.get(), h.n, h.m, h.depth,
+       h.temperature, key_bias.get(),
+       static_cast<const int64_t*>(query_labels.get()),
+       static_cast<const int64_t*>(key_labels.get()), same.get(),
+       h.same_label_value, static_cast<const int64_t*>(self.get())},
+      type};
   const SimilarityOptions options{h.assume_normalized != 0,
                                   h.deterministic != 0, h.allow_tf32 != 0};
 

@@ -53,7 +53,7 @@ def check(n, m, depth, classes, dtype, symmetric, **execution):
 
     def plain(q, k, grad):
         dots = class_sum_dots(q, k, a, b, classes)
-        grads = class_sum_dots_backward(grad, q, k, a, b, classes, True, not symmetric)
+        grads = class_sum_dots_backward(grad, True, not symmetric, q, k, a, b, classes)
         return [dots, *grads]
 
     wide = None if symmetric else k.double()

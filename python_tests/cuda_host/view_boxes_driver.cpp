@@ -13,7 +13,7 @@ int main(int count, char** arguments) {
   const int64_t n = problem.number(), sizes_step = problem.number();
   const int64_t view_step = problem.number(), seed = problem.number();
   const int64_t epoch = problem.number(), stream = problem.number();
-  double constraint[kBoxConstraintNumbers];
+  double constraint[s3h::kConstraintNumbers];
   for (double& each : constraint) each = problem.real();
   const Memory sizes = problem.array(), index = problem.array();
   const Memory view = problem.array();
@@ -21,8 +21,9 @@ int main(int count, char** arguments) {
   const Memory fallback = problem.empty(static_cast<size_t>(n));
   check(draw_view_boxes(
       {n, sizes.get<const int64_t>(), sizes_step, index.get<const int64_t>(),
-       view.get<const int64_t>(), view_step, seed, epoch, stream},
-      constraint, boxes.get<int64_t>(), fallback.get<bool>(), nullptr));
+       view.get<const int64_t>(), view_step, constraint,
+       s3h::kConstraintNumbers, seed, epoch, stream},
+      boxes.get<int64_t>(), fallback.get<bool>(), nullptr));
   Result result(arguments[2]);
   result.put(boxes);
   result.put(fallback);

@@ -12,7 +12,7 @@ using namespace s3h::host;
 int main(int count, char** arguments) {
   if (count != 3) return 2;
   Problem problem(arguments[1]);
-  ViewsProblem p{};
+  s3h::ViewsProblem p{};
   const bool stacked = problem.number() != 0;
   p.images = problem.number();
   p.channels = problem.number();

@@ -12,7 +12,7 @@ from s3h_ext.data.sets.check import check
 from s3h_ext.data.sets.check_report import feasible
 from s3h_ext.data.sets.cifar import read_archive
 from s3h_ext.data.sets.octmnist import read_octmnist_split
-from s3h_ext.data.sets.registry import Source, md5_of
+from s3h_ext.data.sets.registry import OfficialFile, md5_of
 
 COUNTS = {"train": (12, 4, 3, 20), "val": (2, 1, 1, 3), "test": (1, 1, 1, 1)}
 
@@ -46,7 +46,7 @@ def test_a_cut_archive_is_said_to_be_one_and_is_no_problem(tiny_cifar):
 def test_the_official_files_are_recognised(tiny_cifar, monkeypatch):
     folder = tiny_cifar.cifar100()
     names = ("train", "test", "meta")
-    source = Source(
+    source = OfficialFile(
         "cifar100",
         "https://host/file",
         "file",
@@ -54,7 +54,7 @@ def test_the_official_files_are_recognised(tiny_cifar, monkeypatch):
         folder=folder.name,
         members={name: md5_of(folder / name) for name in names},
     )
-    monkeypatch.setattr(module, "find_source", lambda *arguments: source)
+    monkeypatch.setattr(module, "find_official", lambda *arguments: source)
     for root in (tiny_cifar.root, folder):
         report = check("cifar100", root)
         assert report.official is True

@@ -16,7 +16,7 @@ from s3h_ext.data.__main__ import main
 from s3h_ext.data.sets import download as module
 from s3h_ext.data.sets.archive import ArchiveError
 from s3h_ext.data.sets.download import DownloadError, download
-from s3h_ext.data.sets.registry import SOURCES, Source, find_source
+from s3h_ext.data.sets.registry import OFFICIAL_FILES, OfficialFile, find_official
 from s3h_ext.data.sets.unpack import unpack
 
 MEMBERS = {"train": os.urandom(300_000), "test": b"t" * 999, "meta": b"m"}
@@ -93,7 +93,7 @@ def source_for(server, **changes):
         "folder": "cifar-100-python",
         "members": {n: hashlib.md5(c).hexdigest() for n, c in MEMBERS.items()},
     }
-    return Source(**{**values, **changes})
+    return OfficialFile(**{**values, **changes})
 
 
 def get(source, root, **options):
@@ -420,23 +420,23 @@ def test_unpacking_over_a_folder_is_refused(tmp_path):
 
 
 def test_official_addresses():
-    assert find_source("cifar10").url == (
+    assert find_official("cifar10").url == (
         "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
     )
-    assert find_source("octmnist").file == "octmnist.npz"
-    assert find_source("octmnist", 224).url.endswith("octmnist_224.npz?download=1")
-    sums = [s.md5 for s in SOURCES.values()]
-    sums += [md5 for s in SOURCES.values() for md5 in s.members.values()]
+    assert find_official("octmnist").file == "octmnist.npz"
+    assert find_official("octmnist", 224).url.endswith("octmnist_224.npz?download=1")
+    sums = [s.md5 for s in OFFICIAL_FILES.values()]
+    sums += [md5 for s in OFFICIAL_FILES.values() for md5 in s.members.values()]
     assert len(set(sums)) == len(sums) == 16
     assert all(len(bytes.fromhex(md5)) == 16 for md5 in sums)
     with pytest.raises(ValueError, match="name: expected one of cifar10"):
-        find_source("cifar")
+        find_official("cifar")
     with pytest.raises(ValueError, match=r"\[28, 64, 128, 224\]"):
-        find_source("octmnist", 32)
+        find_official("octmnist", 32)
 
 
 def test_the_command_line(server, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module, "find_source", lambda *a: source_for(server))
+    monkeypatch.setattr(module, "find_official", lambda *a: source_for(server))
     arguments = ["download", "cifar100", "--root", str(tmp_path), "--quiet"]
     assert main(arguments) == 0
     assert str(tmp_path / "cifar-100-python") in capsys.readouterr().out

@@ -196,6 +196,20 @@ def test_odd_images_are_shown_and_bad_ones_left_out_and_counted(tmp_path):
     assert fallen > 0  # a line of 60 pixels has no crop of ratio 3/4 to 4/3
 
 
+def test_crops_are_those_of_the_views_that_are_shown(tmp_path):
+    data, _, bad = bad_folder(tmp_path)
+    feed = Feed(unreadable="skip")
+    source = feed.training(data, STREAMS, batch_size=8, epochs=2, seed=0)
+    shown = 0
+    for number, step in enumerate(source.epoch(1)):
+        crops = source.crops(1, number)
+        for name, batch in step.items():
+            per_image = STREAMS[name].views * (4 if batch.quadrants else 1)
+            assert crops[name].flip.shape == (per_image, len(batch.indices))
+        shown += len(step["contrast"].indices)
+    assert shown == len(data.train) - len(bad)
+
+
 def test_the_first_bad_file_ends_the_epoch_by_its_path(tmp_path):
     data, _, bad = bad_folder(tmp_path)
     source = Feed().training(data, PAIR, batch_size=8, epochs=2, seed=0)

@@ -23,8 +23,8 @@ def test_an_image_is_prepared_as_the_evaluation_does(recipe):
     side = 40 if recipe == "none" else 60
     images = np.stack([pixels(40, side, seed) for seed in range(3)])
     image_set = ImageSet(images, np.zeros(3, np.int64))
-    pixels = ResidentPixels(image_set, mean=MEAN, std=STD)
-    batches = EvaluationBatches(pixels, batch_size=3, recipe=recipe)
+    shown = ResidentPixels(image_set, mean=MEAN, std=STD)
+    batches = EvaluationBatches(shown, batch_size=3, recipe=recipe)
     shape = (40, side, 3) if recipe == "none" else (224, 224, 3)
     prepare = Preprocessing(shape, MEAN, STD, recipe)
     assert torch.equal(prepare(list(images)), next(iter(batches)).images[0])

@@ -336,6 +336,8 @@ def test_crops_of_a_step(image_set):
     assert torch.equal(crops.flip, drawn.flip)
     with pytest.raises(ValueError, match="epoch"):
         source.crops(4, 0)
+    with pytest.raises(ValueError, match=r"^step: expected 0 \.\. 4, got 5"):
+        source.crops(0, 5)
 
 
 def test_there_are_no_crops_at_the_end_of_an_epoch(image_set):

@@ -23,7 +23,6 @@ EXPECTED = {
         (
             *("archive/train", "archive/test", "archive/meta", "archive/protocol0"),
             *("archive/python3-protocol3", "archive/python3-protocol4"),
-            *("checkpoint/sound", "checkpoint/parameter", "checkpoint/file"),
             *("options/arguments", "options/method", "options/record"),
             *(f"options/preset-digits-lt-{m}" for m in ("ce", "hybrid-sc")),
             "options/preset-digits-lt-hybrid-psc",
@@ -31,7 +30,6 @@ EXPECTED = {
         "accepted",
     ),
     **dict.fromkeys(("options/help", "options/print-config"), "left"),
-    "checkpoint/other-options": "other options",
 }
 
 

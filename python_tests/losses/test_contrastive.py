@@ -1,7 +1,6 @@
 """The contrastive losses against direct transcriptions of their equations."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ from s3h_ext.losses import (
     supcon,
     supcon_loss,
 )
-from s3h_ext.losses._common import Keys
+from s3h_ext.losses._common import Keys, reduce, with_stats
 
 INF = math.inf
 
@@ -83,7 +82,12 @@ def test_supcon_on_other_devices_is_the_same_loss(reduction, num_classes):
     labels = draw_labels(40, 4)
     labels[3] = -1
     results = []
-    composed = partial(supcon._composed, gather=False)
+
+    @with_stats
+    def composed(z, keys, *, temperature, num_classes, reduction):
+        losses, counted = supcon._composed(z, keys, temperature, num_classes)
+        return reduce(losses, counted, reduction)
+
     for function, keys in ((supcon_loss, labels), (composed, Keys(None, labels, None))):
         z = unit(40, 8).requires_grad_()
         loss, stats = function(

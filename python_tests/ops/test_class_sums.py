@@ -70,8 +70,8 @@ def test_opcheck_and_plain_form(symmetric):
         plain_forms.class_sum_dots(*plain), torch.ops.s3h.class_sum_dots(*plain)
     )
     torch.testing.assert_close(
-        plain_forms.class_sum_dots_backward(grad, *plain, True, not symmetric),
-        torch.ops.s3h.class_sum_dots_backward(grad, *plain, True, not symmetric),
+        plain_forms.class_sum_dots_backward(grad, True, not symmetric, *plain),
+        torch.ops.s3h.class_sum_dots_backward(grad, True, not symmetric, *plain),
     )
 
 

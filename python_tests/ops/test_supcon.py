@@ -2,7 +2,6 @@
 
 import doctest
 import math
-import os
 import subprocess
 import sys
 
@@ -254,12 +253,12 @@ check((200, 128), 0.005, "mean")
 
 
 @pytest.mark.parametrize("level", ["baseline", "avx2"])
-def test_other_instruction_sets(level):
+def test_other_instruction_sets(at_level):
     done = subprocess.run(
         [sys.executable, "-c", LEVEL_CHECK],
         capture_output=True,
         text=True,
-        env=os.environ | {"S3H_CPU_LEVEL": level},
+        env=at_level,
     )
     assert done.returncode == 0, done.stderr
 

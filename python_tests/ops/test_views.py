@@ -1,7 +1,6 @@
 """View rendering against cutting, padding and resizing one patch after the other."""
 
 import doctest
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -478,7 +477,7 @@ def test_wrong_arguments():
 
 
 @pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
-def test_instruction_sets_agree(level, tmp_path):
+def test_instruction_sets_agree(at_level, tmp_path):
     images = draw_ragged(12)
     patches = draw_patches(images, 60, colour=draw_colour(60))
     more = {"out_size": (32, 37), "mean": MEAN, "std": STD}
@@ -490,7 +489,7 @@ def test_instruction_sets_agree(level, tmp_path):
     )
     subprocess.run(
         [sys.executable, "-c", code, tmp_path / "in.pt", tmp_path / "out.pt"],
-        env=os.environ | {"S3H_CPU_LEVEL": level},
+        env=at_level,
         check=True,
     )
     other = torch.load(tmp_path / "out.pt")

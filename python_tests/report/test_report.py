@@ -205,7 +205,7 @@ def test_without_matplotlib_the_run_is_kept_and_the_reason_said(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     trained_output = trained.folder.path
-    monkeypatch.setattr(trained, "output", tmp_path)
+    monkeypatch.setattr(trained, "folder", RunFolder(tmp_path))
     summary = trained.fit()  # all epochs are done: evaluates and writes
     said = capsys.readouterr()
     assert "warning: no report: ImportError: a report needs matplotlib" in said.err
@@ -222,7 +222,7 @@ def test_without_matplotlib_the_run_is_kept_and_the_reason_said(
 def test_the_summary_is_written_before_anything_else_can_fail(
     trained, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(trained, "output", tmp_path)
+    monkeypatch.setattr(trained, "folder", RunFolder(tmp_path))
     (tmp_path / "per_class.csv.partial").mkdir()  # so it cannot be written
     with pytest.raises(OSError, match=r"per_class\.csv"):
         trained.fit()
@@ -357,6 +357,7 @@ def test_classes_without_test_images_and_undefined_calibration(tmp_path):
     [
         ("summary.json", None, "expected the folder of a finished run"),
         ("summary.json", "{", "summary.json: not JSON"),
+        ("summary.json", '{"method": "ce"}', "summary.json: .*'dataset'"),
         ("confusion.csv", None, "has no confusion.csv"),
         ("confusion.csv", "class,predicted,images\n0,0,x\n", "line 2: invalid literal"),
         ("confusion.csv", "class,predicted,images\n0,9,1\n", r"classes in \[0, 5\)"),

@@ -36,11 +36,11 @@ def test_a_run_ends_with_the_reason_and_its_older_checkpoint(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    path = tmp_path / "checkpoints" / "epoch_00001.pt"
+    path = tmp_path / "checkpoints" / "epoch_00001.safetensors"
     assert f"error: [Errno 27] File too large: '{path}'" in done.stderr
     assert f"the last checkpoint is in {tmp_path}" in done.stderr
     kept = [path.name for path in (tmp_path / "checkpoints").iterdir()]
-    assert kept == ["epoch_00000_and_more.pt"]
+    assert kept == ["epoch_00000_and_more.safetensors"]
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="needs Linux's /dev/full")

@@ -43,5 +43,5 @@ def test_plain_yaml_is_read_as_before():
 
 @pytest.mark.parametrize("option", ["--preset", "--config"])
 def test_an_option_without_its_value_is_an_error_not_an_exit(option):
-    with pytest.raises(OptionError, match="expected one argument"):
+    with pytest.raises(OptionError, match=f"{option}: expected a value"):
         parse_options([option])

@@ -23,7 +23,7 @@ from s3h_ext.files import write_text
 from s3h_ext.methods import Baseline
 from s3h_ext.report import __main__ as report
 from s3h_ext.runs import classes
-from s3h_ext.runs.checkpoint import FORMAT
+from s3h_ext.runs.checkpoint import encode_checkpoint, load_checkpoint
 from s3h_ext.runs.loading import load_run
 from s3h_ext.runs.options import OptionError, parse_options
 
@@ -176,13 +176,13 @@ class Payload:
 
 
 def spoil_checkpoint(stranger):
-    state = {"format": FORMAT, "epochs_done": 2, "config": Payload(stranger.executed)}
-    for path in (stranger.folder / "checkpoints").glob("*.pt"):
+    state = {"epochs_done": 2, "config": Payload(stranger.executed)}
+    for path in (stranger.folder / "checkpoints").glob("*.safetensors"):
         torch.save(state, path)
 
 
 def spoil_pickle(stranger):
-    for path in (stranger.folder / "checkpoints").glob("*.pt"):
+    for path in (stranger.folder / "checkpoints").glob("*.safetensors"):
         path.write_bytes(pickle.dumps(Payload(stranger.executed)))
 
 
@@ -221,10 +221,10 @@ def with_method(stranger, name):
     config = yaml.safe_load((stranger.folder / "config.yaml").read_text())
     config["method"]["class_path"] = name
     stranger.write("config.yaml", yaml.safe_dump(config))
-    for path in (stranger.folder / "checkpoints").glob("*.pt"):
-        state = torch.load(path)
+    for path in (stranger.folder / "checkpoints").glob("*.safetensors"):
+        state = load_checkpoint(path)
         state["config"]["method"]["class_path"] = name
-        torch.save(state, path)
+        path.write_bytes(encode_checkpoint(state))
 
 
 @pytest.mark.parametrize("command", ["predict", "evaluate", "export"])

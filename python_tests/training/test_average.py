@@ -8,7 +8,12 @@ import torch
 from python_tests.training.test_recording import QUICK, Tape, build, few_images
 from s3h_ext.methods import Baseline
 from s3h_ext.models import build_model
-from s3h_ext.runs.checkpoint import CheckpointError, checkpoint_paths
+from s3h_ext.runs.checkpoint import (
+    CheckpointError,
+    checkpoint_paths,
+    encode_checkpoint,
+    load_checkpoint,
+)
 from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.loading import load_run
 from s3h_ext.runs.options import OptionError, parse_options
@@ -216,8 +221,8 @@ def test_averages_that_do_not_fit_are_refused(finished, tmp_path, average):
     for name in ("config.yaml", "dataset.json"):
         (other / name).write_bytes((folder / name).read_bytes())
     path = checkpoint_paths(RunFolder(folder))[0]
-    state = torch.load(path, weights_only=True)
-    torch.save({**state, "average": average}, other / "checkpoints" / path.name)
+    content = encode_checkpoint({**load_checkpoint(path), "average": average})
+    (other / "checkpoints" / path.name).write_bytes(content)
     with pytest.raises(CheckpointError, match="does not fit this run"):
         load_run(other, device="cpu")
     config, _ = parse_options(["--config", str(other / "config.yaml")])

@@ -11,7 +11,11 @@ from PIL import Image
 from s3h_ext.evaluate import main as evaluate
 from s3h_ext.methods import Baseline, Method
 from s3h_ext.predict import main as predict
-from s3h_ext.runs.checkpoint import checkpoint_paths, load_checkpoint
+from s3h_ext.runs.checkpoint import (
+    checkpoint_paths,
+    encode_checkpoint,
+    load_checkpoint,
+)
 from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.loading import load_run
 from s3h_ext.train import main
@@ -90,7 +94,7 @@ def test_the_last_update_of_an_epoch_spoils_no_checkpoint(
     assert ("--resume would go the same way again" in error) == bool(kept)
     assert not (tmp_path / "summary.json").exists()
     if every == "1":
-        assert kept[0].name == f"epoch_{step // STEPS - 1:05d}.pt"
+        assert kept[0].name == f"epoch_{step // STEPS - 1:05d}.safetensors"
         assert load_run(tmp_path, device="cpu").epochs_done == step // STEPS - 1
         after_step(0, spoil)  # as on another machine
         assert run(tmp_path, "--resume") == 0
@@ -111,10 +115,10 @@ def test_a_checkpoint_of_before_survives_an_evaluation_that_diverges(
     every = ["--checkpoint_every", "3"]
     after_step(1, lambda method: signal.raise_signal(signal.SIGINT))
     assert run(tmp_path, *every) == 130
-    assert names(tmp_path) == ["epoch_00000_and_more.pt"]
+    assert names(tmp_path) == ["epoch_00000_and_more.safetensors"]
     after_step(1, spoil_logits)
     assert run(tmp_path, *every, "--resume") == 1
-    assert names(tmp_path) == ["epoch_00000_and_more.pt"]
+    assert names(tmp_path) == ["epoch_00000_and_more.safetensors"]
 
 
 def test_an_answer_of_a_network_that_diverged_is_an_error(
@@ -133,7 +137,7 @@ def test_an_answer_of_a_network_that_diverged_is_an_error(
 def test_older_epochs_survive(tmp_path):
     """The two that are kept are of different epochs, whatever is saved between them."""
     assert run(tmp_path) == 0
-    assert names(tmp_path) == ["epoch_00003.pt", "epoch_00002.pt"]
+    assert names(tmp_path) == ["epoch_00003.safetensors", "epoch_00002.safetensors"]
     new, old = (
         load_checkpoint(path)["method"]["model.classifier.weight"]
         for path in checkpoint_paths(RunFolder(tmp_path))
@@ -153,14 +157,17 @@ def test_an_evaluation_says_how_far_its_weights_are(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(Baseline, "predict", fail)
     arguments = ["--data.val_fraction", "0.2", "--eval_batch_size", "1000"]
     assert run(tmp_path, *arguments) == 1
-    assert names(tmp_path) == ["epoch_00001_and_more.pt", "epoch_00001.pt"]
+    assert names(tmp_path) == [
+        "epoch_00001_and_more.safetensors",
+        "epoch_00001.safetensors",
+    ]
     assert evaluate([str(tmp_path), "--device", "cpu"]) == 0
     measured = tmp_path / "evaluation-test" / "metrics.json"
     assert json.loads(measured.read_text())["epochs_done"] == 2
     path = checkpoint_paths(RunFolder(tmp_path))[0]
     state = load_checkpoint(path)
     state["unfinished_epoch"]["steps"] = 1  # stopped inside of it
-    torch.save(state, path)
+    path.write_bytes(encode_checkpoint(state))
     assert evaluate([str(tmp_path), "--device", "cpu"]) == 0
     found = json.loads(measured.read_text())
     assert (found["epochs_done"], found["steps_done"]) == (1, 1)
@@ -176,7 +183,7 @@ def test_an_old_run_with_spoiled_weights_is_evaluated_as_such(tmp_path, capsys):
     for path in checkpoint_paths(RunFolder(tmp_path)):
         state = load_checkpoint(path)
         state["method"]["model.classifier.weight"][0, 0] = torch.nan
-        torch.save(state, path)
+        path.write_bytes(encode_checkpoint(state))
     assert evaluate([str(tmp_path), "--device", "cpu"]) == 2
     assert "logits of" in capsys.readouterr().err
     assert not (tmp_path / "evaluation-test").exists()

@@ -89,7 +89,7 @@ def test_an_evaluation_that_fails_costs_no_training(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no image"):
         broken.fit()
     steps = broken.source.steps_per_epoch
-    (path,) = (tmp_path / "parts" / "checkpoints").glob("*.pt")
+    (path,) = (tmp_path / "parts" / "checkpoints").glob("*.safetensors")
     assert load_checkpoint(path)["unfinished_epoch"]["steps"] == steps
     rest = trainer_of(tmp_path / "parts", resume=True)
     trained = []

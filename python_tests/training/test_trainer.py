@@ -235,9 +235,9 @@ def test_sigkill_while_a_checkpoint_is_written_changes_no_bit(tmp_path, undistur
     assert killed.returncode == -signal.SIGKILL
     names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert names == [
-        "epoch_00001.pt",
-        "epoch_00002.pt",
-        "epoch_00002_and_more.pt",
+        "epoch_00001.safetensors",
+        "epoch_00002.safetensors",
+        "epoch_00002_and_more.safetensors",
         "epoch_00003.partial",
     ]
     process = start(tmp_path)

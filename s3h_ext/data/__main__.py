@@ -12,7 +12,7 @@ from s3h_ext.data.sets.archive import ArchiveError
 from s3h_ext.data.sets.check import check
 from s3h_ext.data.sets.download import DownloadError, download
 from s3h_ext.data.sets.photographs import PHOTOGRAPHS
-from s3h_ext.data.sets.registry import OCTMNIST_SIZES, SOURCES
+from s3h_ext.data.sets.registry import OCTMNIST_SIZES, OFFICIAL_FILES
 from s3h_ext.text import printable
 
 
@@ -27,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     look = commands.add_parser(
         "check", help="say whether a data set is complete, official, and what is in it"
     )
-    downloads = sorted({name for name, _ in SOURCES})
+    downloads = sorted({name for name, _ in OFFICIAL_FILES})
     for command, names in ((get, downloads), (look, [*downloads, *PHOTOGRAPHS])):
         command.add_argument("name", choices=names)
         command.add_argument("--root", required=True, help="folder of the data sets")

@@ -51,8 +51,8 @@ class LongTailDataset:
     Attributes:
         name: As given to :func:`load_dataset`.
         train: The training images, without those held out in ``val``: an
-            :class:`ImageSet` in memory, or :class:`~.files.ImageFiles` on the disk, as
-            the other two are.
+            :class:`ImageSet` in memory, or an :class:`~.image_files.ImageFiles`, as the
+            other two are.
         val: The held-out part of the training set, as long-tailed as it, or a data
             set's own validation images, or ``None``.
         test: The untouched test split; never used to choose anything.

@@ -1,4 +1,4 @@
-"""Photographs on the disk: many paths and labels in little memory."""
+"""Image files and their labels, in little memory."""
 
 from __future__ import annotations
 

@@ -173,13 +173,14 @@ def unused_images(
     such images to choose by, so say so where a choice rests on them.
 
     Args:
-        name: as for :func:`load_dataset`, of a data set that is cut from an archive.
-        root: as there, and so are the others.
-        imbalance: as there.
-        size: as there.
-        profile: as there.
-        val_fraction: as there.
-        seed: as there.
+        name: Of a data set that is cut from an archive; this and the others are as for
+            :func:`load_dataset`.
+        root: Folder of the data.
+        imbalance: Largest over smallest class.
+        size: Side of OCTMNIST's images.
+        profile: ``"exp"`` or ``"step"``.
+        val_fraction: Share of each class that is held out.
+        seed: Of the hold-out.
 
     Raises:
         ValueError: an argument is out of range, or the data set is of photographs.

@@ -62,10 +62,7 @@ def check_plan(
     rank: int,
     world_size: int,
 ) -> int:
-    """Checks what a source of training batches is asked for.
-
-    Returns:
-        Steps of an epoch over ``images`` images.
+    """Checks a source's arguments; returns the steps of an epoch.
 
     Raises:
         ValueError: an argument is out of range, a step would leave a process without an
@@ -88,11 +85,11 @@ def check_plan(
             f"batch_size: expected an image for each of {world_size} processes in "
             f"every step; {images} images in batches of {batch_size} give {smallest}"
         )
-    own = [name for name, stream in streams.items() if stream.follows is None]
+    leaders = [name for name, stream in streams.items() if stream.follows is None]
     for name, stream in streams.items():
-        if stream.follows is not None and stream.follows not in own:
+        if stream.follows not in (None, *leaders):
             raise ValueError(
-                f"follows: expected a stream with images of its own ({', '.join(own)}),"
-                f" got {stream.follows!r} in stream {name!r}"
+                "follows: expected a stream with images of its own "
+                f"({', '.join(leaders)}), got {stream.follows!r} in stream {name!r}"
             )
     return steps

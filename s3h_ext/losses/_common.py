@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Literal, NamedTuple, ParamSpec, Protocol, cast, overload
 
 import torch
 import torch.distributed as dist
@@ -18,6 +21,8 @@ from s3h_ext.ops._arguments import (
     compute_dtype,
 )
 from s3h_ext.ops.all_gather import process_count
+
+P = ParamSpec("P")
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -70,6 +75,15 @@ class ContrastiveModule(nn.Module):
         self.reduction = check_reduction(reduction)
         self.num_classes = check_num_classes(num_classes)
         self.gather = gather
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the arguments of the function that the module holds."""
+        return {
+            "temperature": self.temperature,
+            "reduction": self.reduction,
+            "num_classes": self.num_classes,
+            "gather": self.gather,
+        }
 
     def extra_repr(self) -> str:
         """Returns the settings that ``repr`` shows."""
@@ -349,13 +363,17 @@ def check_type(name: str, tensor: Tensor, features: Tensor) -> Tensor:
     return tensor.to(features.dtype)
 
 
+class Reduced(NamedTuple):
+    """A loss and how many of its anchors count."""
+
+    loss: Tensor
+    counted: Tensor
+    anchors: int
+
+
 def reduce(
-    losses: Tensor,
-    counted: Tensor,
-    reduction: Reduction,
-    return_stats: bool,
-    gather: bool = False,
-) -> Tensor | tuple[Tensor, ContrastiveStats]:
+    losses: Tensor, counted: Tensor, reduction: Reduction, gather: bool = False
+) -> Reduced:
     """Reduces ``[N]`` losses over the counted anchors; none counted gives 0.
 
     With ``gather`` the mean over processes of what they return is the sum over all
@@ -373,6 +391,57 @@ def reduce(
             every = number.clone()
             dist.all_reduce(every)
         loss = loss / every.clamp(min=1)
-    if not return_stats:
-        return loss
-    return loss, ContrastiveStats(number, counted.numel() - number)
+    return Reduced(loss, number, counted.numel())
+
+
+def mean_of_counted(
+    losses: Tensor, counted: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """Returns the mean, weighted or not, of ``[N]`` losses over the rows that count.
+
+    A row that does not count adds nothing, whatever its loss; none counted gives 0.
+    """
+    if weights is None:
+        return reduce(losses, counted, "mean").loss
+    weights = torch.where(counted, weights, 0)
+    loss = reduce(weights * losses, counted, "sum").loss
+    total = weights.sum()
+    return loss / torch.where(total > 0, total, 1)
+
+
+class ContrastiveLoss(Protocol[P]):
+    """A loss function that returns its :class:`ContrastiveStats` where asked to."""
+
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor: ...
+    # This one leaves the arguments to the one before it.
+    @overload
+    def __call__(
+        self, *args: Any, return_stats: bool, **kwargs: Any
+    ) -> Tensor | tuple[Tensor, ContrastiveStats]: ...
+
+
+def with_stats(function: Callable[P, Reduced]) -> ContrastiveLoss[P]:
+    """Adds the argument ``return_stats`` to a loss function."""
+
+    @wraps(function)
+    def loss(
+        *args: Any, return_stats: bool = False, **kwargs: Any
+    ) -> Tensor | tuple[Tensor, ContrastiveStats]:
+        value, counted, anchors = function(*args, **kwargs)
+        if not return_stats:
+            return value
+        return value, ContrastiveStats(counted, anchors - counted)
+
+    signature = inspect.signature(function)
+    asked = inspect.Parameter(
+        "return_stats",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False,
+        annotation="bool",
+    )
+    loss.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), asked],
+        return_annotation="Tensor | tuple[Tensor, ContrastiveStats]",
+    )
+    return cast("ContrastiveLoss[P]", loss)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
-
 import torch
 from torch import Tensor
 
 from s3h_ext.losses._common import (
     ContrastiveModule,
     ContrastiveStats,
+    Reduced,
     Reduction,
     check_columns,
     check_num_classes,
@@ -21,29 +20,14 @@ from s3h_ext.losses._common import (
     key_sum_dots,
     reduce,
     same_class_bias,
+    with_stats,
 )
 from s3h_ext.ops import class_sum_dots, similarity_logsumexp
 from s3h_ext.ops._arguments import check_temperature, check_tensor
 
 
-@overload
+@with_stats
 def balanced_contrastive_loss(
-    features: Tensor,
-    labels: Tensor,
-    centres: Tensor | None = ...,
-    *,
-    temperature: float = ...,
-    reduction: Reduction = ...,
-    num_classes: int | None = ...,
-    gather: bool = ...,
-    return_stats: Literal[False] = ...,
-) -> Tensor: ...
-@overload
-def balanced_contrastive_loss(
-    *args: Any, return_stats: bool, **kwargs: Any
-) -> Tensor | tuple[Tensor, ContrastiveStats]: ...
-# The overload above leaves the arguments to the one before it.
-def balanced_contrastive_loss(  # type: ignore[misc]
     features: Tensor,
     labels: Tensor,
     centres: Tensor | None = None,
@@ -52,8 +36,7 @@ def balanced_contrastive_loss(  # type: ignore[misc]
     reduction: Reduction = "mean",
     num_classes: int | None = None,
     gather: bool = False,
-    return_stats: bool = False,
-) -> Tensor | tuple[Tensor, ContrastiveStats]:
+) -> Reduced:
     r"""Balanced contrastive loss (Zhu et al., CVPR 2022, eq. 10).
 
     ``L_i = −1/|P(i)| Σ_{p in P(i)} log( exp(s_ip) / Σ_{a≠i} exp(s_ia)/w_ia )``,
@@ -152,7 +135,7 @@ def balanced_contrastive_loss(  # type: ignore[misc]
         losses.append(torch.logaddexp(lse, to_centres) - (dots + own_centre) / scale)
     each = sum(losses[1:], losses[0]) / len(losses) if losses else lse - dots / scale
     counted = (classes < size) & (number > 1)
-    return reduce(each, counted, reduction, return_stats, gather)
+    return reduce(each, counted, reduction, gather)
 
 
 class BalancedContrastiveLoss(ContrastiveModule):
@@ -170,9 +153,6 @@ class BalancedContrastiveLoss(ContrastiveModule):
             features,
             labels,
             centres,
-            temperature=self.temperature,
-            reduction=self.reduction,
-            num_classes=self.num_classes,
-            gather=self.gather,
             return_stats=return_stats,
+            **self.settings(),
         )

@@ -23,6 +23,7 @@ from s3h_ext.losses._common import (
     check_number,
     check_shares,
     check_weight,
+    mean_of_counted,
 )
 
 Counts = Sequence[int] | np.ndarray | Tensor
@@ -69,8 +70,7 @@ def mixed_cross_entropy(logits: Tensor, labels: Labels) -> Tensor:
         >>> float(mixed_cross_entropy(logits, labels) - F.cross_entropy(logits, soft))
         0.0
     """
-    rows, counted = _cross_entropy(check_logits(logits), labels)
-    return _mean(rows.sum(), counted.sum())
+    return mean_of_counted(*_cross_entropy(check_logits(logits), labels))
 
 
 def _counts(class_counts: Counts) -> Tensor:
@@ -88,14 +88,13 @@ def _counts(class_counts: Counts) -> Tensor:
 def _cross_entropy(
     logits: Tensor, labels: Labels, name: str = "labels"
 ) -> tuple[Tensor, Tensor]:
-    """Returns ``[N]`` losses, 0 for rows without a class, and which rows have one."""
+    """Returns ``[N]`` losses, and which rows count: those that have a class."""
     if isinstance(labels, MixedLabels):
         first, whole = _cross_entropy(logits, labels.first, "labels.first")
         second, other = _cross_entropy(logits, labels.second, "labels.second")
         counted = whole & other
         weight = check_shares("labels.weight", labels.weight, logits)
-        rows = torch.lerp(second, first, weight)
-        return rows.where(counted, 0), counted
+        return torch.lerp(second, first, weight), counted
     labels = check_labels(name, labels, logits, "logits", logits.shape[1])
     counted = labels >= 0
     targets = labels.masked_fill(~counted, -100)
@@ -106,11 +105,6 @@ def _cross_entropy(
 def _of_class(values: Tensor, labels: Tensor) -> Tensor:
     """Returns ``[N]`` of values ``[C]``; for a row without a class any of them."""
     return values[labels.clamp(min=0)]
-
-
-def _mean(total: Tensor, number: Tensor) -> Tensor:
-    """Returns the mean of what adds up to a total; 0 of nothing."""
-    return total / torch.where(number > 0, number, 1)
 
 
 def effective_number_weights(class_counts: Counts, beta: float = 0.9999) -> Tensor:
@@ -179,8 +173,7 @@ class LogitAdjustedLoss(nn.Module):
         Labels of mixed images are a :class:`MixedLabels`.
         """
         logits = check_logits(logits, self.adjustment)
-        rows, counted = _cross_entropy(logits + self.adjustment, labels)
-        return _mean(rows.sum(), counted.sum())
+        return mean_of_counted(*_cross_entropy(logits + self.adjustment, labels))
 
 
 class FocalLoss(nn.Module):
@@ -218,7 +211,7 @@ class FocalLoss(nn.Module):
         loss = focus * cross_entropy
         if weight is not None:
             loss = loss * _of_class(weight, labels)
-        return _mean(loss.sum(), counted.sum())
+        return mean_of_counted(loss, counted)
 
 
 class LDAMLoss(nn.Module):
@@ -266,7 +259,5 @@ class LDAMLoss(nn.Module):
         margins = _of_class(self.margins, labels).to(logits.dtype)
         margin = torch.where(columns == labels[:, None], margins[:, None], 0)
         rows, counted = _cross_entropy(logits - margin, labels)
-        if weight is None:
-            return _mean(rows.sum(), counted.sum())
-        shares = torch.where(counted, _of_class(weight, labels), 0)
-        return _mean((shares * rows).sum(), shares.sum())
+        weights = None if weight is None else _of_class(weight, labels)
+        return mean_of_counted(rows, counted, weights)

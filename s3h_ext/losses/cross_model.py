@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from s3h_ext.losses._common import (
     ContrastiveModule,
     ContrastiveStats,
+    Reduced,
     Reduction,
     check_columns,
     check_labels,
@@ -20,34 +20,14 @@ from s3h_ext.losses._common import (
     classes_of,
     reduce,
     same_class_bias,
+    with_stats,
 )
 from s3h_ext.ops import class_sum_dots, gather_rows, similarity_logsumexp
 from s3h_ext.ops._arguments import check_matrices, check_temperature
 
 
-@overload
+@with_stats
 def cross_model_contrastive_loss(
-    features: Tensor,
-    labels: Tensor,
-    keys: Tensor,
-    key_labels: Tensor,
-    *,
-    centres: Tensor | None = ...,
-    queue: Tensor | None = ...,
-    queue_labels: Tensor | None = ...,
-    self_index: Tensor | None = ...,
-    temperature: float = ...,
-    reduction: Reduction = ...,
-    num_classes: int | None = ...,
-    gather: bool = ...,
-    return_stats: Literal[False] = ...,
-) -> Tensor: ...
-@overload
-def cross_model_contrastive_loss(
-    *args: Any, return_stats: bool, **kwargs: Any
-) -> Tensor | tuple[Tensor, ContrastiveStats]: ...
-# The overload above leaves the arguments to the one before it.
-def cross_model_contrastive_loss(  # type: ignore[misc]
     features: Tensor,
     labels: Tensor,
     keys: Tensor,
@@ -61,8 +41,7 @@ def cross_model_contrastive_loss(  # type: ignore[misc]
     reduction: Reduction = "mean",
     num_classes: int | None = None,
     gather: bool = False,
-    return_stats: bool = False,
-) -> Tensor | tuple[Tensor, ContrastiveStats]:
+) -> Reduced:
     r"""Balanced contrast of one model's rows against another model's keys.
 
     ``L_i = −1/|P(i)| Σ_{p in P(i)} log( exp(s_ip) / Σ_{a≠e_i} exp(s_ia)/w_ia )``
@@ -183,7 +162,7 @@ def cross_model_contrastive_loss(  # type: ignore[misc]
     )
     attraction = dots / (temperature * positives.clamp(min=1))
     counted = (classes < size) & (positives > 0)
-    return reduce(lse - attraction, counted, reduction, return_stats, gather)
+    return reduce(lse - attraction, counted, reduction, gather)
 
 
 class CrossModelContrastiveLoss(ContrastiveModule):
@@ -212,9 +191,6 @@ class CrossModelContrastiveLoss(ContrastiveModule):
             queue=queue,
             queue_labels=queue_labels,
             self_index=self_index,
-            temperature=self.temperature,
-            reduction=self.reduction,
-            num_classes=self.num_classes,
-            gather=self.gather,
             return_stats=return_stats,
+            **self.settings(),
         )

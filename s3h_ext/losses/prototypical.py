@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,32 +11,19 @@ from torch import Tensor
 from s3h_ext.losses._common import (
     ContrastiveModule,
     ContrastiveStats,
+    Reduced,
     Reduction,
     check_labels,
     check_type,
     reduce,
+    with_stats,
 )
 from s3h_ext.ops import similarity_logsumexp
 from s3h_ext.ops._arguments import check_matrices, check_temperature, check_tensor
 
 
-@overload
+@with_stats
 def prototypical_supcon_loss(
-    features: Tensor,
-    labels: Tensor,
-    prototypes: Tensor,
-    *,
-    temperature: float = ...,
-    reduction: Reduction = ...,
-    gather: bool = ...,
-    return_stats: Literal[False] = ...,
-) -> Tensor: ...
-@overload
-def prototypical_supcon_loss(
-    *args: Any, return_stats: bool, **kwargs: Any
-) -> Tensor | tuple[Tensor, ContrastiveStats]: ...
-# The overload above leaves the arguments to the one before it.
-def prototypical_supcon_loss(  # type: ignore[misc]
     features: Tensor,
     labels: Tensor,
     prototypes: Tensor,
@@ -44,8 +31,7 @@ def prototypical_supcon_loss(  # type: ignore[misc]
     temperature: float = 0.1,
     reduction: Reduction = "mean",
     gather: bool = False,
-    return_stats: bool = False,
-) -> Tensor | tuple[Tensor, ContrastiveStats]:
+) -> Reduced:
     r"""Prototypical supervised contrastive loss (Wang et al. 2021, Hybrid-PSC).
 
     ``L_i = −log( exp(z_i·p_{y_i}/τ) / Σ_{j≠y_i} exp(z_i·p_j/τ) )``
@@ -103,12 +89,12 @@ def prototypical_supcon_loss(  # type: ignore[misc]
     )
     inside = (labels >= 0) & (labels < num_classes)
     if num_classes == 0:
-        return reduce(lse, inside, reduction, return_stats, gather)
+        return reduce(lse, inside, reduction, gather)
     own = prototypes.index_select(0, torch.where(inside, labels, 0))
     scores = (own.to(lse.dtype) * features.to(lse.dtype)[:, None, :]).sum(dim=-1)
     attraction = (scores / temperature).logsumexp(dim=1)
     counted = inside & (lse > -math.inf)
-    return reduce(lse - attraction, counted, reduction, return_stats, gather)
+    return reduce(lse - attraction, counted, reduction, gather)
 
 
 class PrototypicalSupConLoss(ContrastiveModule):
@@ -122,6 +108,12 @@ class PrototypicalSupConLoss(ContrastiveModule):
     ) -> None:
         super().__init__(temperature, reduction, gather=gather)
 
+    def settings(self) -> dict[str, Any]:
+        """Returns the function's arguments: prototypes say how many classes."""
+        settings = super().settings()
+        del settings["num_classes"]
+        return settings
+
     def forward(
         self,
         features: Tensor,
@@ -134,8 +126,6 @@ class PrototypicalSupConLoss(ContrastiveModule):
             features,
             labels,
             prototypes,
-            temperature=self.temperature,
-            reduction=self.reduction,
-            gather=self.gather,
             return_stats=return_stats,
+            **self.settings(),
         )

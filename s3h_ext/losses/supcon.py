@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
-
 from torch import Tensor
 
 from s3h_ext.losses._common import (
     ContrastiveModule,
     ContrastiveStats,
     Keys,
+    Reduced,
     Reduction,
     check_num_classes,
     class_counts,
@@ -18,28 +17,14 @@ from s3h_ext.losses._common import (
     gather_keys,
     key_sum_dots,
     reduce,
+    with_stats,
 )
 from s3h_ext.ops import similarity_logsumexp, supervised_contrastive
 from s3h_ext.ops._arguments import check_temperature
 
 
-@overload
+@with_stats
 def supcon_loss(
-    features: Tensor,
-    labels: Tensor,
-    *,
-    temperature: float = ...,
-    reduction: Reduction = ...,
-    num_classes: int | None = ...,
-    gather: bool = ...,
-    return_stats: Literal[False] = ...,
-) -> Tensor: ...
-@overload
-def supcon_loss(
-    *args: Any, return_stats: bool, **kwargs: Any
-) -> Tensor | tuple[Tensor, ContrastiveStats]: ...
-# The overload above leaves the arguments to the one before it.
-def supcon_loss(  # type: ignore[misc]
     features: Tensor,
     labels: Tensor,
     *,
@@ -47,8 +32,7 @@ def supcon_loss(  # type: ignore[misc]
     reduction: Reduction = "mean",
     num_classes: int | None = None,
     gather: bool = False,
-    return_stats: bool = False,
-) -> Tensor | tuple[Tensor, ContrastiveStats]:
+) -> Reduced:
     r"""Supervised contrastive loss, ``L_out`` (Khosla et al. 2020, eq. 2).
 
     ``L_i = −1/|P(i)| Σ_{p in P(i)} log( exp(z_i·z_p/τ) / Σ_{a≠i} exp(z_i·z_a/τ) )``
@@ -96,31 +80,19 @@ def supcon_loss(  # type: ignore[misc]
             num_classes=num_classes,
             reduction=reduction,
         )
-        if not return_stats:
-            return loss
-        return loss, ContrastiveStats(number, len(labels) - number)
-    return _composed(
-        features,
-        keys,
-        temperature=temperature,
-        num_classes=num_classes,
-        reduction=reduction,
-        gather=gather,
-        return_stats=return_stats,
-    )
+        return Reduced(loss, number, len(labels))
+    losses, counted = _composed(features, keys, temperature, num_classes)
+    return reduce(losses, counted, reduction, gather)
 
 
 def _composed(
-    features: Tensor,
-    keys: Keys,
-    *,
-    temperature: float,
-    num_classes: int | None,
-    reduction: Reduction,
-    gather: bool,
-    return_stats: bool,
-) -> Tensor | tuple[Tensor, ContrastiveStats]:
-    """The loss by the operations that every device and several processes have."""
+    features: Tensor, keys: Keys, temperature: float, num_classes: int | None
+) -> tuple[Tensor, Tensor]:
+    """The losses by the operations that every device and several processes have.
+
+    Returns:
+        ``[N]`` losses, and which anchors count.
+    """
     lse = similarity_logsumexp(
         features,
         keys.rows,
@@ -135,7 +107,7 @@ def _composed(
     positives = counts.index_select(0, classes) - 1
     attraction = dots / (temperature * positives.clamp(min=1))
     counted = (classes < size) & (positives > 0)
-    return reduce(lse - attraction, counted, reduction, return_stats, gather)
+    return lse - attraction, counted
 
 
 class SupConLoss(ContrastiveModule):
@@ -148,9 +120,6 @@ class SupConLoss(ContrastiveModule):
         return supcon_loss(
             features,
             labels,
-            temperature=self.temperature,
-            reduction=self.reduction,
-            num_classes=self.num_classes,
-            gather=self.gather,
             return_stats=return_stats,
+            **self.settings(),
         )

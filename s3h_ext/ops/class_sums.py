@@ -18,6 +18,11 @@ from s3h_ext.ops._arguments import (
     meet_under_autocast,
     refuse_forward_mode,
 )
+from s3h_ext.ops._autograd import (
+    differentiate_once,
+    save_arguments,
+    saved_arguments,
+)
 from s3h_ext.ops._library import LIBRARY, implement, registry
 from s3h_ext.ops.plain import class_sums as plain
 
@@ -27,8 +32,8 @@ _ARGUMENTS = (
 )
 LIBRARY.define(f"class_sum_dots({_ARGUMENTS}) -> Tensor")
 LIBRARY.define(
-    f"class_sum_dots_backward(Tensor grad, {_ARGUMENTS}, bool need_queries, "
-    "bool need_keys) -> (Tensor, Tensor)"
+    "class_sum_dots_backward(Tensor grad, bool need_queries, bool need_keys, "
+    f"{_ARGUMENTS}) -> (Tensor, Tensor)"
 )
 
 
@@ -95,13 +100,11 @@ def _fake_forward(queries: Tensor, *args: Any) -> Tensor:
 
 def _fake_backward(
     grad: Tensor,
-    queries: Tensor,
-    keys: Tensor | None,
-    query_classes: Tensor,
-    key_classes: Tensor | None,
-    num_classes: int,
     need_queries: bool,
     need_keys: bool,
+    queries: Tensor,
+    keys: Tensor | None,
+    *arguments: Any,
 ) -> tuple[Tensor, Tensor]:
     rows, depth = queries.shape
     columns = keys.shape[0] if keys is not None and need_keys else 0
@@ -112,29 +115,20 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:4])
-    ctx.num_classes = inputs[4]
+    save_arguments(ctx, inputs, ())
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     need_queries, need_keys = ctx.needs_input_grad[:2]
+    arguments, _ = saved_arguments(ctx)
     operators: Any = torch.ops.s3h
     grad_queries, grad_keys = operators.class_sum_dots_backward(
-        grad, *ctx.saved_tensors, ctx.num_classes, need_queries, need_keys
+        grad, need_queries, need_keys, *arguments
     )
     return (
         grad_queries if need_queries else None,
         grad_keys if need_keys else None,
-        None,
-        None,
-        None,
-    )
-
-
-def _refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError(
-        "class_sum_dots has no second derivative: call backward without "
-        "create_graph=True"
+        *(None,) * (len(arguments) - 2),
     )
 
 
@@ -144,9 +138,4 @@ implement(
 )
 registry.register_fake("s3h::class_sum_dots", _fake_forward, lib=LIBRARY)
 registry.register_fake("s3h::class_sum_dots_backward", _fake_backward, lib=LIBRARY)
-registry.register_autograd(
-    "s3h::class_sum_dots", _backward, setup_context=_setup_context, lib=LIBRARY
-)
-registry.register_autograd(
-    "s3h::class_sum_dots_backward", _refuse_double_backward, lib=LIBRARY
-)
+differentiate_once("class_sum_dots", _backward, _setup_context)

@@ -22,24 +22,26 @@ from s3h_ext.ops._arguments import (
     meet_under_autocast,
     refuse_forward_mode,
 )
+from s3h_ext.ops._autograd import (
+    differentiate_once,
+    save_arguments,
+    saved_arguments,
+)
 from s3h_ext.ops._library import LIBRARY, implement, registry
 from s3h_ext.ops.plain import similarity as plain
 
 _ARGUMENTS = (
     "Tensor queries, Tensor? keys, float temperature, Tensor? key_bias, "
     "Tensor? query_labels, Tensor? key_labels, Tensor? same_label_bias, "
-    "float same_label_value, Tensor? self_index"
+    "float same_label_value, Tensor? self_index, bool assume_normalized, "
+    "bool deterministic, bool allow_tf32"
 )
 # The second result is the first in units of log 2 and with a float64's digits, which
 # the CPU's float32 kernels take differences from; [0] where the backward takes lse.
-LIBRARY.define(
-    f"similarity_logsumexp({_ARGUMENTS}, bool assume_normalized, bool deterministic, "
-    "bool allow_tf32) -> (Tensor, Tensor)"
-)
+LIBRARY.define(f"similarity_logsumexp({_ARGUMENTS}) -> (Tensor, Tensor)")
 LIBRARY.define(
     "similarity_logsumexp_backward(Tensor grad, Tensor lse, Tensor lse_log2, "
-    f"{_ARGUMENTS}, bool need_queries, bool need_keys, bool assume_normalized, "
-    "bool deterministic, bool allow_tf32) -> (Tensor, Tensor)"
+    f"bool need_queries, bool need_keys, {_ARGUMENTS}) -> (Tensor, Tensor)"
 )
 
 implement(
@@ -181,18 +183,11 @@ def _fake_backward(
     grad: Tensor,
     lse: Tensor,
     lse_log2: Tensor,
-    queries: Tensor,
-    keys: Tensor | None,
-    temperature: float,
-    key_bias: Tensor | None,
-    query_labels: Tensor | None,
-    key_labels: Tensor | None,
-    same_label_bias: Tensor | None,
-    same_label_value: float,
-    self_index: Tensor | None,
     need_queries: bool,
     need_keys: bool,
-    *flags: bool,
+    queries: Tensor,
+    keys: Tensor | None,
+    *arguments: Any,
 ) -> tuple[Tensor, Tensor]:
     rows, depth = queries.shape
     columns = keys.shape[0] if keys is not None and need_keys else 0
@@ -205,80 +200,25 @@ def _fake_backward(
 def _setup_context(
     ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
 ) -> None:
-    (
-        queries,
-        keys,
-        temperature,
-        key_bias,
-        query_labels,
-        key_labels,
-        same_label_bias,
-        same_label_value,
-        self_index,
-        *flags,
-    ) = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(
-        *output,
-        queries,
-        keys,
-        key_bias,
-        query_labels,
-        key_labels,
-        same_label_bias,
-        self_index,
-    )
-    ctx.temperature = temperature
-    ctx.same_label_value = same_label_value
-    ctx.flags = flags
+    save_arguments(ctx, inputs, output)
 
 
 def _backward(
     ctx: Any, grad: Tensor | None, *others: None
 ) -> tuple[Tensor | None, ...]:
+    arguments, saved = saved_arguments(ctx)
     if grad is None:
-        return (None,) * 12
+        return (None,) * len(arguments)
     need_queries, need_keys = ctx.needs_input_grad[:2]
-    (
-        lse,
-        lse_log2,
-        queries,
-        keys,
-        key_bias,
-        query_labels,
-        key_labels,
-        same_bias,
-        self_index,
-    ) = ctx.saved_tensors
     grad_queries, grad_keys = torch.ops.s3h.similarity_logsumexp_backward(
-        grad,
-        lse,
-        lse_log2,
-        queries,
-        keys,
-        ctx.temperature,
-        key_bias,
-        query_labels,
-        key_labels,
-        same_bias,
-        ctx.same_label_value,
-        self_index,
-        need_queries,
-        need_keys,
-        *ctx.flags,
+        grad, *saved, need_queries, need_keys, *arguments
     )
     return (
         grad_queries if need_queries else None,
         grad_keys if need_keys else None,
-        *(None,) * 10,
-    )
-
-
-def _refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError(
-        "similarity_logsumexp has no second derivative: call backward without "
-        "create_graph=True"
+        *(None,) * (len(arguments) - 2),
     )
 
 
@@ -286,9 +226,4 @@ registry.register_fake("s3h::similarity_logsumexp", _fake_forward, lib=LIBRARY)
 registry.register_fake(
     "s3h::similarity_logsumexp_backward", _fake_backward, lib=LIBRARY
 )
-registry.register_autograd(
-    "s3h::similarity_logsumexp", _backward, setup_context=_setup_context, lib=LIBRARY
-)
-registry.register_autograd(
-    "s3h::similarity_logsumexp_backward", _refuse_double_backward, lib=LIBRARY
-)
+differentiate_once("similarity_logsumexp", _backward, _setup_context)

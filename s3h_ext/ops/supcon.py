@@ -20,6 +20,11 @@ from s3h_ext.ops._arguments import (
     compute_dtype,
     refuse_forward_mode,
 )
+from s3h_ext.ops._autograd import (
+    differentiate_once,
+    save_arguments,
+    saved_arguments,
+)
 from s3h_ext.ops._library import LIBRARY, implement, registry
 
 _ARGUMENTS = (
@@ -125,32 +130,24 @@ def _fake_backward(
 def _setup_context(
     ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
 ) -> None:
-    features, labels, *ctx.settings = inputs
     _, counted, lse = output
     ctx.mark_non_differentiable(counted, lse)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(lse, features, labels)
+    save_arguments(ctx, inputs, (lse,))
 
 
 def _backward(ctx: Any, grad: Tensor | None, *others: None) -> tuple[Any, ...]:
+    arguments, saved = saved_arguments(ctx)
     if grad is None:
-        return (None,) * 6
+        return (None,) * len(arguments)
     operators: Any = torch.ops.s3h
-    result = operators.supcon_backward(grad, *ctx.saved_tensors, *ctx.settings)
-    return (result, *(None,) * 5)
-
-
-def _refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError(
-        "supervised_contrastive has no second derivative: call backward without "
-        "create_graph=True"
-    )
+    result = operators.supcon_backward(grad, *saved, *arguments)
+    return (result, *(None,) * (len(arguments) - 1))
 
 
 implement(supcon=None, supcon_backward=None)
 registry.register_fake("s3h::supcon", _fake_forward, lib=LIBRARY)
 registry.register_fake("s3h::supcon_backward", _fake_backward, lib=LIBRARY)
-registry.register_autograd(
-    "s3h::supcon", _backward, setup_context=_setup_context, lib=LIBRARY
+differentiate_once(
+    "supcon", _backward, _setup_context, shown_as="supervised_contrastive"
 )
-registry.register_autograd("s3h::supcon_backward", _refuse_double_backward, lib=LIBRARY)

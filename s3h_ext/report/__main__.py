@@ -26,9 +26,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (ValueError, OSError, ImportError) as error:
             print(f"error: {error}", file=sys.stderr)
             failed = True
-        except KeyError as error:
-            print(f"error: {folder}: its files have no {error}", file=sys.stderr)
-            failed = True
     return 2 if failed else 0
 
 

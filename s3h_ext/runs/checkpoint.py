@@ -1,28 +1,33 @@
-"""Checkpoints that are either whole or not there."""
+"""Checkpoints: the state of a run in a file that is whole or not there.
+
+A checkpoint is a safetensors file: its tensors, and in the header everything else as
+JSON. Neither can execute code or take more memory than the file is long.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
-from s3h_ext.files import open_new
-from s3h_ext.runs.audit import audit_checkpoint, is_plain
+from s3h_ext.files import write_bytes
 from s3h_ext.runs.config import TrainConfig
 from s3h_ext.runs.folder import RunFolder
 from s3h_ext.text import describe_value
 
-FORMAT = "s3h_ext-checkpoint-1"
+FORMAT = "s3h_ext-checkpoint-2"
 KEEP = 2
+_SUFFIX = ".safetensors"
 _MORE = "_and_more"
 
 # What may differ between the run that wrote a checkpoint and the run that goes on.
@@ -90,16 +95,10 @@ def with_defaults(record: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def _defaults() -> dict[str, Any]:
-    """The defaults of the options outside the method."""
-    config = TrainConfig()
-    plain = {
-        name: asdict(value)
-        if is_dataclass(value) and not isinstance(value, type)
-        else value
-        for name, value in vars(config).items()
-        if name != "method"
-    }
-    return flatten(plain)
+    """Return the defaults of the options outside the method."""
+    options = TrainConfig().dump()
+    del options["method"]
+    return flatten(options)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -113,20 +112,25 @@ def _sync_folder(folder: Path) -> None:
 def checkpoint_paths(run: RunFolder) -> list[Path]:
     """Return the checkpoints of a run, the newest first.
 
-    ``epoch_00002.pt`` is the state after epoch 2; ``epoch_00002_and_more.pt`` is a
-    later one, before epoch 3 has its results.
+    ``epoch_00002.safetensors`` is the state after epoch 2;
+    ``epoch_00002_and_more.safetensors`` is a later one, before epoch 3 has its results.
     """
-    return sorted(run.checkpoints.glob("epoch_*.pt"), reverse=True)
+    return sorted(run.checkpoints.glob(f"epoch_*{_SUFFIX}"), reverse=True)
 
 
 def save_checkpoint(run: RunFolder, epochs_done: int, state: Mapping[str, Any]) -> Path:
-    """Write ``state`` as ``checkpoints/epoch_NNNNN.pt`` and keep the last two.
+    """Write ``state`` as ``checkpoints/epoch_NNNNN`` and keep the last two.
 
-    A state behind which there is no whole epoch (``unfinished_epoch``) has a name of
-    its own, and is kept beside the two until the epoch after them is whole.
+    A state inside an epoch (``unfinished_epoch``) has a name of its own, and is kept
+    beside the two until the next whole epoch is saved.
 
     The file gets its name only when all of it is on the disk, so a reader never sees a
     part of one, whenever the process or the machine stops.
+
+    Args:
+        run: where the checkpoint goes.
+        epochs_done: whole epochs behind the state.
+        state: tensors, numbers, text and None in mappings and lists.
 
     Raises:
         OSError: the disk is full or the folder not writable; what was there stays.
@@ -134,25 +138,10 @@ def save_checkpoint(run: RunFolder, epochs_done: int, state: Mapping[str, Any]) 
     folder = run.checkpoints
     folder.mkdir(parents=True, exist_ok=True)
     more = _MORE if state.get("unfinished_epoch") else ""
-    path = folder / f"epoch_{epochs_done:05d}{more}.pt"
-    partial = path.with_suffix(".partial")
-    try:
-        with open_new(partial) as file:
-            torch.save({"format": FORMAT, "epochs_done": epochs_done, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        cause = _os_error(error) if isinstance(error, Exception) else None
-        if cause is None:
-            raise
-        if cause.filename is None:  # a write that fails does not say where
-            cause.filename = str(path)
-        raise cause from None
+    path = folder / f"epoch_{epochs_done:05d}{more}{_SUFFIX}"
+    write_bytes(path, encode_checkpoint({"epochs_done": epochs_done, **state}))
     _sync_folder(folder)
-    begun = set(folder.glob(f"epoch_*{_MORE}.pt"))
+    begun = set(folder.glob(f"epoch_*{_MORE}{_SUFFIX}"))
     whole = [old for old in checkpoint_paths(run) if old not in begun]
     # Older checkpoints, and what a killed process left half-written.
     for old in [*whole[KEEP:], *begun - {path}, *folder.glob("epoch_*.partial")]:
@@ -161,33 +150,35 @@ def save_checkpoint(run: RunFolder, epochs_done: int, state: Mapping[str, Any]) 
 
 
 def drop_unfinished(run: RunFolder) -> None:
-    """Delete the state behind which there is no whole epoch, if there is one."""
-    for path in run.checkpoints.glob(f"epoch_*{_MORE}.pt"):
+    """Delete the state inside an epoch, if there is one."""
+    for path in run.checkpoints.glob(f"epoch_*{_MORE}{_SUFFIX}"):
         path.unlink()
 
 
-def _os_error(error: BaseException | None) -> OSError | None:
-    """Return the error of the system behind another one: PyTorch hides it."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read one checkpoint onto the CPU, without the power to execute code.
+    """Read one checkpoint onto the CPU.
 
     Raises:
         CheckpointError: the file is damaged, or not a checkpoint of this package.
     """
     try:
-        audit_checkpoint(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
+        tensors = safetensors.torch.load(content)  # checks the header too
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+        if (found := header.get("format")) == FORMAT:
+            if int(header["checksum"]) != _checksum(header["state"], tensors):
+                raise ValueError("its checksum is wrong")
+            state = {
+                # Options are plain values.
+                name: _unpack(part, {} if name == "config" else tensors)
+                for name, part in json.loads(header["state"]).items()
+            }
     except Exception as error:  # a damaged file can fail anywhere in the reader
         raise CheckpointError(
             f"{path}: damaged or not a checkpoint ({type(error).__name__}: {error})"
         ) from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else state
+    if found != FORMAT:
         raise CheckpointError(
             f"{path}: expected format {FORMAT!r}, got {describe_value(found)}"
         )
@@ -197,12 +188,82 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: epochs_done: expected a whole number, got "
             f"{describe_value(epochs_done)}"
         )
-    config = state.get("config")
-    if not isinstance(config, dict) or not is_plain(config):
-        raise CheckpointError(f"{path}: config: expected nested options")
-    if not isinstance(state.get("method"), dict):
-        raise CheckpointError(f"{path}: method: expected named tensors")
+    for name, expected in (("config", "nested options"), ("method", "named tensors")):
+        if not isinstance(state.get(name), dict):
+            raise CheckpointError(f"{path}: {name}: expected {expected}")
     return state
+
+
+def encode_checkpoint(state: Mapping[str, Any]) -> bytes:
+    """Return the content of a checkpoint file."""
+    tensors: dict[str, Tensor] = {}
+    text = json.dumps(_pack(state, "", tensors, {}))
+    checksum = str(_checksum(text, tensors))
+    header = {"format": FORMAT, "state": text, "checksum": checksum}
+    return safetensors.torch.save(tensors, header)
+
+
+def _checksum(text: str, tensors: Mapping[str, Tensor]) -> int:
+    checksum = zlib.crc32(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        head = f"{name} {tensor.dtype} {tuple(tensor.shape)}"
+        checksum = zlib.crc32(head.encode(), checksum)
+        plain = tensor.reshape(-1).view(torch.uint8).numpy()
+        checksum = zlib.crc32(plain.data, checksum)
+    return checksum
+
+
+def _pack(
+    value: Any, name: str, tensors: dict[str, Tensor], names: dict[Any, str]
+) -> Any:
+    """Return a part of a state as JSON has it, with references in place of tensors.
+
+    Args:
+        value: the part.
+        name: of the part, as in ``"method.model.fc.weight"``.
+        tensors: takes the tensors, on the CPU and contiguous.
+        names: of the tensors so far, for one that is in the state more than once.
+    """
+    if isinstance(value, Tensor):
+        key = (value.data_ptr(), value.dtype, value.shape, value.stride())
+        # Where weights are channels-last so are their momenta, and a fused optimiser
+        # that goes on with them relies on it.
+        order = sorted(range(value.ndim), key=lambda axis: -value.stride()[axis])
+        if names.setdefault(key, name) == name:
+            tensors[name] = (
+                value.detach()
+                .permute(order)
+                .to("cpu", copy=True, memory_format=torch.contiguous_format)
+            )
+        return {"$tensor": names[key], "$order": order}
+    if isinstance(value, Mapping):
+        pairs = [
+            (key, _pack(part, f"{name}.{key}" if name else str(key), tensors, names))
+            for key, part in value.items()
+        ]
+        return (
+            dict(pairs) if all(isinstance(k, str) for k in value) else {"$items": pairs}
+        )
+    if isinstance(value, (list, tuple)):
+        return [
+            _pack(part, f"{name}.{i}", tensors, names) for i, part in enumerate(value)
+        ]
+    return value
+
+
+def _unpack(value: Any, tensors: Mapping[str, Tensor], depth: int = 0) -> Any:
+    """Return what :func:`_pack` was given; a tuple comes back as a list."""
+    if depth > 20:
+        raise ValueError("nested too deep")
+    if isinstance(value, list):
+        return [_unpack(part, tensors, depth + 1) for part in value]
+    if not isinstance(value, dict):
+        return value
+    if "$tensor" in value:
+        tensor, order = tensors[value["$tensor"]], value["$order"]
+        return tensor.permute([order.index(axis) for axis in range(tensor.ndim)])
+    pairs = value["$items"] if "$items" in value else value.items()
+    return {key: _unpack(part, tensors, depth + 1) for key, part in pairs}
 
 
 def sound_checkpoints(run: RunFolder) -> Iterator[tuple[Path, dict[str, Any]]]:

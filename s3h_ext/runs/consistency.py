@@ -25,7 +25,8 @@ from s3h_ext.methods import (
 )
 from s3h_ext.methods.base import ClassifierMethod
 from s3h_ext.runs.config import TrainConfig
-from s3h_ext.runs.options import parse_options, short_warmup
+from s3h_ext.runs.options import parse_options
+from s3h_ext.runs.presets import short_warmup
 
 __all__ = ["check_options"]
 

@@ -171,7 +171,7 @@ class RunFolder:
         Raises:
             FileExistsError: it does.
         """
-        if self.config.exists() or any(self.checkpoints.glob("epoch_*.*")):
+        if self.config.exists() or any(self.checkpoints.glob("epoch_*")):
             raise FileExistsError(
                 f"output: {self} already holds a run; add --resume to go on with it, "
                 "or give another --output"

@@ -5,38 +5,21 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
 from s3h_ext import methods
 from s3h_ext.runs.config import DataConfig, TrainConfig
 
-__all__ = ["as_typed", "method_options", "nearest", "nearest_option", "underscored"]
+__all__ = ["OptionError", "as_typed", "method_options", "nearest", "nearest_option"]
 
 _TOP = {field.name for field in fields(TrainConfig)}
 _DATA = {field.name for field in fields(DataConfig)}
 
 
-def underscored(arguments: Sequence[str], known: Iterable[str]) -> list[str]:
-    """Return arguments with ``--batch-size`` as ``--batch_size``.
-
-    Args:
-        arguments: as they were typed.
-        known: options; those of a method need not be among them.
-    """
-    options = {*known, *(f"method.{name}" for name in method_options())}
-    result = []
-    for argument in arguments:
-        name, equals, value = argument.removeprefix("--").partition("=")
-        respelt = name.replace("-", "_")
-        inside = respelt.startswith("method.") and respelt.rpartition(".")[2]
-        if argument.startswith("--") and (
-            respelt in options or f"method.{inside}" in options
-        ):
-            argument = f"--{respelt}{equals}{value}"
-        result.append(argument)
-    return result
+class OptionError(ValueError):
+    """An option is unknown or has a bad value; the message says what was expected."""
 
 
 def as_typed(message: str, method: object = None) -> str:

@@ -9,38 +9,36 @@ import textwrap
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 import yaml
 
 from s3h_ext import methods
-from s3h_ext.methods.base import ClassifierMethod
+from s3h_ext.methods import Method
 from s3h_ext.runs import classes, plain_yaml
-from s3h_ext.runs.config import OptimConfig, TrainConfig
+from s3h_ext.runs.config import TrainConfig
 from s3h_ext.runs.option_names import (
+    OptionError,
     as_typed,
     method_options,
     nearest,
     nearest_option,
-    underscored,
+)
+from s3h_ext.runs.presets import (
+    DEFAULT_PRESET,
+    preset_arguments,
+    preset_list,
+    preset_warmup,
+    short_warmup,
 )
 
-DEFAULT_PRESET = "digits-lt/hybrid-psc"
-OTHER_FACTORS = (50, 10)
-# The data sets that are cut to a factor; others come as they are.
-CUT = ("cifar", "octmnist")
+__all__ = ["OptionError", "make_parser", "parse_options"]
+
 METHOD = "s3h_ext.methods.Baseline"
-_GROUPS = [f.name for f in fields(TrainConfig) if is_dataclass(f.default_factory)]
-
-# When a class changes, the parser keeps the options that the new one has too, such as
-# the temperature of Hybrid for S3H. With this one between them it keeps none.
-_NoOptions = type(
-    "_NoOptions",
-    (ClassifierMethod,),
-    {"__module__": __name__, **dict.fromkeys(ClassifierMethod.__abstractmethods__)},
-)
+_GROUPS = {f.name for f in fields(TrainConfig) if is_dataclass(f.default_factory)}
+_FLAGS = ("help", "print_config", "resume")
 
 
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
@@ -52,93 +50,12 @@ class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
         )
 
 
-class OptionError(ValueError):
-    """An option is unknown or has a bad value; the message says what was expected."""
-
-
-def _preset_root() -> Path:
-    return Path(str(files("s3h_ext") / "presets"))
-
-
-def preset_names() -> list[str]:
-    """Return the names of all presets, as in ``"cifar100-lt/hybrid-psc"``.
-
-    Those of CIFAR and OCTMNIST are there at three imbalance factors: 100 under their
-    plain names, 50 and 10 as in ``"cifar100-lt/hybrid-psc-if10"``.
-    """
-    root = _preset_root()
-    names = [
-        p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml")
-    ]
-    names += [
-        f"{name}-if{factor}"
-        for name in names
-        if name.startswith(CUT)
-        for factor in OTHER_FACTORS
-    ]
-    return sorted(names)
-
-
-def preset_arguments(name: str) -> list[str]:
-    """Return the arguments that a preset stands for.
-
-    Raises:
-        OptionError: there is no preset of that name.
-    """
-    if name not in preset_names():
-        raise OptionError(_no_preset(name))
-    file, _, factor = name.partition("-if")
-    arguments = ["--config", str(_preset_root() / f"{file}.yaml")]
-    return [*arguments, "--data.imbalance", factor] if factor else arguments
-
-
-def _presets_by_data_set() -> dict[str, list[str]]:
-    """Return the methods of each data set's presets, without the factors."""
-    found: dict[str, list[str]] = {}
-    for name in preset_names():
-        data_set, _, method = name.partition("/")
-        if "-if" not in method:
-            found.setdefault(data_set, []).append(method)
-    return found
-
-
-def _preset_list() -> str:
-    lines = [
-        f"{data_set}/: {', '.join(found)}"
-        + (" (each also as NAME-if50, NAME-if10)" if data_set.startswith(CUT) else "")
-        for data_set, found in _presets_by_data_set().items()
-    ]
-    return "\n".join(lines)
-
-
-def _no_preset(name: str) -> str:
-    """Return what to say of a preset that does not exist: those it could have been."""
-    data_set, _, method = name.partition("/")
-    there = _presets_by_data_set()
-    if data_set not in there:
-        guess = nearest(name, preset_names())
-        return f"--preset: {name!r} does not exist{guess}\n{_preset_list()}"
-    own = [preset for preset in preset_names() if preset.startswith(f"{data_set}/")]
-    others = [other for other, found in there.items() if method in found]
-    guess = "" if others else nearest(name, own)
-    text = (
-        f"--preset: {name!r} does not exist{guess}\n{data_set}/ has "
-        f"{', '.join(there[data_set])}"
-    )
-    if others:
-        text += (
-            f"\n{method} is a preset of {', '.join(others)}; docs/photographs.md and "
-            "--method.help say which options make it on other data"
-        )
-    return text
-
-
 def make_parser() -> jsonargparse.ArgumentParser:
     """Return the parser of ``python -m s3h_ext.train``."""
     parser = jsonargparse.ArgumentParser(
         prog="python -m s3h_ext.train",
         description="Train an image classifier on long-tailed data.",
-        epilog=f"presets:\n{_preset_list()}",
+        epilog=f"presets:\n{preset_list()}",
         formatter_class=_HelpFormatter,
         exit_on_error=False,
         allow_abbrev=False,
@@ -160,9 +77,7 @@ def make_parser() -> jsonargparse.ArgumentParser:
     return parser
 
 
-def parse_options(
-    arguments: Sequence[str] = (),
-) -> tuple[TrainConfig, bool]:
+def parse_options(arguments: Sequence[str] = ()) -> tuple[TrainConfig, bool]:
     """Turn command-line arguments into a checked configuration.
 
     A preset comes first, then ``--config`` files and dotted options in the order given.
@@ -189,191 +104,234 @@ def parse_options(
         (3, 'digits-lt', False)
     """
     parser = make_parser()
-    arguments = underscored(arguments, parser.get_defaults().keys())
-    first = argparse.ArgumentParser(
-        add_help=False, allow_abbrev=False, exit_on_error=False
-    )
-    first.add_argument("--preset")
-    first.add_argument("--config", action="append")
-    try:
-        chosen, _ = first.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise OptionError(str(error)) from error
-    if chosen.preset is None and chosen.config is None:
-        chosen.preset = DEFAULT_PRESET
-        arguments = ["--preset", DEFAULT_PRESET, *arguments]
-    if chosen.preset is not None:
-        arguments = [*preset_arguments(chosen.preset), *arguments]
+    known = [name for name, _ in parser.get_defaults().items() if "method." not in name]
+    given = list(_pairs(arguments, known))
+    presets = [value for name, value in given if name == "preset"]
+    if not presets and not any(name == "config" for name, _ in given):
+        presets = [DEFAULT_PRESET]
+        given = [("preset", DEFAULT_PRESET), *given]
+    if presets:
+        given = [*_pairs(preset_arguments(presets[-1]), known), *given]
 
-    _import_classes(arguments)
-    method = None
+    chosen: dict[str, object] = {"method": METHOD}
+    for name, value in given:
+        if name == "config":
+            for option, part in _content(value).items():
+                _choose(chosen, str(option), part)
+            continue
+        loaded = _loaded(value)
+        if _is_method(name):
+            _import_classes(name, loaded)
+        structured = _is_method(name) or isinstance(loaded, Mapping)
+        _choose(chosen, name, loaded if structured else value)
+    for option, part in chosen.items():
+        _check(option, part, chosen, known)
+    method: Any = _method(chosen, "method")
+    words = [*_words(chosen), f"--method={_dumped(method)}"]
+
     try:
         with classes.known_classes_only():
-            namespace = parser.parse_args(_with_fresh_methods(arguments))
+            # Of another class by default the parser would keep what options both have.
+            parser.set_defaults(method={"class_path": method["class_path"]})
+            namespace = parser.parse_args(words)
             method = namespace.method.as_dict()
-            _refuse_null(method)
             parts = vars(parser.instantiate(namespace))
         parts = {k: v for k, v in parts.items() if k not in ("config", "resume")}
         config = TrainConfig(**parts)
     except argparse.ArgumentError as error:
-        raise OptionError(_explain(_cut(str(error)), parser)) from error
+        raise OptionError(_explain(_cut(str(error)))) from error
     except (ValueError, TypeError) as error:
         raise OptionError(as_typed(_cut(str(error)), method)) from error
-    if chosen.preset is not None:
-        whole, length = _preset_warmup(chosen.preset)
+    if presets:
+        whole, length = preset_warmup(presets[-1])
         if config.optim.warmup_epochs == whole:
             config.optim.warmup_epochs = short_warmup(whole, length, config.epochs)
     return config, bool(namespace.resume)
 
 
-def short_warmup(whole: float, length: int, epochs: int) -> float:
-    """Return a preset's epochs of warm-up in a run of ``epochs``.
-
-    A run that does not outlast its warm-up never reaches its learning rate, and a trial
-    of a few epochs would say nothing about its preset. There the warm-up keeps its
-    share.
-
-    Args:
-        whole: the preset's epochs of warm-up.
-        length: the preset's epochs.
-        epochs: of the run.
-    """
-    if epochs > whole or whole >= length:
-        return whole
-    return round(whole * epochs / length, 3)
+def _is_method(option: str) -> bool:
+    return option.partition(".")[0] == "method" and not option.endswith(".help")
 
 
-def _preset_warmup(preset: str) -> tuple[float, int]:
-    """Return a preset's own epochs of warm-up and of training."""
-    text = Path(preset_arguments(preset)[1]).read_text(encoding="utf-8")
-    content = plain_yaml.load_yaml(text)
-    optim = content.get("optim", {})
-    return (
-        float(optim.get("warmup_epochs", OptimConfig.warmup_epochs)),
-        int(content.get("epochs", TrainConfig.epochs)),
-    )
-
-
-def _refuse_null(method: object, prefix: str = "method") -> None:
-    """Refuse null where an option of a method takes none, which the parser lets pass.
+def _pairs(arguments: Sequence[str], known: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield options as they are spelt here, and their values.
 
     Raises:
-        ValueError: there is one.
+        OptionError: a word is no option, or an option has no value.
     """
-    if not isinstance(method, Mapping):
-        return
-    owner = getattr(methods, str(method.get("class_path")).rpartition(".")[2], None)
-    types = typing.get_type_hints(owner.__init__) if owner else {}
-    for name, value in (method.get("init_args") or {}).items():
-        if value is None and name in types:
-            if type(None) not in typing.get_args(types[name]):
-                kind = getattr(types[name], "__name__", "a value")
-                raise ValueError(f"{prefix}.{name}: expected {kind}, got null")
-        else:
-            _refuse_null(value, f"{prefix}.{name}")
+    words = iter(["--help" if word == "-h" else word for word in arguments])
+    for word in words:
+        if not word.startswith("--"):
+            raise OptionError(f"expected an option, got {word!r}")
+        name, equals, value = word[2:].partition("=")
+        respelt = name.replace("-", "_")
+        if respelt in (*known, *_FLAGS) or _is_method(respelt):
+            name = respelt.replace(".init_args", "").removesuffix(".class_path")
+        if not equals and name not in _FLAGS:
+            value = next(words, "" if name.endswith(".help") else "--")
+            if value.startswith("--"):
+                raise OptionError(f"--{name}: expected a value")
+        yield name, value
 
 
-def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """Yield each argument, and the option and value that it begins, if it does."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, equals, value = argument.partition("=")
-        yield argument, name, value if equals else following
-
-
-def _import_classes(arguments: Sequence[str]) -> None:
-    """Import the classes after ``--method``; refuse files that name other files.
+def _content(value: str) -> Mapping[Any, Any]:
+    """Return the options in what ``--config`` is given: a file, or YAML itself.
 
     Raises:
-        OptionError: a class cannot be imported, or such a file.
+        OptionError: they cannot be read, or the file names another one.
     """
-    for _, name, value in _pairs(arguments):
-        if name == "--config":
-            _check_groups(value)
-            continue
-        for option, class_path in _named_classes(name, value):
-            module = class_path.rpartition(".")[0]
-            try:
-                importlib.import_module(module)
-            except Exception as error:  # a module may raise anything
-                missing = isinstance(error, ModuleNotFoundError) and error.name
-                if option != "method" and f"{module}.".startswith(f"{missing}."):
-                    continue  # any value with a dot in it
-                raise OptionError(
-                    f"{option}: {class_path} cannot be imported: "
-                    f"{type(error).__name__}: {error}"
-                ) from error
-
-
-def _check_groups(value: str) -> None:
-    """Refuse a file that names another one where its options are to be."""
     try:
-        content = _content(value)
-    except (OSError, ValueError, yaml.YAMLError):
-        return  # the parser says why
+        path = Path(value)
+        text = path.read_text(encoding="utf-8") if path.is_file() else value
+        content = plain_yaml.load_yaml(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise OptionError(f"--config: {_cut(str(error))}") from error
     if not isinstance(content, Mapping):
-        return
-    for name, part in content.items():
-        if name == "config" or (name in _GROUPS and not isinstance(part, Mapping)):
-            raise OptionError(
-                f"{name}: expected the options themselves, got {part!r}; a file of "
-                "options names no other one"
-            )
+        raise OptionError(f"--config: expected a file of options, got {value[:200]!r}")
+    if "config" in content:
+        raise OptionError(_NO_OTHER.format("config", content["config"]))
+    return content
 
 
-def _content(value: str) -> object:
-    """Return what ``--config`` is given: the content of a file, or of the value."""
-    path = Path(value)
-    text = path.read_text(encoding="utf-8") if path.is_file() else value
-    return plain_yaml.load_yaml(text)
+_NO_OTHER = (
+    "{}: expected the options themselves, got {!r:.200}; a file of options names no "
+    "other one"
+)
 
 
-def _with_fresh_methods(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with a method's old options dropped where its class changes.
-
-    The same goes for a method inside of another.
-    """
-    result: list[str] = []
-    chosen = {"method": METHOD}
-    for argument, name, value in _pairs(arguments):
-        for option, class_path in _named_classes(name, value):
-            if chosen.get(option, class_path) != class_path:
-                result += [f"--{option}", f"{__name__}.{_NoOptions.__name__}"]
-                inside = [key for key in chosen if key.startswith(f"{option}.")]
-                for key in inside:
-                    del chosen[key]
-            chosen[option] = class_path
-        result.append(argument)
-    return result
-
-
-def _named_classes(name: str, value: str) -> Iterator[tuple[str, str]]:
-    """Yield the options of methods that an argument sets, and their classes."""
+def _loaded(value: str) -> object:
+    """Return a value as YAML; what is none is text."""
     try:
-        if name == "--config":
-            content = _content(value)
-            if isinstance(content, Mapping):
-                yield from _classes_in("method", content.get("method"))
-        elif name.split(".")[0] == "--method":
-            option = name[2:].replace(".init_args", "").removesuffix(".class_path")
-            yield from _classes_in(option, plain_yaml.load_yaml(value))
-    except (OSError, ValueError, yaml.YAMLError):
-        return  # the parser says why
+        return plain_yaml.load_yaml(value)
+    except (ValueError, yaml.YAMLError):
+        return value
 
 
-def _classes_in(option: str, value: object) -> Iterator[tuple[str, str]]:
-    """Yield the classes of a method and of those inside, the outer one first."""
-    if isinstance(value, str):
-        value = {"class_path": value}
-    if not isinstance(value, Mapping):
+def _choose(chosen: dict[str, object], option: str, value: object) -> None:
+    """Add an option, or several in a mapping, to those chosen so far.
+
+    Another class of method has its own defaults: options of the one before are dropped.
+    """
+    if isinstance(value, Mapping) and value:
+        inside: object = value
+        if "class_path" in value:
+            _choose(chosen, option, value["class_path"])
+            inside = value.get("init_args", {})
+        elif list(value) == ["init_args"]:
+            inside = value["init_args"]
+        if not isinstance(inside, Mapping):
+            raise OptionError(f"{option}: expected options, got {inside!r:.60}")
+        for name, part in inside.items():
+            _choose(chosen, f"{option}.{name}", part)
         return
-    name = str(value.get("class_path"))
-    if name in methods.__all__:
-        yield option, f"{methods.__name__}.{name}"
-    elif re.fullmatch(r"\w+(\.\w+)+", name):
-        yield option, name
-    inside = value.get("init_args")
-    for key, each in inside.items() if isinstance(inside, Mapping) else ():
-        yield from _classes_in(f"{option}.{key}", each)
+    if _is_method(option) and isinstance(value, str) and value in methods.__all__:
+        value = f"{methods.__name__}.{value}"
+    if chosen.get(option) != value:
+        for other in [name for name in chosen if name.startswith(f"{option}.")]:
+            del chosen[other]
+    chosen[option] = value
+
+
+def _method(chosen: Mapping[str, object], option: str) -> object:
+    """Return a method, or an option of one, as nested values."""
+    depth = option.count(".") + 1
+    inside = {
+        name.rpartition(".")[2]: _method(chosen, name)
+        for name in chosen
+        if name.startswith(f"{option}.") and name.count(".") == depth
+    }
+    value = chosen.get(option)
+    if option == "method" or (inside and value is not None):
+        return {"class_path": value, "init_args": inside}
+    return inside or value
+
+
+def _words(chosen: Mapping[str, object]) -> Iterator[str]:
+    """Yield the options outside the method as arguments of the parser."""
+    for name, value in chosen.items():
+        if name in _FLAGS or name.endswith(".help"):
+            if value is not False:
+                yield f"--{name}" if value in ("", True) else f"--{name}={value}"
+        elif not _is_method(name):
+            yield f"--{name}={value if isinstance(value, str) else _dumped(value)}"
+
+
+def _dumped(value: object) -> str:
+    try:
+        text = yaml.safe_dump(value, default_flow_style=True, width=10**9)
+    except (ValueError, yaml.YAMLError) as error:  # as a number of 5000 digits
+        raise OptionError(str(error)) from error
+    return text.removesuffix("...\n").strip()
+
+
+def _import_classes(option: str, value: object) -> None:
+    """Import the classes that are named on the command line.
+
+    Raises:
+        OptionError: one cannot be imported.
+    """
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            inside = (
+                option if name in ("class_path", "init_args") else f"{option}.{name}"
+            )
+            _import_classes(inside, part)
+    elif isinstance(value, str) and re.fullmatch(r"\w+(\.\w+)+", value):
+        module = value.rpartition(".")[0]
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # a module may raise anything
+            missing = isinstance(error, ModuleNotFoundError) and error.name
+            if option != "method" and f"{module}.".startswith(f"{missing}."):
+                return  # any text with a dot in it
+            raise OptionError(
+                f"{option}: {value} cannot be imported: {type(error).__name__}: {error}"
+            ) from error
+
+
+def _check(
+    option: str,
+    value: object,
+    chosen: Mapping[str, object],
+    known: Sequence[str],
+) -> None:
+    """Refuse an option that does not exist, and null where it is not accepted.
+
+    Methods of one's own are left to the parser.
+    """
+    if option in _GROUPS:
+        raise OptionError(_NO_OTHER.format(option, value))
+    if option in (*known, *_FLAGS) or option.endswith(".help"):
+        return
+    owner, _, name = option.rpartition(".")
+    if option.partition(".")[0] != "method":
+        raise OptionError(f"--{option}: no such option{_guess(option, known)}")
+    if option == "method":
+        types: dict[str, Any] = {name: Method}
+    else:
+        short = str(chosen.get(owner)).removeprefix(f"{methods.__name__}.")
+        if short not in methods.__all__:
+            return
+        types = typing.get_type_hints(getattr(methods, short).__init__)
+        if name not in types:
+            own = [f"{owner}.{each}" for each in method_options(short)]
+            raise OptionError(
+                f"--{option}: {short} has no such option{_guess(option, own)}"
+            )
+    kind = types[name]
+    if value is None and type(None) not in typing.get_args(kind):
+        kind = getattr(kind, "__name__", "a value")
+        raise OptionError(f"--{option}: expected {kind}, got null")
+    if isinstance(kind, type) and issubclass(kind, Method) and "." not in str(value):
+        names = [each for each in methods.__all__ if each != "Method"]
+        raise OptionError(
+            f"--{option}: expected a method, or its import path, got {value!r}"
+            f"{nearest(str(value), names)}"
+        )
+
+
+def _guess(option: str, known: Sequence[str]) -> str:
+    return nearest_option(option, [*known, *(f"method.{n}" for n in method_options())])
 
 
 def _cut(message: str, limit: int = 2000) -> str:
@@ -383,31 +341,10 @@ def _cut(message: str, limit: int = 2000) -> str:
     return f"{message[: limit // 2]} [...] {message[-limit // 2 :]}"
 
 
-def _explain(message: str, parser: jsonargparse.ArgumentParser) -> str:
-    """Add the nearest valid name to a message of the parser."""
+def _explain(message: str) -> str:
+    """Make a message of the parser say more."""
     if denied := classes.explain(message):
         return denied
-    options = [
-        key for key, _ in parser.get_defaults().items() if not key.startswith("method.")
-    ]
-    leaves = [*options, *(f"method.{name}" for name in method_options())]
-    if found := re.search(
-        r"unrecognized arguments: --([\w.-]+)", message, re.IGNORECASE
-    ):
-        return message + nearest_option(found[1], leaves)
-    if found := re.search(r"Group '([\w.]+)' does not accept option '(\w+)'", message):
-        inside = [o.rpartition(".")[2] for o in options if o.startswith(f"{found[1]}.")]
-        return message + nearest(found[2], inside)
-    if found := re.search(
-        r"class_path '([\w.]+)'.*Option '(\w+)' is not", message, re.DOTALL
-    ):
-        return message + nearest(found[2], method_options(found[1]))
-    if found := re.search(r"Option '([\w.]+)' is not accepted", message):
-        return message + nearest_option(found[1], leaves)
     if found := re.search(r"Literal\[(.*)\]. Got value: (.*)", message):
         return message + nearest(found[2], re.findall(r"'([^']*)'", found[1]))
-    if found := re.search(r"dot import path string: (\w+)", message):
-        return message + nearest(
-            found[1], [n for n in methods.__all__ if n != "Method"]
-        )
     return message

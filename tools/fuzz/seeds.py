@@ -4,20 +4,15 @@
 Inputs that a fuzzer found stay; they are named ``found-*``.
 """
 
-import io
 import pickle
 import struct
-import zipfile
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
-import targets
-import torch
 import yaml
 
-from s3h_ext.runs.checkpoint import FORMAT
-from s3h_ext.runs.options import parse_options, preset_arguments, preset_names
+from s3h_ext.runs.options import parse_options
+from s3h_ext.runs.presets import preset_arguments, preset_names
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
 
@@ -101,63 +96,6 @@ def archive_seeds() -> dict[str, bytes]:
     }
 
 
-def data_pkl(content: object) -> bytes:
-    file = io.BytesIO()
-    torch.save(content, file)
-    with zipfile.ZipFile(file) as reader:
-        return reader.read("archive/data.pkl")
-
-
-def checkpoint_seeds() -> dict[str, bytes]:
-    sound = {
-        "format": FORMAT,
-        "epochs_done": 2,
-        "config": targets.CONFIG,
-        "method": OrderedDict(weight=torch.arange(8.0)),
-        "rng": {"cpu": torch.zeros(24, dtype=torch.uint8)},
-    }
-    plain = {**sound, "method": {}, "rng": {}}
-    pickled = data_pkl(sound)
-    file = io.BytesIO()
-    torch.save(plain, file)
-    whole = file.getvalue()
-    compressed = io.BytesIO()
-    with zipfile.ZipFile(compressed, "w", zipfile.ZIP_DEFLATED) as writer:
-        writer.writestr("archive/data.pkl", data_pkl(plain))
-        writer.writestr("archive/version", b"3\n" + bytes(1 << 20))
-    looped: dict[str, object] = {}
-    looped["again"] = looped
-    shared: object = 1
-    for _ in range(64):
-        shared = {"a": shared, "b": shared}
-    parameter = {"weight": torch.nn.Parameter(torch.arange(8.0))}
-    head = b"\x80\x02}X\x06\x00\x00\x00formatX\x14\x00\x00\x00" + FORMAT.encode() + b"s"
-    return {
-        "sound": b"\x01" + pickled,
-        "parameter": b"\x01" + data_pkl({**sound, "method": parameter}),
-        "other-options": b"\x01" + data_pkl({**sound, "config": {"seed": 1}}),
-        "no-config": b"\x01" + data_pkl({"format": FORMAT, "epochs_done": 1}),
-        "foreign": b"\x01" + data_pkl({"state_dict": {}}),
-        "tensor-as-option": b"\x01"
-        + data_pkl({**sound, "config": {"seed": torch.arange(8.0)}}),
-        "config-in-itself": b"\x01" + data_pkl({**plain, "config": looped}),
-        "config-shared": b"\x01" + data_pkl({**plain, "config": shared}),
-        "slow-key": b"\x01" + head + b")" + doubling(64, b"\x86") + b"K\x01s.",
-        "bytearray": b"\x01\x80\x02cbuiltins\nbytearray\nJ\x00\x00\x00\x70\x85R.",
-        "tensor": b"\x01\x80\x02ctorch\nTensor\nJ\x00\x00\x00\x70\x85R.",
-        "executes": b"\x01cos\nsystem\n(S'true'\ntR.",
-        "storage-too-large": b"\x01"
-        + pickled.replace(b"K\x08tq", b"J\x00\x00\x00\x10tq", 1),
-        "storage-missing": b"\x01"
-        + pickled.replace(b"X\x01\x00\x00\x000", b"X\x01\x00\x00\x009"),
-        "file": b"\x00" + whole,
-        "file-truncated": b"\x00" + whole[: len(whole) // 2],
-        "file-after-junk": b"\x00junk" + whole,
-        "file-compressed": b"\x00" + compressed.getvalue(),
-        "bare-pickle": b"\x00" + pickle.dumps(plain, 2),
-    }
-
-
 def option_seeds() -> dict[str, bytes]:
     record = parse_options(["--preset", "cifar10-lt/hybrid-psc"])[0].dump()
     bomb = b"a0: &a0 [x, x, x, x, x, x, x, x]\n" + b"".join(
@@ -198,7 +136,6 @@ def option_seeds() -> dict[str, bytes]:
 def main() -> None:
     for target, seeds in {
         "archive": archive_seeds(),
-        "checkpoint": checkpoint_seeds(),
         "options": option_seeds(),
     }.items():
         folder = CORPUS / target

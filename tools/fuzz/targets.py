@@ -10,7 +10,6 @@ import os
 import resource
 import sys
 import time
-import zipfile
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -20,19 +19,10 @@ import numpy as np
 
 from s3h_ext.data.sets.archive import ArchiveError
 from s3h_ext.data.sets.cifar import read_archive
-from s3h_ext.runs.checkpoint import (
-    FORMAT,
-    CheckpointError,
-    latest_checkpoint,
-    load_checkpoint,
-)
-from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.options import OptionError, parse_options
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
-CONFIG = {"optim": {"lr": 0.1, "milestones": [0.8, 0.9]}, "seed": 0, "output": "a"}
 _ARCHIVE_FILES = ("train", "test", "meta")
-_RECORDS = {"data/0": bytes(range(32)), "data/1": bytes(24)}
 _SEPARATOR = b"\n---\n"
 _MAX_RSS_GROWTH = 512 << 10  # KiB
 _MAX_CPU_SECONDS = 10.0
@@ -141,44 +131,6 @@ def archive(data: bytes, folder: Path) -> str:
     return "accepted"
 
 
-def checkpoint(data: bytes, folder: Path) -> str:
-    """First byte, even: rest is the file; odd: rest is data.pkl in a sound file."""
-    if not data:
-        return "empty"
-    run = RunFolder(folder)
-    run.checkpoints.mkdir(exist_ok=True)
-    path = run.checkpoints / "epoch_00002.pt"
-    path.write_bytes(pack(data[1:]) if data[0] % 2 else data[1:])
-    try:
-        state = _watch(load_checkpoint, path)
-    except CheckpointError as error:
-        _check_refusal(error, path)
-        return "refused"
-    _require(state["format"] == FORMAT, "accepted a foreign format")
-    try:
-        found = _watch(latest_checkpoint, run, CONFIG)
-    except CheckpointError as error:
-        _require("other options" in str(error), str(error))
-        return "other options"
-    _require(found[0] == path, "went back to another checkpoint")
-    return "accepted"
-
-
-def pack(pickled: bytes) -> bytes:
-    """Returns a checkpoint file, checksums and all, around a data.pkl."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as writer:
-        for name, content in {
-            "data.pkl": pickled,
-            ".format_version": b"1",
-            "byteorder": b"little",
-            **_RECORDS,
-            "version": b"3\n",
-        }.items():
-            writer.writestr(zipfile.ZipInfo(f"epoch/{name}"), content)
-    return file.getvalue()
-
-
 def options(data: bytes, folder: Path) -> str:
     """Arguments, one a line; after a line ``---`` a YAML file for ``--config``."""
     head, separator, content = data.partition(_SEPARATOR)
@@ -202,6 +154,5 @@ def options(data: bytes, folder: Path) -> str:
 
 TARGETS: dict[str, Callable[[bytes, Path], str]] = {
     "archive": archive,
-    "checkpoint": checkpoint,
     "options": options,
 }

@@ -16,7 +16,12 @@ from s3h_ext.data.sets.cifar import read_archive
 from s3h_ext.data.sets.lists import LISTED
 from s3h_ext.data.sets.octmnist import OCT_CLASSES, SPLITS, read_octmnist_split
 from s3h_ext.data.sets.photographs import PHOTOGRAPHS
-from s3h_ext.data.sets.registry import OCTMNIST_SIZES, Source, find_source, md5_of
+from s3h_ext.data.sets.registry import (
+    OCTMNIST_SIZES,
+    OfficialFile,
+    find_official,
+    md5_of,
+)
 
 __all__ = ["CheckReport", "check"]
 
@@ -75,7 +80,7 @@ def check(
         if report.class_counts and not report.problems:
             report.add_factors(imbalance, profile, by_size=True)
         return report
-    source = find_source(name, size)
+    source = find_official(name, size)
     get = f"python -m s3h_ext.data download {name} --root {root}"
     if size is not None:
         get += f" --size {size}"
@@ -96,7 +101,9 @@ def check(
     return report
 
 
-def _check_cifar(source: Source, root: Path, report: CheckReport) -> NDArray[np.int64]:
+def _check_cifar(
+    source: OfficialFile, root: Path, report: CheckReport
+) -> NDArray[np.int64]:
     archive = read_archive(source.name, root)
     assert source.folder is not None
     folder = root / source.folder
@@ -112,14 +119,14 @@ def _check_cifar(source: Source, root: Path, report: CheckReport) -> NDArray[np.
 
 
 def _check_octmnist(
-    source: Source, root: Path, report: CheckReport, size: int | None
+    source: OfficialFile, root: Path, report: CheckReport, size: int | None
 ) -> NDArray[np.int64]:
     path = root / source.file
     if not path.is_file():
         others = [
             str(side)
             for side in OCTMNIST_SIZES
-            if (root / find_source("octmnist", side).file).is_file()
+            if (root / find_official("octmnist", side).file).is_file()
         ]
         hint = f"; there is --size {', '.join(others)}" if others else ""
         raise FileNotFoundError(f"{path}: no such file{hint}")

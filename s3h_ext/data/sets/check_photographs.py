@@ -18,7 +18,7 @@ from s3h_ext.data.source.decode import Unreadable
 
 __all__ = ["HOW_TO_GET", "check_photographs"]
 
-#: What a person has to do to have the data, by data set.
+#: How to get the data, by data set.
 HOW_TO_GET = {
     "imagenet-lt": "Get ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from "
     "https://image-net.org (an account is needed), unpack them to train/WNID/*.JPEG "

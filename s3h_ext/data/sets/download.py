@@ -1,4 +1,4 @@
-"""Fetching the official files: resumed where broken off, verified before use."""
+"""Fetches the official files: goes on where it broke off, verifies before use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import IO
 
 from tqdm import tqdm
 
-from s3h_ext.data.sets.registry import Source, find_source, md5_of
+from s3h_ext.data.sets.registry import OfficialFile, find_official, md5_of
 from s3h_ext.data.sets.unpack import unpack
 
 __all__ = ["DownloadError", "download"]
@@ -41,7 +41,7 @@ class _Options:
 
 
 def download(
-    name: str | Source,
+    name: str | OfficialFile,
     root: str | Path,
     *,
     size: int | None = None,
@@ -84,7 +84,7 @@ def download(
         >>> download("cifar100", "/path/to/data")  # doctest: +SKIP
         PosixPath('/path/to/data/cifar-100-python')
     """
-    source = find_source(name, size) if isinstance(name, str) else name
+    source = find_official(name, size) if isinstance(name, str) else name
     if url is not None:
         source = replace(source, url=url)
     if urllib.parse.urlsplit(source.url).scheme not in ("http", "https"):
@@ -107,9 +107,9 @@ def download(
         fetched = not archive.exists()
         if fetched:
             _fetch(source, archive, _Options(progress, timeout, attempts, pause))
-        elif (found := md5_of(archive)) != source.md5:
+        elif (md5 := md5_of(archive)) != source.md5:
             raise DownloadError(
-                f"{archive}: expected MD5 {source.md5}, got {found}. Remove it, and it "
+                f"{archive}: expected MD5 {source.md5}, got {md5}. Remove it, and it "
                 "will be fetched anew"
             )
         if source.folder is None:
@@ -120,7 +120,7 @@ def download(
         return unpacked
 
 
-def _is_official(source: Source, final: Path) -> bool:
+def _is_official(source: OfficialFile, final: Path) -> bool:
     if source.folder is None:
         return final.is_file() and md5_of(final) == source.md5
     return all(
@@ -148,19 +148,19 @@ def _only_one(path: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _fetch(source: Source, archive: Path, options: _Options) -> None:
+def _fetch(source: OfficialFile, archive: Path, options: _Options) -> None:
     part = archive.with_name(f"{archive.name}.part")
     resumed = part.exists() and part.stat().st_size > 0
     while True:
         _transfer(source, part, options)
-        found = md5_of(part)
-        if found == source.md5:
+        md5 = md5_of(part)
+        if md5 == source.md5:
             part.replace(archive)
             return
         part.unlink()
         if not resumed:
             raise DownloadError(
-                f"{source.url}: expected MD5 {source.md5}, got {found}. What came was "
+                f"{source.url}: expected MD5 {source.md5}, got {md5}. What came was "
                 "removed. The server, or something on the way, gives another file: "
                 "try again, or another address with --url"
             )
@@ -168,7 +168,7 @@ def _fetch(source: Source, archive: Path, options: _Options) -> None:
         resumed = False
 
 
-def _transfer(source: Source, part: Path, options: _Options) -> None:
+def _transfer(source: OfficialFile, part: Path, options: _Options) -> None:
     failures = 0
     while True:
         before = part.stat().st_size if part.exists() else 0
@@ -206,14 +206,14 @@ def _transfer(source: Source, part: Path, options: _Options) -> None:
         time.sleep(options.pause)
 
 
-def _by_hand(source: Source, part: Path) -> str:
+def _by_hand(source: OfficialFile, part: Path) -> str:
     return (
         "Another address of the same file can be given with --url, or put "
         f"{source.file} into {part.parent} by hand"
     )
 
 
-def _transfer_once(source: Source, part: Path, options: _Options) -> str | None:
+def _transfer_once(source: OfficialFile, part: Path, options: _Options) -> str | None:
     """Moves what it can; returns why it ended early, ``None`` where it did not."""
     offset = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(source.url)
@@ -253,13 +253,13 @@ def _extent(response: http.client.HTTPResponse, offset: int) -> tuple[int, int |
     """Returns where the sent bytes begin, and how long the whole file is if known."""
     if response.status != 206:
         return 0, response.length
-    found = re.fullmatch(
+    match = re.fullmatch(
         r"bytes (\d{1,18})-\d+/(\d{1,18}|\*)",
         response.headers.get("Content-Range", "").strip(),
     )
-    if found is None:
+    if match is None:
         return -1, None
-    return int(found[1]), int(found[2]) if found[2] != "*" else None
+    return int(match[1]), int(match[2]) if match[2] != "*" else None
 
 
 def _copy(

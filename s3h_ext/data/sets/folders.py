@@ -162,10 +162,10 @@ def split_folders(root: Path) -> dict[str, Path]:
             f"of a class; if 'train' is a class, beside {beside[0]!r}, move all the "
             "classes into one folder that is called 'train'"
         )
-    found = {split: root / split for split in SPLITS if (root / split).is_dir()}
-    if "test" not in found and "val" in found:
-        found["test"] = found.pop("val")
-    return found
+    splits = {split: root / split for split in SPLITS if (root / split).is_dir()}
+    if "test" not in splits and "val" in splits:
+        splits["test"] = splits.pop("val")
+    return splits
 
 
 def passed_over(root: Path) -> list[str]:
@@ -226,9 +226,9 @@ def read_folder(
     prefix = "" if base == root else f"{root.relative_to(base)}/"
     names, labels = [], []
     for label, name in enumerate(classes):
-        found = sorted(image_names(root / name, f"{prefix}{name}/", within=(root,)))
-        names += found
-        labels += [label] * len(found)
+        images = sorted(image_names(root / name, f"{prefix}{name}/", within=(root,)))
+        names += images
+        labels += [label] * len(images)
     return ImageFiles.of(base, names, labels)
 
 

@@ -2,8 +2,8 @@
 
 A list has one image per line, ``relative/path.JPEG label``. Those of ImageNet-LT and
 Places-LT are Liu et al.'s ("Large-scale long-tailed recognition in an open world", CVPR
-2019), that of iNaturalist 2018 is the challenge's own split; which files are the
-standard ones is said by their git blob hashes.
+2019), that of iNaturalist 2018 is the challenge's own split; git blob hashes tell the
+standard files from others.
 """
 
 from __future__ import annotations
@@ -258,19 +258,19 @@ def parse_list(
     starts, lengths, labels = [], [], []
     # The content itself serves as the store of the names.
     position = 0
-    for number, line in enumerate(content.split(b"\n"), start=1):
+    for row, line in enumerate(content.split(b"\n"), start=1):
         parts = line.rsplit(None, 1)
         if len(parts) == 2 and parts[1].isdigit():
             label = int(parts[1])
             if num_classes is not None and label >= num_classes:
                 raise ValueError(
-                    f"{path}, line {number}: expected a label of 0 .. "
+                    f"{path}, line {row}: expected a label of 0 .. "
                     f"{num_classes - 1}, got {label}"
                 )
             name = parts[0]
             if name.startswith(b"/") or (b".." in name and b".." in name.split(b"/")):
                 raise ValueError(
-                    f"{path}, line {number}: expected a path below the root, got "
+                    f"{path}, line {row}: expected a path below the root, got "
                     f"{name.decode(errors='replace')!r}"
                 )
             starts.append(position)
@@ -278,7 +278,7 @@ def parse_list(
             labels.append(label)
         elif parts:
             raise ValueError(
-                f"{path}, line {number}: expected 'path label', got "
+                f"{path}, line {row}: expected 'path label', got "
                 f"{line[:100].decode(errors='replace')!r}"
             )
         position += len(line) + 1

@@ -1,4 +1,4 @@
-"""Classes with folders in them: a root one level too high looks like this."""
+"""Finds classes with folders in them: the sign of a root one level too high."""
 
 from __future__ import annotations
 
@@ -51,30 +51,29 @@ def nesting_note(
         A sentence or two, ``None`` where there is no such class.
     """
     depth = len(folder.relative_to(files.root).parts) + 1  # of a class's folder
-    found = [
-        nested
-        for label, name in enumerate(classes)
-        if (nested := _nested(files, label, name, classes, depth))
+    checked = [
+        _nested(files, *labelled, classes, depth) for labelled in enumerate(classes)
     ]
-    if not found:
+    nested = [item for item in checked if item is not None]
+    if not nested:
         return None
     parts = [
-        f"the {each.images} images of class {each.name!r} lie in folders below it "
-        f"({some(each.folders)})"
-        for each in found[:3]
+        f"the {item.images} images of class {item.name!r} lie in folders below it "
+        f"({some(item.folders)})"
+        for item in nested[:3]
     ]
-    if len(found) > 3:
-        parts.append(f"those of {len(found) - 3} more classes too")
+    if len(nested) > 3:
+        parts.append(f"those of {len(nested) - 3} more classes too")
     text = f"warning: {'; '.join(parts)}: each counts as the class it is in"
-    uses = Counter(name for each in found for name in each.folders)
+    uses = Counter(name for item in nested for name in item.folders)
     if like := sorted(uses.keys() & set(classes)):
         text += f". Folders in them have the names of classes: {some(like)}"
     if shared := sorted(name for name, count in uses.items() if count > 1):
         text += f". Several classes hold folders of the same names: {some(shared)}"
-    deeper = [str(folder.joinpath(each.name, *each.below)) for each in found]
+    deeper = [str(folder.joinpath(item.name, *item.below)) for item in nested]
     if not is_root:
         remedy = f"put them directly into {folder}"
-    elif len(found) == 1:
+    elif len(nested) == 1:
         remedy = f"the root is too high: give {deeper[0]}"
     else:
         remedy = (

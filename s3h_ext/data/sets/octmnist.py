@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3h_ext.data.sets.archive import Archive, ArchiveError
-from s3h_ext.data.sets.registry import find_source
+from s3h_ext.data.sets.registry import find_official
 
 __all__ = ["OCT_CLASSES", "SPLITS", "NpzSplit", "read_octmnist", "read_octmnist_split"]
 
@@ -62,7 +62,7 @@ def read_octmnist(root: str | Path, size: int | None = None) -> Archive:
         FileNotFoundError: there is no such file.
         ArchiveError: see :func:`read_octmnist_split`.
     """
-    path = Path(root) / find_source("octmnist", size).file
+    path = Path(root) / find_official("octmnist", size).file
     train, test = (
         read_octmnist_split(path, split, size=size or 28, keep=True)
         for split in ("train", "test")

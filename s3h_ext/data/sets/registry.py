@@ -12,14 +12,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["OCTMNIST_SIZES", "SOURCES", "Source", "find_source", "md5_of"]
+__all__ = [
+    "OCTMNIST_SIZES",
+    "OFFICIAL_FILES",
+    "OfficialFile",
+    "find_official",
+    "md5_of",
+]
 
 OCTMNIST_SIZES = (28, 64, 128, 224)
 
 
 @dataclass(frozen=True)
-class Source:
-    """One download.
+class OfficialFile:
+    """A file to download.
 
     Attributes:
         name: As on the command line.
@@ -42,7 +48,7 @@ _KRIZ = "https://www.cs.toronto.edu/~kriz"
 _ZENODO = "https://zenodo.org/records/10519652/files"
 
 _CIFAR = (
-    Source(
+    OfficialFile(
         name="cifar10",
         url=f"{_KRIZ}/cifar-10-python.tar.gz",
         file="cifar-10-python.tar.gz",
@@ -58,7 +64,7 @@ _CIFAR = (
             "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
         },
     ),
-    Source(
+    OfficialFile(
         name="cifar100",
         url=f"{_KRIZ}/cifar-100-python.tar.gz",
         file="cifar-100-python.tar.gz",
@@ -79,10 +85,10 @@ _OCTMNIST = {
 }
 
 #: (name, image size) -> where it comes from; CIFAR has one size, 32.
-SOURCES: Mapping[tuple[str, int], Source] = {
+OFFICIAL_FILES: Mapping[tuple[str, int], OfficialFile] = {
     **{(source.name, 32): source for source in _CIFAR},
     **{
-        ("octmnist", size): Source(
+        ("octmnist", size): OfficialFile(
             "octmnist", f"{_ZENODO}/{file}?download=1", file, md5
         )
         for size, (file, md5) in _OCTMNIST.items()
@@ -90,8 +96,8 @@ SOURCES: Mapping[tuple[str, int], Source] = {
 }
 
 
-def find_source(name: str, size: int | None = None) -> Source:
-    """Returns the source of a data set.
+def find_official(name: str, size: int | None = None) -> OfficialFile:
+    """Returns the official file of a data set.
 
     Args:
         name: ``"cifar10"``, ``"cifar100"`` or ``"octmnist"``.
@@ -101,16 +107,16 @@ def find_source(name: str, size: int | None = None) -> Source:
         ValueError: there is no such data set, or not in this size.
 
     Example:
-        >>> find_source("octmnist", 64).file
+        >>> find_official("octmnist", 64).file
         'octmnist_64.npz'
     """
-    sizes = sorted(known for title, known in SOURCES if title == name)
+    sizes = sorted(known for title, known in OFFICIAL_FILES if title == name)
     if not sizes:
-        names = sorted({title for title, _ in SOURCES})
+        names = sorted({title for title, _ in OFFICIAL_FILES})
         raise ValueError(f"name: expected one of {', '.join(names)}, got {name!r}")
     if size is not None and size not in sizes:
         raise ValueError(f"size: {name} comes in {sizes} pixels, got {size}")
-    return SOURCES[name, sizes[0] if size is None else size]
+    return OFFICIAL_FILES[name, sizes[0] if size is None else size]
 
 
 def md5_of(path: Path) -> str:

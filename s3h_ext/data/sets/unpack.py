@@ -1,4 +1,4 @@
-"""Unpacking an archive so that it cannot write anywhere but into its own folder."""
+"""Unpacks an archive so that it can write nowhere but into its own folder."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ def unpack(archive: Path, root: Path, *, folder: str, wanted: Collection[str]) -
 def _extract(archive: Path, scratch: Path, folder: str) -> None:
     written = 0
     with tarfile.open(archive) as tar:
-        for number, member in enumerate(tar):
+        for count, member in enumerate(tar):
             place = _safe_path(member, folder)
             written += member.size
-            if number >= MAX_MEMBERS or written > MAX_BYTES:
+            if count >= MAX_MEMBERS or written > MAX_BYTES:
                 raise ValueError(
                     f"larger than {MAX_MEMBERS} members or {MAX_BYTES >> 20} MiB"
                 )

@@ -172,11 +172,11 @@ class DaliDecoder:
 
 def _merged(fed: _Fed, decoded: Any) -> list[Tensor | None]:
     """Returns the images in order: those of DALI, without a copy, and the others."""
-    numbers = iter(range(len(decoded)))
+    places = iter(range(len(decoded)))
     return [
         fed.others[index].result()
         if content is None
-        else from_dlpack(decoded[next(numbers)])
+        else from_dlpack(decoded[next(places)])
         for index, content in zip(fed.indices, fed.contents, strict=True)
     ]
 

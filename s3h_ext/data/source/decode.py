@@ -1,4 +1,4 @@
-"""From image files to pixels, and what becomes of files that are none."""
+"""Decodes image files and handles unreadable ones."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ __all__ = [
 
 UnreadablePolicy = Literal["error", "skip"]
 
-#: What is decoded. Not Pillow's whole list: of a PostScript file it would start another
-#: program on what a stranger wrote.
+#: Formats that are decoded. Not all that Pillow knows: for a PostScript file it would
+#: start another program on what a stranger wrote.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 
 #: The longest side that :func:`s3h_ext.ops.render_views` takes a box of.
@@ -250,8 +250,8 @@ class PillowDecoder:
         try:
             return decode_image(path.read_bytes())
         except Exception as error:  # a damaged file can fail anywhere in a decoder
-            lacks = getattr(error, "errno", None) in _OF_THE_MACHINE
-            if lacks or isinstance(error, MemoryError):
+            of_machine = getattr(error, "errno", None) in _OF_THE_MACHINE
+            if of_machine or isinstance(error, MemoryError):
                 raise  # it says nothing of the file
             self._unreadable.record(str(path), error)
             return None
@@ -263,7 +263,7 @@ class PillowDecoder:
         pending: deque[list[Future[Tensor | None]]] = deque()
         with ExitStack() as stack:
             pool = ThreadPoolExecutor(self._workers, "s3h-decode")
-            # Whoever stops listening does not wait for what is not begun.
+            # Decoding that has not begun is not waited for.
             stack.callback(pool.shutdown, wait=True, cancel_futures=True)
             for batch in batches:
                 pending.append([pool.submit(self.image, i) for i in batch.tolist()])

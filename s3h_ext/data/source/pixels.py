@@ -162,13 +162,15 @@ class DecodedPixels:
         self._arrange()
 
     def _arrange(self) -> None:
-        decoded = [
-            (index, image)
+        device = self._pixels.device
+        decoded = {
+            index: image.to(device, non_blocking=True)
             for index, image in sorted(self._tried.items(), key=lambda item: item[0])
             if image is not None
-        ]
-        self._images = [image for _, image in decoded]
-        self._indices = torch.tensor([index for index, _ in decoded], dtype=torch.int64)
+        }
+        self._tried |= decoded
+        self._images = list(decoded.values())
+        self._indices = torch.tensor(list(decoded), dtype=torch.int64)
         sides = [image.shape[:2] for image in self._images]
         self._sizes = torch.tensor(sides, dtype=torch.int64).reshape(-1, 2)
 
@@ -202,7 +204,7 @@ class DecodedPixels:
         pixels, size = self._pixels, recipe.out_size
         assert size is not None
         return render_crops(
-            [image.to(pixels.device, non_blocking=True) for image in self._images],
+            self._images,
             torch.searchsorted(self._indices, sources).to(pixels.device),
             crops.to(pixels.device),
             recipe,

@@ -145,7 +145,7 @@ class Source:
             ValueError: an argument is out of range.
             UnreadableImageError: as for :meth:`epoch`.
         """
-        self._check_position(epoch, step)
+        self._check_position(epoch, step, "step")
         streams = self._open(epoch)
         images = next(self._prefetch(streams, range(step, step + 1)))
         return {name: s.draws(step, images).crops for name, s in streams.items()}
@@ -157,15 +157,16 @@ class Source:
             For each stream, how many were so and how many were drawn, in all epochs so
             far, those drawn ahead included.
         """
-        counts = {name: both.tolist() for name, both in self._fallbacks.items()}
-        return {name: (fallbacks, drawn) for name, (fallbacks, drawn) in counts.items()}
+        return {name: (int(c[0]), int(c[1])) for name, c in self._fallbacks.items()}
 
-    def _check_position(self, epoch: int, step: int) -> None:
+    def _check_position(
+        self, epoch: int, step: int, argument: str = "start_step"
+    ) -> None:
         if not 0 <= epoch < self.epochs:
             raise ValueError(f"epoch: expected 0 <= epoch < {self.epochs}, got {epoch}")
         if not 0 <= step <= self.steps_per_epoch:
             raise ValueError(
-                f"start_step: expected 0 .. {self.steps_per_epoch}, got {step}"
+                f"{argument}: expected 0 .. {self.steps_per_epoch}, got {step}"
             )
 
     def _steps(self, epoch: int, steps: range) -> Iterator[dict[str, Batch]]:
@@ -184,10 +185,10 @@ class Source:
                 stream.sampler,
                 seed=self.seed,
                 epoch=epoch,
-                stream=number,
+                stream=position,
                 progress=epoch / self.epochs,
             )
-            for number, (name, stream) in enumerate(self.streams.items())
+            for position, (name, stream) in enumerate(self.streams.items())
             if stream.follows is None
         }
         return {
@@ -263,6 +264,8 @@ class _StreamOfEpoch:
             ),
             part,
         )
+        if source.resident:  # drawn on the device
+            return batch
         return batch.each(lambda tensor: tensor.to(source.pixels.device))
 
     def draws(self, step: int, images: StepPixels) -> Draws:
@@ -281,7 +284,7 @@ class _StreamOfEpoch:
             most = source.steps_per_epoch - step
             ahead = max(1, min(_DRAWN_AT_ONCE // max(crops, 1), most))
         self._steps = range(step, step + ahead)
-        spans = [source._span(number, whole=self._whole) for number in self._steps]
+        spans = [source._span(s, whole=self._whole) for s in self._steps]
         sizes = [stop - start for start, stop in spans]
         self._spans = list(pairwise(accumulate(sizes, initial=0)))
         places = torch.cat([torch.arange(*span) for span in spans])

@@ -69,18 +69,18 @@ class Mix:
             view=self.view[:, images],
         )
 
-    def keep(self, good: Tensor, indices: Tensor) -> Mix:
-        """Returns the mix without the partners that are not ``good``.
+    def keep(self, kept: Tensor, indices: Tensor) -> Mix:
+        """Returns the mix without the partners that are not ``kept``.
 
         Args:
-            good: bool ``[V, B]``.
+            kept: bool ``[V, B]``.
             indices: int64 ``[B]``, the images of the batch.
         """
         return replace(
             self,
-            partners=torch.where(good, self.partners, indices),
-            weights=self.weights.masked_fill(~good, 1),
-            boxes=self.boxes.masked_fill(~good[..., None], 0),
+            partners=torch.where(kept, self.partners, indices),
+            weights=self.weights.masked_fill(~kept, 1),
+            boxes=self.boxes.masked_fill(~kept[..., None], 0),
         )
 
 
@@ -173,18 +173,18 @@ class Mixing:
             progress: Epochs done over all epochs, in [0, 1).
         """
         address = {"seed": seed, "epoch": epoch, "stream": _MIX_STREAMS + stream}
-        own = index.expand_as(view)
+        owner = index.expand_as(view)
         words = philox_words(
-            **address, index=own.reshape(-1), view=view.reshape(-1), draws=_LEFT + 1
+            **address, index=owner.reshape(-1), view=view.reshape(-1), draws=_LEFT + 1
         ).view(*view.shape, -1)
         shared = words
         if self.unit == "batch":
             # Addressed by the step, not the image: a batch shares one draw.
-            number = torch.arange(len(view), device=view.device)[:, None]
+            row = torch.arange(len(view), device=view.device)[:, None]
             shared = philox_words(
                 **address,
                 index=step.expand_as(view).reshape(-1),
-                view=(_MIXED_VIEWS + number).expand_as(view).reshape(-1),
+                view=(_MIXED_VIEWS + row).expand_as(view).reshape(-1),
                 draws=_LEFT + 1,
             ).view(*view.shape, -1)
         mixed = shared[..., _WHETHER] < round(self.probability * 2**32)

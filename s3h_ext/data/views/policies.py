@@ -89,13 +89,13 @@ def _magnitude(
     return 0.0, 0.0
 
 
-# The tables are kept, because copying one to a GPU waits for it, at every step.
+# Cached: copying a table to a GPU would wait for it at every step.
 @lru_cache(maxsize=64)
 def _autoaugment_tables(
     height: int, width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Returns operations ``[25, 2]`` and (probability, m, s) ``[25, 2, 3]``."""
-    numbers = [
+    values = [
         [
             (p, *_magnitude(op, level / (_LEVELS - 1), height, width, False))
             for p, op, level in pair
@@ -105,7 +105,7 @@ def _autoaugment_tables(
     codes = [[int(op) for _, op, _ in pair] for pair in CIFAR10_POLICY]
     return (
         torch.tensor(codes, device=device),
-        torch.tensor(numbers, dtype=torch.float64, device=device),
+        torch.tensor(values, dtype=torch.float64, device=device),
     )
 
 
@@ -114,10 +114,10 @@ def _randaugment_tables(
     share: float, height: int, width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Returns operations ``[14]`` and (m, s) ``[14, 2]``."""
-    numbers = [_magnitude(op, share, height, width, True) for op in _RANDOM]
+    values = [_magnitude(op, share, height, width, True) for op in _RANDOM]
     return (
         torch.tensor([int(op) for op in _RANDOM], device=device),
-        torch.tensor(numbers, dtype=torch.float64, device=device),
+        torch.tensor(values, dtype=torch.float64, device=device),
     )
 
 
@@ -200,17 +200,7 @@ class RandAugment:
     def describe(
         self, uniforms: Tensor, height: int, width: int
     ) -> tuple[Tensor, Tensor]:
-        """Chooses operations.
-
-        Args:
-            uniforms: float64 ``[..., draws]`` in [0, 1).
-            height: Of the image that the operations are applied to.
-            width: Of that image.
-
-        Returns:
-            Operations, int64 ``[..., count]``, and magnitudes, float64
-            ``[..., count]``.
-        """
+        """Chooses ``count`` operations, see :meth:`AutoAugment.describe`."""
         codes, table = _randaugment_tables(
             self.magnitude / 30, height, width, uniforms.device
         )

@@ -44,13 +44,13 @@ def class_sum_dots(
 
 def class_sum_dots_backward(
     grad: Tensor,
+    need_queries: bool,
+    need_keys: bool,
     queries: Tensor,
     keys: Tensor | None,
     query_classes: Tensor,
     key_classes: Tensor | None,
     num_classes: int,
-    need_queries: bool,
-    need_keys: bool,
 ) -> tuple[Tensor, Tensor]:
     """The operator ``s3h::class_sum_dots_backward``."""
     stored = queries.dtype

@@ -111,7 +111,12 @@ def similarity_logsumexp(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 @outside_autocast
 def similarity_logsumexp_backward(
-    grad: Tensor, lse: Tensor, lse_log2: Tensor, *arguments: Any
+    grad: Tensor,
+    lse: Tensor,
+    lse_log2: Tensor,
+    need_queries: bool,
+    need_keys: bool,
+    *arguments: Any,
 ) -> tuple[Tensor, Tensor]:
     """The operator ``s3h::similarity_logsumexp_backward``.
 
@@ -119,9 +124,7 @@ def similarity_logsumexp_backward(
         Gradients of queries ``[N, D]`` and keys ``[M, D]`` in the queries' type; the
         one not asked for is ``[0, D]``.
     """
-    count = len(Problem._fields)
-    given = Problem(*arguments[:count])
-    need_queries, need_keys = arguments[count : count + 2]
+    given = Problem(*arguments[: len(Problem._fields)])
     problem, keys = given.resolved()
     queries, symmetric = problem.queries, given.keys is None
     need_keys = need_keys and not symmetric

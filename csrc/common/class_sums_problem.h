@@ -1,0 +1,23 @@
+// What dot products with class sums are asked for; the pointers are the
+// device's own, row-major and contiguous.
+#pragma once
+
+#include <cstdint>
+
+namespace s3h {
+
+// T is the type of the matrices; void where a kernel is told in another way.
+template <typename T>
+struct ClassSumProblem {
+  bool symmetric;    // keys and key_classes are not read; m == n
+  const T* queries;  // [n, depth]
+  const T* keys;     // [m, depth]
+  int64_t n;
+  int64_t m;
+  int64_t depth;
+  const int64_t* query_classes;  // [n]
+  const int64_t* key_classes;    // [m]
+  int64_t classes;
+};
+
+}  // namespace s3h

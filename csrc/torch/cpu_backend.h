@@ -1,0 +1,68 @@
+// torch's threads and types as the CPU kernels take them.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <type_traits>
+
+#include "../cpu/bfloat16.h"
+#include "../cpu/dispatch.h"
+#include "../cpu/float16.h"
+#include "../cpu/similarity.h"
+#include "../cpu/threads.h"
+#include "tensors.h"
+
+namespace s3h::stable {
+
+class Cpu {
+ public:
+  static constexpr bool kCuda = false;
+
+  explicit Cpu(const Device& device) {
+    STD_TORCH_CHECK(device.type() == torch::headeronly::DeviceType::CPU,
+                    "every tensor must be on the CPU");
+    // Here, for an error inside of parallel_for loses its message.
+    cpu::dispatch_level();
+  }
+
+  cpu::Threads threads() const {
+    const int64_t count = torch::stable::get_num_threads();
+    return {count, [count](int64_t begin, int64_t end,
+                           const cpu::RangeFunction& body) {
+              const int64_t grain = std::max<int64_t>(
+                  1, (end - begin + count - 1) / std::max<int64_t>(1, count));
+              torch::stable::parallel_for(begin, end, grain, body);
+            }};
+  }
+
+  // The type that matrices are handed over to the similarity kernels in.
+  static ScalarType similarity_type(const Tensor& queries) {
+    const bool pairs = queries.scalar_type() == ScalarType::BFloat16 &&
+                       cpu::bfloat16_products();
+    return pairs ? ScalarType::BFloat16 : compute_type(queries);
+  }
+
+  // The same for the class sums.
+  static ScalarType class_sums_type(const Tensor& queries) {
+    return compute_type(queries);
+  }
+
+  // Calls `body` with the types of the arithmetic and of the matrices: float64,
+  // or float32 beside itself and those of 16 bits that are named.
+  template <typename... Halves, typename Body>
+  static void with_types(ScalarType type, const Body& body) {
+    using cpu::Bfloat16, cpu::Float16;
+    if (type == ScalarType::Double)
+      return body.template operator()<double, double>();
+    if constexpr ((std::is_same_v<Halves, Bfloat16> || ...))
+      if (type == ScalarType::BFloat16)
+        return body.template operator()<float, Bfloat16>();
+    if constexpr ((std::is_same_v<Halves, Float16> || ...))
+      if (type == ScalarType::Half)
+        return body.template operator()<float, Float16>();
+    body.template operator()<float, float>();
+  }
+};
+
+}  // namespace s3h::stable
