@@ -70,10 +70,10 @@ class World:
         Raises:
             ValueError: no device has that name, or it is not on this machine.
         """
-        device = resolve_device(name)
-        if self.size > 1 and device.type == "cuda":
-            return resolve_device(f"cuda:{self.local_rank}")
-        return device
+        cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+        if self.size > 1 and cuda:
+            name = f"cuda:{self.local_rank}"
+        return resolve_device(name)
 
     @property
     def first(self) -> bool:
