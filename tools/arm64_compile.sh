@@ -1,7 +1,7 @@
 #!/bin/sh
 # Compiles the kernels for arm64 with warnings as errors: no file may need an x86
-# instruction set. Does nothing where there is no
-# cross compiler (Debian: g++-aarch64-linux-gnu).
+# instruction set. Does nothing where there is no cross compiler (Debian:
+# g++-aarch64-linux-gnu).
 #
 # Usage: [ARM64_CXX=aarch64-linux-gnu-g++] tools/arm64_compile.sh
 set -eu

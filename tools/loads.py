@@ -16,13 +16,14 @@ from s3h_ext.losses import supcon_loss
 from s3h_ext.ops._library import CPU, CUDA
 
 
-def registrations() -> dict[tuple[str, str], str]:
-    """Return (operator, dispatch key) -> the file that registers it."""
+def registrations(key: str) -> dict[str, str]:
+    """Return operator -> the file that registers it under a dispatch key."""
     found = {}
     for path in sorted(Path("csrc/torch").glob("*.cpp")):
-        key = "CUDA" if path.stem.endswith("_cuda") else "CPU"
-        for name in re.findall(r'library\.impl\(\s*"(\w+)"', path.read_text()):
-            found[name, key] = path.name
+        for block in path.read_text().split("STABLE_TORCH_LIBRARY_IMPL(s3h, ")[1:]:
+            if block.startswith(("S3H_DISPATCH_KEY,", f"{key},")):
+                for name in re.findall(r'library\.impl\(\s*"(\w+)"', block):
+                    found[name] = path.name
     return found
 
 
@@ -32,7 +33,7 @@ def main() -> None:
     for key, library in loaded.items():
         if not library.loaded:
             raise SystemExit(f"{library.path}: {library.error}")
-        wanted = {name: file for (name, k), file in registrations().items() if k == key}
+        wanted = registrations(key)
         missing = [
             name
             for name, file in wanted.items()

@@ -330,7 +330,10 @@ STABLE_TORCH_LIBRARY_IMPL(s3h, S3H_DISPATCH_KEY, library) {
                TORCH_BOX(&accumulate_prototypes<LibraryBackend>));
   library.impl("apply_prototypes_",
                TORCH_BOX(&apply_prototypes_<LibraryBackend>));
-#if !defined(USE_CUDA)  // CUDA tensors take the two operations in turn
-  library.impl("update_prototypes_", TORCH_BOX(&update_prototypes_));
-#endif
 }
+
+#if !defined(USE_CUDA)  // CUDA tensors take the other two in turn
+STABLE_TORCH_LIBRARY_IMPL(s3h, CPU, library) {
+  library.impl("update_prototypes_", TORCH_BOX(&update_prototypes_));
+}
+#endif

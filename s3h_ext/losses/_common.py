@@ -313,10 +313,10 @@ def class_index(labels: Tensor, num_classes: int | None) -> tuple[Tensor, int]:
 
 
 def class_counts(classes: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """Returns ``[size + 1]`` of ``dtype``; the last is 1, whoever has no class."""
+    """Returns ``[size + 1]`` of ``dtype``; the last, of no class, is 1."""
     ones = torch.ones_like(classes, dtype=dtype)
     counts = ones.new_zeros(size + 1).index_add_(0, classes, ones)
-    # As a fill: a number for one element would be copied to a GPU, which waits.
+    # fill_: assigning a Python scalar copies from the host and syncs the GPU.
     counts[size:].fill_(1)
     return counts
 
@@ -328,12 +328,12 @@ def same_class_bias(number: Tensor, seen: Tensor) -> Tensor:
 
 def classes_of(name: str, rows: Tensor, num_classes: int | None) -> int:
     """Returns the number of classes that have one of ``rows`` each."""
-    found = rows.shape[0]
-    if num_classes is not None and num_classes != found:
+    count = rows.shape[0]
+    if num_classes is not None and num_classes != count:
         raise ValueError(
-            f"num_classes must be {found}, the number of {name}, got {num_classes}"
+            f"num_classes must be {count}, the number of {name}, got {num_classes}"
         )
-    return found
+    return count
 
 
 def check_columns(name: str, tensor: Tensor, features: Tensor) -> Tensor:
@@ -381,17 +381,19 @@ def reduce(
     """
     check_reduction(reduction)
     loss = torch.where(counted, losses, 0.0)
-    number = counted.sum()
+    count = counted.sum()
     processes = process_count() if gather else 1
     if reduction != "none":
-        loss = loss.sum() * processes
-    if reduction == "mean":
-        every = number
+        loss = loss.sum()
         if processes > 1:
-            every = number.clone()
-            dist.all_reduce(every)
-        loss = loss / every.clamp(min=1)
-    return Reduced(loss, number, counted.numel())
+            loss = loss * processes
+    if reduction == "mean":
+        total = count
+        if processes > 1:
+            total = count.clone()
+            dist.all_reduce(total)
+        loss = loss / total.clamp(min=1)
+    return Reduced(loss, count, counted.numel())
 
 
 def mean_of_counted(

@@ -56,7 +56,7 @@ class NativeLibrary:
         return self.error is None
 
     def text(self, symbol: str) -> str:
-        """Returns what the C function ``const char* symbol()`` says.
+        """Returns the string of the C function ``const char* symbol()``.
 
         Raises:
             RuntimeError: the library is not loaded.
@@ -68,7 +68,7 @@ class NativeLibrary:
         return str(function().decode())
 
     def require(self) -> None:
-        """Says at the start of a program what its first kernel would say.
+        """Raises at the start of a program what its first kernel would raise.
 
         Raises:
             ImportError: the library is not loaded.

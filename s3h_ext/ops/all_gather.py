@@ -1,4 +1,4 @@
-"""Rows of all processes, with gradients that find their way back."""
+"""Gathers the rows of all processes, differentiably."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def gather_rows(
         raise ValueError(f"tensors: expected as many rows of each, got {lengths}")
     if process_count(group) == 1:
         return tensors, 0
-    own = torch.tensor([len(tensors[0])], device=tensors[0].device)
-    every = [torch.empty_like(own) for _ in range(process_count(group))]
-    dist.all_gather(every, own, group=group)
-    sizes: list[int] = torch.cat(every).tolist()
+    size = torch.tensor([len(tensors[0])], device=tensors[0].device)
+    gathered_sizes = [torch.empty_like(size) for _ in range(process_count(group))]
+    dist.all_gather(gathered_sizes, size, group=group)
+    sizes: list[int] = torch.cat(gathered_sizes).tolist()
     gather: Any = _Gather.apply  # no annotations
     gathered = tuple(gather(tensor, sizes, group) for tensor in tensors)
     return gathered, sum(sizes[: dist.get_rank(group)])
@@ -68,17 +68,16 @@ class _Gather(torch.autograd.Function):
     ) -> Tensor:
         rank = dist.get_rank(group)
         start = sum(sizes[:rank])
-        ctx.own, ctx.group = slice(start, start + sizes[rank]), group
+        ctx.rows, ctx.group = slice(start, start + sizes[rank]), group
         # Collectives want equal shapes.
         padded = rows.new_zeros(max(sizes), *rows.shape[1:])
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(parts, padded, group=group)
-        every = [part[:size] for part, size in zip(parts, sizes, strict=True)]
-        return torch.cat(every)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         total = grads[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=ctx.group)
-        return total[ctx.own], None, None
+        return total[ctx.rows], None, None

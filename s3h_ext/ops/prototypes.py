@@ -102,9 +102,9 @@ def accumulate_prototypes(
     Euclidean: ``argmin_k |f - p_k|²``; cosine: ``argmin_k 1 - f·p_k / |f|``, for unit
     prototypes. The first of equals wins. Unborn rows (mass 0) take no sample, except
     that the first row of a class always may. Nothing is differentiated. The result
-    does not depend on the number of threads, and on CUDA not on the run. No copy to
-    the host there: a label that is not below C ends in a device-side error, and offsets
-    are not looked at.
+    does not depend on the number of threads, and on CUDA not on the run. Nothing syncs
+    with the host on CUDA: an out-of-range label triggers a device-side assert, and
+    offsets are not validated.
 
     Args:
         features: ``[N, D]`` floating point. A sample whose distance is not finite is
