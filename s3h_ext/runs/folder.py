@@ -170,8 +170,15 @@ class RunFolder:
         stays is an empty file. On a file system without locks nothing is locked.
 
         Raises:
-            FileExistsError: another process trains here.
+            FileExistsError: another process trains here, or a folder in here that a run
+                writes to is a link to elsewhere.
         """
+        for inside in (self.checkpoints, self.tensorboard):
+            if inside.is_symlink():
+                raise FileExistsError(
+                    f"output: {inside} is a link, which is not followed; link the "
+                    "folder of the run itself, or name it with --output"
+                )
         place = self.path.resolve()
         if place in _held:
             return

@@ -119,7 +119,7 @@ def parse_options(arguments: Sequence[str] = ()) -> tuple[TrainConfig, bool]:
             for option, part in _content(value).items():
                 _choose(chosen, str(option), part)
             continue
-        loaded = _loaded(value)
+        loaded = _content(value) if name in _GROUPS else _loaded(value)
         if _is_method(name):
             _import_classes(name, loaded)
         structured = _is_method(name) or isinstance(loaded, Mapping)
