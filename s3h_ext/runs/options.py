@@ -138,10 +138,9 @@ def parse_options(arguments: Sequence[str] = ()) -> tuple[TrainConfig, bool]:
             parts = vars(parser.instantiate(namespace))
         parts = {k: v for k, v in parts.items() if k not in ("config", "resume")}
         config = TrainConfig(**parts)
-    except argparse.ArgumentError as error:
-        raise OptionError(_explain(_cut(str(error)))) from error
-    except (ValueError, TypeError) as error:
-        raise OptionError(as_typed(_cut(str(error)), method)) from error
+    except (argparse.ArgumentError, ValueError, TypeError) as error:
+        message = _explain(_cut(str(error)))
+        raise OptionError(as_typed(message, method)) from error
     if presets:
         whole, length = preset_warmup(presets[-1])
         if config.optim.warmup_epochs == whole:
@@ -215,6 +214,11 @@ def _choose(chosen: dict[str, object], option: str, value: object) -> None:
     if isinstance(value, Mapping) and value:
         inside: object = value
         if "class_path" in value:
+            if extra := value.keys() - {"class_path", "init_args"}:
+                raise OptionError(
+                    f"{option}: expected class_path and init_args alone, got "
+                    f"{', '.join(map(str, extra)):.200} too"
+                )
             _choose(chosen, option, value["class_path"])
             inside = value.get("init_args", {})
         elif list(value) == ["init_args"]:
