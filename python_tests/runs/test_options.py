@@ -238,6 +238,31 @@ def test_a_group_of_options_is_given_inline_or_as_a_file(tmp_path):
         parse_options(["--config", f"{{optim: {path}}}"])
 
 
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        ("--method.mixing.kind cutmix", "cutmix"),
+        ("--method.mixing {kind:\xa0cutmix}", "cutmix"),
+        ("--method.mixing null --method.mixing.kind cutmix", "cutmix"),
+        ("--method.mixing.kind cutmix --method.mixing null", None),
+        (
+            "--config {method:\xa0{init_args:\xa0{mixing:\xa0{kind:\xa0cutmix}}}}",
+            "cutmix",
+        ),
+    ],
+)
+def test_an_option_of_an_option_is_given_in_any_way(given, kind):
+    words = [word.replace("\xa0", " ") for word in given.split(" ")]
+    config, _ = parse_options(["--preset", "digits-lt/ce", *words])
+    assert (config.method.mixing and config.method.mixing.kind) == kind
+
+
+def test_help_of_a_method_lists_its_options(capsys):
+    with pytest.raises(SystemExit):
+        parse_options(["--method.help", "Hybrid"])
+    assert "--method.temperature" in capsys.readouterr().out
+
+
 def test_unknown_keys_in_a_file_are_refused(tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text("optim: {lrate: 0.1}\n")

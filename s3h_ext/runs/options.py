@@ -113,11 +113,15 @@ def parse_options(arguments: Sequence[str] = ()) -> tuple[TrainConfig, bool]:
     if presets:
         given = [*_pairs(preset_arguments(presets[-1]), known), *given]
 
+    helps: list[str] = []
     chosen: dict[str, object] = {"method": METHOD}
     for name, value in given:
         if name == "config":
             for option, part in _content(value).items():
                 _choose(chosen, str(option), part)
+            continue
+        if name.endswith(".help"):
+            helps.append(f"--{name}={value}" if value else f"--{name}")
             continue
         loaded = _content(value) if name in _GROUPS else _loaded(value)
         if _is_method(name):
@@ -131,6 +135,8 @@ def parse_options(arguments: Sequence[str] = ()) -> tuple[TrainConfig, bool]:
 
     try:
         with classes.known_classes_only():
+            if helps:  # about a method; it is printed and that is all
+                parser.parse_args(helps)
             # Of another class by default the parser would keep what options both have.
             parser.set_defaults(method={"class_path": method["class_path"]})
             namespace = parser.parse_args(words)
@@ -230,7 +236,7 @@ def _choose(chosen: dict[str, object], option: str, value: object) -> None:
         return
     if _is_method(option) and isinstance(value, str) and value in methods.__all__:
         value = f"{methods.__name__}.{value}"
-    if chosen.get(option) != value:
+    if option not in chosen or chosen[option] != value:
         for other in [name for name in chosen if name.startswith(f"{option}.")]:
             del chosen[other]
     chosen[option] = value
@@ -238,12 +244,10 @@ def _choose(chosen: dict[str, object], option: str, value: object) -> None:
 
 def _method(chosen: Mapping[str, object], option: str) -> object:
     """Return a method, or an option of one, as nested values."""
-    depth = option.count(".") + 1
-    inside = {
-        name.rpartition(".")[2]: _method(chosen, name)
-        for name in chosen
-        if name.startswith(f"{option}.") and name.count(".") == depth
-    }
+    start = f"{option}."
+    below = [n.removeprefix(start) for n in chosen if n.startswith(start)]
+    names = dict.fromkeys(n.partition(".")[0] for n in below)
+    inside = {name: _method(chosen, start + name) for name in names}
     value = chosen.get(option)
     if option == "method" or (inside and value is not None):
         return {"class_path": value, "init_args": inside}
@@ -253,7 +257,7 @@ def _method(chosen: Mapping[str, object], option: str) -> object:
 def _words(chosen: Mapping[str, object]) -> Iterator[str]:
     """Yield the options outside the method as arguments of the parser."""
     for name, value in chosen.items():
-        if name in _FLAGS or name.endswith(".help"):
+        if name in _FLAGS:
             if value is not False:
                 yield f"--{name}" if value in ("", True) else f"--{name}={value}"
         elif not _is_method(name):
@@ -305,7 +309,7 @@ def _check(
     """
     if option in _GROUPS:
         raise OptionError(_NO_OTHER.format(option, value))
-    if option in (*known, *_FLAGS) or option.endswith(".help"):
+    if option in (*known, *_FLAGS):
         return
     owner, _, name = option.rpartition(".")
     if option.partition(".")[0] != "method":
