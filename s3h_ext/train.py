@@ -9,8 +9,11 @@ from pathlib import Path
 
 from s3h_ext import huge_pages
 
-if __name__ == "__main__":
-    huge_pages.restart(sys.argv[1:])  # before PyTorch is imported
+if __name__ == "__main__":  # before PyTorch is imported
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print(Path(__file__).with_name("train_help.txt").read_text("utf-8"), end="")
+        raise SystemExit
+    huge_pages.restart(sys.argv[1:])
 
 from s3h_ext.data.sets.naming import class_lines
 from s3h_ext.data.source.decode import UnreadableImageError

@@ -1,6 +1,10 @@
 import functools
 import inspect
+import os
+import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -230,6 +234,42 @@ def test_bad_options_are_refused_with_the_nearest_name(arguments, message):
         parse_options(arguments.split())
 
 
+def test_a_group_of_options_is_given_inline_or_as_a_file(tmp_path):
+    path = tmp_path / "optim.yaml"
+    path.write_text("{lr: 0.3, gamma: 0.5}")
+    for given in (str(path), "{lr: 0.3, gamma: 0.5}"):
+        config, _ = parse_options(["--preset", "digits-lt/ce", "--optim", given])
+        assert (config.optim.lr, config.optim.gamma) == (0.3, 0.5)
+        assert config.optim.schedule == "cosine"  # of the preset
+    with pytest.raises(OptionError, match="optim: expected the options themselves"):
+        parse_options(["--config", f"{{optim: {path}}}"])
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        ("--method.mixing.kind cutmix", "cutmix"),
+        ("--method.mixing {kind:\xa0cutmix}", "cutmix"),
+        ("--method.mixing null --method.mixing.kind cutmix", "cutmix"),
+        ("--method.mixing.kind cutmix --method.mixing null", None),
+        (
+            "--config {method:\xa0{init_args:\xa0{mixing:\xa0{kind:\xa0cutmix}}}}",
+            "cutmix",
+        ),
+    ],
+)
+def test_an_option_of_an_option_is_given_in_any_way(given, kind):
+    words = [word.replace("\xa0", " ") for word in given.split(" ")]
+    config, _ = parse_options(["--preset", "digits-lt/ce", *words])
+    assert (config.method.mixing and config.method.mixing.kind) == kind
+
+
+def test_help_of_a_method_lists_its_options(capsys):
+    with pytest.raises(SystemExit):
+        parse_options(["--method.help", "Hybrid"])
+    assert "--method.temperature" in capsys.readouterr().out
+
+
 def test_unknown_keys_in_a_file_are_refused(tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text("optim: {lrate: 0.1}\n")
@@ -264,6 +304,32 @@ def test_dashes_and_underscores_are_the_same():
     inner = "--preset digits-lt/cws --method.inner.weight{}beta 0.5"
     first, second = (parse_options(inner.format(s).split())[0].dump() for s in "-_")
     assert first == second
+
+
+PRINT_HELP = "from s3h_ext.runs.options import make_parser; make_parser().print_help()"
+
+
+def test_the_help_that_needs_no_torch_is_that_of_the_parser():
+    code = (
+        "import runpy, sys; sys.argv[1:] = ['--help']\n"
+        "try: runpy.run_module('s3h_ext.train', run_name='__main__')\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    stored, printed = (
+        subprocess.run(
+            [sys.executable, "-c", each],
+            env={**os.environ, "COLUMNS": "88"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for each in (code, PRINT_HELP)
+    )
+    names = re.compile(r"--[a-z][\w.]*|[\w.-]+/: .*")
+    assert {*names.findall(printed)} == {*names.findall(stored)}
+    if sys.version_info[:2] == (3, 11):  # others lay it out otherwise
+        message = f"COLUMNS=88 python -c '{PRINT_HELP}' > s3h_ext/train_help.txt"
+        assert printed == stored, message
 
 
 def test_help_lists_every_preset(capsys):

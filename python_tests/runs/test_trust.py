@@ -359,6 +359,17 @@ def test_a_link_beside_a_file_is_not_followed(tmp_path):
     assert not (tmp_path / "a.json").is_symlink()
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard"])
+def test_a_folder_in_a_run_that_is_a_link_is_refused(stranger, capsys, name):
+    mine = Path("mine")
+    (stranger.folder / name).rename(mine)
+    (stranger.folder / name).symlink_to(mine.resolve())
+    before = sorted(mine.iterdir())
+    assert COMMANDS["resume"](stranger.name) == 2
+    assert f"{name} is a link, which is not followed" in capsys.readouterr().err
+    assert sorted(mine.iterdir()) == before
+
+
 def test_a_log_that_is_a_link_is_refused(stranger, capsys):
     mine = Path("mine")
     mine.write_text("mine")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal
 
@@ -17,9 +17,21 @@ PrecisionName = Literal["auto", "fp32", "bf16"]
 GraphsName = Literal["auto", "on", "off"]
 
 
-def _require(condition: bool, name: str, expected: str, got: object) -> None:
-    if not condition:
-        raise ValueError(f"{name}: expected {expected}, got {got!r}")
+#: What is expected, and whether a value is that.
+Rule = tuple[str, Callable[[Any], bool]]
+_COUNT: Rule = ("a whole number >= 1", lambda value: value >= 1)
+_NOT_NEGATIVE: Rule = ("a whole number >= 0", lambda value: value >= 0)
+_SEED: Rule = ("a whole number in [0, 2**32)", lambda value: 0 <= value < 2**32)
+_POSITIVE: Rule = ("a finite number > 0", lambda v: math.isfinite(v) and v > 0)
+_ZERO_OR_MORE: Rule = ("a finite number >= 0", lambda v: math.isfinite(v) and v >= 0)
+
+
+def _require(options: object, prefix: str = "", **rules: Rule) -> None:
+    """Refuse options that break a rule; None stands for one that is not set."""
+    for name, (expected, holds) in rules.items():
+        value = getattr(options, name)
+        if value is not None and not holds(value):
+            raise ValueError(f"{prefix}{name}: expected {expected}, got {value!r}")
 
 
 @dataclass
@@ -78,30 +90,13 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require(
-            self.imbalance is None
-            or (math.isfinite(self.imbalance) and self.imbalance >= 1),
-            "data.imbalance",
-            "a finite number >= 1",
-            self.imbalance,
-        )
-        _require(
-            0.0 <= self.val_fraction < 1.0,
-            "data.val_fraction",
-            "a share in [0, 1)",
-            self.val_fraction,
-        )
-        _require(
-            self.test_fraction is None or 0.0 < self.test_fraction < 1.0,
-            "data.test_fraction",
-            "a share in (0, 1)",
-            self.test_fraction,
-        )
-        _require(self.workers >= 0, "data.workers", "a whole number >= 0", self.workers)
-        _require(
-            0 <= self.split_seed < 2**32,
-            "data.split_seed",
-            "a whole number in [0, 2**32)",
-            self.split_seed,
+            self,
+            "data.",
+            imbalance=("a finite number >= 1", lambda v: math.isfinite(v) and v >= 1),
+            val_fraction=("a share in [0, 1)", lambda value: 0 <= value < 1),
+            test_fraction=("a share in (0, 1)", lambda value: 0 < value < 1),
+            workers=_NOT_NEGATIVE,
+            split_seed=_SEED,
         )
 
 
@@ -124,12 +119,7 @@ class ModelConfig:
     scale: float = 30.0
 
     def __post_init__(self) -> None:
-        _require(
-            math.isfinite(self.scale) and self.scale > 0,
-            "model.scale",
-            "a finite number > 0",
-            self.scale,
-        )
+        _require(self, "model.", scale=_POSITIVE)
 
 
 @dataclass
@@ -167,43 +157,25 @@ class OptimConfig:
     ema_decay: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("lr", "gamma"):
-            value = getattr(self, name)
-            _require(
-                math.isfinite(value) and value > 0,
-                f"optim.{name}",
-                "a finite number > 0",
-                value,
-            )
-        for name in ("weight_decay", "warmup_epochs"):
-            value = getattr(self, name)
-            _require(
-                math.isfinite(value) and value >= 0,
-                f"optim.{name}",
-                "a finite number >= 0",
-                value,
-            )
         _require(
-            0.0 <= self.momentum < 1.0, "optim.momentum", "in [0, 1)", self.momentum
-        )
-        _require(
-            self.momentum > 0 or not self.nesterov,
-            "optim.nesterov",
-            "false where optim.momentum is 0",
-            self.nesterov,
-        )
-        _require(
-            self.ema_decay is None or 0.0 < self.ema_decay < 1.0,
-            "optim.ema_decay",
-            "a number in (0, 1), or none",
-            self.ema_decay,
-        )
-        _require(
-            all(0.0 < m < 1.0 for m in self.milestones)
-            and self.milestones == sorted(self.milestones),
-            "optim.milestones",
-            "rising shares of the training, each in (0, 1)",
-            self.milestones,
+            self,
+            "optim.",
+            lr=_POSITIVE,
+            gamma=_POSITIVE,
+            weight_decay=_ZERO_OR_MORE,
+            warmup_epochs=_ZERO_OR_MORE,
+            momentum=("in [0, 1)", lambda value: 0 <= value < 1),
+            nesterov=(
+                "false where optim.momentum is 0",
+                lambda value: self.momentum > 0 or not value,
+            ),
+            ema_decay=("a number in (0, 1), or none", lambda value: 0 < value < 1),
+            milestones=(
+                "rising shares of the training, each in (0, 1)",
+                lambda shares: (
+                    shares == sorted(shares) and all(0 < share < 1 for share in shares)
+                ),
+            ),
         )
 
 
@@ -224,12 +196,7 @@ class DistributedConfig:
     timeout: float = 600.0
 
     def __post_init__(self) -> None:
-        _require(
-            math.isfinite(self.timeout) and self.timeout > 0,
-            "distributed.timeout",
-            "a finite number > 0",
-            self.timeout,
-        )
+        _require(self, "distributed.", timeout=_POSITIVE)
 
 
 @dataclass
@@ -283,17 +250,14 @@ class TrainConfig:
     preset: str | None = None
 
     def __post_init__(self) -> None:
-        for name in (
-            "epochs",
-            "batch_size",
-            "checkpoint_every",
-            "eval_every",
-            "eval_batch_size",
-        ):
-            value = getattr(self, name)
-            _require(value >= 1, name, "a whole number >= 1", value)
         _require(
-            0 <= self.seed < 2**32, "seed", "a whole number in [0, 2**32)", self.seed
+            self,
+            epochs=_COUNT,
+            batch_size=_COUNT,
+            checkpoint_every=_COUNT,
+            eval_every=_COUNT,
+            eval_batch_size=_COUNT,
+            seed=_SEED,
         )
 
     def dump(self) -> dict[str, Any]:

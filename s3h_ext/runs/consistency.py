@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from s3h_ext import methods
 from s3h_ext.data.sets.photographs import PHOTOGRAPHS
 from s3h_ext.methods import (
     S3H,
@@ -188,16 +187,13 @@ def _idle(config: TrainConfig, processes: int) -> Iterator[str]:
 
 def _given(config: TrainConfig) -> dict[str, Any]:
     """Return the options that are neither the preset's nor the default."""
-    base, record = _start(config.preset), config.dump()
-    given, leaves = {}, _leaves(record)
-    for option, value in leaves.items():
-        owner = f"{option.rpartition('.')[0]}.class_path"
-        usual = _default(option, record)
-        if base.get(owner) == leaves.get(owner):
-            usual = base.get(option, usual)
-        if value != usual:
-            given[option] = value
-    return given
+    options, usual = _leaves(config.dump()), {**_start(config.preset)}
+    for prefix, method in _nested(config.method):
+        name = f"{prefix}.class_path"
+        if options[name] != usual.get(name):
+            defaults = inspect.signature(type(method)).parameters.values()
+            usual.update({f"{prefix}.{each.name}": each.default for each in defaults})
+    return {name: each for name, each in options.items() if each != usual.get(name)}
 
 
 @functools.cache
@@ -221,14 +217,3 @@ def _leaves(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[name] = value
     return found
-
-
-def _default(option: str, record: Mapping[str, Any]) -> Any:
-    """Return the default of a method's option, by the class that the record names."""
-    place: Any = record
-    *path, name = option.split(".")
-    for key in path:
-        place = place.get(key, {}) if key in place else place.get("init_args", {})[key]
-    owner = getattr(methods, str(place.get("class_path")).rpartition(".")[2], None)
-    parameter = inspect.signature(owner).parameters.get(name) if owner else None
-    return None if parameter is None else parameter.default

@@ -6,7 +6,6 @@ import errno
 import fcntl
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,7 +21,16 @@ _TAKEN = (errno.EACCES, errno.EAGAIN)
 _held: dict[Path, IO[str]] = {}
 
 
-@dataclass(frozen=True)
+class _Inside:
+    """A file or folder of a run."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: RunFolder, owner: type | None = None) -> Path:
+        return run.path / self.name
+
+
 class RunFolder:
     """The folder of a run; every other module asks it for the names of files.
 
@@ -30,73 +38,24 @@ class RunFolder:
         path: of the folder, which need not exist yet.
     """
 
-    path: Path
+    config = _Inside("config.yaml")  #: the options
+    card = _Inside("dataset.json")  #: the data set without its images
+    checkpoints = _Inside("checkpoints")
+    log = _Inside("train.log")
+    metrics = _Inside("metrics.csv")  #: the results of each epoch
+    tensorboard = _Inside("tensorboard")
+    summary = _Inside("summary.json")  #: the results of a finished run
+    per_class = _Inside("per_class.csv")  #: the accuracy of each class
+    confusion = _Inside("confusion.csv")  #: the cells of the confusion matrix
+    calibration = _Inside("calibration.csv")  #: confidence against accuracy
+    subclasses = _Inside("subclasses.npz")  #: what the report shows of sub-classes
+    report = _Inside("report.html")  #: its pictures are beside it
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "path", Path(self.path))
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
 
     def __str__(self) -> str:
         return str(self.path)
-
-    @property
-    def config(self) -> Path:
-        """The options, ``config.yaml``."""
-        return self.path / "config.yaml"
-
-    @property
-    def card(self) -> Path:
-        """The data set without its images, ``dataset.json``."""
-        return self.path / "dataset.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of the checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def log(self) -> Path:
-        """The log, ``train.log``."""
-        return self.path / "train.log"
-
-    @property
-    def metrics(self) -> Path:
-        """The results of each epoch, ``metrics.csv``."""
-        return self.path / "metrics.csv"
-
-    @property
-    def tensorboard(self) -> Path:
-        """The folder of TensorBoard's event files."""
-        return self.path / "tensorboard"
-
-    @property
-    def summary(self) -> Path:
-        """The results of a finished run, ``summary.json``."""
-        return self.path / "summary.json"
-
-    @property
-    def per_class(self) -> Path:
-        """The accuracy of each class, ``per_class.csv``."""
-        return self.path / "per_class.csv"
-
-    @property
-    def confusion(self) -> Path:
-        """The confusion matrix, ``confusion.csv``."""
-        return self.path / "confusion.csv"
-
-    @property
-    def calibration(self) -> Path:
-        """Confidence against accuracy, ``calibration.csv``."""
-        return self.path / "calibration.csv"
-
-    @property
-    def subclasses(self) -> Path:
-        """What the report shows of sub-classes, ``subclasses.npz``."""
-        return self.path / "subclasses.npz"
-
-    @property
-    def report(self) -> Path:
-        """The report, ``report.html``; its pictures are beside it."""
-        return self.path / "report.html"
 
     def evaluation(self, split: str) -> Path:
         """The folder of a later evaluation, ``evaluation-SPLIT``."""
@@ -184,8 +143,15 @@ class RunFolder:
         stays is an empty file. On a file system without locks nothing is locked.
 
         Raises:
-            FileExistsError: another process trains here.
+            FileExistsError: another process trains here, or a folder in here that a run
+                writes to is a link to elsewhere.
         """
+        for inside in (self.checkpoints, self.tensorboard):
+            if inside.is_symlink():
+                raise FileExistsError(
+                    f"output: {inside} is a link, which is not followed; link the "
+                    "folder of the run itself, or name it with --output"
+                )
         place = self.path.resolve()
         if place in _held:
             return

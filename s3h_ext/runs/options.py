@@ -113,13 +113,17 @@ def parse_options(arguments: Sequence[str] = ()) -> tuple[TrainConfig, bool]:
     if presets:
         given = [*_pairs(preset_arguments(presets[-1]), known), *given]
 
+    helps: list[str] = []
     chosen: dict[str, object] = {"method": METHOD}
     for name, value in given:
         if name == "config":
             for option, part in _content(value).items():
                 _choose(chosen, str(option), part)
             continue
-        loaded = _loaded(value)
+        if name.endswith(".help"):
+            helps.append(f"--{name}={value}" if value else f"--{name}")
+            continue
+        loaded = _content(value) if name in _GROUPS else _loaded(value)
         if _is_method(name):
             _import_classes(name, loaded)
         structured = _is_method(name) or isinstance(loaded, Mapping)
@@ -131,6 +135,8 @@ def parse_options(arguments: Sequence[str] = ()) -> tuple[TrainConfig, bool]:
 
     try:
         with classes.known_classes_only():
+            if helps:  # about a method; it is printed and that is all
+                parser.parse_args(helps)
             # Of another class by default the parser would keep what options both have.
             parser.set_defaults(method={"class_path": method["class_path"]})
             namespace = parser.parse_args(words)
@@ -138,10 +144,9 @@ def parse_options(arguments: Sequence[str] = ()) -> tuple[TrainConfig, bool]:
             parts = vars(parser.instantiate(namespace))
         parts = {k: v for k, v in parts.items() if k not in ("config", "resume")}
         config = TrainConfig(**parts)
-    except argparse.ArgumentError as error:
-        raise OptionError(_explain(_cut(str(error)))) from error
-    except (ValueError, TypeError) as error:
-        raise OptionError(as_typed(_cut(str(error)), method)) from error
+    except (argparse.ArgumentError, ValueError, TypeError) as error:
+        message = _explain(_cut(str(error)))
+        raise OptionError(as_typed(message, method)) from error
     if presets:
         whole, length = preset_warmup(presets[-1])
         if config.optim.warmup_epochs == whole:
@@ -215,6 +220,11 @@ def _choose(chosen: dict[str, object], option: str, value: object) -> None:
     if isinstance(value, Mapping) and value:
         inside: object = value
         if "class_path" in value:
+            if extra := value.keys() - {"class_path", "init_args"}:
+                raise OptionError(
+                    f"{option}: expected class_path and init_args alone, got "
+                    f"{', '.join(map(str, extra)):.200} too"
+                )
             _choose(chosen, option, value["class_path"])
             inside = value.get("init_args", {})
         elif list(value) == ["init_args"]:
@@ -226,7 +236,7 @@ def _choose(chosen: dict[str, object], option: str, value: object) -> None:
         return
     if _is_method(option) and isinstance(value, str) and value in methods.__all__:
         value = f"{methods.__name__}.{value}"
-    if chosen.get(option) != value:
+    if option not in chosen or chosen[option] != value:
         for other in [name for name in chosen if name.startswith(f"{option}.")]:
             del chosen[other]
     chosen[option] = value
@@ -234,12 +244,10 @@ def _choose(chosen: dict[str, object], option: str, value: object) -> None:
 
 def _method(chosen: Mapping[str, object], option: str) -> object:
     """Return a method, or an option of one, as nested values."""
-    depth = option.count(".") + 1
-    inside = {
-        name.rpartition(".")[2]: _method(chosen, name)
-        for name in chosen
-        if name.startswith(f"{option}.") and name.count(".") == depth
-    }
+    start = f"{option}."
+    below = [n.removeprefix(start) for n in chosen if n.startswith(start)]
+    names = dict.fromkeys(n.partition(".")[0] for n in below)
+    inside = {name: _method(chosen, start + name) for name in names}
     value = chosen.get(option)
     if option == "method" or (inside and value is not None):
         return {"class_path": value, "init_args": inside}
@@ -249,7 +257,7 @@ def _method(chosen: Mapping[str, object], option: str) -> object:
 def _words(chosen: Mapping[str, object]) -> Iterator[str]:
     """Yield the options outside the method as arguments of the parser."""
     for name, value in chosen.items():
-        if name in _FLAGS or name.endswith(".help"):
+        if name in _FLAGS:
             if value is not False:
                 yield f"--{name}" if value in ("", True) else f"--{name}={value}"
         elif not _is_method(name):
@@ -301,7 +309,7 @@ def _check(
     """
     if option in _GROUPS:
         raise OptionError(_NO_OTHER.format(option, value))
-    if option in (*known, *_FLAGS) or option.endswith(".help"):
+    if option in (*known, *_FLAGS):
         return
     owner, _, name = option.rpartition(".")
     if option.partition(".")[0] != "method":
