@@ -27,6 +27,10 @@ s3h::cuda::SimilarityProblem problem_of(const SimilarityInputs& in) {
           pointer<int64_t>(in.self_index)};
 }
 
+bool corrected(const SimilarityInputs& in) {
+  return in.type == ScalarType::Float;
+}
+
 std::tuple<Tensor, Tensor> similarity_logsumexp(
     const Tensor& queries, const OptionalTensor& keys, double temperature,
     const OptionalTensor& key_bias, const OptionalTensor& query_labels,
@@ -41,18 +45,20 @@ std::tuple<Tensor, Tensor> similarity_logsumexp(
   const s3h::cuda::SimilarityOptions options{assume_normalized, deterministic,
                                              allow_tf32};
   const Tensor lse = torch::stable::new_empty(in.queries, {in.n}, in.type);
+  const Tensor correction = torch::stable::new_empty(
+      in.queries, {corrected(in) ? in.n : 0}, ScalarType::Float);
   const Tensor work =
       workspace(in.queries, s3h::cuda::logsumexp_workspace(problem, options));
   call.check(s3h::cuda::logsumexp(problem, options, work.mutable_data_ptr(),
-                                  lse.mutable_data_ptr(), call.stream()),
+                                  lse.mutable_data_ptr(),
+                                  correction.mutable_data_ptr(), call.stream()),
              "similarity_logsumexp");
-  return {lse, torch::stable::new_empty(in.queries, {0}, ScalarType::Double)};
+  return {lse, correction};
 }
 
 std::tuple<Tensor, Tensor> similarity_logsumexp_backward(
-    const Tensor& grad_in, const Tensor& lse_in,
-    [[maybe_unused]] const Tensor& lse_log2, const Tensor& queries,
-    const OptionalTensor& keys, double temperature,
+    const Tensor& grad_in, const Tensor& lse_in, const Tensor& correction_in,
+    const Tensor& queries, const OptionalTensor& keys, double temperature,
     const OptionalTensor& key_bias, const OptionalTensor& query_labels,
     const OptionalTensor& key_labels, const OptionalTensor& same_label_bias,
     double same_label_value, const OptionalTensor& self_index,
@@ -67,6 +73,9 @@ std::tuple<Tensor, Tensor> similarity_logsumexp_backward(
                                              allow_tf32};
   const Tensor grad = *vector_of(grad_in, in.n, in.type, in.device, "grad");
   const Tensor lse = *vector_of(lse_in, in.n, in.type, in.device, "lse");
+  const Tensor correction =
+      *vector_of(correction_in, corrected(in) ? in.n : 0, ScalarType::Float,
+                 in.device, "correction");
   need_keys = need_keys && keys.has_value();
   Tensor grad_queries =
       torch::stable::new_empty(in.queries, {need_queries ? in.n : 0, in.depth});
@@ -79,8 +88,9 @@ std::tuple<Tensor, Tensor> similarity_logsumexp_backward(
     call.check(
         s3h::cuda::logsumexp_backward(
             problem, options, work.mutable_data_ptr(), grad.const_data_ptr(),
-            lse.const_data_ptr(), target(grad_queries, need_queries),
-            target(grad_keys, need_keys), call.stream()),
+            lse.const_data_ptr(), correction.const_data_ptr(),
+            target(grad_queries, need_queries), target(grad_keys, need_keys),
+            call.stream()),
         "similarity_logsumexp_backward");
   }
   return {grad_queries, grad_keys};

@@ -229,14 +229,16 @@ def similarity_logsumexp_chunked(
                 self_index,
             )
         )
-    return lse, lse.new_empty(0, dtype=torch.float64)
+    return lse, lse.new_empty(
+        0, dtype=torch.float64 if lse.device.type == "cpu" else torch.float32
+    )
 
 
 @outside_autocast
 def similarity_logsumexp_chunked_backward(
     grad: Tensor,
     lse: Tensor,
-    lse_log2: Tensor,
+    kept: Tensor,
     queries: Tensor,
     keys: Tensor | None,
     temperature: float,
@@ -278,9 +280,8 @@ def similarity_logsumexp_chunked_backward(
             self_index,
         )
         empty = lse[rows] == -math.inf
-        offset = torch.where(empty, torch.zeros_like(lse[rows]), lse[rows])
-        weights = (scores - offset[:, None]).exp()
-        weights = weights * (grad[rows] / temperature)[:, None]
+        # Not e^(scores - lse): where scores are large, lse lacks the digits.
+        weights = scores.softmax(dim=1) * (grad[rows] / temperature)[:, None]
         weights = weights.masked_fill(empty[:, None], 0.0)
         if need_queries:
             grad_queries[rows] += weights @ keys

@@ -36,14 +36,15 @@ _ARGUMENTS = (
     "Tensor? query_labels, Tensor? key_labels, Tensor? same_label_bias, "
     "float same_label_value, Tensor? self_index"
 )
-# The second result is the first in units of log 2 and with a float64's digits, which
-# the CPU's float32 kernels take differences from; [0] where the backward takes lse.
+# The second result is what the backward takes for the digits that a float32 lse lacks:
+# on the CPU float64, the same in units of log 2; on CUDA float32, the correction of
+# csrc/cuda/similarity_log.cuh; [0] where lse suffices.
 LIBRARY.define(
     f"similarity_logsumexp({_ARGUMENTS}, bool assume_normalized, bool deterministic, "
     "bool allow_tf32) -> (Tensor, Tensor)"
 )
 LIBRARY.define(
-    "similarity_logsumexp_backward(Tensor grad, Tensor lse, Tensor lse_log2, "
+    "similarity_logsumexp_backward(Tensor grad, Tensor lse, Tensor kept, "
     f"{_ARGUMENTS}, bool need_queries, bool need_keys, bool assume_normalized, "
     "bool deterministic, bool allow_tf32) -> (Tensor, Tensor)"
 )
@@ -100,9 +101,10 @@ def similarity_logsumexp(
             those pairs out. Must not require a gradient.
         self_index: ``[N]`` integers: the key that row i must not see; any value
             outside [0, M) means none. Not with ``keys=None``.
-        assume_normalized: promise that rows have unit length, which lets a kernel
-            use a constant shift where it would look for the maximum. The CPU
-            kernel finds the lengths by itself.
+        assume_normalized: rows are expected to have unit length: a CUDA kernel then
+            adds exponentials without looking for the maximum first, and does rows
+            again whose sum comes out too large or too small. The values are the same,
+            as good as without it. The CPU kernel finds the lengths by itself.
 
     Returns:
         ``[N]``, float64 for float64 queries, else float32.
@@ -183,17 +185,21 @@ _allow_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _fake_forward(queries: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     rows = queries.shape[0]
     dtype = reference.compute_dtype(queries.dtype)
-    kept = dtype == torch.float32 and queries.device.type == "cpu"
+    device = queries.device.type
+    native = device == "cpu" or (device == "cuda" and CUDA is not None and CUDA.loaded)
     return (
         queries.new_empty(rows, dtype=dtype),
-        queries.new_empty(rows if kept else 0, dtype=torch.float64),
+        queries.new_empty(
+            rows if native and dtype == torch.float32 else 0,
+            dtype=torch.float64 if device == "cpu" else torch.float32,
+        ),
     )
 
 
 def _fake_backward(
     grad: Tensor,
     lse: Tensor,
-    lse_log2: Tensor,
+    kept: Tensor,
     queries: Tensor,
     keys: Tensor | None,
     temperature: float,
@@ -255,7 +261,7 @@ def _backward(
     need_queries, need_keys = ctx.needs_input_grad[:2]
     (
         lse,
-        lse_log2,
+        kept,
         queries,
         keys,
         key_bias,
@@ -267,7 +273,7 @@ def _backward(
     grad_queries, grad_keys = torch.ops.s3h.similarity_logsumexp_backward(
         grad,
         lse,
-        lse_log2,
+        kept,
         queries,
         keys,
         ctx.temperature,
