@@ -167,6 +167,19 @@ struct Average {
   T momentum, expire_below;
 };
 
+// By which a cosine of equal directions, and a prototype of equal samples, may
+// differ by roundings: in units of epsilon times the squared norm, the second
+// some 0.05. What is below has no distortion.
+constexpr double kCosineNoise = 8;
+
+template <typename T>
+T noise_of(const Average<T>& average, const T* prototype, T count,
+           int64_t depth) {
+  const T squares = average.cosine ? T(kCosineNoise)
+                                   : row_kernels<T>().squares(prototype, depth);
+  return std::numeric_limits<T>::epsilon() * count * squares;
+}
+
 // Takes a batch into the `rows` rows of one class.
 template <typename T>
 void apply_class(const Average<T>& average, int64_t rows, int64_t depth,
@@ -190,7 +203,9 @@ void apply_class(const Average<T>& average, int64_t rows, int64_t depth,
     for (int64_t row = 0; row < rows; ++row)
       if (row != lightest &&
           batch.distortions[row] >
-              (parent < 0 ? T(0) : batch.distortions[parent]))
+              (parent < 0 ? T(0) : batch.distortions[parent]) &&
+          batch.distortions[row] > noise_of(average, prototypes + row * depth,
+                                            batch.counts[row], depth))
         parent = row;
   const auto move = [&](int64_t row) {
     const T* sum = sums + row * depth;

@@ -172,6 +172,10 @@ __device__ inline float root_of(float x) { return __fsqrt_rn(x); }
 __device__ inline double root_of(double x) { return __dsqrt_rn(x); }
 // Never fused with what follows it.
 __device__ inline float product_of(float a, float b) { return __fmul_rn(a, b); }
+// a b + c with one rounding.
+__device__ inline float fused(float a, float b, float c) {
+  return __fmaf_rn(a, b, c);
+}
 __device__ inline int count_bits(uint32_t x) { return __popc(x); }
 // 2^e for -126 <= e <= 127, and the exponent of a normal number.
 __device__ inline float power_of_two(int e) {

@@ -19,6 +19,7 @@
 #include <algorithm>
 
 #include "elements.cuh"
+#include "lanes.cuh"
 #include "prototypes.h"
 #include "rows_by_key.h"
 
@@ -28,7 +29,9 @@ namespace {
 constexpr int kBlock = 256;
 constexpr int kBlockWarps = kBlock / 32;
 constexpr int kAtOnce = 4;
-constexpr double kSplit = 0.03;  // as in csrc/cpu/prototypes.cpp
+// As in csrc/cpu/prototypes.cpp.
+constexpr double kSplit = 0.03;
+constexpr double kCosineNoise = 8;
 
 template <typename T>
 struct Assign {
@@ -53,33 +56,6 @@ __device__ inline uint64_t place_of(float x) {
 __device__ inline uint64_t place_of(double x) {
   const uint64_t bits = double_to_bits(x), sign = uint64_t{1} << 63;
   return (bits & sign) != 0 ? ~bits : bits | sign;
-}
-
-template <typename Real>
-__device__ inline Real infinity() {
-  return static_cast<Real>(__builtin_huge_val());
-}
-
-// NaN where a norm is not finite, 0 for a zero row.
-template <typename Real>
-__device__ inline Real inverse_norm(Real squares) {
-  if (!(squares < infinity<Real>())) return infinity<Real>() * Real(0);
-  return squares > 0 ? 1 / root_of(squares) : Real(0);
-}
-
-template <typename Real>
-__device__ inline Real sum_of_lanes(Real x) {
-  for (int mask = 16; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
-  return x;
-}
-
-template <typename Real>
-__device__ inline Real greatest_of_lanes(Real x) {
-  for (int mask = 16; mask > 0; mask /= 2) {
-    const Real other = shuffle_xor(x, mask);
-    x = other > x ? other : x;
-  }
-  return x;
 }
 
 __device__ inline int64_t within(int64_t x, int64_t low, int64_t high) {
@@ -107,7 +83,8 @@ __global__ void __launch_bounds__(kBlock) assign_samples(Assign<T> a) {
         for (int e = 0; e < kWidth; ++e)
           squares += widen(x.at[e]) * widen(x.at[e]);
       }
-      scale = inverse_norm(sum_of_lanes(squares));
+      scale = inverse_norm(squares, a.depth,
+                           [&](int64_t d) { return widen(feature[d]); });
     }
     const int64_t first = within(a.offsets[label], 0, a.rows);
     const int64_t last = within(a.offsets[label + 1], first, a.rows);
@@ -251,12 +228,24 @@ __device__ inline ClassState update_masses(const Apply<Real>& a, int64_t first,
   const int64_t dead = first_row(
       first, last, [&](int64_t row) { return a.masses[row] == least; });
   Real most = 0;
-  for (int64_t row = first + lane; row < last; row += 32)
-    if (row != dead && a.distortions[row] > most) most = a.distortions[row];
-  most = greatest_of_lanes(most);
-  const int64_t parent = first_row(first, last, [&](int64_t row) {
-    return row != dead && most > 0 && a.distortions[row] == most;
-  });
+  int64_t parent = -1;
+  for (int64_t row = first; row < last; ++row) {
+    const Real distortion = a.distortions[row];
+    if (row == dead || !(distortion > most)) continue;
+    Real squares = kCosineNoise;
+    if (!a.cosine) {
+      squares = 0;
+      for (int64_t d = lane; d < a.depth; d += 32) {
+        const Real x = a.prototypes[row * a.depth + d];
+        squares += x * x;
+      }
+      squares = sum_of_lanes(squares);
+    }
+    if (!(distortion > epsilon<Real>() * a.batch_counts[row] * squares))
+      continue;
+    most = distortion;
+    parent = row;
+  }
   return {true, dead, parent};
 }
 
@@ -265,10 +254,13 @@ __device__ inline ClassState update_masses(const Apply<Real>& a, int64_t first,
 template <typename Real>
 __device__ inline void move_prototype(const Apply<Real>& a, int64_t row,
                                       Real mass, Real squares) {
-  const Real scale = a.cosine ? inverse_norm(sum_of_lanes(squares)) : 1 / mass;
+  const Real* sum = a.sums + row * a.depth;
+  const Real scale = a.cosine ? inverse_norm(squares, a.depth,
+                                             [&](int64_t d) { return sum[d]; })
+                              : 1 / mass;
   if (!(scale > 0)) return;
   for (int64_t d = thread_x() % 32; d < a.depth; d += 32)
-    a.prototypes[row * a.depth + d] = scale * a.sums[row * a.depth + d];
+    a.prototypes[row * a.depth + d] = scale * sum[d];
 }
 
 // One warp makes the halves of `parent` two rows.

@@ -9,6 +9,7 @@
 #include "device.cuh"
 #include "similarity.h"
 #include "similarity_kernels.h"
+#include "similarity_log.cuh"
 
 namespace s3h::cuda {
 namespace {
@@ -16,8 +17,7 @@ namespace {
 constexpr int kBlocksPerMultiprocessor = 2;
 // Below this many keys a second launch costs more than a longer first one.
 constexpr int64_t kUnsplitColumns = 256;
-// |x| up to which e^x and e^-lse stay in float32's normal numbers with any
-// number of keys and an upstream gradient down to 1e-9.
+// |x| of unit rows up to which it pays to try without a shift.
 constexpr double kScoreBound = 32;
 constexpr double kSameBound = 15;
 
@@ -29,7 +29,7 @@ struct Plan {
 // Merges the splits' (maximum, sum) of a row, one row per thread.
 __global__ void __launch_bounds__(128)
     merge_splits(const float* tops, const float* sums, int splits, int64_t n,
-                 float* lse) {
+                 float* lse, float* correction) {
   const int64_t i =
       static_cast<int64_t>(block_x()) * block_threads() + thread_x();
   if (i >= n) return;
@@ -45,15 +45,7 @@ __global__ void __launch_bounds__(128)
           sums[s * n + i] *
           (own == top ? 1.f : exp2_fast((own - shift) * 1.4426950408889634f));
   }
-  lse[i] = sum == 0.f ? -__builtin_huge_valf() : shift + log_of(sum);
-}
-
-// The triangle's sums to logarithms.
-__global__ void __launch_bounds__(128)
-    take_logarithms(const float* sums, int64_t n, float* lse) {
-  const int64_t i =
-      static_cast<int64_t>(block_x()) * block_threads() + thread_x();
-  if (i < n) lse[i] = sums[i] == 0.f ? -__builtin_huge_valf() : log_of(sums[i]);
+  write_logarithm(lse + i, correction + i, shift, sum);
 }
 
 const KernelSet& kernels_of(const SimilarityProblem& p,
@@ -91,6 +83,10 @@ Plan plan_of(const SimilarityProblem& p, const SimilarityOptions& options) {
   }
   if (!p.symmetric) a.rows.self = p.self_index;
   a.inverse_temperature = static_cast<float>(1.0 / p.temperature);
+  a.inverse_temperature_rest =
+      std::isfinite(a.inverse_temperature)
+          ? static_cast<float>(1.0 / p.temperature - a.inverse_temperature)
+          : 0.f;
   a.same_value = static_cast<float>(p.same_label_value);
   a.symmetric = p.symmetric;
   a.plain = !labels && p.key_bias == nullptr && a.rows.self == nullptr;
@@ -185,32 +181,32 @@ size_t logsumexp_workspace(const SimilarityProblem& p,
 }
 
 Status logsumexp(const SimilarityProblem& p, const SimilarityOptions& options,
-                 void* workspace, void* lse, Stream stream) {
+                 void* workspace, void* lse, void* correction, Stream stream) {
   if (p.n == 0) return {};
   if (p.type == Scalar::kFloat64)
     return logsumexp_fp64(p, static_cast<double*>(lse), stream);
   const Plan plan = plan_of(p, options);
   auto* sums = static_cast<float*>(workspace);
   auto* result = static_cast<float*>(lse);
-  constexpr int kBlock = 128;
-  const Grid per_row{blocks_of(p.n, kBlock), 1, 1};
+  auto* factor = static_cast<float*>(correction);
   if (takes_triangle(plan, p, options)) {
+    const ForwardOutputs out{result, factor, nullptr, sums, true};
     Status status = fill_zero(sums, sizeof(float) * p.n, stream);
     if (status.ok())
-      status = plan.kernels->triangle(plan.arguments, {result, nullptr, sums},
+      status = plan.kernels->triangle(plan.arguments, out,
                                       triangle_splits(plan, p.n), stream);
-    return status.ok() ? launch(take_logarithms, per_row, kBlock, 0, stream,
-                                static_cast<const float*>(sums), p.n, result)
+    return status.ok() ? plan.kernels->forward(plan.arguments, out, 1, stream)
                        : status;
   }
   const int splits = splits_of(*plan.kernels, p.n, p.m, 1);
   float* tops = splits == 1 ? nullptr : sums + splits * p.n;
   const Status status = plan.kernels->forward(
-      plan.arguments, {result, tops, sums}, splits, stream);
+      plan.arguments, {result, factor, tops, sums, false}, splits, stream);
   if (!status.ok() || splits == 1) return status;
-  return launch(merge_splits, per_row, kBlock, 0, stream,
+  constexpr int kBlock = 128;
+  return launch(merge_splits, {blocks_of(p.n, kBlock), 1, 1}, kBlock, 0, stream,
                 static_cast<const float*>(tops),
-                static_cast<const float*>(sums), splits, p.n, result);
+                static_cast<const float*>(sums), splits, p.n, result, factor);
 }
 
 size_t logsumexp_backward_workspace(const SimilarityProblem& p,
@@ -226,7 +222,8 @@ size_t logsumexp_backward_workspace(const SimilarityProblem& p,
 
 Status logsumexp_backward(const SimilarityProblem& p,
                           const SimilarityOptions& options, void* workspace,
-                          const void* grad, const void* lse, void* grad_queries,
+                          const void* grad, const void* lse,
+                          const void* correction, void* grad_queries,
                           void* grad_keys, Stream stream) {
   if (p.type == Scalar::kFloat64)
     return logsumexp_backward_fp64(p, static_cast<const double*>(grad),
@@ -236,11 +233,13 @@ Status logsumexp_backward(const SimilarityProblem& p,
   const Plan plan = plan_of(p, options);
   ScoreArguments a = plan.arguments;
   a.rows.lse = static_cast<const float*>(lse);
+  a.rows.correction = static_cast<const float*>(correction);
   a.rows.grad = static_cast<const float*>(grad);
   if (p.symmetric) {  // each row is a key too
     a.rows.bias = a.columns.bias;
     a.columns.same = a.rows.same;
     a.columns.lse = a.rows.lse;
+    a.columns.correction = a.rows.correction;
     a.columns.grad = a.rows.grad;
   }
   if (grad_queries != nullptr) {

@@ -24,7 +24,8 @@ struct SimilarityProblem : s3h::SimilarityProblem<void> {
 };
 
 struct SimilarityOptions {
-  bool assume_normalized = false;  // the caller's word that all rows are unit
+  bool assume_normalized = false;  // rows are expected to be unit: where they
+                                   // are not, forward and backward take longer
   bool deterministic = false;      // the same bits on every run
   bool allow_tf32 = false;         // kFloat32 by one TF32 product, not three
 };
@@ -34,10 +35,11 @@ struct SimilarityOptions {
 size_t logsumexp_workspace(const SimilarityProblem& problem,
                            const SimilarityOptions& options);
 
-// lse: [n] Real. A row without any key gets -inf.
+// lse: [n] Real. A row without any key gets -inf. correction: [n] float, for
+// the backward (similarity_log.cuh); not of kFloat64.
 Status logsumexp(const SimilarityProblem& problem,
                  const SimilarityOptions& options, void* workspace, void* lse,
-                 Stream stream);
+                 void* correction, Stream stream);
 
 size_t logsumexp_backward_workspace(const SimilarityProblem& problem,
                                     const SimilarityOptions& options,
@@ -48,7 +50,8 @@ size_t logsumexp_backward_workspace(const SimilarityProblem& problem,
 // case grad_queries takes both roles' gradient and grad_keys is not used.
 Status logsumexp_backward(const SimilarityProblem& problem,
                           const SimilarityOptions& options, void* workspace,
-                          const void* grad, const void* lse, void* grad_queries,
+                          const void* grad, const void* lse,
+                          const void* correction, void* grad_queries,
                           void* grad_keys, Stream stream);
 
 }  // namespace s3h::cuda

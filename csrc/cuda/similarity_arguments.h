@@ -18,30 +18,34 @@ struct Matrix {
 // Rows or columns of the score matrix; nullptr: not there, or not of this side.
 struct Side {
   Matrix matrix;
-  const float* bias;      // of keys
-  const int64_t* labels;  // of both or none
-  const float* same;      // of queries
-  const int64_t* self;    // of queries
-  const float* lse;       // of queries whose log-sum-exp is differentiated
-  const float* grad;      // with lse
+  const float* bias;        // of keys
+  const int64_t* labels;    // of both or none
+  const float* same;        // of queries
+  const int64_t* self;      // of queries
+  const float* lse;         // of queries whose log-sum-exp is differentiated
+  const float* correction;  // with lse
+  const float* grad;        // with lse
 };
 
 struct ScoreArguments {
   Side rows;
   Side columns;
   float inverse_temperature;
-  float same_value;  // where a query has no `same`
-  bool symmetric;    // pair (i, i) is excluded
-  bool bounded;      // e^x and e^-lse are normal numbers for all x of the case
-  bool plain;        // no vector but lse and grad is there
-  int chunks;        // of depth
-  int stages;        // tiles in shared memory: 1, or 2 that take turns
+  float inverse_temperature_rest;  // what the float leaves
+  float same_value;                // where a query has no `same`
+  bool symmetric;                  // pair (i, i) is excluded
+  bool bounded;  // e^x is expected to be a normal number for all x
+  bool plain;    // no vector but lse and grad is there
+  int chunks;    // of depth
+  int stages;    // tiles in shared memory: 1, or 2 that take turns
 };
 
 struct ForwardOutputs {
-  float* lse;   // [n], where one block has the whole row
-  float* tops;  // [splits, n], else
-  float* sums;  // [splits, n]; of the triangle [n], zeros before
+  float* lse;         // [n], where one block has the whole row
+  float* correction;  // [n], with lse
+  float* tops;        // [splits, n], else
+  float* sums;        // [splits, n]; of the triangle [n], zeros before
+  bool summed;        // sums are the triangle's
 };
 
 struct BackwardOutputs {

@@ -15,15 +15,18 @@
 
 namespace s3h::cuda {
 
-// g e^(x - lse); nothing for a row without keys.
-__device__ inline float weight_of(float x, float lse, float grad) {
-  return lse == -kInfinity ? 0.f : exp2_fast((x - lse) * kLog2e) * grad;
+// g e^(x - lse); nothing for a row without keys. x is not above lse but by
+// rounding, or where the row leaves the key out.
+__device__ inline float share_of(float x, float lse, float grad) {
+  return lse == -kInfinity
+             ? 0.f
+             : exp2_fast(((x > lse ? lse : x) - lse) * kLog2e) * grad;
 }
 
-// The same for a score of the row, which is not above lse but by rounding, or
-// where the row leaves the key out.
-__device__ inline float share_of(float x, float lse, float grad) {
-  return weight_of(x > lse ? lse : x, lse, grad);
+// g e^-lse, of |lse| in bounds.
+template <typename Type>
+__device__ inline float weight_of(float lse, float grad) {
+  return exp_of<Type>(-lse) * grad;
 }
 
 // Dot products to G, for any options.
@@ -53,8 +56,7 @@ __device__ inline void to_weights(
               entry_of(column_vectors, a.columns, a.same_value, c);
           // To the last bit what the forward saw: lse is this number where one
           // key outweighs all others.
-          const float x =
-              product_of(scores[f][n][2 * h + e], a.inverse_temperature);
+          const float x = score_of<Type>(a, scores[f][n][2 * h + e]);
           const bool same =
               labels && row.label >= 0 && row.label == column.label;
           float weight = 0.f;
@@ -71,8 +73,9 @@ __device__ inline void to_weights(
     }
 }
 
-// The same where no pair is special and |x| is bounded: e^x and e^-lse are then
-// numbers of their own and one exponential serves both terms,
+// The same where no pair is special and every |lse| is bounded: no x is above
+// its lse, e^x and e^-lse are numbers of their own, and one exponential serves
+// both terms,
 //   G_rc = e^x (g_r e^-lse_r + g_c e^-lse_c).
 template <typename Type>
 __device__ inline void to_weights_bounded(
@@ -84,7 +87,7 @@ __device__ inline void to_weights_bounded(
   if (a.columns.grad) {
     for (int c = lane_index(); c < T::kColumns; c += 32)
       shared.weights[c] =
-          weight_of(0.f, column_vectors.lse[c], column_vectors.grad[c]);
+          weight_of<Type>(column_vectors.lse[c], column_vectors.grad[c]);
     warp_barrier();
   }
 #pragma unroll
@@ -98,8 +101,7 @@ __device__ inline void to_weights_bounded(
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           float& x = scores[f][n][2 * h + e];
-          x = exp2_fast(x * a.inverse_temperature * kLog2e) *
-              (row_weights[f][h] + weight);
+          x = exp_of<Type>(score_of<Type>(a, x)) * (row_weights[f][h] + weight);
         }
     }
   warp_barrier();  // the next tile's weights come to the same place
@@ -161,6 +163,17 @@ struct RowScales {
   }
 };
 
+// Whether a thread's part of the vectors [first, last) has an lse that is out
+// of bounds.
+__device__ inline void find_beyond(const Side& side, int64_t first,
+                                   int64_t last, bool& beyond) {
+  if (!side.grad) return;
+  if (last > side.matrix.count) last = side.matrix.count;
+#pragma unroll 4
+  for (int64_t i = first + thread_x(); i < last; i += kThreads)
+    beyond = beyond || !(magnitude(side.lse[i]) <= kMostLog);
+}
+
 template <typename Type, bool kOneChunk>
 __global__ void __launch_bounds__(kThreads, 2)
     scores_backward(ScoreArguments a, BackwardOutputs out) {
@@ -170,27 +183,34 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int chunk = block_z();
   const int elements = chunk_elements(a.rows.matrix.depth, chunk);
   typename T::Outputs outputs = {};
+  int64_t begin, end;
+  share_of_tiles<Type>(a, 0, begin, end);
+  bool beyond = !a.bounded;
+  if (a.bounded) {
+    find_beyond(a.rows, first_row, first_row + T::kRows, beyond);
+    find_beyond(a.columns, begin * T::kColumns, end * T::kColumns, beyond);
+  }
+  const bool bounded = a.bounded && !block_any(shared, beyond);
   float row_weights[T::kRowFragments][2] = {};
-  if (a.bounded && a.rows.grad) {
+  if (bounded && a.rows.grad) {
 #pragma unroll
     for (int f = 0; f < T::kRowFragments; ++f)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int64_t i = first_row + own_row<Type>(f, h);
         if (i < a.rows.matrix.count)
-          row_weights[f][h] = weight_of(0.f, a.rows.lse[i], a.rows.grad[i]);
+          row_weights[f][h] = weight_of<Type>(
+              a.rows.lse[i], a.rows.grad[i] * a.rows.correction[i]);
       }
   }
   [[maybe_unused]] RowScales<Type> scales;
   if constexpr (Type::kNarrow) scales.reset();
 
-  int64_t begin, end;
-  share_of_tiles<Type>(a, 0, begin, end);
   for_each_tile<Type, kOneChunk>(
       a, shared, first_row, begin, end, chunk,
       [&](typename T::Scores& weights, const unsigned char* columns,
           const typename Shared<Type>::Columns& vectors, int64_t first_column) {
-        if (a.bounded && is_plain<Type>(a, first_row, first_column))
+        if (bounded && is_plain<Type>(a, first_row, first_column))
           to_weights_bounded<Type>(weights, a, shared, vectors, row_weights);
         else
           to_weights<Type>(weights, a, shared, vectors, first_row,

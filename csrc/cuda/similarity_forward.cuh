@@ -3,11 +3,15 @@
 // scores_forward: log-sum-exp of whole rows. Each thread keeps maximum and sum
 //   of its own columns, the four threads of a row meet once at the end. With
 //   few rows the columns are split among blocks, whose (maximum, sum) pairs a
-//   second kernel merges in fixed order: the same bits on every run.
-// triangle_forward: the symmetric case with |x| bounded: tiles on and above the
-//   diagonal, e^x without a shift, row sums in registers, column sums by
-//   shuffles within a warp; both end in atomic additions to one float per row,
-//   in no fixed order. The deterministic mode takes scores_forward.
+//   second kernel merges in fixed order: the same bits on every run. Where x is
+//   expected to be bounded, sums are taken without a maximum, and a block with
+//   a row whose sum comes out too large or too small starts again with one.
+// triangle_forward: the symmetric case with x expected to be bounded: tiles on
+//   and above the diagonal, e^x without a shift, row sums in registers, column
+//   sums by shuffles within a warp; both end in atomic additions to one float
+//   per row, in no fixed order. scores_forward follows: it takes the logarithms
+//   and does the rows again that are out of bounds. The deterministic mode
+//   takes it alone.
 #pragma once
 
 #include "similarity_tiles.cuh"
@@ -41,18 +45,22 @@ __device__ inline void sum_over_rows(float (&values)[kSize]) {
   if constexpr (kMask > 4) sum_over_rows<kHalf, kMask / 2>(values);
 }
 
+// The log-sum-exps of the block's rows, or of its share of the columns, by the
+// running maximum if `shifted`; else returns whether that is called for.
 template <typename Type>
-__global__ void __launch_bounds__(kThreads, 2)
-    scores_forward(ScoreArguments a, ForwardOutputs out) {
+__device__ inline bool sum_rows_of_block(const ScoreArguments& a,
+                                         const ForwardOutputs& out,
+                                         const Shared<Type>& shared,
+                                         bool shifted) {
   using T = Tile<Type>;
-  const Shared<Type> shared(a.chunks, a.stages);
   const int64_t first_row = static_cast<int64_t>(block_x()) * T::kRows;
+  bool beyond = false;
   float top[T::kRowFragments][2], sum[T::kRowFragments][2];
 #pragma unroll
   for (int f = 0; f < T::kRowFragments; ++f)
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      top[f][h] = a.bounded ? 0.f : -kInfinity;
+      top[f][h] = shifted ? -kInfinity : 0.f;
       sum[f][h] = 0.f;
     }
 
@@ -69,7 +77,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
             float shift = 0.f;
-            if (!a.bounded) {
+            if (shifted) {
               float now = top[f][h];
 #pragma unroll
               for (int n = 0; n < T::kColumnFragments; ++n)
@@ -81,8 +89,8 @@ __global__ void __launch_bounds__(kThreads, 2)
             float part = 0.f;
 #pragma unroll
             for (int n = 0; n < T::kColumnFragments; ++n)
-              part += exp2_fast((x[f][n][2 * h] - shift) * kLog2e) +
-                      exp2_fast((x[f][n][2 * h + 1] - shift) * kLog2e);
+              part += exp_of<Type>(x[f][n][2 * h] - shift) +
+                      exp_of<Type>(x[f][n][2 * h + 1] - shift);
             sum[f][h] += part;
           }
       });
@@ -102,15 +110,35 @@ __global__ void __launch_bounds__(kThreads, 2)
         m = both;
       }
       const int64_t i = first_row + own_row<Type>(f, h);
-      if ((lane_index() & 3) != 0 || i >= a.rows.matrix.count) continue;
+      if (i >= a.rows.matrix.count) continue;
+      beyond = beyond || !in_bounds(s);
+      if ((lane_index() & 3) != 0) continue;
       if (grid_y() == 1) {
-        out.lse[i] = s == 0.f ? -kInfinity : m + log_of(s);
+        write_logarithm(out.lse + i, out.correction + i, m, s);
       } else {
         const int64_t at = block_y() * a.rows.matrix.count + i;
         out.tops[at] = m;
         out.sums[at] = s;
       }
     }
+  return !shifted && block_any(shared, beyond);
+}
+
+template <typename Type>
+__global__ void __launch_bounds__(kThreads, 2)
+    scores_forward(ScoreArguments a, ForwardOutputs out) {
+  const Shared<Type> shared(a.chunks, a.stages);
+  bool shifted = !a.bounded;
+  if (out.summed) {
+    const int64_t i =
+        static_cast<int64_t>(block_x()) * Tile<Type>::kRows + thread_x();
+    const bool own = thread_x() < Tile<Type>::kRows && i < a.rows.matrix.count;
+    const float sum = own ? out.sums[i] : 1.f;
+    if (own) write_logarithm(out.lse + i, out.correction + i, 0.f, sum);
+    if (!block_any(shared, !in_bounds(sum))) return;
+    shifted = true;
+  }
+  while (sum_rows_of_block(a, out, shared, shifted)) shifted = true;
 }
 
 template <typename Type>
@@ -139,7 +167,7 @@ __global__ void __launch_bounds__(kThreads, 2)
             for (int n = 0; n < T::kColumnFragments; ++n)
 #pragma unroll
               for (int e = 0; e < 2; ++e) {
-                const float value = exp2_fast(x[f][n][2 * h + e] * kLog2e);
+                const float value = exp_of<Type>(x[f][n][2 * h + e]);
                 part += value;
                 column_sums[2 * n + e] += value;
               }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "similarity_arguments.h"
+#include "similarity_log.cuh"
 #include "tiles.cuh"
 
 namespace s3h::cuda {
@@ -19,6 +20,7 @@ struct Vectors {
   float bias[kCount];
   float same[kCount];
   float lse[kCount];
+  float correction[kCount];
   float grad[kCount];
 };
 
@@ -54,8 +56,17 @@ __device__ inline void load_vectors(Vectors<kCount>& to, const Side& side,
   if (side.same) copy_async<4>(&to.same[i], side.same + at, there);
   if (side.grad) {
     copy_async<4>(&to.lse[i], side.lse + at, there);
+    copy_async<4>(&to.correction[i], side.correction + at, there);
     copy_async<4>(&to.grad[i], side.grad + at, there);
   }
+}
+
+// What a thread makes of its own copies when they are there.
+template <int kCount>
+__device__ inline void finish_vectors(Vectors<kCount>& vectors,
+                                      const Side& side) {
+  const int i = thread_x();
+  if (i < kCount && side.grad) vectors.grad[i] *= vectors.correction[i];
 }
 
 // How a block's shared memory is divided.
@@ -100,8 +111,10 @@ struct Shared {
 };
 
 // Calls body(scores, columns in shared memory, their vectors, first column) for
-// each tile, the depth's chunk `last` being what lies there.
-// kOneChunk: known to be one, in two stages, which saves registers.
+// each tile, the depth's chunk `last` being what lies there. Chunks are added
+// up in the same order for every `last`: scores have the same bits wherever
+// they are formed. kOneChunk: known to be one, in two stages, which saves
+// registers.
 template <typename Type, bool kOneChunk, typename Body>
 __device__ inline void for_each_tile(const ScoreArguments& a,
                                      const Shared<Type>& shared,
@@ -111,25 +124,24 @@ __device__ inline void for_each_tile(const ScoreArguments& a,
   using T = Tile<Type>;
   const int chunks = kOneChunk ? 1 : a.chunks;
   const int stages = kOneChunk ? 2 : a.stages;
+  // Any other but the last one comes a second time.
+  const int loads = kOneChunk || last == chunks - 1 ? chunks : chunks + 1;
   int64_t next_tile = tile_begin;
   int next = 0;  // chunks of next_tile that were asked for
-  const auto chunk_of = [&](int k) {
-    const int chunk = last + 1 + k;
-    return chunk < chunks ? chunk : chunk - chunks;
-  };
+  const auto chunk_of = [&](int k) { return k < chunks ? k : last; };
   const auto load_next = [&](int stage) {
     const int64_t first = next_tile * T::kColumns;
     const int chunk = chunk_of(next);
     load_chunk<Type, T::kColumns>(
         shared.column_tiles + stage * Shared<Type>::kColumnChunk,
         a.columns.matrix, first, chunk);
-    if (chunks > 1)
+    if (chunks > 1 && next < chunks)
       load_chunk<Type, T::kRows>(
           shared.row_tiles + stage * Shared<Type>::kRowChunk, a.rows.matrix,
           first_row, chunk);
     if (next == 0)
       load_vectors(shared.columns[next_tile & 1], a.columns, first);
-    if (++next == chunks) {
+    if (++next == loads) {
       next = 0;
       ++next_tile;
     }
@@ -141,18 +153,24 @@ __device__ inline void for_each_tile(const ScoreArguments& a,
     load_chunk<Type, T::kRows>(shared.row_tiles, a.rows.matrix, first_row, 0);
   copies_commit();
   if (tile_begin < tile_end && stages == 2) load_next(0);
+  if (tile_begin < tile_end && stages == 2)
+    copies_wait<1>();
+  else
+    copies_wait<0>();
+  finish_vectors(*shared.rows, a.rows);
 
   int stage = 0;
   for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
     typename T::Scores scores = {};
     const unsigned char* columns = nullptr;
-    for (int k = 0; k < chunks; ++k) {
+    for (int k = 0; k < loads; ++k) {
       if (stages == 1) {
         if (tile > tile_begin || k > 0)
           block_barrier();  // all are done with the last chunk
         load_next(0);
       }
       copies_wait<0>();
+      if (k == 0) finish_vectors(shared.columns[tile & 1], a.columns);
       block_barrier();  // everyone's copies are there, the other stage is free
       columns = shared.column_tiles + stage * Shared<Type>::kColumnChunk;
       const unsigned char* rows =
@@ -162,8 +180,9 @@ __device__ inline void for_each_tile(const ScoreArguments& a,
         stage ^= 1;
         if (next_tile < tile_end) load_next(stage);
       }
-      multiply_scores<Type>(scores, rows, columns,
-                            chunk_elements(a.rows.matrix.depth, chunk_of(k)));
+      if (k < chunks)
+        multiply_scores<Type>(scores, rows, columns,
+                              chunk_elements(a.rows.matrix.depth, k));
     }
     body(scores, columns, shared.columns[tile & 1], tile * T::kColumns);
   }
@@ -197,6 +216,38 @@ __device__ inline bool is_plain(const ScoreArguments& a, int64_t first_row,
            first_row < first_column + T::kColumns);
 }
 
+// A dot product over the temperature, never fused with what follows.
+template <typename Type>
+__device__ inline float score_of(const ScoreArguments& a, float dot) {
+  if constexpr (Tile<Type>::kSplit)
+    return fused(dot, a.inverse_temperature,
+                 product_of(dot, a.inverse_temperature_rest));
+  else
+    return product_of(dot, a.inverse_temperature);
+}
+
+// e^x. y is rounded by up to 2^-24 |y|, which float32 is given back.
+template <typename Type>
+__device__ inline float exp_of(float x) {
+  const float y = product_of(x, kLog2e), power = exp2_fast(y);
+  if constexpr (!Tile<Type>::kSplit) return power;
+  const float rest = fused(x, kLog2eRest, fused(x, kLog2e, -y));
+  return magnitude(y) < 126.f ? fused(power * rest, kLn2, power) : power;
+}
+
+// Whether any thread of the block says so; for all of them.
+template <typename Type>
+__device__ inline bool block_any(const Shared<Type>& shared, bool value) {
+  const bool any = warp_any(value);
+  if (lane_index() == 0) shared.weights[0] = any ? 1.f : 0.f;
+  block_barrier();
+  const float* first = shared.weights - warp_index() * Tile<Type>::kColumns;
+  float sum = 0.f;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) sum += first[w * Tile<Type>::kColumns];
+  return sum > 0.f;
+}
+
 // Turns dot products into x_ij of the rows' view, -inf where excluded.
 template <typename Type, bool kTriangle>
 __device__ inline void to_exponents(
@@ -216,7 +267,7 @@ __device__ inline void to_exponents(
 #pragma unroll
           for (int e = 0; e < 2; ++e)
             scores[f][n][2 * h + e] =
-                product_of(scores[f][n][2 * h + e], a.inverse_temperature);
+                score_of<Type>(a, scores[f][n][2 * h + e]);
         continue;
       }
       const int r = own_row<Type>(f, h);
@@ -229,7 +280,7 @@ __device__ inline void to_exponents(
           const int c = 8 * n + 2 * (lane_index() & 3) + e;
           const int64_t j = first_column + c;
           float& x = scores[f][n][2 * h + e];
-          x = product_of(x, a.inverse_temperature);
+          x = score_of<Type>(a, x);
           if (a.columns.bias) x += column_vectors.bias[c];
           if (a.columns.labels && row.label >= 0 &&
               row.label == column_vectors.labels[c])

@@ -12,11 +12,12 @@
 // registers, and those of the first product are the left operand of the second
 // where they are.
 //
-// float32 is split in two TF32 numbers, x = high + low to 22 bits, and a
-// product takes three multiplications; the fourth, low . low, is at most 2^-22
-// of the product, where a rounding of float32 is 2^-24. Tensor cores cut off
-// instead of rounding when they add, so long sums in float32 are taken out of
-// them after every tile.
+// float32 is split in three bfloat16 numbers, x = x0 + x1 + x2 to the last bit,
+// with |x1| <= 2^-8 |x| and |x2| <= 2^-17 |x|. A product takes the six
+// multiplications x_i y_j with i + j <= 2, as long as three of TF32, which
+// knows 22 bits of a number; those left out are 2^-24 of the product, as a
+// rounding of float32 is. Tensor cores cut off instead of rounding when they
+// add, so x0 y0 leaves them after every 16 elements.
 #pragma once
 
 #include <cstdint>
@@ -31,6 +32,8 @@ constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kChunk = 128;  // elements of depth
 constexpr float kLog2e = 1.4426950408889634f;
+constexpr float kLog2eRest = 1.4426950408889634 - kLog2e;
+constexpr float kLn2 = 0.6931471805599453f;
 
 __device__ inline int lane_index() { return thread_x() % 32; }
 __device__ inline int warp_index() { return thread_x() / 32; }
@@ -48,19 +51,20 @@ struct Fp16 {
   static constexpr int kColumns = 64;
   static constexpr bool kNarrow = true;
 };
-template <bool kSplitInTwo>
+// In three bfloat16 numbers, or by one TF32 product.
+template <bool kInParts>
 struct Fp32 {
   using Stored = float;
   static constexpr int kRowFragments = 1;
   static constexpr int kColumns = 32;
   static constexpr bool kNarrow = false;
-  static constexpr bool kSplit = kSplitInTwo;
 };
 
 template <typename Type>
 struct Tile {
   using Stored = typename Type::Stored;
   static constexpr bool kWide = sizeof(Stored) == 4;
+  static constexpr bool kSplit = std::is_same_v<Type, Fp32<true>>;
   static constexpr int kRowFragments = Type::kRowFragments;
   static constexpr int kColumns = Type::kColumns;
   static constexpr int kWarpRows = 16 * kRowFragments;
@@ -70,7 +74,9 @@ struct Tile {
   static constexpr int kPitch = kChunk * static_cast<int>(sizeof(Stored));
   static constexpr int kUnits = kPitch / 16;
   static constexpr int kPerUnit = 16 / static_cast<int>(sizeof(Stored));
-  static constexpr int kSteps = kUnits / 2;  // of depth, 32 bytes each
+  static constexpr int kStepUnits = kSplit ? 4 : 2;
+  static constexpr int kStepElements = kStepUnits * kPerUnit;
+  static constexpr int kSteps = kUnits / kStepUnits;  // of depth
   using Scores = float[kRowFragments][kColumnFragments][4];
   using Outputs = float[kRowFragments][kOutputFragments][4];
 };
@@ -108,7 +114,7 @@ __device__ inline int chunk_elements(int64_t depth, int chunk) {
 }
 
 // Starts to load rows first, first + 1, ... of a chunk; zeros for what does not
-// exist, up to the next multiple of 32 bytes. Nothing reads beyond that.
+// exist, up to the next whole step. Nothing reads beyond that.
 template <typename Type, int kCount>
 __device__ inline void load_chunk(unsigned char* to, const Matrix& matrix,
                                   int64_t first, int chunk) {
@@ -116,7 +122,8 @@ __device__ inline void load_chunk(unsigned char* to, const Matrix& matrix,
   constexpr int kStride = kThreads / T::kUnits;
   const int unit = thread_x() % T::kUnits;
   const int elements = chunk_elements(matrix.depth, chunk);
-  const int units = (elements + 2 * T::kPerUnit - 1) / (2 * T::kPerUnit) * 2;
+  const int units =
+      (elements + T::kStepElements - 1) / T::kStepElements * T::kStepUnits;
   if (unit >= units) return;
   const int element = unit * T::kPerUnit;
   const auto* column = static_cast<const typename T::Stored*>(matrix.data) +
@@ -145,13 +152,58 @@ __device__ inline const unsigned char* unit_address(const unsigned char* tile,
   return tile + row * Tile<Type>::kPitch + ((unit ^ (row & 7)) * 16);
 }
 
-// high + low = x to 22 bits, both TF32.
-__device__ inline void split_tf32(uint32_t bits, uint32_t& high,
-                                  uint32_t& low) {
-  const float x = bits_to_float(bits);
-  high = to_tf32(x);
-  low = to_tf32(x - bits_to_float(high));
+// The parts of two numbers side by side.
+__device__ inline void split(uint32_t x_bits, uint32_t y_bits, uint32_t& first,
+                             uint32_t& second, uint32_t& third) {
+  float x = bits_to_float(x_bits), y = bits_to_float(y_bits);
+  const auto take = [&] {
+    const uint32_t pair = pack_bf16(x, y);
+    x -= bits_to_float(pair << 16);
+    y -= bits_to_float(pair & 0xffff0000u);
+    return pair;
+  };
+  first = take();
+  second = take();
+  third = pack_bf16(x, y);
 }
+
+// Operands of m16n8k16 in their parts.
+struct LeftParts {
+  uint32_t at[3][4];
+  __device__ void set(int i, uint32_t x, uint32_t y) {
+    split(x, y, at[0][i], at[1][i], at[2][i]);
+  }
+};
+struct RightParts {
+  uint32_t at[3][2];
+  __device__ void set(int i, uint32_t x, uint32_t y) {
+    split(x, y, at[0][i], at[1][i], at[2][i]);
+  }
+};
+
+// A sum of products of numbers in parts; a b has the bits of b a.
+struct PartSums {
+  float large[4];     // first parts, rounded each time
+  float small[2][4];  // cutting off costs nothing here
+
+  __device__ void add(const LeftParts& a, const RightParts& b) {
+    const auto multiply = [&](float (&c)[4], int i, int j) {
+      mma_bf16(c, a.at[i], b.at[j][0], b.at[j][1]);
+    };
+    float product[4] = {};
+    multiply(product, 1, 1);
+    multiply(product, 0, 0);
+    multiply(small[0], 0, 2);
+    multiply(small[1], 2, 0);
+    multiply(small[0], 0, 1);
+    multiply(small[1], 1, 0);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) large[i] += product[i];
+  }
+  __device__ float value(int i) const {
+    return large[i] + (small[0][i] + small[1][i]);
+  }
+};
 
 // c += a b for operands as they lie in memory.
 template <typename Type>
@@ -159,26 +211,11 @@ __device__ inline void multiply(float (&c)[4], const uint32_t (&a)[4],
                                 uint32_t b0, uint32_t b1) {
   if constexpr (std::is_same_v<Type, Bf16>)
     mma_bf16(c, a, b0, b1);
-  else
+  else if constexpr (std::is_same_v<Type, Fp16>)
     mma_fp16(c, a, b0, b1);
-}
-
-// The same of float32; the small products go to `rest`, where cutting off costs
-// nothing.
-template <typename Type>
-__device__ inline void multiply(float (&c)[4], float (&rest)[4],
-                                const uint32_t (&a)[4], uint32_t b0,
-                                uint32_t b1) {
-  uint32_t high[4], low[4], b0_high, b0_low, b1_high, b1_low;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) split_tf32(a[i], high[i], low[i]);
-  split_tf32(b0, b0_high, b0_low);
-  split_tf32(b1, b1_high, b1_low);
-  mma_tf32(c, high, b0_high, b1_high);
-  if constexpr (Type::kSplit) {
-    mma_tf32(rest, low, b0_high, b1_high);
-    mma_tf32(rest, high, b0_low, b1_low);
-  }
+  else
+    mma_tf32(c, {to_tf32(a[0]), to_tf32(a[1]), to_tf32(a[2]), to_tf32(a[3])},
+             to_tf32(b0), to_tf32(b1));
 }
 
 // Scores += the warp's rows of `rows` . columns, over the chunk's elements.
@@ -190,42 +227,60 @@ __device__ inline void multiply_scores(typename Tile<Type>::Scores& scores,
   using T = Tile<Type>;
   const int lane = lane_index();
   const int row = warp_index() * T::kWarpRows + (lane & 15);
-  const int column = (lane & 7) + ((lane >> 4) << 3);
-  const int steps = (elements + 2 * T::kPerUnit - 1) / (2 * T::kPerUnit);
-  [[maybe_unused]] typename T::Scores sums = {}, rest = {};
+  const int steps = (elements + T::kStepElements - 1) / T::kStepElements;
+  if constexpr (T::kSplit) {
+    // The order of the depth in the sum is free: slots 2t and 2t + 1 are
+    // elements t of two units.
+    PartSums sums[T::kColumnFragments] = {};
 #pragma unroll
-  for (int step = 0; step < T::kSteps; ++step) {
-    if (step >= steps) break;
-    uint32_t a[T::kRowFragments][4];
+    for (int step = 0; step < T::kSteps; ++step) {
+      if (step >= steps) break;
+      LeftParts a;
 #pragma unroll
-    for (int f = 0; f < T::kRowFragments; ++f)
-      load_matrices(
-          a[f], unit_address<Type>(rows, row + 16 * f, 2 * step + (lane >> 4)));
+      for (int half = 0; half < 2; ++half) {
+        uint32_t at[4];
+        load_matrices(at, unit_address<Type>(
+                              rows, row, 4 * step + 2 * half + (lane >> 4)));
+        a.set(2 * half, at[0], at[2]);
+        a.set(2 * half + 1, at[1], at[3]);
+      }
 #pragma unroll
-    for (int n = 0; n < T::kColumnFragments; n += 2) {
-      uint32_t b[4];
-      load_matrices(b, unit_address<Type>(columns, column + 8 * n,
-                                          2 * step + ((lane >> 3) & 1)));
+      for (int n = 0; n < T::kColumnFragments; ++n) {
+        uint32_t at[4];
+        load_matrices(at, unit_address<Type>(columns, 8 * n + (lane & 7),
+                                             4 * step + (lane >> 3)));
+        RightParts b;
+        b.set(0, at[0], at[1]);
+        b.set(1, at[2], at[3]);
+        sums[n].add(a, b);
+      }
+    }
 #pragma unroll
-      for (int f = 0; f < T::kRowFragments; ++f) {
-        if constexpr (T::kWide) {
-          multiply<Type>(sums[f][n], rest[f][n], a[f], b[0], b[1]);
-          multiply<Type>(sums[f][n + 1], rest[f][n + 1], a[f], b[2], b[3]);
-        } else {
+    for (int n = 0; n < T::kColumnFragments; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) scores[0][n][i] += sums[n].value(i);
+  } else {
+    const int column = (lane & 7) + ((lane >> 4) << 3);
+#pragma unroll
+    for (int step = 0; step < T::kSteps; ++step) {
+      if (step >= steps) break;
+      uint32_t a[T::kRowFragments][4];
+#pragma unroll
+      for (int f = 0; f < T::kRowFragments; ++f)
+        load_matrices(a[f], unit_address<Type>(rows, row + 16 * f,
+                                               2 * step + (lane >> 4)));
+#pragma unroll
+      for (int n = 0; n < T::kColumnFragments; n += 2) {
+        uint32_t b[4];
+        load_matrices(b, unit_address<Type>(columns, column + 8 * n,
+                                            2 * step + ((lane >> 3) & 1)));
+#pragma unroll
+        for (int f = 0; f < T::kRowFragments; ++f) {
           multiply<Type>(scores[f][n], a[f], b[0], b[1]);
           multiply<Type>(scores[f][n + 1], a[f], b[2], b[3]);
         }
       }
     }
-  }
-  if constexpr (T::kWide) {
-#pragma unroll
-    for (int f = 0; f < T::kRowFragments; ++f)
-#pragma unroll
-      for (int n = 0; n < T::kColumnFragments; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          scores[f][n][i] += sums[f][n][i] + rest[f][n][i];
   }
 }
 
@@ -238,33 +293,48 @@ __device__ inline void multiply_outputs(
   using T = Tile<Type>;
   const int lane = lane_index();
   if constexpr (T::kWide) {
-    // The order of the columns in the sum is free: slot t is column 2t, slot
-    // t + 4 column 2t + 1, which is where the accumulators hold them.
+    // The order of the columns in the sum is free too: a thread's two columns
+    // of a fragment are those that the accumulators hold.
     const int g = lane >> 2, t = lane & 3;
+    const auto column_at = [&](int n, int k, int e) {
+      return reinterpret_cast<const uint32_t*>(unit_address<Type>(
+          columns, 8 * k + 2 * t + e, 2 * n + (g >> 2)))[g & 3];
+    };
+    [[maybe_unused]] LeftParts parts[T::kColumnFragments / 2];
+    if constexpr (T::kSplit) {
+#pragma unroll
+      for (int k = 0; k < T::kColumnFragments; ++k)
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+          parts[k / 2].set(k % 2 * 2 + h, float_to_bits(weights[0][k][2 * h]),
+                           float_to_bits(weights[0][k][2 * h + 1]));
+    }
 #pragma unroll
     for (int n = 0; n < T::kOutputFragments; ++n) {
       if (8 * n >= elements) break;
-      float sums[T::kRowFragments][4] = {}, rest[T::kRowFragments][4] = {};
-      const int unit = 2 * n + (g >> 2);
+      if constexpr (T::kSplit) {
+        PartSums sums = {};
 #pragma unroll
-      for (int k = 0; k < T::kColumnFragments; ++k) {
-        const int column = 8 * k + 2 * t;
-        const auto* even = reinterpret_cast<const uint32_t*>(
-            unit_address<Type>(columns, column, unit));
-        const auto* odd = reinterpret_cast<const uint32_t*>(
-            unit_address<Type>(columns, column + 1, unit));
+        for (int k = 0; k < T::kColumnFragments; k += 2) {
+          RightParts b;
+          b.set(0, column_at(n, k, 0), column_at(n, k, 1));
+          b.set(1, column_at(n, k + 1, 0), column_at(n, k + 1, 1));
+          sums.add(parts[k / 2], b);
+        }
 #pragma unroll
-        for (int f = 0; f < T::kRowFragments; ++f) {
-          const float (&w)[4] = weights[f][k];
+        for (int i = 0; i < 4; ++i) outputs[0][n][i] += sums.value(i);
+      } else {
+        float sums[4] = {};
+#pragma unroll
+        for (int k = 0; k < T::kColumnFragments; ++k) {
+          const float (&w)[4] = weights[0][k];
           const uint32_t a[4] = {float_to_bits(w[0]), float_to_bits(w[2]),
                                  float_to_bits(w[1]), float_to_bits(w[3])};
-          multiply<Type>(sums[f], rest[f], a, even[g & 3], odd[g & 3]);
+          multiply<Type>(sums, a, column_at(n, k, 0), column_at(n, k, 1));
         }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) outputs[0][n][i] += sums[i];
       }
-#pragma unroll
-      for (int f = 0; f < T::kRowFragments; ++f)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) outputs[f][n][i] += sums[f][i] + rest[f][i];
     }
   } else {
 #pragma unroll

@@ -74,6 +74,9 @@ struct SimilarityInputs {
             pointer<int64_t>(self_index)};
   }
 
+  // What the backward needs beside lse: nothing where that is a float64.
+  int64_t kept_rows() const { return type == ScalarType::Double ? 0 : n; }
+
   ScalarType type;    // of the arithmetic and of every vector
   ScalarType matrix;  // of queries and keys
   Device device;
@@ -84,6 +87,11 @@ struct SimilarityInputs {
   OptionalTensor keys, key_bias, query_labels, key_labels, same_label_bias,
       self_index;
 };
+
+// The log-sum-exp in units of log 2 on the CPU, its correction on CUDA.
+template <class Backend>
+constexpr auto kept_type =
+    Backend::kCuda ? ScalarType::Float : ScalarType::Double;
 
 template <class Backend>
 std::tuple<Tensor, Tensor> similarity_logsumexp(
@@ -97,9 +105,8 @@ std::tuple<Tensor, Tensor> similarity_logsumexp(
                             same_label_bias, same_label_value, self_index);
   const Backend backend(in.device);
   const Tensor lse = torch::stable::new_empty(in.queries, {in.n}, in.type);
-  const bool tiled = !Backend::kCuda && in.type != ScalarType::Double;
-  const Tensor lse_log2 = torch::stable::new_empty(
-      in.queries, {tiled ? in.n : 0}, ScalarType::Double);
+  const Tensor kept = torch::stable::new_empty(in.queries, {in.kept_rows()},
+                                               kept_type<Backend>);
   if constexpr (Backend::kCuda) {
     const s3h::cuda::SimilarityProblem problem{in.problem<void>(),
                                                Backend::scalar(in.matrix)};
@@ -109,13 +116,14 @@ std::tuple<Tensor, Tensor> similarity_logsumexp(
                 s3h::cuda::logsumexp_workspace(problem, options),
                 [&](void* workspace, s3h::cuda::Stream stream) {
                   return s3h::cuda::logsumexp(problem, options, workspace,
-                                              lse.mutable_data_ptr(), stream);
+                                              lse.mutable_data_ptr(),
+                                              kept.mutable_data_ptr(), stream);
                 });
-  } else if (!tiled) {
+  } else if (in.type == ScalarType::Double) {
     s3h::cpu::logsumexp_rows(in.problem<double>(), backend.threads(),
                              mutable_data<double>(lse));
   } else {
-    double* found = mutable_data<double>(lse_log2);
+    double* found = mutable_data<double>(kept);
     Backend::template with_types<Bfloat16>(
         in.matrix, [&]<typename T, typename Element>() {
           if constexpr (std::is_same_v<T, float>)
@@ -126,12 +134,12 @@ std::tuple<Tensor, Tensor> similarity_logsumexp(
       return static_cast<float>(x * s3h::cpu::kLn2);
     });
   }
-  return {lse, lse_log2};
+  return {lse, kept};
 }
 
 template <class Backend>
 std::tuple<Tensor, Tensor> similarity_logsumexp_backward(
-    const Tensor& grad_in, const Tensor& lse_in, const Tensor& lse_log2_in,
+    const Tensor& grad_in, const Tensor& lse_in, const Tensor& kept_in,
     bool need_queries, bool need_keys, const Tensor& queries,
     const OptionalTensor& keys, double temperature,
     const OptionalTensor& key_bias, const OptionalTensor& query_labels,
@@ -142,11 +150,10 @@ std::tuple<Tensor, Tensor> similarity_logsumexp_backward(
                             temperature, key_bias, query_labels, key_labels,
                             same_label_bias, same_label_value, self_index);
   const Backend backend(in.device);
-  const bool tiled = !Backend::kCuda && in.type != ScalarType::Double;
   const Tensor grad = *vector_of(grad_in, in.n, in.type, in.device, "grad");
-  const Tensor lse = *vector_of(tiled ? lse_log2_in : lse_in, in.n,
-                                tiled ? ScalarType::Double : in.type, in.device,
-                                tiled ? "lse_log2" : "lse");
+  const Tensor lse = *vector_of(lse_in, in.n, in.type, in.device, "lse");
+  const Tensor kept = *vector_of(kept_in, in.kept_rows(), kept_type<Backend>,
+                                 in.device, "kept");
   need_keys = need_keys && keys.has_value();
   const Tensor grad_queries =
       torch::stable::new_empty(in.queries, {need_queries ? in.n : 0, in.depth});
@@ -166,7 +173,8 @@ std::tuple<Tensor, Tensor> similarity_logsumexp_backward(
                   [&](void* workspace, s3h::cuda::Stream stream) {
                     return s3h::cuda::logsumexp_backward(
                         problem, options, workspace, grad.const_data_ptr(),
-                        lse.const_data_ptr(), to_queries, to_keys, stream);
+                        lse.const_data_ptr(), kept.const_data_ptr(), to_queries,
+                        to_keys, stream);
                   });
   } else {
     Backend::template with_types<Bfloat16>(
@@ -181,7 +189,7 @@ std::tuple<Tensor, Tensor> similarity_logsumexp_backward(
           else
             s3h::cpu::logsumexp_tiled_backward(
                 problem, backend.threads(), deterministic, data<float>(grad),
-                data<double>(lse), queries_out, keys_out);
+                data<double>(kept), queries_out, keys_out);
         });
   }
   return {as_type(grad_queries, queries.scalar_type()),

@@ -307,6 +307,7 @@ inline float product_of(float a, float b) {
   volatile float product = a * b;
   return product;
 }
+inline float fused(float a, float b, float c) { return std::fma(a, b, c); }
 inline int count_bits(uint32_t x) { return __builtin_popcount(x); }
 inline float power_of_two(int e) {
   return bits_to_float(static_cast<uint32_t>(e + 127) << 23);

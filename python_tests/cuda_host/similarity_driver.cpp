@@ -86,10 +86,11 @@ int main(int count, char** arguments) {
   const SimilarityOptions options{h.assume_normalized != 0,
                                   h.deterministic != 0, h.allow_tf32 != 0};
 
-  const Memory lse = block(n * real);
+  const Memory lse = block(n * real), correction = block(n * 4);
   {
     const Memory workspace = block(logsumexp_workspace(problem, options));
-    check(logsumexp(problem, options, workspace.get(), lse.get(), nullptr));
+    check(logsumexp(problem, options, workspace.get(), lse.get(),
+                    correction.get(), nullptr));
   }
   const bool need_queries = h.need_queries != 0;
   const bool need_keys = h.need_keys != 0 && two;
@@ -99,7 +100,7 @@ int main(int count, char** arguments) {
     const Memory workspace = block(logsumexp_backward_workspace(
         problem, options, need_queries, need_keys));
     check(logsumexp_backward(problem, options, workspace.get(), grad.get(),
-                             lse.get(),
+                             lse.get(), correction.get(),
                              need_queries ? grad_queries.get() : nullptr,
                              need_keys ? grad_keys.get() : nullptr, nullptr));
   }

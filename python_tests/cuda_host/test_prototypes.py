@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from python_tests.ops.test_prototypes import METRICS, draw
+from s3h_ext.ops import update_prototypes_
 from s3h_ext.ops.plain import prototypes as plain
 
 TYPES = {
@@ -139,6 +140,96 @@ def test_bits_do_not_depend_on_the_order_of_blocks(metric):
     problem = draw(n=4500, depth=12, dtype=torch.float32)
     runs = [execute(problem, metric, seed=seed) for seed in (1, 2)]
     assert all(map(torch.equal, *runs))
+
+
+@pytest.mark.parametrize("length", [1e-30, 1e-25, 1e-19, 1.8e19, 1e20, 1e30])
+@pytest.mark.parametrize("depth", [18, 64])
+def test_cosine_knows_no_length(length, depth):
+    features, *rest = draw(n=40, depth=depth, dtype=torch.float32)
+    features = torch.nn.functional.normalize(features, dim=1)
+    right = execute((features, *rest), "cosine")
+    found = execute((features * length, *rest), "cosine")
+    assert torch.equal(found[0], right[0])
+    for name, a, b in list(zip(NAMES, found, right, strict=True))[1:]:
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_a_row_too_long_for_its_inverse_is_ignored():
+    features, *rest = draw(n=10, dtype=torch.float32)
+    features[3] = 3e38
+    found = execute((features, *rest), "cosine")
+    theirs = by_tensors((features, *rest), "cosine")
+    assert torch.equal(found[0], theirs[0])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", ["random", "positive", "identical"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_class_of_thousands_of_rows(metric, kind, dtype):
+    features = draw(n=8000, rows=(2,), depth=64, dtype=dtype)[0]
+    features = features.abs() if kind == "positive" else features
+    features = features[:1].expand(8000, 64) if kind == "identical" else features
+    state = (torch.eye(2, 64), torch.eye(2, 64), torch.ones(2))
+    labels, offsets = torch.zeros(8000, dtype=torch.int64), torch.tensor([0, 2])
+    problem = (features.contiguous(), labels, *state, offsets)
+    found = dict(zip(NAMES, execute(problem, metric), strict=True))
+    exact = dict(zip(NAMES, by_tensors(problem, metric, wide=True), strict=True))
+    theirs = dict(zip(NAMES, by_tensors(problem, metric), strict=True))
+    for name in ("sums", "counts", "distortions", "new_sums", "new_prototypes"):
+        allowed = 2 * (theirs[name].double() - exact[name]).norm()
+        allowed += 2 * torch.finfo(torch.float32).eps * exact[name].norm()
+        assert (found[name].double() - exact[name]).norm() <= allowed, name
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("depth", [16, 33, 128, 512])
+@pytest.mark.parametrize("count", [3, 64])
+def test_equal_samples_are_not_split(metric, depth, count):
+    generator = torch.Generator().manual_seed(depth + count)
+    rows, classes = 3, 8
+    samples = torch.randn(classes, depth, generator=generator)
+    samples *= torch.logspace(-3, 3, classes)[:, None]
+    features = samples.repeat(count, 1)
+    labels = torch.arange(classes).repeat(count)
+    offsets = torch.arange(0, rows * classes + 1, rows)
+    state = [*torch.zeros(2, rows * classes, depth), torch.zeros(rows * classes)]
+    for _ in range(6):
+        problem = (features, labels, *state, offsets)
+        state = list(execute(problem, metric)[-3:])
+        assert ((state[2] > 0).view(classes, rows).sum(dim=1) == 1).all()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("spread", [1e-6, 1e-2, 1.0])
+def test_every_form_splits_the_same_rows(metric, spread):
+    generator = torch.Generator().manual_seed(1)
+    classes, depth = 30, 32
+    centre = torch.randn(classes, depth, generator=generator)
+    offsets = torch.arange(0, 4 * classes + 1, 4)
+    labels = torch.arange(classes).repeat(6)
+    zeros = torch.zeros(4 * classes, depth), torch.zeros(4 * classes)
+    states = [[zeros[0].clone(), zeros[0].clone(), zeros[1].clone()] for _ in range(3)]
+    for _ in range(4):
+        noise = torch.randn(len(labels), depth, generator=generator)
+        batch = centre[labels] + spread * noise
+        # All forms from the same state, or they might drift apart.
+        problem = (batch, labels, *states[0], offsets)
+        states[2] = [t.clone() for t in states[0]]
+        states[1] = by_tensors(problem, metric)[-3:]
+        update_prototypes_(
+            batch,
+            labels,
+            *states[2],
+            offsets,
+            metric=metric,
+            momentum=0.9,
+            expire_below=0.3,
+        )
+        states[0] = list(execute(problem, metric)[-3:])
+        assert torch.equal(states[0][2], states[1][2])
+        assert torch.equal(states[0][2], states[2][2])
+    born = (states[0][2] > 0).view(classes, 4).sum(dim=1)
+    assert (born == 1).all() if spread < 1e-5 else (born == 4).all()
 
 
 SANITIZED = {

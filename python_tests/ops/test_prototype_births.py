@@ -6,7 +6,12 @@ import torch.nn.functional as F
 
 from benchmarks.prototypes_quality import SAMPLES, Case, draw, measure, perplexity
 from python_tests.ops.test_prototypes import METRICS
-from s3h_ext.ops import accumulate_prototypes, apply_prototypes_, update_prototypes_
+from s3h_ext.ops import (
+    accumulate_prototypes,
+    apply_prototypes_,
+    reference_prototypes,
+    update_prototypes_,
+)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -117,3 +122,31 @@ def test_equal_samples_are_not_split(metric):
             samples, labels, *state, offsets, metric=metric, momentum=0.5
         )
     assert (state[2] > 0).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("depth", [16, 33, 128, 512])
+@pytest.mark.parametrize("count", [1, 64, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_samples_in_any_direction_are_not_split(metric, depth, count, dtype):
+    rows, classes = 3, 20
+    generator = torch.Generator().manual_seed(depth + count)
+    samples = torch.randn(classes, depth, generator=generator, dtype=dtype)
+    samples *= torch.logspace(-3, 3, classes, dtype=dtype)[:, None]
+    features, labels = samples.repeat(count, 1), torch.arange(classes).repeat(count)
+    for form in ("kernels", "plain"):
+        *state, offsets = new_state([rows] * classes, depth)
+        state = [t.to(dtype) for t in state]
+        for _ in range(8):
+            if form == "kernels":
+                update_prototypes_(features, labels, *state, offsets, metric=metric)
+            else:
+                cosine = metric == "cosine"
+                _, *update = reference_prototypes.accumulate_prototypes(
+                    features, labels, state[0], state[2], offsets, cosine
+                )
+                added = [*update[:3], update[-1]]
+                reference_prototypes.apply_prototypes_(
+                    *state, offsets, *added, 0.99, 0.1, cosine
+                )
+            assert ((state[2] > 0).view(classes, rows).sum(dim=1) == 1).all(), form

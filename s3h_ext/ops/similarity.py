@@ -27,7 +27,7 @@ from s3h_ext.ops._autograd import (
     save_arguments,
     saved_arguments,
 )
-from s3h_ext.ops._library import LIBRARY, implement, registry
+from s3h_ext.ops._library import CUDA, LIBRARY, implement, registry
 from s3h_ext.ops.plain import similarity as plain
 
 _ARGUMENTS = (
@@ -36,11 +36,12 @@ _ARGUMENTS = (
     "float same_label_value, Tensor? self_index, bool assume_normalized, "
     "bool deterministic, bool allow_tf32"
 )
-# The second result is the first in units of log 2 and with a float64's digits, which
-# the CPU's float32 kernels take differences from; [0] where the backward takes lse.
+# The second result is what the backward takes for the digits that a float32 lse lacks:
+# on the CPU float64, the same in units of log 2; on CUDA float32, the correction of
+# csrc/cuda/similarity_log.cuh; [0] where lse suffices.
 LIBRARY.define(f"similarity_logsumexp({_ARGUMENTS}) -> (Tensor, Tensor)")
 LIBRARY.define(
-    "similarity_logsumexp_backward(Tensor grad, Tensor lse, Tensor lse_log2, "
+    "similarity_logsumexp_backward(Tensor grad, Tensor lse, Tensor kept, "
     f"bool need_queries, bool need_keys, {_ARGUMENTS}) -> (Tensor, Tensor)"
 )
 
@@ -89,9 +90,10 @@ def similarity_logsumexp(
             those pairs out. Must not require a gradient.
         self_index: ``[N]`` integers: the key that row i must not see; any value
             outside [0, M) means none. Not with ``keys=None``.
-        assume_normalized: promise that rows have unit length, which lets a kernel
-            use a constant shift where it would look for the maximum. The CPU
-            kernel finds the lengths by itself.
+        assume_normalized: rows are expected to have unit length: a CUDA kernel then
+            adds exponentials without looking for the maximum first, and does rows
+            again whose sum comes out too large or too small. The values are the same,
+            as good as without it. The CPU kernel finds the lengths by itself.
 
     Returns:
         ``[N]``, float64 for float64 queries, else float32.
@@ -172,17 +174,21 @@ _allow_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _fake_forward(queries: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     rows = queries.shape[0]
     dtype = compute_dtype(queries.dtype)
-    kept = dtype == torch.float32 and queries.device.type == "cpu"
+    device = queries.device.type
+    native = device == "cpu" or (device == "cuda" and CUDA is not None and CUDA.loaded)
     return (
         queries.new_empty(rows, dtype=dtype),
-        queries.new_empty(rows if kept else 0, dtype=torch.float64),
+        queries.new_empty(
+            rows if native and dtype == torch.float32 else 0,
+            dtype=torch.float64 if device == "cpu" else torch.float32,
+        ),
     )
 
 
 def _fake_backward(
     grad: Tensor,
     lse: Tensor,
-    lse_log2: Tensor,
+    kept: Tensor,
     need_queries: bool,
     need_keys: bool,
     queries: Tensor,

@@ -24,6 +24,7 @@ __all__ = [
 _CHUNK_ELEMENTS = 1 << 22
 # As in csrc/cpu/prototypes.cpp.
 _SPLIT = 0.03
+_COSINE_NOISE = 8
 
 
 def _inverse_norms(rows: Tensor) -> Tensor:
@@ -183,7 +184,11 @@ def apply_prototypes_(
     dead = first_where(new_masses == lightest[owner])
     # The first batch of a class has distances to no prototype.
     dead = torch.where((per_class(masses) > 0) & (lightest <= least), dead, rows)
-    errors = torch.where(numbers == dead[owner], 0, distortions)
+    # Roundings are no distortion.
+    squares = _COSINE_NOISE if cosine else prototypes.square().sum(dim=1)
+    noise = torch.finfo(masses.dtype).eps * batch_counts * squares
+    kept = (numbers != dead[owner]) & (distortions > noise)
+    errors = torch.where(kept, distortions, 0)
     greatest = errors.new_zeros(classes).scatter_reduce_(0, owner, errors, "amax")
     parent = first_where((errors == greatest[owner]) & (errors > 0))
     split = present & (torch.maximum(dead, parent) < rows)[owner]

@@ -106,14 +106,15 @@ def similarity_logsumexp(*arguments: Any) -> tuple[Tensor, Tensor]:
     lse = problem.queries.new_empty(problem.queries.shape[0])
     for rows in _chunks(lse.shape[0], keys.shape[0]):
         lse[rows] = logsumexp(problem.scores(rows, keys))
-    return lse, lse.new_empty(0, dtype=torch.float64)
+    on_cpu = lse.device.type == "cpu"
+    return lse, lse.new_empty(0, dtype=torch.float64 if on_cpu else torch.float32)
 
 
 @outside_autocast
 def similarity_logsumexp_backward(
     grad: Tensor,
     lse: Tensor,
-    lse_log2: Tensor,
+    kept: Tensor,
     need_queries: bool,
     need_keys: bool,
     *arguments: Any,
@@ -133,9 +134,8 @@ def similarity_logsumexp_backward(
     for rows in _chunks(queries.shape[0], keys.shape[0]):
         scores = problem.scores(rows, keys)
         empty = lse[rows] == -math.inf
-        offset = torch.where(empty, torch.zeros_like(lse[rows]), lse[rows])
-        weights = (scores - offset[:, None]).exp()
-        weights = weights * (grad[rows] / problem.temperature)[:, None]
+        # Not e^(scores - lse): where scores are large, lse lacks the digits.
+        weights = scores.softmax(dim=1) * (grad[rows] / problem.temperature)[:, None]
         weights = weights.masked_fill(empty[:, None], 0.0)
         if need_queries:
             grad_queries[rows] += weights @ keys
