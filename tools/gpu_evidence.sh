@@ -89,7 +89,7 @@ prepare() {
   "$own" -m pip download --quiet --disable-pip-version-check --dest $packed/wheels \
     --only-binary=:all: --python-version "$version" --implementation cp \
     --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 \
-    'jsonargparse[signatures]>=4.40' 'pytest>=8' 'pytest-xdist>=3.6' \
+    'jsonargparse[signatures]>=4.52' 'safetensors>=0.5' 'pytest>=8' 'pytest-xdist>=3.6' \
     'hypothesis>=6.100' 'pybind11>=2.13' 'setuptools>=77,<82'
   if [ ! -f $packed/cifar100.tar.xz ] && ls "${S3H_DATA_ROOT:-/nowhere}"/cifar-100* \
     >/dev/null 2>&1; then
