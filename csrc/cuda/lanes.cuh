@@ -36,17 +36,26 @@ __device__ inline Real greatest_of_lanes(Real x) {
 template <typename Real, typename At>
 __device__ inline Real inverse_norm(Real squares, int64_t depth, const At& at) {
   squares = sum_of_lanes(squares);
-  // Where the squares are ordinary numbers, with all their digits.
-  constexpr Real kTiny = sizeof(Real) == 8 ? Real(0x1p-998) : Real(0x1p-102);
-  if (squares > kTiny && squares < infinity<Real>())
-    return 1 / root_of(squares);
-  double wide = 0;
-  for (int64_t d = thread_x() % 32; d < depth; d += 32)
-    wide += static_cast<double>(at(d)) * static_cast<double>(at(d));
-  wide = sum_of_lanes(wide);
-  if (wide == 0) return 0;
-  const Real inverse = static_cast<Real>(1 / root_of(wide));
-  return inverse > 0 ? inverse : infinity<Real>() * Real(0);
+  // Where the squares are ordinary numbers, with all their digits; else again,
+  // of numbers that have ordinary ones.
+  constexpr bool kDouble = sizeof(Real) == 8;
+  constexpr Real kTiny = kDouble ? Real(0x1p-998) : Real(0x1p-102);
+  Real scale = 1;
+  if (!(squares > kTiny && squares < infinity<Real>())) {
+    scale = squares <= kTiny ? (kDouble ? Real(0x1p600) : Real(0x1p100))
+                             : (kDouble ? Real(0x1p-600) : Real(0x1p-100));
+    squares = 0;
+#pragma unroll 1
+    for (int64_t d = thread_x() % 32; d < depth; d += 32) {
+      const Real x = at(d) * scale;
+      squares += x * x;
+    }
+    squares = sum_of_lanes(squares);
+  }
+  if (squares == 0) return 0;
+  const Real inverse = 1 / root_of(squares) * scale;
+  return squares < infinity<Real>() && inverse > 0 ? inverse
+                                                   : infinity<Real>() * Real(0);
 }
 
 }  // namespace s3h::cuda

@@ -235,6 +235,7 @@ __device__ inline ClassState update_masses(const Apply<Real>& a, int64_t first,
     Real squares = kCosineNoise;
     if (!a.cosine) {
       squares = 0;
+#pragma unroll 1
       for (int64_t d = lane; d < a.depth; d += 32) {
         const Real x = a.prototypes[row * a.depth + d];
         squares += x * x;

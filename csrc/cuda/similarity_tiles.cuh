@@ -22,6 +22,7 @@ struct Vectors {
   float lse[kCount];
   float correction[kCount];
   float grad[kCount];
+  float unused[7 * kCount];  // a power of two: addresses are cheap
 };
 
 // One row or column of it, with the neutral value where there is no vector.
