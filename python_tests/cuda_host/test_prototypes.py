@@ -226,10 +226,12 @@ def test_every_form_splits_the_same_rows(metric, spread):
             expire_below=0.3,
         )
         states[0] = list(execute(problem, metric)[-3:])
-        assert torch.equal(states[0][2], states[1][2])
-        assert torch.equal(states[0][2], states[2][2])
-    born = (states[0][2] > 0).view(classes, 4).sum(dim=1)
-    assert (born == 1).all() if spread < 1e-5 else (born == 4).all()
+        # Which rows are born: near ones may win a sample in one form or another.
+        born = [state[2] > 0 for state in states]
+        assert torch.equal(born[0], born[1])
+        assert torch.equal(born[0], born[2])
+    count = born[0].view(classes, 4).sum(dim=1)
+    assert (count == 1).all() if spread < 1e-5 else (count == 4).all()
 
 
 SANITIZED = {
