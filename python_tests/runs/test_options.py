@@ -47,7 +47,7 @@ def test_every_preset_parses_and_names_its_data_set(name):
 @pytest.mark.parametrize("name", preset_names())
 def test_a_presets_method_has_the_defaults_of_its_class(name):
     content = yaml.safe_load(Path(preset_arguments(name)[1]).read_text())
-    assert parsed(name)[1]["method"] == whole(content["method"])
+    assert parsed(name)[0].dump()["method"] == whole(content["method"])
 
 
 @pytest.mark.parametrize("name", ["imagenet-lt", "inat18", "folder"])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -49,25 +48,6 @@ def copy_buffers(target: nn.Module, source: nn.Module) -> None:
         buffer.copy_(value)
 
 
-def _keeps_arguments(init: Callable[..., None]) -> Callable[..., None]:
-    """Make a constructor keep its arguments, defaults included, as ``init_args``."""
-    signature = inspect.signature(init)
-
-    @functools.wraps(init)
-    def keeping(self: Method, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
-        # A subclass calls its parent's constructor first, so its own arguments stay.
-        bound = signature.bind(self, *args, **kwargs)
-        bound.apply_defaults()
-        named = dict(list(bound.arguments.items())[1:])
-        for parameter in signature.parameters.values():
-            if parameter.kind is parameter.VAR_KEYWORD:
-                named.update(named.pop(parameter.name))
-        self.init_args = named
-
-    return keeping
-
-
 class Method(nn.Module, ABC):
     """One way to train a classifier on long-tailed data.
 
@@ -97,11 +77,18 @@ class Method(nn.Module, ABC):
     #: The arguments of the constructor by name, from which a run's files name it.
     init_args: Mapping[str, Any] = {}
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        own = vars(cls)
-        if "__init__" in own:
-            setattr(cls, "__init__", _keeps_arguments(own["__init__"]))  # noqa: B010
+    def __new__(cls, *args: Any, **kwargs: Any) -> Method:
+        """Keep the arguments of the constructor, defaults included."""
+        method = super().__new__(cls)
+        signature = inspect.signature(cls)
+        bound = signature.bind_partial(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = dict(bound.arguments)
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                arguments.update(arguments.pop(name))
+        object.__setattr__(method, "init_args", arguments)  # nn.Module is not set up
+        return method
 
     @property
     @abstractmethod
