@@ -134,8 +134,9 @@ Tensor augment_images(const Tensor& images, const Tensor& operations,
                          holes, fill);
   const Backend backend(in.device);
   const s3h::AugmentProblem problem = in.problem();
-  const Tensor out = torch::stable::new_empty(
-      in.images, {in.views, in.height, in.width, in.channels});
+  const Tensor out =
+      new_empty(in.images, {in.views, in.height, in.width, in.channels},
+                ScalarType::Byte);
   auto* to = mutable_data<uint8_t>(out);
   if constexpr (Backend::kCuda) {
     backend.run("augment_images", in.images,

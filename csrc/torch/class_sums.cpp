@@ -70,7 +70,7 @@ Tensor class_sum_dots(const Tensor& queries, const OptionalTensor& keys,
   const ClassSumInputs in(Backend::class_sums_type(queries), queries, keys,
                           query_classes, key_classes, num_classes);
   const Backend backend(in.device);
-  const Tensor dots = torch::stable::new_empty(in.queries, {in.n}, in.type);
+  const Tensor dots = new_empty(in.queries, {in.n}, in.type);
   if constexpr (Backend::kCuda) {
     const s3h::cuda::ClassSumProblem problem{in.problem<void>(),
                                              Backend::scalar(in.matrix)};
@@ -81,8 +81,7 @@ Tensor class_sum_dots(const Tensor& queries, const OptionalTensor& keys,
                       problem, workspace, dots.mutable_data_ptr(), stream);
                 });
   } else {
-    const Tensor sums =
-        torch::stable::new_empty(in.queries, {num_classes, in.depth}, in.type);
+    const Tensor sums = new_empty(in.queries, {num_classes, in.depth}, in.type);
     Backend::with_types(in.type, [&]<typename T, typename>() {
       s3h::cpu::class_sum_dots(in.problem<T>(), backend.threads(),
                                mutable_data<T>(sums), mutable_data<T>(dots));
@@ -103,9 +102,10 @@ std::tuple<Tensor, Tensor> class_sum_dots_backward(
   const Tensor grad = *vector_of(grad_in, in.n, in.type, in.device, "grad");
   need_keys = need_keys && keys.has_value();
   const Tensor grad_queries =
-      torch::stable::new_empty(in.queries, {need_queries ? in.n : 0, in.depth});
-  const Tensor grad_keys =
-      torch::stable::new_empty(in.queries, {need_keys ? in.m : 0, in.depth});
+      new_empty(in.queries, {need_queries ? in.n : 0, in.depth},
+                in.queries.scalar_type());
+  const Tensor grad_keys = new_empty(
+      in.queries, {need_keys ? in.m : 0, in.depth}, in.queries.scalar_type());
   void* to_queries = target(grad_queries, need_queries);
   void* to_keys = target(grad_keys, need_keys);
   if constexpr (Backend::kCuda) {
@@ -120,8 +120,8 @@ std::tuple<Tensor, Tensor> class_sum_dots_backward(
                         to_keys, stream);
                   });
   } else {
-    const Tensor sums = torch::stable::new_empty(
-        in.queries, {2 * num_classes, in.depth}, in.type);
+    const Tensor sums =
+        new_empty(in.queries, {2 * num_classes, in.depth}, in.type);
     Backend::with_types(in.type, [&]<typename T, typename>() {
       s3h::cpu::class_sum_dots_backward(in.problem<T>(), backend.threads(),
                                         data<T>(grad), mutable_data<T>(sums),

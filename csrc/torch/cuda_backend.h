@@ -34,8 +34,8 @@ class Cuda {
   template <typename Launch>
   void run(const char* operation, const Tensor& like, size_t bytes,
            const Launch& launch) const {
-    const Tensor workspace = torch::stable::new_empty(
-        like, {static_cast<int64_t>(bytes)}, ScalarType::Byte);
+    const Tensor workspace =
+        new_empty(like, {static_cast<int64_t>(bytes)}, ScalarType::Byte);
     check(launch(workspace.mutable_data_ptr(), stream()), operation);
   }
 

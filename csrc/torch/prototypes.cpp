@@ -238,8 +238,7 @@ Tensor accumulate_prototypes(const Tensor& features, const Tensor& labels,
   const AccumulateInputs in(features, labels, prototypes, masses, offsets, sums,
                             counts, distortions, far_distances, far_features);
   const Backend backend(in.device);
-  const Tensor assignments =
-      torch::stable::new_empty(*in.labels, {in.n}, ScalarType::Long);
+  const Tensor assignments = new_empty(*in.labels, {in.n}, ScalarType::Long);
   if constexpr (Backend::kCuda) {
     STD_TORCH_CHECK(in.depth > 0, "features must have a column");
     const s3h::cuda::AccumulateProblem problem{in.problem<void>(cosine),
@@ -304,7 +303,7 @@ Tensor update_prototypes_(const Tensor& features, const Tensor& labels,
   check_offsets(in.offsets, in.rows);
   check_labels(batch, in.classes);
   const Tensor assignments =
-      torch::stable::new_empty(*batch.labels, {batch.n}, ScalarType::Long);
+      new_empty(*batch.labels, {batch.n}, ScalarType::Long);
   Cpu::with_types<Bfloat16, Float16>(
       batch.stored, [&]<typename T, typename Element>() {
         s3h::cpu::update_prototypes<T, Element>(

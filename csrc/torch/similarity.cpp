@@ -104,9 +104,9 @@ std::tuple<Tensor, Tensor> similarity_logsumexp(
                             temperature, key_bias, query_labels, key_labels,
                             same_label_bias, same_label_value, self_index);
   const Backend backend(in.device);
-  const Tensor lse = torch::stable::new_empty(in.queries, {in.n}, in.type);
-  const Tensor kept = torch::stable::new_empty(in.queries, {in.kept_rows()},
-                                               kept_type<Backend>);
+  const Tensor lse = new_empty(in.queries, {in.n}, in.type);
+  const Tensor kept =
+      new_empty(in.queries, {in.kept_rows()}, kept_type<Backend>);
   if constexpr (Backend::kCuda) {
     const s3h::cuda::SimilarityProblem problem{in.problem<void>(),
                                                Backend::scalar(in.matrix)};
@@ -156,9 +156,10 @@ std::tuple<Tensor, Tensor> similarity_logsumexp_backward(
                                  in.device, "kept");
   need_keys = need_keys && keys.has_value();
   const Tensor grad_queries =
-      torch::stable::new_empty(in.queries, {need_queries ? in.n : 0, in.depth});
-  const Tensor grad_keys =
-      torch::stable::new_empty(in.queries, {need_keys ? in.m : 0, in.depth});
+      new_empty(in.queries, {need_queries ? in.n : 0, in.depth},
+                in.queries.scalar_type());
+  const Tensor grad_keys = new_empty(
+      in.queries, {need_keys ? in.m : 0, in.depth}, in.queries.scalar_type());
   void* to_queries = target(grad_queries, need_queries);
   void* to_keys = target(grad_keys, need_keys);
   if constexpr (Backend::kCuda) {

@@ -64,13 +64,10 @@ std::tuple<Tensor, Tensor, Tensor> supcon(
                   deterministic);
   const Cpu backend(features.device());
   const int64_t n = in.features.size(0);
-  const Tensor lse =
-      torch::stable::new_empty(in.features, {n}, ScalarType::Double);
-  const Tensor loss = in.has_rows()
-                          ? torch::stable::new_empty(in.features, {n}, in.type)
-                          : torch::stable::new_empty(in.features, {}, in.type);
-  const Tensor counted =
-      torch::stable::new_empty(in.features, {}, ScalarType::Long);
+  const Tensor lse = new_empty(in.features, {n}, ScalarType::Double);
+  const Tensor loss = in.has_rows() ? new_empty(in.features, {n}, in.type)
+                                    : new_empty(in.features, {}, in.type);
+  const Tensor counted = new_empty(in.features, {}, ScalarType::Long);
   Cpu::with_types<Bfloat16>(in.matrix, [&]<typename T, typename Element>() {
     *mutable_data<int64_t>(counted) =
         s3h::cpu::supcon(in.problem<T, Element>(), backend.threads(),
@@ -91,8 +88,8 @@ Tensor supcon_backward(const Tensor& grad_in, const Tensor& lse_in,
                   "grad must have the loss's elements");
   const Tensor grad = as_contiguous(grad_in, in.type);
   const Tensor lse = *vector_of(lse_in, n, ScalarType::Double, "lse");
-  const Tensor out = torch::stable::new_empty(
-      in.features, {n, in.features.size(1)}, in.matrix);
+  const Tensor out =
+      new_empty(in.features, {n, in.features.size(1)}, in.matrix);
   Cpu::with_types<Bfloat16>(in.matrix, [&]<typename T, typename Element>() {
     s3h::cpu::supcon_backward(in.problem<T, Element>(), backend.threads(),
                               data<T>(grad), data<double>(lse),

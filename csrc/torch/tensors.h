@@ -5,6 +5,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <exception>
+#include <initializer_list>
 #include <optional>
 #include <string>
 
@@ -24,9 +26,68 @@ inline ScalarType compute_type(const Tensor& queries) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// The shape as [2, 3], for errors.
+template <typename Sizes>
+std::string shape_of(const Sizes& sizes) {
+  std::string text;
+  for (const int64_t size : sizes)
+    text += (text.empty() ? "" : ", ") + std::to_string(size);
+  return "[" + text + "]";
+}
+
+inline std::string shape_of(const Tensor& tensor) {
+  return shape_of(tensor.sizes());
+}
+
+inline int64_t bytes_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Double:
+    case ScalarType::Long:
+      return 8;
+    case ScalarType::Float:
+    case ScalarType::Int:
+      return 4;
+    case ScalarType::BFloat16:
+    case ScalarType::Half:
+      return 2;
+    default:
+      return 1;
+  }
+}
+
+// What `make` returns, a tensor of `sizes` on the device of `like`. Through the
+// stable ABI of PyTorch 2.11 an error says no more than that a call failed, so
+// what programs look for when memory is short (to halve the batch) is said
+// here, in PyTorch's own words.
+template <typename Sizes, typename Make>
+Tensor allocate(const Tensor& like, const Sizes& sizes, ScalarType type,
+                const Make& make) {
+  try {
+    return make();
+  } catch (const std::exception&) {
+    double bytes = static_cast<double>(bytes_of(type));
+    for (const int64_t size : sizes) bytes *= static_cast<double>(size);
+    STD_TORCH_CHECK(
+        false,
+        like.device().type() == torch::headeronly::DeviceType::CPU
+            ? "DefaultCPUAllocator: can't allocate memory: you tried"
+            : "CUDA out of memory. Tried",
+        " to allocate ", bytes, " bytes for a tensor of ", shape_of(sizes));
+    throw;
+  }
+}
+
+inline Tensor new_empty(const Tensor& like,
+                        std::initializer_list<int64_t> sizes, ScalarType type) {
+  return allocate(like, sizes, type,
+                  [&] { return torch::stable::new_empty(like, sizes, type); });
+}
+
 inline Tensor as_type(const Tensor& tensor, ScalarType type) {
-  return tensor.scalar_type() == type ? tensor
-                                      : torch::stable::to(tensor, type);
+  return tensor.scalar_type() == type
+             ? tensor
+             : allocate(tensor, tensor.sizes(), type,
+                        [&] { return torch::stable::to(tensor, type); });
 }
 
 // The tensor as contiguous `type`; the same tensor where it already is. The
@@ -36,15 +97,9 @@ inline Tensor as_contiguous(
     const Device& device = Device(torch::headeronly::DeviceType::CPU)) {
   STD_TORCH_CHECK(tensor.device() == device,
                   "every tensor must be on the same device");
-  return torch::stable::contiguous(as_type(tensor, type));
-}
-
-// The shape as [2, 3], for errors.
-inline std::string shape_of(const Tensor& tensor) {
-  std::string text = "[";
-  for (int64_t d = 0; d < tensor.dim(); ++d)
-    text += (d == 0 ? "" : ", ") + std::to_string(tensor.size(d));
-  return text + "]";
+  const Tensor typed = as_type(tensor, type);
+  return allocate(typed, typed.sizes(), type,
+                  [&] { return torch::stable::contiguous(typed); });
 }
 
 inline OptionalTensor vector_of(const OptionalTensor& tensor, int64_t size,

@@ -72,10 +72,8 @@ std::tuple<Tensor, Tensor> sample_view_boxes(const Tensor& sizes,
   const Backend backend(in.device);
   const s3h::ViewBoxProblem problem =
       in.problem(constraint, seed, epoch, stream);
-  const Tensor box =
-      torch::stable::new_empty(in.index, {in.count, 4}, ScalarType::Long);
-  const Tensor fallback =
-      torch::stable::new_empty(in.index, {in.count}, ScalarType::Bool);
+  const Tensor box = new_empty(in.index, {in.count, 4}, ScalarType::Long);
+  const Tensor fallback = new_empty(in.index, {in.count}, ScalarType::Bool);
   int64_t* boxes = mutable_data<int64_t>(box);
   bool* flags = mutable_data<bool>(fallback);
   if constexpr (Backend::kCuda) {

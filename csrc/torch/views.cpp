@@ -180,8 +180,8 @@ Tensor render_views(std::vector<Tensor> images, const Tensor& image,
   if (!in.stacked)
     for (const Tensor& each : in.images) list.push_back(byte_image(each));
   const s3h::ViewsProblem problem = in.problem(list);
-  const Tensor out = torch::stable::new_empty(
-      *in.image, {views, height, width, in.channels}, dtype);
+  const Tensor out =
+      new_empty(*in.image, {views, height, width, in.channels}, dtype);
   void* to = out.mutable_data_ptr();
   if constexpr (Backend::kCuda) {
     backend.run(

@@ -116,3 +116,12 @@ def test_many_rows_over_threads(symmetric, threads):
     if symmetric:
         expected *= 2
     torch.testing.assert_close(grad.double(), expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("classes", [2**40, 2**62])
+def test_memory_that_is_not_there_is_named_as_pytorch_does(classes):
+    queries, labels = torch.randn(4, 8), torch.zeros(4, dtype=torch.int64)
+    # What programs look for that try again with a smaller batch.
+    message = rf"DefaultCPUAllocator: can't allocate memory.*\[{classes}, 8\]"
+    with pytest.raises(RuntimeError, match=message):
+        class_sum_dots(queries, query_classes=labels, num_classes=classes)
