@@ -74,7 +74,7 @@ class Row:
         preset: name of the preset.
         changes: options that differ from it.
         runs: by rising seed; none where nothing was run.
-        published: the paper's number, if there is one for the unchanged preset.
+        published: the paper's number for the preset, if there is one.
     """
 
     preset: str
@@ -188,7 +188,7 @@ def collect(folder: Path, published: Iterable[Published]) -> list[Row]:
             preset,
             changes,
             tuple(seeds[seed] for seed in sorted(seeds)),
-            numbers.get(preset) if not changes else None,
+            numbers.get(preset),
         )
         for (preset, changes), seeds in sorted(
             groups.items(), key=lambda g: (place.get(g[0][0], len(place)), g[0])
@@ -235,44 +235,58 @@ def markdown(rows: Sequence[Row], *, not_run: bool = True) -> str:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw ours, and the published number beside it where there is one.
+    """Draw every run beside the published number of its preset, misses first.
 
-    One line per preset that ran, of the data sets that have published numbers.
+    Of the data sets that have published numbers. A run with changed options has another
+    mark, and its changes below its name.
     """
     from matplotlib.figure import Figure
 
     compared = {_dataset(row) for row in rows if row.published is not None}
-    shown = [
-        row
-        for row in rows
-        if row.runs and not row.changes and _dataset(row) in compared
-    ][::-1]
-    height = 1.2 + 0.34 * max(1, len(shown))
-    figure = Figure(figsize=(7.5, height), layout="constrained")
+    shown = [row for row in rows if row.runs and _dataset(row) in compared]
+    shown.sort(key=lambda row: (row.difference is None, row.difference or 0.0))
+    shown.reverse()  # the first is drawn at the top
+    names = ["\n".join((row.preset, *row.changes)) for row in shown]
+    lines = sum(1.4 + 0.6 * len(row.changes) for row in shown)
+    figure = Figure(figsize=(8, 1.2 + 0.27 * max(1, lines)), layout="constrained")
     axes = figure.subplots()
-    drawn = []
+    drawn: list[float] = []
     for place, row in enumerate(shown):
         ours = row.mean("top1")
         assert ours is not None
         mean, spread = ours[0], ours[1] or 0.0
-        drawn.append(mean - spread)
+        drawn += [mean - spread, mean + spread]
         if row.published is not None:
             theirs = row.published.top1
             drawn.append(theirs)
             axes.plot([theirs, mean], [place, place], color="#BBBBBB", lw=2)
             axes.plot(theirs, place, "o", color="#6B6B6B", mfc="white")
-        axes.errorbar(mean, place, xerr=spread, fmt="s", color="#004488", capsize=3)
+            text, left = f"{mean - theirs:+.1f}", min(mean - spread, theirs)
+            axes.annotate(
+                text,
+                (left, place),
+                (-9, 0),
+                textcoords="offset points",
+                ha="right",
+                va="center",
+                fontsize=8,
+            )
+        mark = {"fmt": "D", "mfc": "white"} if row.changes else {"fmt": "s"}
+        axes.errorbar(mean, place, xerr=spread, color="#004488", capsize=3, **mark)
     axes.plot([], [], "o", color="#6B6B6B", mfc="white", label="published")
     axes.plot([], [], "s", color="#004488", label="ours, last epoch (± std)")
-    axes.set_yticks(range(len(shown)), [row.preset for row in shown])
+    axes.plot(
+        [], [], "D", color="#004488", mfc="white", label="ours with other options"
+    )
+    axes.set_yticks(range(len(shown)), names, fontsize=8)
     axes.set_ylim(-0.7, len(shown) - 0.3 if shown else 0.7)
-    axes.set_xlim(left=math.floor(min(drawn, default=0)) - 1)
+    axes.set_xlim(math.floor(min(drawn, default=0)) - 4)
     axes.set_xlabel("top-1 accuracy on the balanced test images, percent")
     axes.grid(axis="x", color="#E4E4E4")
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    figure.legend(loc="outside upper left", ncols=2, frameon=False)
+    figure.legend(loc="outside upper left", ncols=3, frameon=False)
     picture = io.BytesIO()
     figure.savefig(picture, dpi=150, metadata={"Software": None})
     write_bytes(path, picture.getvalue())
