@@ -12,7 +12,7 @@ from s3h_ext.data.views.policies import AutoAugment, RandAugment
 from s3h_ext.data.views.recipes import RECIPES, ColorJitter, Recipe, get_recipe
 from s3h_ext.data.views.render import Renderer, render_crops
 from s3h_ext.ops.augment import augment_images
-from s3h_ext.ops.reference_views import render_views_plain
+from s3h_ext.ops.plain.views import render_views as render_views_plain
 from s3h_ext.ops.view_constraints import PadCrop, RandomResizedCrop
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)

@@ -9,9 +9,9 @@ from python_tests.ops.test_prototypes import METRICS
 from s3h_ext.ops import (
     accumulate_prototypes,
     apply_prototypes_,
-    reference_prototypes,
     update_prototypes_,
 )
+from s3h_ext.ops.plain import prototypes as plain
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -142,11 +142,9 @@ def test_equal_samples_in_any_direction_are_not_split(metric, depth, count, dtyp
                 update_prototypes_(features, labels, *state, offsets, metric=metric)
             else:
                 cosine = metric == "cosine"
-                _, *update = reference_prototypes.accumulate_prototypes(
+                _, *update = plain.accumulate(
                     features, labels, state[0], state[2], offsets, cosine
                 )
                 added = [*update[:3], update[-1]]
-                reference_prototypes.apply_prototypes_(
-                    *state, offsets, *added, 0.99, 0.1, cosine
-                )
+                plain.apply_prototypes_(*state, offsets, *added, 0.99, 0.1, cosine)
             assert ((state[2] > 0).view(classes, rows).sum(dim=1) == 1).all(), form
