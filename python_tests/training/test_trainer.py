@@ -229,13 +229,14 @@ KILLED_WHILE_WRITING = """
 import os, pathlib, signal, sys
 from s3h_ext.methods import Hybrid
 from s3h_ext.train import main
-replace = pathlib.Path.replace
-def killed(path, target):
-    if path.name == "epoch_00003.partial":
+replace = os.replace
+def killed(source, target):
+    path = pathlib.Path(source)
+    if path.name == "epoch_00003.safetensors.partial":
         path.write_bytes(path.read_bytes()[:-1000])
         os.kill(os.getpid(), signal.SIGKILL)
-    return replace(path, target)
-pathlib.Path.replace = killed
+    return replace(source, target)
+os.replace = killed
 main(sys.argv[1:])
 """
 
@@ -248,7 +249,7 @@ def test_sigkill_while_a_checkpoint_is_written_changes_no_bit(tmp_path, undistur
         "epoch_00001.safetensors",
         "epoch_00002.safetensors",
         "epoch_00002_and_more.safetensors",
-        "epoch_00003.partial",
+        "epoch_00003.safetensors.partial",
     ]
     process = start(tmp_path)
     process.communicate()
