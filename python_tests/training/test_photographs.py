@@ -20,7 +20,6 @@ from s3h_ext.report.subclasses import read_subclasses
 from s3h_ext.runs.card import read_card
 from s3h_ext.runs.checkpoint import (
     checkpoint_paths,
-    encode_checkpoint,
     load_checkpoint,
 )
 from s3h_ext.runs.folder import RunFolder
@@ -320,18 +319,6 @@ def test_a_run_that_met_an_unreadable_file_goes_on_without_it(tmp_path, capsys):
     assert main([*arguments, "--resume", "--data.unreadable", "skip"]) == 0
     assert f"left out: {bad}: " in capsys.readouterr().err
     assert read_card(RunFolder(tmp_path / "run")).train_images == (8, 4)
-
-
-def test_an_older_checkpoint_knows_of_none_left_out(tmp_path):
-    root = grow(tmp_path / "set", (6, 4))
-    arguments = [*TINY, "--epochs", "1", "--data.root", str(root), "--report", "false"]
-    arguments += ["--output", str(tmp_path / "run"), "--resume"]
-    assert main(arguments) == 0
-    path = checkpoint_paths(RunFolder(tmp_path / "run"))[0]
-    state = load_checkpoint(path)
-    del state["left_out"]
-    path.write_bytes(encode_checkpoint(state))
-    assert main(arguments) == 0
 
 
 def test_an_evaluation_says_what_it_left_out(tmp_path, capsys):
