@@ -7,7 +7,7 @@
 #   make lint | format | setup | build | cuda-compile | clean
 #   make gpu-check [STAGES="a b"]     on a machine with an NVIDIA GPU
 #   make oldest-torch   one binary for every PyTorch from the oldest supported one on
-#   make check-all      .ci/run, CUDA sources for newer GPUs, native tests on arm64
+#   make check-all      .ci/run, slow tests, CUDA sources for newer GPUs, arm64 tests
 #   make sanitize [ARGS="avx2"] | sanitize-quick | arm64-compile | arm64-test
 #   make docs           the pages of docs/, into build/docs
 #   make wheel          a wheel in dist/, and a try of it in an environment of its own
@@ -101,6 +101,7 @@ oldest-torch: $(STAMPS)/build
 
 check-all:
 	.ci/run
+	$(MAKE) test ARGS="-m slow"
 	$(MAKE) arm64-test
 	CUDA_ARCHS="10.0 12.0" PYTHON=$(BIN)/python tools/cuda_compile.sh
 

@@ -50,6 +50,7 @@ from benchmarks.similarity_cuda import machine
 from benchmarks.tables import append
 from benchmarks.training_cuda import PRESETS, TINY, commit, graph_modes, unseen, wait
 from s3h_ext.command_line import Parser
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.options import parse_options
 from s3h_ext.training.runlog import RunLog
 from s3h_ext.training.trainer import Trainer
@@ -213,7 +214,7 @@ class Watch(RunLog):
     def __init__(
         self, folder: Path, device: torch.device, skipped: int, steps: int
     ) -> None:
-        super().__init__(folder, [], skipped + 2 * steps, 0)
+        super().__init__(RunFolder(folder), [], skipped + 2 * steps, 0)
         self._device = device
         self._ends = (skipped, skipped + steps, skipped + 2 * steps)
         self._done = 0

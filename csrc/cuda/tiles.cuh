@@ -213,9 +213,13 @@ __device__ inline void multiply(float (&c)[4], const uint32_t (&a)[4],
     mma_bf16(c, a, b0, b1);
   else if constexpr (std::is_same_v<Type, Fp16>)
     mma_fp16(c, a, b0, b1);
-  else
-    mma_tf32(c, {to_tf32(a[0]), to_tf32(a[1]), to_tf32(a[2]), to_tf32(a[3])},
-             to_tf32(b0), to_tf32(b1));
+  else {
+    const auto rounded = [](uint32_t bits) {
+      return to_tf32(bits_to_float(bits));
+    };
+    mma_tf32(c, {rounded(a[0]), rounded(a[1]), rounded(a[2]), rounded(a[3])},
+             rounded(b0), rounded(b1));
+  }
 }
 
 // Scores += the warp's rows of `rows` . columns, over the chunk's elements.

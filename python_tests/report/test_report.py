@@ -286,16 +286,18 @@ def test_awkward_class_names_and_gaps_in_the_history(tmp_path):
 def test_an_analysis_that_fails_costs_its_part_of_the_report_alone(
     tmp_path, monkeypatch, capsys
 ):
-    config, _ = parse_options(QUICK)
+    config, _ = parse_options(
+        [*QUICK, "--method=ClasswiseSplitting", "--method.inner=Baseline"]
+    )
     trainer = Trainer(config, tmp_path)
 
     def fail(batches):
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(trainer.method, "analysis", fail)
+    monkeypatch.setattr(trainer.method, "analyse", fail)
     trainer.fit()
     said = capsys.readouterr().err
-    assert "the report has no part on ce: OutOfMemoryError: no room" in said
+    assert "the report has no part on cws-ce: OutOfMemoryError: no room" in said
     assert (tmp_path / "report.html").is_file()
 
 

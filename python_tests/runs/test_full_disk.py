@@ -16,13 +16,13 @@ FULL = Path("/dev/full")
 LIMITED = """
 import resource, sys
 from s3h_ext.train import main
-from s3h_ext.training import trainer
-save = trainer.save_checkpoint
+from s3h_ext.training import run
+save = run.save_checkpoint
 def limited(folder, epochs_done, state):
     if epochs_done == 1 and not state["unfinished_epoch"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, -1))
     return save(folder, epochs_done, state)
-trainer.save_checkpoint = limited
+run.save_checkpoint = limited
 raise SystemExit(main(sys.argv[1:]))
 """
 
