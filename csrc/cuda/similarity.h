@@ -27,7 +27,7 @@ struct SimilarityOptions {
   bool assume_normalized = false;  // rows are expected to be unit: where they
                                    // are not, forward and backward take longer
   bool deterministic = false;      // the same bits on every run
-  bool allow_tf32 = false;         // kFloat32 by one TF32 product, not three
+  bool allow_tf32 = false;         // kFloat32 by one TF32 product
 };
 
 // Bytes of device memory, aligned to 256, that the call below works in. It

@@ -83,10 +83,6 @@ class PlainUnpickler(pickle._Unpickler):
         except KeyError:
             raise RefusedGlobalError(f"{module}.{name}"[:200]) from None
 
-    def persistent_load(self, pid: Any) -> Any:
-        """Refuses; a subclass may know what an id means."""
-        raise pickle.UnpicklingError("persistent object")
-
     def _load_global(self) -> None:
         module, name = self.readline(), self.readline()
         if not name.endswith(b"\n"):
