@@ -48,9 +48,9 @@ from benchmarks.reproduce import (
 from s3h_ext.command_line import Parser
 from s3h_ext.data.sets.photographs import PHOTOGRAPHS
 from s3h_ext.evaluate import main as evaluate
+from s3h_ext.presets import preset_names
 from s3h_ext.report.metrics import GROUPS, class_groups
 from s3h_ext.runs.options import OptionError
-from s3h_ext.runs.presets import preset_names
 
 #: Which options switch a part off. Two whole views in place of a montage, as in BCL.
 OFF = {

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from s3h_ext.files import write_bytes
+from s3h_ext.presets import preset_names
 from s3h_ext.runs.folder import RunFolder
-from s3h_ext.runs.presets import preset_names
 from s3h_ext.runs.title import option_changes
 
 __all__ = [
@@ -100,13 +100,11 @@ class Row:
 
 
 def read_published(path: Path) -> list[Published]:
-    """Read the published numbers; none where the file is not there.
+    """Read the published numbers.
 
     Raises:
         ValueError: the table is not as expected; the message names file and line.
     """
-    if not path.exists():
-        return []
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != _COLUMNS:

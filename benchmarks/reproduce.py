@@ -36,10 +36,10 @@ from threading import Event
 from typing import IO
 
 from s3h_ext.command_line import Parser
+from s3h_ext.presets import OTHER_FACTORS, preset_names
 from s3h_ext.runs.checkpoint import differences
 from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.options import parse_options
-from s3h_ext.runs.presets import OTHER_FACTORS, preset_names
 
 #: In the order in which a table is most worth having.
 METHODS = (

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks.published import Row, collect, draw, markdown, read_published
 from s3h_ext.files import write_text
+from s3h_ext.presets import PUBLISHED
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 NOTES = """\
@@ -36,9 +37,9 @@ def _page(rows: Sequence[Row]) -> str:
     )
     return (
         "# Results\n\nMade by `python -m benchmarks.results_table` from the folders "
-        "beside this file and `published.csv`.\nEach folder is one finished run; "
-        "`python -m s3h_ext.report results/RUN` draws its pictures, except those\nof "
-        "sub-classes, whose arrays are not kept here.\n\n"
+        "beside this file and\n`s3h_ext/presets/published.csv`. Each folder is one "
+        "finished run; `python -m s3h_ext.report results/RUN`\ndraws its pictures, "
+        "except those of sub-classes, whose arrays are not kept here.\n\n"
         f"{_tables(rows, not_run=True)}\n![published against ours](results.png)\n\n"
         f"## Where the published numbers are from\n\n{sources}"
     )
@@ -56,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.results_table",
         description="Write FOLDER/README.md, FOLDER/results.png and the table in a "
-        "readme from the finished runs in FOLDER and FOLDER/published.csv.",
+        "readme from the finished runs in FOLDER and the published numbers.",
     )
     parser.add_argument(
         "folder",
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.folder.is_dir():
         parser.error(f"folder: expected a folder of runs, got {options.folder}")
     try:
-        rows = collect(options.folder, read_published(options.folder / "published.csv"))
+        rows = collect(options.folder, read_published(PUBLISHED))
         texts = {options.folder / "README.md": _page(rows)}
         if options.readme is not None:
             readme = options.readme.read_text(encoding="utf-8")

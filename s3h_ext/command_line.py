@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from s3h_ext.presets import preset_table
+
 SPLITS = ("test", "val", "train", "unused")
 FORMATS = ("onnx", "pt2")
 
@@ -48,6 +50,21 @@ class Parser(argparse.ArgumentParser):
 
 def _plain(option: str) -> str:
     return re.sub(r"[-_.]", "-", option)
+
+
+def train_help(arguments: Sequence[str]) -> str | None:
+    """Return what ``python -m s3h_ext.train`` has to say where it is only asked.
+
+    ``--list``: the presets; ``--help``: the options that most people need, and
+    ``--help all`` every one. None: there is something to train.
+    """
+    if "--list" in arguments:
+        return preset_table()
+    if not {"-h", "--help", "--help=all"} & {*arguments}:
+        return None
+    whole = arguments[-1] in ("all", "--help=all")
+    name = "train_options.txt" if whole else "train_help.txt"
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 def evaluate_parser() -> Parser:

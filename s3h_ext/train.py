@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s3h_ext import huge_pages
+from s3h_ext.command_line import train_help
 
 if __name__ == "__main__":  # before PyTorch is imported
-    if {"-h", "--help"} & {*sys.argv[1:]}:
-        print(Path(__file__).with_name("train_help.txt").read_text("utf-8"), end="")
+    if (asked := train_help(sys.argv[1:])) is not None:
+        print(asked, end="")
         raise SystemExit
     huge_pages.restart(sys.argv[1:])
 
@@ -52,6 +53,9 @@ def output_folder(config: TrainConfig, resume: bool) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if (asked := train_help(arguments)) is not None:
+        print(asked, end="")
+        return 0
     world = World()
     config = None
     try:

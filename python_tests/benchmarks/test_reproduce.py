@@ -10,7 +10,7 @@ import pytest
 import benchmarks.reproduce
 from benchmarks.reproduce import SUITES, environment, main, refuse, suite_presets
 from s3h_ext.command_line import Parser
-from s3h_ext.runs.presets import preset_names
+from s3h_ext.presets import preset_names
 
 QUICK = (
     "--suite digits-lt --methods ce --model.backbone resnet20 --batch_size 64 "

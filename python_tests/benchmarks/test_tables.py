@@ -172,10 +172,6 @@ def test_two_runs_of_one_seed_are_refused(folder):
         collect(folder, read_published(folder / "published.csv"))
 
 
-def test_without_published_numbers_there_are_ours_alone(tmp_path):
-    assert read_published(tmp_path / "published.csv") == []
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [

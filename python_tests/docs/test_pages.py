@@ -13,9 +13,9 @@ from torch import nn
 from s3h_ext import losses
 from s3h_ext.data import samplers
 from s3h_ext.data.views import recipes
+from s3h_ext.presets import preset_names
 from s3h_ext.runs.consistency import check_options
 from s3h_ext.runs.options import parse_options
-from s3h_ext.runs.presets import preset_names
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]

@@ -3,10 +3,10 @@
 import pytest
 
 from s3h_ext.methods import Baseline
+from s3h_ext.presets import preset_names
 from s3h_ext.runs.config import DataConfig, TrainConfig
 from s3h_ext.runs.consistency import _EFFECTS, check_options
 from s3h_ext.runs.options import parse_options
-from s3h_ext.runs.presets import preset_names
 from s3h_ext.train import main
 from s3h_ext.training.trainer import Trainer
 

@@ -12,8 +12,9 @@ import yaml
 
 from s3h_ext import methods
 from s3h_ext.methods import Baseline, Hybrid
+from s3h_ext.presets import preset_names
 from s3h_ext.runs.options import OptionError, parse_options
-from s3h_ext.runs.presets import preset_arguments, preset_names
+from s3h_ext.runs.presets import preset_arguments
 
 
 def whole(method):
@@ -307,29 +308,59 @@ def test_dashes_and_underscores_are_the_same():
 
 
 PRINT_HELP = "from s3h_ext.runs.options import make_parser; make_parser().print_help()"
+WITHOUT_TORCH = (
+    "import runpy, sys; sys.argv[1:] = sys.argv[1:]\n"
+    "try: runpy.run_module('s3h_ext.train', run_name='__main__')\n"
+    "finally: assert 'torch' not in sys.modules"
+)
+
+
+def printed_by(code, *arguments):
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "COLUMNS": "88"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
 
 
 def test_the_help_that_needs_no_torch_is_that_of_the_parser():
-    code = (
-        "import runpy, sys; sys.argv[1:] = ['--help']\n"
-        "try: runpy.run_module('s3h_ext.train', run_name='__main__')\n"
-        "finally: assert 'torch' not in sys.modules"
-    )
-    stored, printed = (
-        subprocess.run(
-            [sys.executable, "-c", each],
-            env={**os.environ, "COLUMNS": "88"},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for each in (code, PRINT_HELP)
-    )
+    stored = printed_by(WITHOUT_TORCH, "--help", "all")
+    printed = printed_by(PRINT_HELP)
     names = re.compile(r"--[a-z][\w.]*|[\w.-]+/: .*")
     assert {*names.findall(printed)} == {*names.findall(stored)}
     if sys.version_info[:2] == (3, 11):  # others lay it out otherwise
-        message = f"COLUMNS=88 python -c '{PRINT_HELP}' > s3h_ext/train_help.txt"
+        message = f"COLUMNS=88 python -c '{PRINT_HELP}' > s3h_ext/train_options.txt"
         assert printed == stored, message
+
+
+def test_the_short_help_fits_a_screen_and_names_options_that_exist():
+    short = printed_by(WITHOUT_TORCH, "--help")
+    assert short == printed_by(WITHOUT_TORCH, "-h")
+    assert len(short.splitlines()) < 50
+    known = {*re.findall(r"--[a-z][\w.]*", printed_by(PRINT_HELP))}
+    others = {"--list", "--method.NAME", "--nproc_per_node"}
+    assert {*re.findall(r"--[a-z][\w.]*", short)} - others <= known
+    methods_named = set(re.findall(r"\b[A-Z]\w+", short.partition("--data.root")[0]))
+    assert {n for n in methods.__all__ if n != "Method"} <= methods_named
+    for preset in re.findall(r"--preset (\S+/\S+)", short):
+        assert preset in preset_names()
+
+
+def test_the_list_has_every_preset_and_its_published_number():
+    lines = printed_by(WITHOUT_TORCH, "--list").splitlines()
+    listed = {}
+    for line in filter(None, lines[3:]):
+        if line.partition(" ")[0].endswith("/"):
+            data_set = line.split()[0]
+        else:
+            name, *rest = line.split()
+            listed[data_set + name] = rest
+    plain = {name for name in preset_names() if "-if" not in name}
+    assert {*listed} == plain
+    assert listed["cifar100-lt/hybrid-sc"][:3] == ["46.72", "51.87", "63.05"]
+    assert listed["cifar100-lt/s3h"] == []
 
 
 def test_help_lists_every_preset(capsys):

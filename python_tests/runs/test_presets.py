@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from s3h_ext.data import ImageSet, LongTailDataset
+from s3h_ext.presets import preset_names
 from s3h_ext.runs.options import parse_options
-from s3h_ext.runs.presets import preset_names
 from s3h_ext.training.trainer import Trainer
 
 # Photographs get by with a few classes here; so many alone would take their time.

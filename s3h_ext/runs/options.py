@@ -17,6 +17,7 @@ import yaml
 
 from s3h_ext import methods
 from s3h_ext.methods import Method
+from s3h_ext.presets import preset_list
 from s3h_ext.runs import classes, plain_yaml
 from s3h_ext.runs.config import TrainConfig
 from s3h_ext.runs.option_names import (
@@ -29,7 +30,6 @@ from s3h_ext.runs.option_names import (
 from s3h_ext.runs.presets import (
     DEFAULT_PRESET,
     preset_arguments,
-    preset_list,
     preset_warmup,
     short_warmup,
 )

@@ -1,41 +1,15 @@
-"""The presets: their names, their files, their warm-up in short runs."""
+"""Presets as arguments, and their warm-up in short runs."""
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 
+from s3h_ext.presets import ROOT, by_data_set, preset_list, preset_names
 from s3h_ext.runs import plain_yaml
 from s3h_ext.runs.config import OptimConfig, TrainConfig
 from s3h_ext.runs.option_names import OptionError, nearest
 
 DEFAULT_PRESET = "digits-lt/hybrid-psc"
-OTHER_FACTORS = (50, 10)
-# The data sets that are cut to a factor; others come as they are.
-CUT = ("cifar", "octmnist")
-
-
-def _root() -> Path:
-    return Path(str(files("s3h_ext") / "presets"))
-
-
-def preset_names() -> list[str]:
-    """Return the names of all presets, as in ``"cifar100-lt/hybrid-psc"``.
-
-    Those of CIFAR and OCTMNIST exist at three imbalance factors: 100 under their plain
-    names, 50 and 10 as in ``"cifar100-lt/hybrid-psc-if10"``.
-    """
-    root = _root()
-    names = [
-        p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml")
-    ]
-    names += [
-        f"{name}-if{factor}"
-        for name in names
-        if name.startswith(CUT)
-        for factor in OTHER_FACTORS
-    ]
-    return sorted(names)
 
 
 def preset_arguments(name: str) -> list[str]:
@@ -47,34 +21,14 @@ def preset_arguments(name: str) -> list[str]:
     if name not in preset_names():
         raise OptionError(_no_preset(name))
     file, _, factor = name.partition("-if")
-    arguments = ["--config", str(_root() / f"{file}.yaml")]
+    arguments = ["--config", str(ROOT / f"{file}.yaml")]
     return [*arguments, "--data.imbalance", factor] if factor else arguments
-
-
-def _by_data_set() -> dict[str, list[str]]:
-    """Return the methods of each data set's presets, without the factors."""
-    found: dict[str, list[str]] = {}
-    for name in preset_names():
-        data_set, _, method = name.partition("/")
-        if "-if" not in method:
-            found.setdefault(data_set, []).append(method)
-    return found
-
-
-def preset_list() -> str:
-    """Return all presets, one line for each data set."""
-    lines = [
-        f"{data_set}/: {', '.join(found)}"
-        + (" (each also as NAME-if50, NAME-if10)" if data_set.startswith(CUT) else "")
-        for data_set, found in _by_data_set().items()
-    ]
-    return "\n".join(lines)
 
 
 def _no_preset(name: str) -> str:
     """Return an error that lists what the preset could have been."""
     data_set, _, method = name.partition("/")
-    there = _by_data_set()
+    there = by_data_set()
     if data_set not in there:
         guess = nearest(name, preset_names())
         return f"--preset: {name!r} does not exist{guess}\n{preset_list()}"

@@ -8,9 +8,9 @@ from functools import cache
 from typing import Any
 
 from s3h_ext import methods
+from s3h_ext.presets import preset_names
 from s3h_ext.runs.checkpoint import with_defaults
 from s3h_ext.runs.options import parse_options
-from s3h_ext.runs.presets import preset_names
 
 __all__ = ["option_changes", "run_title"]
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from s3h_ext.presets import preset_names
 from s3h_ext.runs.options import parse_options
-from s3h_ext.runs.presets import preset_arguments, preset_names
+from s3h_ext.runs.presets import preset_arguments
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
 
