@@ -228,6 +228,11 @@ def test_a_method_can_be_named_by_its_class():
             "--preset digits-lt/cws --method.inner.weight_beta 2",
             "^--method.inner.weight_beta: expected a number in",
         ),
+        ("--method ClasswiseSplitting", "^--method.inner: ClasswiseSplitting needs it"),
+        (
+            "--method ClasswiseSplitting --method.inner ClasswiseSplitting",
+            "^--method.inner.inner: ClasswiseSplitting needs it",
+        ),
     ],
 )
 def test_bad_options_are_refused_with_the_nearest_name(arguments, message):
