@@ -231,7 +231,7 @@ def test_a_method_can_be_named_by_its_class():
         ("--method ClasswiseSplitting", "^--method.inner: ClasswiseSplitting needs it"),
         (
             "--method ClasswiseSplitting --method.inner ClasswiseSplitting",
-            "^--method.inner.inner: ClasswiseSplitting needs it",
+            "^--method.inner: expected a ClassifierMethod, got ClasswiseSplitting$",
         ),
     ],
 )

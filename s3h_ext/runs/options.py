@@ -145,7 +145,7 @@ def parse_options(arguments: Sequence[str] = ()) -> tuple[TrainConfig, bool]:
         parts = {k: v for k, v in parts.items() if k not in ("config", "resume")}
         config = TrainConfig(**parts)
     except (argparse.ArgumentError, ValueError, TypeError) as error:
-        message = _explain(_cut(str(error)), method)
+        message = _explain(_cut(str(error)))
         raise OptionError(as_typed(message, method)) from error
     if presets:
         whole, length = preset_warmup(presets[-1])
@@ -349,33 +349,17 @@ def _cut(message: str, limit: int = 2000) -> str:
     return f"{message[: limit // 2]} [...] {message[-limit // 2 :]}"
 
 
-def _option_without(
-    missing: str, class_path: str, value: object, option: str = "method"
-) -> str | None:
-    """Return the option, of a method's record, whose class lacks an argument."""
-    record = value if isinstance(value, Mapping) else {"class_path": value}
-    given = record.get("init_args", {})
-    if record.get("class_path") == class_path and missing not in given:
-        return option
-    found = (
-        _option_without(missing, class_path, part, f"{option}.{name}")
-        for name, part in given.items()
-    )
-    return next(filter(None, found), None)
-
-
-_REQUIRED = r"class_path '([\w.]+)':\s+the following arguments are required: (.+)"
-
-
-def _explain(message: str, method: object) -> str:
+def _explain(message: str) -> str:
     """Make a message of the parser say more."""
     if denied := classes.explain(message):
         return denied
-    if found := re.search(_REQUIRED, message):
-        missing = found[2].partition(",")[0]
-        owner = _option_without(missing, found[1], method) or "method"
-        name = found[1].removeprefix(f"{methods.__name__}.")
-        return f"--{owner}.{missing}: {name} needs it, got nothing"
+    option = "--" + ".".join(re.findall(r'Parser key "([\w.]+)"', message))
+    if found := re.search(
+        r"(\w+)':\s+the following arguments are required: (\w+)", message
+    ):
+        return f"{option}.{found[2]}: {found[1]} needs it, got nothing"
+    if found := re.search(r"(\w+) does not correspond to a subclass of (\w+)", message):
+        return f"{option}: expected a {found[2]}, got {found[1]}"
     if found := re.search(r"Literal\[(.*)\]. Got value: (.*)", message):
         return message + nearest(found[2], re.findall(r"'([^']*)'", found[1]))
     return message
