@@ -1,0 +1,39 @@
+import shlex
+
+import numpy as np
+import pytest
+
+from s3h_ext.data.sets.suggest import suggest
+from s3h_ext.runs.options import parse_options
+
+
+@pytest.mark.parametrize(
+    ("counts", "preset", "loss", "batch", "epochs"),
+    [
+        ([50, 50], "folder/ce", "cross-entropy", 16, 200),
+        ([500, 120, 101], "folder/ce", "cross-entropy", 32, 200),
+        ([1000, 400, 100], "folder/ce", "logit-adjusted", 64, 200),
+        ([5000, 3000, 260], "folder/ce", "logit-adjusted", 128, 200),
+        ([10**6, 10**3], "folder/s3h", None, 128, 30),
+        ([30000, 9000, 1000], "folder/s3h", None, 128, 55),
+    ],
+)
+def test_the_command_parses_to_what_the_counts_ask_for(
+    counts, preset, loss, batch, epochs
+):
+    counts = np.array(counts)
+    command, *reasons = suggest(counts, "my photos")
+    _, _, _, *arguments = shlex.split(command)
+    config, _ = parse_options(arguments)
+    assert config.preset == preset
+    assert config.data.root == "my photos"
+    assert config.method.init_args.get("loss") == loss
+    assert (config.batch_size, config.epochs) == (batch, epochs)
+    assert config.optim.lr == pytest.approx(0.05 * batch / 128)
+    assert reasons[0].startswith(preset)
+    assert not any("fewer than 5" in reason for reason in reasons)
+
+
+def test_classes_of_which_nothing_can_be_measured_are_counted():
+    *_, last = suggest(np.array([400, 4, 1]), "photos")
+    assert last.startswith("2 of 3 classes have fewer than 5 images")
