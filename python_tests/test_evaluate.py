@@ -56,7 +56,7 @@ def test_images_that_the_run_has_not_seen(digits_run, tmp_path):
     assert main([*options, "--device", "cpu"]) == 0
     found = json.loads((tmp_path / "metrics.json").read_text())
     seen = load_dataset("digits-lt", val_fraction=0.2).train
-    assert found["images"] == len(read_digits().train_labels) - len(seen)
+    assert found["images"] == len(read_digits().train) - len(seen)
 
 
 def test_bad_runs(tmp_path, capsys):

@@ -16,7 +16,7 @@ if __name__ == "__main__":
 import numpy as np
 
 from s3h_ext.data import Feed
-from s3h_ext.data.sets.photographs import PHOTOGRAPHS
+from s3h_ext.data.load import PHOTOGRAPHS
 from s3h_ext.files import write_text
 from s3h_ext.ops._library import CPU
 from s3h_ext.report.evaluation_files import write_evaluation

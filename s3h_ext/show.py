@@ -19,8 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from s3h_ext.command_line import Parser
-from s3h_ext.data.dataset import ImageSet, LongTailDataset
-from s3h_ext.data.image_files import ImageFiles
+from s3h_ext.data.dataset import ImageFiles, ImageSet, LongTailDataset
 from s3h_ext.data.source.batches import Batch, MixedViews
 from s3h_ext.data.source.decode import decode_image
 from s3h_ext.data.source.feed import Feed

@@ -34,7 +34,7 @@ def test_digits_are_cut_to_factor_20():
 def test_digits_are_the_real_ones_enlarged():
     datasets = pytest.importorskip("sklearn.datasets")
     whole = read_digits()
-    assert len(whole.train_labels) + len(whole.test_labels) == 1797
+    assert len(whole.train.labels) + len(whole.test.labels) == 1797
     bunch = datasets.load_digits()
     grey = torch.from_numpy(bunch.images)[:, None] / 16
     expected = F.interpolate(grey, scale_factor=4, mode="bilinear") * 255
@@ -43,8 +43,8 @@ def test_digits_are_the_real_ones_enlarged():
         expected.round().to(torch.uint8), bunch.target, strict=True
     ):
         known[image[0].numpy().tobytes()] = label
-    images = np.concatenate([whole.train_images, whole.test_images])
-    labels = np.concatenate([whole.train_labels, whole.test_labels])
+    images = np.concatenate([whole.train.images, whole.test.images])
+    labels = np.concatenate([whole.train.labels, whole.test.labels])
     for image, label in zip(images, labels, strict=True):
         assert known[image[..., 0].tobytes()] == label
         assert (image == image[..., :1]).all()
@@ -218,7 +218,7 @@ def test_real_subset_nests(data_root):
     smaller = load_dataset("cifar100-lt", root=data_root, imbalance=100)
     assert set(image_keys(smaller.train.images)) <= set(image_keys(larger.train.images))
     whole = read_archive("cifar100", data_root)
-    assert set(image_keys(larger.train.images)) <= set(image_keys(whole.train_images))
+    assert set(image_keys(larger.train.images)) <= set(image_keys(whole.train.images))
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25])
@@ -228,9 +228,9 @@ def test_unused_images_are_the_rest_of_the_archive(fraction):
     unused = unused_images("digits-lt", **cut)
     whole = read_digits()
     keys = [*image_keys(train.images), *image_keys(unused.images)]
-    assert sorted(keys) == sorted(image_keys(whole.train_images))
+    assert sorted(keys) == sorted(image_keys(whole.train.images))
     counts = np.bincount(np.concatenate((train.labels, unused.labels)))
-    assert counts.tolist() == np.bincount(whole.train_labels).tolist()
+    assert counts.tolist() == np.bincount(whole.train.labels).tolist()
 
 
 def test_photographs_have_no_unused_images(tmp_path):

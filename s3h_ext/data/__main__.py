@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from s3h_ext.command_line import Parser
+from s3h_ext.data.load import PHOTOGRAPHS
 from s3h_ext.data.longtail import PROFILES
 from s3h_ext.data.sets.archive import ArchiveError
 from s3h_ext.data.sets.check import check
 from s3h_ext.data.sets.download import DownloadError, download
-from s3h_ext.data.sets.photographs import PHOTOGRAPHS
 from s3h_ext.data.sets.registry import OCTMNIST_SIZES, OFFICIAL_FILES
 from s3h_ext.text import printable
 

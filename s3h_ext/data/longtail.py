@@ -12,6 +12,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from s3h_ext.text import check_choice
+
 __all__ = ["PROFILES", "class_profile", "hold_out", "pick_subset", "sorted_profile"]
 
 PROFILES = ("exp", "step")
@@ -48,17 +50,16 @@ def class_profile(
         raise ValueError(f"largest: expected at least 1 image, got {largest}")
     if not (math.isfinite(imbalance) and imbalance >= 1):
         raise ValueError(f"imbalance: expected a finite factor >= 1, got {imbalance}")
+    check_choice("profile", profile, PROFILES)
     factor = 1 / imbalance
     if profile == "exp":
         counts = [
             _truncated(largest * factor ** (label / (num_classes - 1)))
             for label in range(num_classes)
         ]
-    elif profile == "step":
+    else:
         head, tail = num_classes // 2, _truncated(largest * factor)
         counts = [largest] * head + [tail] * (num_classes - head)
-    else:
-        raise ValueError(f"profile: expected one of {PROFILES}, got {profile!r}")
     if counts[-1] < 1:
         raise ValueError(
             f"imbalance: {imbalance:g} leaves no image for class {num_classes - 1} "

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from s3h_ext.ops.philox import philox_words
+from s3h_ext.text import check_choice
 
 __all__ = ["SAMPLERS", "EpochOrder", "class_probabilities"]
 
@@ -54,6 +55,7 @@ def class_probabilities(
         raise ValueError(f"progress: expected 0 <= progress <= 1, got {progress}")
     counts = class_counts.astype(np.float64)
     present = (counts > 0).astype(np.float64)
+    check_choice("sampler", sampler, SAMPLERS)
     weights: NDArray[np.float64]
     if sampler == "instance-balanced":
         weights = counts
@@ -61,11 +63,9 @@ def class_probabilities(
         weights = present
     elif sampler == "square-root":
         weights = np.sqrt(counts)
-    elif sampler == "progressive":
+    else:
         instance, balanced = counts / counts.sum(), present / present.sum()
         weights = (1 - progress) * instance + progress * balanced
-    else:
-        raise ValueError(f"sampler: expected one of {SAMPLERS}, got {sampler!r}")
     weights /= weights.sum()
     return weights
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from s3h_ext.data.samplers import SAMPLERS
 from s3h_ext.data.views.mixing import Mixing
 from s3h_ext.data.views.recipes import MAX_STREAMS, get_recipe
+from s3h_ext.text import check_choice
 
 __all__ = ["Stream", "check_plan"]
 
@@ -37,12 +37,7 @@ class Stream:
     mixing: Mixing | None = None
 
     def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            near = difflib.get_close_matches(self.sampler, SAMPLERS, n=1, cutoff=0.0)[0]
-            raise ValueError(
-                f"sampler: expected one of {', '.join(SAMPLERS)}, got "
-                f"{self.sampler!r}; did you mean {near!r}?"
-            )
+        check_choice("sampler", self.sampler, SAMPLERS)
         if get_recipe(self.recipe).montage and self.mixing is not None:
             raise ValueError(
                 "mixing: expected None for a montage, which shows several images "

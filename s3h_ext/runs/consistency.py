@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from s3h_ext.data.sets.photographs import PHOTOGRAPHS
+from s3h_ext.data.load import PHOTOGRAPHS
 from s3h_ext.methods import (
     S3H,
     Baseline,

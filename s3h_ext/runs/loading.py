@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from s3h_ext.data import LongTailDataset, load_dataset, unused_images
-from s3h_ext.data.sets.photographs import PHOTOGRAPHS, TEST_FRACTION
+from s3h_ext.data.load import PHOTOGRAPHS
+from s3h_ext.data.sets.folders import TEST_FRACTION
 from s3h_ext.data.sets.readable import without_unreadable
 from s3h_ext.methods import Method
 from s3h_ext.models import ImageClassifier, build_model

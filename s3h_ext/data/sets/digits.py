@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from s3h_ext.data.dataset import ImageSet
 from s3h_ext.data.sets.archive import Archive
 
 __all__ = ["TEST_PER_CLASS", "read_digits"]
@@ -24,8 +25,7 @@ def read_digits() -> Archive:
     are the first 30 of each class after a shuffle by ``RandomState(0)``, always the
     same.
 
-    Returns:
-        The split data set; every class has 144 training images or more.
+    Every class has 144 training images or more.
 
     Raises:
         ImportError: scikit-learn is not installed.
@@ -47,11 +47,9 @@ def read_digits() -> Archive:
         random.shuffle(members)
         is_test[members[:TEST_PER_CLASS]] = True
     return Archive(
-        images[~is_test],
-        labels[~is_test],
-        images[is_test],
-        labels[is_test],
-        tuple(str(label) for label in range(10)),
+        ImageSet(images[~is_test], labels[~is_test]),
+        ImageSet(images[is_test], labels[is_test]),
+        tuple("0123456789"),
     )
 
 

@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from s3h_ext.data.dataset import LongTailDataset
-from s3h_ext.data.image_files import ImageFiles
+from s3h_ext.data.dataset import ImageFiles, LongTailDataset
 from s3h_ext.data.sets.naming import check_classes
 
 __all__ = ["LISTED", "blob_hash", "parse_list", "read_listed"]

@@ -12,6 +12,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from s3h_ext.data.dataset import ImageSet
 from s3h_ext.data.sets.archive import Archive, ArchiveError
 from s3h_ext.data.sets.registry import find_official
 
@@ -54,22 +55,19 @@ def read_octmnist(root: str | Path, size: int | None = None) -> Archive:
         root: Folder of the ``.npz`` file.
         size: Side of the images: 28 (``None``), 64, 128 or 224.
 
-    Returns:
-        Training and test images ``[N, size, size, 1]``.
-
     Raises:
         ValueError: there is no such size.
         FileNotFoundError: there is no such file.
         ArchiveError: see :func:`read_octmnist_split`.
     """
     path = Path(root) / find_official("octmnist", size).file
-    train, test = (
-        read_octmnist_split(path, split, size=size or 28, keep=True)
-        for split in ("train", "test")
-    )
-    assert train.images is not None
-    assert test.images is not None
-    return Archive(train.images, train.labels, test.images, test.labels, OCT_CLASSES)
+    splits = []
+    for name in ("train", "test"):
+        split = read_octmnist_split(path, name, size=size or 28, keep=True)
+        assert split.images is not None
+        splits.append(ImageSet(split.images, split.labels))
+    train, test = splits
+    return Archive(train, test, OCT_CLASSES)
 
 
 def read_octmnist_split(

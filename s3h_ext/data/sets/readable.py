@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from s3h_ext.data.dataset import LongTailDataset
-from s3h_ext.data.image_files import ImageFiles
+from s3h_ext.data.dataset import ImageFiles, LongTailDataset
 from s3h_ext.data.sets.naming import some
 from s3h_ext.data.source.decode import PillowDecoder, Unreadable, available_cpus
 

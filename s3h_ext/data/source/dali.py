@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from s3h_ext.data.image_files import ImageFiles
+from s3h_ext.data.dataset import ImageFiles
 from s3h_ext.data.source.decode import (
     LONGEST_SIDE,
     PillowDecoder,

@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s3h_ext.data.image_files import ImageFiles
+from s3h_ext.data.dataset import ImageFiles
+from s3h_ext.text import check_choice
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -68,11 +69,7 @@ class Unreadable:
     """
 
     def __init__(self, policy: UnreadablePolicy = "error") -> None:
-        if policy not in get_args(UnreadablePolicy):
-            raise ValueError(
-                f"unreadable: expected one of {get_args(UnreadablePolicy)}, got "
-                f"{policy!r}"
-            )
+        check_choice("unreadable", policy, get_args(UnreadablePolicy))
         self.policy = policy
         self.errors: dict[str, str] = {}
         self._lock = threading.Lock()

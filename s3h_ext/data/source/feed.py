@@ -7,8 +7,7 @@ from typing import Literal, get_args
 
 import torch
 
-from s3h_ext.data.dataset import ImageSet, LongTailDataset
-from s3h_ext.data.image_files import ImageFiles
+from s3h_ext.data.dataset import ImageFiles, ImageSet, LongTailDataset
 from s3h_ext.data.source.decode import (
     Decoder,
     PillowDecoder,
@@ -19,6 +18,7 @@ from s3h_ext.data.source.evaluation import EvaluationBatches
 from s3h_ext.data.source.pixels import FilePixels, ResidentPixels
 from s3h_ext.data.source.source import Source
 from s3h_ext.data.streams import Stream
+from s3h_ext.text import check_choice
 
 __all__ = ["Feed", "SourceName"]
 
@@ -58,10 +58,7 @@ class Feed:
         workers: int = 0,
         unreadable: UnreadablePolicy = "error",
     ) -> None:
-        if source not in get_args(SourceName):
-            raise ValueError(
-                f"source: expected one of {get_args(SourceName)}, got {source!r}"
-            )
+        check_choice("source", source, get_args(SourceName))
         if workers < 0:
             raise ValueError(f"workers: expected at least 0, got {workers}")
         self.source, self.workers = source, workers

@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s3h_ext.data.dataset import ImageSet
-from s3h_ext.data.image_files import ImageFiles
+from s3h_ext.data.dataset import ImageFiles, ImageSet
 from s3h_ext.data.source.decode import Decoder
 from s3h_ext.data.views.recipes import Recipe, ViewSpec, get_recipe
 from s3h_ext.data.views.render import Pasted, Renderer, render_crops

@@ -11,7 +11,6 @@ does so on the view of the classifier.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from s3h_ext.data.samplers import SAMPLERS, EpochOrder
 from s3h_ext.ops.philox import philox_words
+from s3h_ext.text import check_choice
 
 __all__ = ["Mix", "Mixing"]
 
@@ -120,17 +120,9 @@ class Mixing:
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, chosen, names in (
-            ("kind", self.kind, get_args(MixKind)),
-            ("unit", self.unit, get_args(MixUnit)),
-            ("sampler", self.sampler, SAMPLERS),
-        ):
-            if chosen not in names:
-                near = difflib.get_close_matches(str(chosen), names, n=1, cutoff=0.0)[0]
-                raise ValueError(
-                    f"mixing.{name}: expected one of {', '.join(names)}, got "
-                    f"{chosen!r}; did you mean {near!r}?"
-                )
+        check_choice("mixing.kind", self.kind, get_args(MixKind))
+        check_choice("mixing.unit", self.unit, get_args(MixUnit))
+        check_choice("mixing.sampler", self.sampler, SAMPLERS)
         if not 0.0 < self.probability <= 1.0:
             raise ValueError(
                 f"mixing.probability: expected a number in (0, 1], got "

@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s3h_ext.data.dataset import ImageSet
-from s3h_ext.data.image_files import ImageFiles
+from s3h_ext.data.dataset import ImageFiles, ImageSet
 from s3h_ext.data.sets.folders import image_names
 from s3h_ext.data.source.decode import decode_image
 from s3h_ext.data.views.recipes import Recipe, get_recipe

@@ -26,7 +26,6 @@ the image that it is mixed into, in stream s (and 64 + s).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -49,6 +48,7 @@ from s3h_ext.ops.view_constraints import (
     Whole,
     as_constraint,
 )
+from s3h_ext.text import check_choice
 
 __all__ = ["MAX_STREAMS", "RECIPES", "Recipe", "ViewSpec", "get_recipe"]
 
@@ -396,10 +396,5 @@ def get_recipe(name: str, argument: str = "recipe") -> Recipe:
     Raises:
         ValueError: there is no such recipe; the message names the nearest.
     """
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"{argument}: expected one of {', '.join(RECIPES)}, got {name!r}; "
-            f"did you mean {near!r}?"
-        )
+    check_choice(argument, name, RECIPES)
     return RECIPES[name]
