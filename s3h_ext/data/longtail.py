@@ -172,8 +172,7 @@ def hold_out(
         Indices of the training part and of the validation part, each ascending.
 
     Raises:
-        ValueError: an argument is out of range, or ``fraction`` too small to hold out
-            any image.
+        ValueError: an argument is out of range, or no image would be held out.
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"{argument}: expected 0 <= fraction < 1, got {fraction}")

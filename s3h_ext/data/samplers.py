@@ -158,20 +158,14 @@ class EpochOrder:
     def choose(
         self, sampler: str, classes: Tensor, members: Tensor, *, progress: float = 0.0
     ) -> Tensor:
-        """Chooses an image by two random words, independently of all others.
+        """Chooses images by two random words each, independently of all others.
 
-        Args:
-            sampler: One of :data:`SAMPLERS`, which says how likely each class is; an
-                image of it is then as likely as any other.
-            classes: int64 ``[...]``, words in [0, 2**32).
-            members: int64 ``[...]``, likewise.
-            progress: Epochs done over all epochs, in [0, 1].
+        ``classes`` and ``members`` are int64 ``[...]``, words in [0, 2**32). The
+        sampler says how likely each class is; an image of it is then as likely as any
+        other.
 
         Returns:
             Sample indices, int64 ``[...]``.
-
-        Raises:
-            ValueError: an unknown sampler, or a progress out of range.
         """
         probabilities = class_probabilities(
             sampler, self.class_counts, progress=progress

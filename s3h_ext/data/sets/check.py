@@ -276,15 +276,7 @@ def _add_split(
     *,
     complete: bool = False,
 ) -> None:
-    """Adds a split's images and classes, and more of one that is called train.
-
-    Args:
-        report: Takes them.
-        split: Its name.
-        labels: int64 ``[N]``.
-        names: Of the classes.
-        complete: Whether a class without an image is a problem.
-    """
+    """Adds a split, and more of one called train; ``complete``: of every class."""
     classes = len(names)
     counts = np.bincount(labels, minlength=classes)
     shape = (
@@ -359,13 +351,8 @@ def cut_counts(
         counts: Images per class, int64 ``[C]``.
         imbalance: Largest over smallest class.
         profile: ``"exp"`` or ``"step"``.
-        by_size: The classes differ in size by nature, so the tail is cut along their
-            order of size, and a class with fewer images than its place asks for keeps
-            all of them.
-
-    Example:
-        >>> cut_counts(np.array([500, 160, 50]), 10).tolist()
-        [500, 158, 50]
+        by_size: Cut along the classes' order of size, and let a class with fewer images
+            than its place asks for keep all of them.
     """
     try:
         if by_size:

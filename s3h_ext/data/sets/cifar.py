@@ -64,18 +64,12 @@ LAYOUTS = {
 
 
 def read_archive(kind: str, root: str | Path) -> Archive:
-    """Reads an unpacked CIFAR archive.
-
-    The number of images is not prescribed, so a folder that holds only a part of the
-    official files' rows is read as well.
+    """Reads an unpacked CIFAR archive, which may hold only a part of the official rows.
 
     Args:
         kind: ``"cifar10"`` or ``"cifar100"``.
         root: The unpacked folder (``cifar-10-batches-py``, ``cifar-100-python``) or the
             folder it lies in.
-
-    Returns:
-        Both splits and the class names.
 
     Raises:
         ValueError: ``kind`` is unknown.

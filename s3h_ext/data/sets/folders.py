@@ -126,10 +126,9 @@ def _only_splits(folders: Sequence[str]) -> bool:
 def split_folders(root: Path) -> dict[str, Path]:
     """Returns where the splits of a folder are.
 
-    Returns:
-        ``root/train`` and, where they are there, ``root/val`` and ``root/test``; or the
-        root itself as ``"train"`` where it has no folder ``train``. A ``val`` without a
-        ``test`` is returned as ``"test"``, the way ImageNet is published.
+    ``root/train`` and, where they are there, ``root/val`` and ``root/test``; or the
+    root itself as ``"train"`` where it has no folder ``train``. A ``val`` without a
+    ``test`` is returned as ``"test"``, the way ImageNet is published.
 
     Raises:
         FileNotFoundError: ``root`` is no folder.
@@ -206,10 +205,8 @@ def read_folder(
 ) -> ImageFiles:
     """Lists the images of an image folder, class by class and sorted by name.
 
-    Args:
-        root: The folder of the classes' folders, which may hold folders themselves.
-        classes: The classes' names; the place of a name is its label.
-        relative_to: What the paths are to be relative to; ``None`` for ``root``.
+    Paths are relative to ``relative_to``, or to ``root``; the place of a name among
+    ``classes`` is its label.
 
     Raises:
         ValueError: ``root`` holds a class that is not among ``classes``.
@@ -235,15 +232,9 @@ def image_names(
 ) -> Iterator[str]:
     """Yields the images in a folder and in those below it, in no order, none hidden.
 
-    Links are followed, but not back to a folder that they lie in.
-
-    Args:
-        folder: Where to look; nothing is found where there is no such folder.
-        prefix: What every name is to begin with.
-        within: The folders that it lies in.
-
-    Yields:
-        The prefix and the path relative to ``folder``.
+    Links are followed, but not back to a folder that they lie in, which are those of
+    ``within``. A name is the prefix and the path relative to ``folder``. Nothing is
+    found where there is no such folder.
     """
     if not folder.is_dir() or any(folder.samefile(outer) for outer in within):
         return
@@ -266,12 +257,6 @@ def _nesting_note(
 
     That is right for folders by camera or patient, and wrong where these folders are
     the classes, because the root is one level too high.
-
-    Args:
-        files: The training images, class after class.
-        classes: Names of the classes.
-        folder: Holds the folders of the classes.
-        is_root: It is the root, and not a split in it.
     """
     depth = len(folder.relative_to(files.root).parts) + 1  # of a class's folder
     parts, deeper, uses = [], [], Counter[str]()

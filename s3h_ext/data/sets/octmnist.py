@@ -32,12 +32,9 @@ _BLOCK = 512
 
 @dataclass(frozen=True, eq=False)
 class NpzSplit:
-    """One split.
+    """One split: labels ``[N]``, the histogram of its pixels, images if they were kept.
 
-    Attributes:
-        labels: int64 ``[N]``.
-        histogram: How often each value is there in its pixels, int64 ``[1, 256]``.
-        images: uint8 ``[N, size, size, 1]``, or ``None`` if they were not kept.
+    The histogram is int64 ``[1, 256]``, the images are uint8 ``[N, size, size, 1]``.
     """
 
     labels: NDArray[np.int64]
@@ -76,12 +73,6 @@ def read_octmnist_split(
     """Reads one split of an OCTMNIST file, some images at a time.
 
     Every byte passes the zip file's checksums. No pickle is looked at.
-
-    Args:
-        path: The ``.npz`` file.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        size: Side of the images in pixels.
-        keep: Whether the images are wanted.
 
     Raises:
         FileNotFoundError: there is no such file.

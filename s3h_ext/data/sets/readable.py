@@ -38,9 +38,6 @@ def find_unreadable(
 
     Returns:
         Positions of the images that cannot be read, ascending.
-
-    Raises:
-        UnreadableImageError: there is one, and the policy is ``"error"``.
     """
     decoder = PillowDecoder(files, unreadable, workers=workers)
 
@@ -73,13 +70,7 @@ def without_unreadable(
 ) -> LongTailDataset:
     """Leaves training images out, and classes that have none without them.
 
-    Args:
-        dataset: Of files; returned as it is where there are no names.
-        names: Of training images, relative to their root. A name that is not there
-            leaves nothing out, and is still listed in ``unreadable``.
-
-    Returns:
-        The data set, with the names in ``unreadable``.
+    A name that is not there leaves nothing out. All names are listed in ``unreadable``.
 
     Raises:
         ValueError: fewer than two classes, or no test image, would be left.

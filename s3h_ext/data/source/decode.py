@@ -75,11 +75,7 @@ class Unreadable:
         self._lock = threading.Lock()
 
     def record(self, path: str, error: Exception) -> None:
-        """Records an image that could not be read.
-
-        Raises:
-            UnreadableImageError: the policy is ``"error"``.
-        """
+        """Records an image that could not be read, or raises if that is the policy."""
         reason = str(error) or type(error).__name__
         if self.policy == "error":
             raise UnreadableImageError(
@@ -99,16 +95,10 @@ def available_cpus() -> int:
 
 
 def decode_image(content: bytes) -> Tensor:
-    """Decodes an image file with Pillow.
+    """Decodes an image file with Pillow to uint8 ``[H, W, 3]``.
 
     Turned upright as EXIF says, grey and palettes widened, CMYK converted, alpha
     dropped, of 16 bits the upper 8; of an animation the first frame.
-
-    Args:
-        content: Of the file.
-
-    Returns:
-        uint8 ``[H, W, 3]``.
 
     Raises:
         Exception: whatever Pillow raises on a file that is no image, or is damaged.

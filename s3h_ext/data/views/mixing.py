@@ -70,12 +70,7 @@ class Mix:
         )
 
     def keep(self, kept: Tensor, indices: Tensor) -> Mix:
-        """Returns the mix without the partners that are not ``kept``.
-
-        Args:
-            kept: bool ``[V, B]``.
-            indices: int64 ``[B]``, the images of the batch.
-        """
+        """Returns the mix with the ``kept`` partners alone, bool ``[V, B]``."""
         return replace(
             self,
             partners=torch.where(kept, self.partners, indices),

@@ -23,14 +23,7 @@ __all__ = ["Preprocessing", "find_pictures", "read_picture", "thumbnails"]
 
 
 def read_picture(path: Path, channels: int) -> NDArray[np.uint8]:
-    """Decode an image file as training does, see :func:`~.decode.decode_image`.
-
-    Args:
-        path: of the file.
-        channels: 3 for RGB or 1 for grey.
-
-    Returns:
-        uint8 ``[H, W, channels]``.
+    """Decode an image file as training does, to uint8 ``[H, W, channels]``.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -141,12 +141,12 @@ class AutoAugment:
     def describe(
         self, uniforms: Tensor, height: int, width: int
     ) -> tuple[Tensor, Tensor]:
-        """Chooses operations.
+        """Chooses operations for an image of a size.
 
         Args:
             uniforms: float64 ``[..., draws]`` in [0, 1).
-            height: Of the image that the operations are applied to.
-            width: Of that image.
+            height: Of the image.
+            width: Of the image.
 
         Returns:
             Operations, int64 ``[..., 2]``, and magnitudes, float64 ``[..., 2]``.

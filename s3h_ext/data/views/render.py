@@ -153,17 +153,9 @@ def render_crops(
 ) -> Tensor:
     """Renders the crops of a recipe, of images of one size or of many.
 
-    Args:
-        images: uint8 ``[N, H, W, C]``, or N of ``[H_i, W_i, C]`` for a recipe that
-            resizes its crops.
-        source: int64 ``[P]``, which image each crop is of.
-        crops: P crops with one leading dimension, as for :class:`Renderer`.
-        recipe: What they were drawn by.
-        size: Height and width of the views.
-        mean: Per channel, of pixels in [0, 1].
-        std: Per channel, positive.
-        dtype: Of the views.
-        pasted: As for :class:`Renderer`.
+    ``images`` are uint8 ``[N, H, W, C]``, or N of ``[H_i, W_i, C]`` for a recipe that
+    resizes its crops. ``source``, ``crops``, ``recipe`` and ``pasted`` are as for
+    :class:`Renderer`; ``size`` is that of the views.
 
     Returns:
         ``[V, C, h, w]``, channels last in memory.
