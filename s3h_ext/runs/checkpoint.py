@@ -12,7 +12,6 @@ import shlex
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from s3h_ext.files import write_bytes
-from s3h_ext.runs.config import TrainConfig
+from s3h_ext.runs.config import TrainConfig, flatten
 from s3h_ext.runs.folder import RunFolder
 from s3h_ext.text import describe_value
 
@@ -58,29 +57,12 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be used; the message says which one and why."""
 
 
-def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested options as one level of dotted names.
-
-    Example:
-        >>> flatten({"optim": {"lr": 0.1}, "seed": 0})
-        {'optim.lr': 0.1, 'seed': 0}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """Return what keeps a run with options ``current`` from going on from ``saved``.
 
     An option that is younger than ``saved`` had its default then.
     """
-    old = with_defaults(saved)
-    new = with_defaults(current)
+    old, new = with_defaults(saved), with_defaults(current)
     return [
         f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
         for name in sorted(old.keys() | new.keys())
@@ -90,15 +72,9 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
 
 def with_defaults(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return flat options; what is left out outside the method has its default."""
-    return {**_defaults(), **flatten(record)}
-
-
-@cache
-def _defaults() -> dict[str, Any]:
-    """Return the defaults of the options outside the method."""
-    options = TrainConfig().dump()
-    del options["method"]
-    return flatten(options)
+    defaults = TrainConfig().dump()
+    del defaults["method"]
+    return {**flatten(defaults), **flatten(record)}
 
 
 def _sync_folder(folder: Path) -> None:
@@ -291,7 +267,7 @@ def latest_checkpoint(
             one belongs to a run with other options.
     """
     for path, state in sound_checkpoints(run):
-        default = {"precision": _defaults()["precision"]}
+        default = {"precision": TrainConfig.precision}
         saved, current = {**default, **state["config"]}, {**default, **record}
         if precision is None:
             current["precision"] = saved["precision"]

@@ -286,6 +286,23 @@ def _plain(value: Any) -> Any:
     return value if known else str(value)
 
 
+def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested options by their dotted names, as they are typed.
+
+    Example:
+        >>> flatten({"method": {"class_path": "S3H", "init_args": {"heads": 2}}})
+        {'method.class_path': 'S3H', 'method.heads': 2}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        name = prefix.rstrip(".") if key == "init_args" else f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = value
+    return flat
+
+
 def import_paths(each: type) -> Iterator[str]:
     """Yield what a class can be imported as, the shortest first.
 

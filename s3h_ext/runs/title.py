@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 from s3h_ext import methods
 from s3h_ext.runs.checkpoint import with_defaults
-from s3h_ext.runs.options import parse_options
+from s3h_ext.runs.options import preset_options
 from s3h_ext.runs.presets import preset_names
 
 __all__ = ["option_changes", "run_title"]
@@ -23,11 +22,6 @@ _INCIDENTAL = {
 }
 
 
-@cache
-def _preset_options(name: str) -> dict[str, Any]:
-    return with_defaults(parse_options(["--preset", name])[0].dump())
-
-
 def option_changes(
     record: Mapping[str, Any], first_stage: str | None = None
 ) -> tuple[str, ...]:
@@ -38,7 +32,7 @@ def option_changes(
         first_stage: title of the run that it starts from, where that is known.
     """
     preset = record["preset"]
-    ours, theirs = with_defaults(record), _preset_options(preset)
+    ours, theirs = with_defaults(record), preset_options(preset)
     if first_stage is not None:
         ours["init_from"] = first_stage
     name = str(ours.get("method.class_path")).rpartition(".")[2]
@@ -48,8 +42,7 @@ def option_changes(
         usual = first_stage == re.sub("/(crt|tau-norm)", "/ce", preset)
         ours["init_from"] = None if usual else first_stage or "unknown"
     return tuple(
-        # As on the command line.
-        f"{name.replace('.init_args', '')} {'null' if value is None else value}"
+        f"{name} {'null' if value is None else value}"
         for name, value in sorted(ours.items())
         if name not in _INCIDENTAL and (name not in theirs or value != theirs[name])
     )
@@ -70,6 +63,7 @@ def run_title(
             network is left out, for it is among the changes of that one.
 
     Example:
+        >>> from s3h_ext.runs.options import parse_options
         >>> options = ["--preset", "cifar100-lt/ce", "--epochs", "100"]
         >>> run_title(parse_options(options)[0].dump())
         'cifar100-lt/ce (epochs 100)'

@@ -79,4 +79,4 @@ class EvaluationBatches:
             views = images.render(indices, crops, self._recipe)
             del images
             batch = Batch(views.unsqueeze(0), self._labels[indices], indices)
-            yield batch.each(lambda tensor: tensor.to(pixels.device))
+            yield batch.to(pixels.device)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from s3h_ext.data.samplers import SAMPLERS, EpochOrder
+from s3h_ext.data.tensors import Tensors
 from s3h_ext.ops.philox import philox_words
 from s3h_ext.text import check_choice
 
@@ -33,7 +34,7 @@ _CLASS, _MEMBER, _WHETHER, _WEIGHT, _TOP, _LEFT = range(6)
 
 
 @dataclass(frozen=True)
-class Mix:
+class Mix(Tensors):
     """What is mixed into the views of a batch.
 
     Attributes:
@@ -58,16 +59,6 @@ class Mix:
     def mixed(self) -> Tensor:
         """Which views show two images, bool ``[V, B]``."""
         return self.boxes[..., 2:].amin(-1) > 0
-
-    def select(self, images: slice | Tensor) -> Mix:
-        """Returns the part of some images of the batch."""
-        return replace(
-            self,
-            partners=self.partners[:, images],
-            weights=self.weights[:, images],
-            boxes=self.boxes[:, images],
-            view=self.view[:, images],
-        )
 
     def keep(self, kept: Tensor, indices: Tensor) -> Mix:
         """Returns the mix with the ``kept`` partners alone, bool ``[V, B]``."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from s3h_ext.data.tensors import Tensors
 from s3h_ext.data.views.recipes import Recipe, ViewSpec
 from s3h_ext.ops.augment import augment_images
 from s3h_ext.ops.patches import Patches
@@ -26,7 +27,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
-class Pasted:
+class Pasted(Tensors):
     """Crops that are seen in a part of another crop's view only, on top of it.
 
     Of a crop that was resized the part is cut at whole pixels of its image, the
@@ -39,10 +40,6 @@ class Pasted:
 
     view: Tensor
     rect: Tensor
-
-    def to(self, device: torch.device) -> Pasted:
-        """Returns the same on a device."""
-        return Pasted(self.view.to(device), self.rect.to(device))
 
 
 class Renderer:
