@@ -49,9 +49,8 @@ def evaluate_run(
             the archive's training images that the run does not train on.
         root: folder of the data, where it is not the run's own.
         lists: folder of the list files, likewise.
-        batch_size: of the evaluation, where it is not the run's own.
-        feed: what reads the images, and takes note of those that it cannot read; the
-            run's own if not set.
+        batch_size: of the evaluation, likewise.
+        feed: what reads the images and notes those that it cannot read, likewise.
 
     Raises:
         ValueError: the run has no such split, or these are not its data.

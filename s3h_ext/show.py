@@ -57,13 +57,9 @@ def draw_views(
     dpi: int = 110,
     **which: Any,
 ) -> bytes:
-    """Returns what :func:`view_figure` draws as a PNG file.
+    """Returns what :func:`view_figure` draws of ``which`` as a PNG file.
 
-    Args:
-        dataset: As for :func:`view_figure`.
-        streams: As there.
-        dpi: Pixels to the inch; an image is 1.25 inches wide.
-        which: ``images``, ``seed``, ``epoch``, ``epochs`` and ``step``, as there.
+    An image is 1.25 inches wide, with ``dpi`` pixels to the inch.
 
     Raises:
         ValueError: an argument is out of range, or a photograph cannot be read.

@@ -194,17 +194,8 @@ def unused_images(
     These are what the long-tailed cut leaves over, which is much of the rare classes,
     and what is held out, which alone there is of the most frequent one: together a
     measure for every class that needs no test image. The published protocols have no
-    such images to choose by, so say so where a choice rests on them.
-
-    Args:
-        name: Of a data set that is cut from an archive; this and the others are as for
-            :func:`load_dataset`.
-        root: Folder of the data.
-        imbalance: Largest over smallest class.
-        size: Side of OCTMNIST's images.
-        profile: ``"exp"`` or ``"step"``.
-        val_fraction: Share of each class that is held out.
-        seed: Of the hold-out.
+    such images to choose by, so say so where a choice rests on them. The arguments are
+    those of :func:`load_dataset`.
 
     Raises:
         ValueError: an argument is out of range, or the data set is of photographs.

@@ -87,14 +87,11 @@ def sorted_profile(
 
     Args:
         available: Images of each class, int64 ``[C]``.
-        imbalance: Largest class over the profile's smallest, finite and at least 1.
+        imbalance: Largest class over the profile's smallest.
         profile: ``"exp"`` or ``"step"``.
 
     Returns:
         int64 ``[C]``, in the classes' own order.
-
-    Raises:
-        ValueError: an argument is out of range, or a class would keep no image.
 
     Example:
         >>> available = np.array([33484, 10213, 7754, 46026])

@@ -85,11 +85,8 @@ def write_subclasses(
 ) -> None:
     """Write ``subclasses.npz``: the method's arrays, and the example images themselves.
 
-    Args:
-        folder: the run's folder, which exists.
-        arrays: as the method returned them.
-        pictures: positions ``[R, E]`` as the method counts images -> pictures of them,
-            uint8 ``[R, E, H, W, C]``.
+    ``pictures`` makes uint8 ``[R, E, H, W, C]`` of positions ``[R, E]`` as the method
+    counts images.
     """
     content = dict(arrays)
     examples = content.pop("examples")

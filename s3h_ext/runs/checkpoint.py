@@ -98,15 +98,10 @@ def save_checkpoint(run: RunFolder, epochs_done: int, state: Mapping[str, Any]) 
     """Write ``state`` as ``checkpoints/epoch_NNNNN`` and keep the last two.
 
     A state inside an epoch (``unfinished_epoch``) has a name of its own, and is kept
-    beside the two until the next whole epoch is saved.
-
-    The file gets its name only when all of it is on the disk, so a reader never sees a
-    part of one, whenever the process or the machine stops.
-
-    Args:
-        run: where the checkpoint goes.
-        epochs_done: whole epochs behind the state.
-        state: tensors, numbers, text and None in mappings and lists.
+    beside the two until the next whole epoch is saved. A file gets its name only when
+    all of it is on the disk, so a reader never sees a part of one, whenever the process
+    or the machine stops. ``state`` holds tensors, numbers, text and None in mappings
+    and lists.
 
     Raises:
         OSError: the disk is full or the folder not writable; what was there stays.
@@ -194,11 +189,9 @@ def _pack(
 ) -> Any:
     """Return a part of a state as JSON has it, with references in place of tensors.
 
-    Args:
-        value: the part.
-        name: of the part, as in ``"method.model.fc.weight"``.
-        tensors: takes the tensors, on the CPU and contiguous.
-        names: of the tensors so far, for one that is in the state more than once.
+    ``tensors`` takes these, on the CPU and contiguous, by ``name``, as in
+    ``"method.model.fc.weight"``; ``names`` tells one that is in the state more than
+    once.
     """
     if isinstance(value, Tensor):
         key = (value.data_ptr(), value.dtype, value.shape, value.stride())
@@ -259,8 +252,8 @@ def latest_checkpoint(
     Args:
         run: whose checkpoints they are.
         record: options of the run that takes it.
-        precision: that it computes in, ``"fp32"`` or ``"bf16"``, to train on; not set,
-            precision does not matter.
+        precision: ``"fp32"`` or ``"bf16"``, in which it trains on; not set, precision
+            does not matter.
 
     Raises:
         CheckpointError: there are checkpoints and all are damaged, or the newest sound

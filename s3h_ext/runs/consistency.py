@@ -32,10 +32,8 @@ __all__ = ["check_options"]
 def check_options(config: TrainConfig, processes: int = 1) -> list[str]:
     """Refuse options that contradict each other; return warnings about the others.
 
-    Args:
-        config: the options of a run. One that has no effect is named where it is not
-            what the preset, or else the default, has.
-        processes: that take part in the run.
+    An option that has no effect is named where it is not what the preset, or else the
+    default, has.
 
     Raises:
         ValueError: the run could not do what its options say.

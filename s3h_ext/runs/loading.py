@@ -40,12 +40,7 @@ __all__ = [
 
 
 def open_dataset(data: DataConfig) -> LongTailDataset:
-    """Load the data set of a configuration.
-
-    Raises:
-        ValueError: an option does not fit the data.
-        FileNotFoundError: the data are not there.
-    """
+    """Load the data set of a configuration, with the errors of `load_dataset`."""
     return load_dataset(
         data.name,
         root=data.root,
@@ -71,11 +66,7 @@ def build_network(config: TrainConfig, dataset: LongTailDataset) -> ImageClassif
 
 
 def _finished_checkpoint(run: RunFolder) -> tuple[Path, Mapping[str, Any]]:
-    """Return the newest checkpoint of a finished run.
-
-    Raises:
-        CheckpointError: ``run`` holds no sound checkpoint, or is not finished.
-    """
+    """Return the newest checkpoint of a finished run."""
     found = next(sound_checkpoints(run), None)
     if found is None:
         raise CheckpointError(f"init_from: {run} holds no sound checkpoint")
@@ -91,11 +82,7 @@ def _finished_checkpoint(run: RunFolder) -> tuple[Path, Mapping[str, Any]]:
 
 
 def _load_network(model: ImageClassifier, path: Path, state: Mapping[str, Any]) -> None:
-    """Load the network of the checkpoint ``path`` into ``model``.
-
-    Raises:
-        CheckpointError: it is another network.
-    """
+    """Load the network of the checkpoint ``path`` into ``model``."""
     prefix = "model."
     try:
         weights = {
@@ -113,15 +100,7 @@ def _check_first_run(
 ) -> None:
     """Refuse to go on from a run that has seen other classes, or what is held out here.
 
-    Args:
-        run: folder of the run whose network is taken.
-        saved: its options of data.
-        dataset: of the run that takes it.
-        data: the options of that.
-
-    Raises:
-        CheckpointError: the runs do not go together.
-        ValueError: a file of ``run`` does not hold what it should.
+    ``saved`` are that run's options of data; ``dataset`` and ``data`` are of this one.
     """
     card = read_card(run)
     if card is None:  # an older run
@@ -157,11 +136,6 @@ def take_weights(
     dataset: LongTailDataset,
 ) -> str | None:
     """Load what the options name: a backbone's weights, or a first stage.
-
-    Args:
-        model: takes the weights.
-        config: the options of the run.
-        dataset: of the run.
 
     Returns:
         What the first stage is called, if there is one: its preset and what it changed
@@ -290,8 +264,7 @@ def split_images(
 
     Args:
         run: from :func:`load_run`.
-        split: ``"train"``, ``"val"``, ``"test"``, or ``"unused"``: all training images
-            of the archive that the run does not train on
+        split: ``"train"``, ``"val"``, ``"test"``, or ``"unused"``
             (:func:`~s3h_ext.data.unused_images`).
         root: folder of the data, where it is not the run's own.
         lists: folder of the list files, likewise.

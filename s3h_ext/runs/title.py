@@ -27,9 +27,7 @@ def option_changes(
 ) -> tuple[str, ...]:
     """What differs from its preset's options, of all that a run has.
 
-    Args:
-        record: the run's options.
-        first_stage: title of the run that it starts from, where that is known.
+    ``first_stage`` is the title of the run that it starts from, where that is known.
     """
     preset = record["preset"]
     ours, theirs = with_defaults(record), preset_options(preset)

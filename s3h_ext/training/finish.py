@@ -44,16 +44,9 @@ def run_summary(
 ) -> dict[str, Any]:
     """Return what ``summary.json`` says about a finished run.
 
-    Args:
-        config: its options.
-        dataset: its data set.
-        state: after its last epoch.
-        test: its evaluation on the test split.
-        epochs: that it was trained.
-        precision: that it was trained in.
-        device: that it was trained on.
-        processes: that it was trained by.
-        dataset_given: the data set is not the one that the options name.
+    ``epochs``, ``precision``, ``device`` and ``processes`` are those that it was
+    trained for, in, on and by; ``dataset_given``: the data set is not the one that the
+    options name.
     """
     counts = dataset.class_counts
     error = test.calibration.error
@@ -119,15 +112,8 @@ def write_outputs(
 ) -> None:
     """Write the summary, the evaluation behind it and the report; print the result.
 
-    Args:
-        folder: of the run.
-        config: its options; the method is a trained one.
-        dataset: its data set.
-        summary: from :func:`run_summary`.
-        test: its evaluation on the test split.
-        train_batches: training images in their order, not augmented.
-        precision: that the method was trained in.
-        device: where the method and the batches are.
+    ``test`` is the evaluation on the test split; ``train_batches`` are the training
+    images in their order, not augmented. The method of ``config`` is a trained one.
     """
     # First of all: whatever fails after this, the numbers are safe.
     folder.write_summary(summary)

@@ -53,10 +53,7 @@ def check_together(
 ) -> None:
     """Refuse processes that go on from different places.
 
-    Args:
-        world: the processes of the run.
-        state: this process's checkpoint, if it found one.
-        folder: of the run.
+    ``state`` is this process's checkpoint, if it found one.
 
     Raises:
         CheckpointError: some process is elsewhere.

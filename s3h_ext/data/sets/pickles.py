@@ -53,12 +53,9 @@ def load_plain(content: bytes, allowed: Mapping[tuple[str, str], object]) -> Any
     """Reads a pickle of dictionaries, lists, tuples, strings and numbers.
 
     Time and memory are linear in its size. Its containers may hold one another, and
-    themselves: whoever walks through them has to count the steps.
-
-    Args:
-        content: The pickle.
-        allowed: (module, name) -> what stands for it. The pickle may call it, and may
-            set the state of what it returns; both are the stand-in's own code.
+    themselves: whoever walks through them has to count the steps. ``allowed`` says what
+    stands for a (module, name); the pickle may call that, and may set the state of what
+    it returns, and both are the stand-in's own code.
 
     Raises:
         RefusedGlobalError: the pickle asks for another global.

@@ -97,11 +97,7 @@ OFFICIAL_FILES: Mapping[tuple[str, int], OfficialFile] = {
 
 
 def find_official(name: str, size: int | None = None) -> OfficialFile:
-    """Returns the official file of a data set.
-
-    Args:
-        name: ``"cifar10"``, ``"cifar100"`` or ``"octmnist"``.
-        size: Image side in pixels; ``None`` for the smallest there is.
+    """Returns the official file of a data set; without a size that of the smallest.
 
     Raises:
         ValueError: there is no such data set, or not in this size.

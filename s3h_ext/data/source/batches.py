@@ -109,13 +109,9 @@ def make_batch(
 ) -> Batch:
     """Renders the views of a batch, and mixes them.
 
-    Args:
-        draws: Of the batch.
-        labels: int64 ``[N]``, of the whole image set.
-        views: V.
-        images: Those of the step.
-        recipe: Of the views.
-        part: Of montages, the B that are wanted; their crops come from all images.
+    ``labels`` are those of the whole image set, ``images`` those of the step. Of
+    montages, ``part`` says which of the batch are wanted; their crops come from all of
+    its images.
     """
     indices, mix, partners = draws.indices, draws.mix, draws.partners
     sources = indices.repeat(len(draws.crops.flip))

@@ -62,13 +62,8 @@ class _Fed:
 class DaliDecoder:
     """DALI on the CPU, or on the GPU that the batches are for.
 
-    On a GPU it decodes there (``mixed``) and the images stay there.
-
-    Args:
-        files: The image set.
-        unreadable: What to do about files that cannot be read.
-        workers: Threads; 0 for as many as there are CPUs.
-        device: Where the batches are.
+    On a GPU it decodes there (``mixed``) and the images stay there. The arguments are
+    those of :class:`~.decode.PillowDecoder`, and the device of the batches.
 
     Raises:
         ImportError: DALI is not installed.

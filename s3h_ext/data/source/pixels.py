@@ -128,10 +128,8 @@ class FilePixels:
     ) -> Iterator[DecodedPixels]:
         """Decodes the images of a step while the step before is in use.
 
-        Args:
-            wanted: For each step the positions of its images, int64 ``[M]``, sorted and
-                each once.
-            largest: Greatest M.
+        ``wanted`` has for each step the positions of its images, int64 ``[M]``, sorted
+        and each once; ``largest`` is the greatest M.
         """
         asked: deque[NDArray[np.int64]] = deque()
 

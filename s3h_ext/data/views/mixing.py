@@ -139,16 +139,10 @@ class Mixing:
     ) -> Mix:
         """Draws what is mixed into the views of a batch; a pure function.
 
-        Args:
-            order: Of the training images.
-            size: Height and width of the views.
-            seed: In [0, 2**32).
-            epoch: In [0, 2**32).
-            index: int64 ``[B]``, the images of the batch.
-            view: int64 ``[V, B]``, numbers of their views.
-            step: int64 ``[B]``, the step of the epoch that each image belongs to.
-            stream: Number of the stream.
-            progress: Epochs done over all epochs, in [0, 1).
+        ``order`` and ``size`` are of the training images and of the views. ``index``
+        and ``step`` are int64 ``[B]``: the images of the batch, and the step of the
+        epoch that each belongs to; ``view`` is int64 ``[V, B]``, numbers of their
+        views.
         """
         address = {"seed": seed, "epoch": epoch, "stream": _MIX_STREAMS + stream}
         owner = index.expand_as(view)
