@@ -14,6 +14,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+
+class CommandError(RuntimeError):
+    """Ends a command; the message says why, and what to do about it."""
+
+
+#: What ends a command with a message, and not with a traceback.
+FAILURES = (CommandError, ValueError, TypeError, OSError, ImportError)
 SPLITS = ("test", "val", "train", "unused")
 FORMATS = ("onnx", "pt2")
 
@@ -36,6 +43,11 @@ class Parser(argparse.ArgumentParser):
             if _plain(option) == _plain(name):
                 return f"{option}{equals}{value}"
         return argument
+
+    def failed(self, error: BaseException) -> int:
+        """Print an error; return the exit status 2."""
+        print(f"error: {self.as_typed(str(error))}", file=sys.stderr)
+        return 2
 
     def as_typed(self, message: str) -> str:
         """Return an error with the option that it begins with as it is typed."""

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from s3h_ext.command_line import evaluate_parser
+from s3h_ext.command_line import FAILURES, evaluate_parser
 
 if __name__ == "__main__":
     evaluate_parser().parse_args()  # before PyTorch is imported
@@ -21,13 +21,11 @@ from s3h_ext.files import write_text
 from s3h_ext.ops._library import CPU
 from s3h_ext.report.evaluation_files import write_evaluation
 from s3h_ext.report.metrics import Evaluation
-from s3h_ext.runs.checkpoint import CheckpointError
 from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.loading import Run, load_run, split_images
 from s3h_ext.runs.precision import device_name
 from s3h_ext.text import printable
 from s3h_ext.training.evaluation import evaluate_method
-from s3h_ext.training.finite import DivergedError
 
 _MEASURES = ("top1", "many", "medium", "few", "macro_f1", "worst_class")
 
@@ -140,16 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             images_column="evaluated_images",
         )
         write_text(folder / "metrics.json", json.dumps(summary, indent=2) + "\n")
-    except (
-        CheckpointError,
-        DivergedError,
-        ValueError,
-        TypeError,
-        OSError,
-        ImportError,
-    ) as error:
-        print(f"error: {parser.as_typed(str(error))}", file=sys.stderr)
-        return 2
+    except FAILURES as error:
+        return parser.failed(error)
     for path, reason in sorted(left_out.items()):
         print(f"left out: {printable(path)}: {reason}", file=sys.stderr)
     for name, value in summary.items():

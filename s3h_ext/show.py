@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from s3h_ext.command_line import Parser
+from s3h_ext.command_line import FAILURES, Parser
 from s3h_ext.data.dataset import ImageFiles, ImageSet, LongTailDataset
 from s3h_ext.data.source.batches import Batch, MixedViews
 from s3h_ext.data.source.decode import decode_image
@@ -377,7 +377,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ImportError) as error:
+    except FAILURES as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

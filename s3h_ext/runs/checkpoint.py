@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from s3h_ext.command_line import CommandError
 from s3h_ext.files import write_bytes
 from s3h_ext.runs.config import TrainConfig, flatten
 from s3h_ext.runs.folder import RunFolder
@@ -53,7 +54,7 @@ FREE_KEYS = frozenset(
 )
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(CommandError):
     """A checkpoint cannot be used; the message says which one and why."""
 
 

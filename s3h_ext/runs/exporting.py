@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from s3h_ext import __version__
-from s3h_ext.command_line import FORMATS
+from s3h_ext.command_line import FORMATS, CommandError
 from s3h_ext.data.views.pictures import Preprocessing
 from s3h_ext.files import write_bytes
 from s3h_ext.methods import Method
@@ -27,7 +27,7 @@ __all__ = ["ExportError", "export_run", "metadata"]
 TOLERANCE = 1e-4
 
 
-class ExportError(RuntimeError):
+class ExportError(CommandError):
     """The exported network is not the network; nothing was written."""
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from s3h_ext.command_line import CommandError
 from s3h_ext.data import Batch, ImageFiles, ImageSet
 from s3h_ext.losses._common import ContrastiveModule
 from s3h_ext.methods import Method
@@ -41,7 +42,7 @@ _LOCAL_BUFFERS: dict[str, Any] = {
 T = TypeVar("T")
 
 
-class LostProcessError(RuntimeError):
+class LostProcessError(CommandError):
     """Another process of the run has ended or does not answer."""
 
 
