@@ -92,7 +92,7 @@ def test_a_folder_of_results_that_is_a_link_is_not_followed(
 def test_no_image_in_a_batch(digits_run, tmp_path, capsys):
     arguments = [str(digits_run), "--batch-size", "0", "--output", str(tmp_path / "x")]
     assert main(arguments) == 2
-    assert "batch_size: expected at least 1, got 0" in capsys.readouterr().err
+    assert "batch_size: expected a whole number >= 1, got 0" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 

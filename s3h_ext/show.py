@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from s3h_ext.checks import COUNT, check
 from s3h_ext.command_line import FAILURES, Parser
 from s3h_ext.data.dataset import ImageFiles, ImageSet, LongTailDataset
 from s3h_ext.data.source.batches import Batch, MixedViews
@@ -108,8 +109,7 @@ def view_figure(
     """
     from matplotlib.figure import Figure
 
-    if images < 1:
-        raise ValueError(f"images: expected at least 1, got {images}")
+    check(COUNT, images=images)
     total = len(dataset.train)
     source = Feed().training(
         dataset,

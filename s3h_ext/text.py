@@ -2,30 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-
-__all__ = ["check_choice", "describe_value", "printable"]
-
-
-def check_choice(argument: str, value: object, choices: Iterable[str]) -> None:
-    """Refuses a value that is not among ``choices`` and names the nearest one.
-
-    Raises:
-        ValueError: ``value`` is none of them.
-
-    Example:
-        >>> check_choice("to", "steps", ["exp", "step"])
-        Traceback (most recent call last):
-        ValueError: to: expected one of exp, step, got 'steps'; did you mean 'step'?
-    """
-    names = list(choices)
-    if value not in names:
-        near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"{argument}: expected one of {', '.join(names)}, got {value!r}; "
-            f"did you mean {near!r}?"
-        )
+__all__ = ["describe_value", "printable"]
 
 
 def describe_value(value: object) -> str:

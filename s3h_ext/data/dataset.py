@@ -11,6 +11,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from s3h_ext.checks import COUNT, check
+
 __all__ = ["ImageFiles", "ImageSet", "LongTailDataset"]
 
 
@@ -78,8 +80,7 @@ class ImageFiles:
     side: int = 224
 
     def __post_init__(self) -> None:
-        if self.side < 1:
-            raise ValueError(f"size: expected at least 1 pixel, got {self.side}")
+        check(COUNT, size=self.side)
         for field in ("starts", "lengths", "labels"):
             array = getattr(self, field)
             if array.dtype != np.int64 or array.shape != (len(self.labels),):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from s3h_ext.checks import SEED, check, check_choice, number_in
 from s3h_ext.data.dataset import ImageFiles, ImageSet, LongTailDataset
 from s3h_ext.data.longtail import (
     PROFILES,
@@ -25,7 +26,6 @@ from s3h_ext.data.sets.digits import read_digits
 from s3h_ext.data.sets.folders import read_image_folder
 from s3h_ext.data.sets.lists import LISTED, read_listed
 from s3h_ext.data.sets.octmnist import read_octmnist
-from s3h_ext.text import check_choice
 
 __all__ = ["DATASETS", "PHOTOGRAPHS", "load_dataset", "unused_images"]
 
@@ -99,20 +99,15 @@ def load_dataset(
     """
     check_choice("name", name, DATASETS)
     check_choice("profile", profile, PROFILES)
-    if not 0 <= seed < 1 << 32:
-        raise ValueError(f"seed: expected 0 <= seed < 2**32, got {seed}")
+    check(SEED, seed=seed)
     if lists is not None and name not in LISTED:
         raise ValueError(f"lists: {name} has no lists; expected None, got {lists}")
-    if test_fraction is not None:
-        if name != "folder":
-            raise ValueError(
-                f"test_fraction: {name} has a test split of its own; expected None, "
-                f"got {test_fraction}"
-            )
-        if not 0 < test_fraction < 1:
-            raise ValueError(
-                f"test_fraction: expected 0 < test_fraction < 1, got {test_fraction}"
-            )
+    if test_fraction is not None and name != "folder":
+        raise ValueError(
+            f"test_fraction: {name} has a test split of its own; expected None, got "
+            f"{test_fraction}"
+        )
+    check(number_in("(0, 1)", "a share"), test_fraction=test_fraction)
     if name not in PHOTOGRAPHS:
         if size is not None and name != "octmnist-lt":
             raise ValueError(

@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from s3h_ext.text import check_choice
+from s3h_ext.checks import COUNT, SEED, check, check_choice, number_in
 
 __all__ = ["PROFILES", "class_profile", "hold_out", "pick_subset", "sorted_profile"]
 
@@ -46,8 +46,7 @@ def class_profile(
     """
     if num_classes < 2:
         raise ValueError(f"num_classes: expected at least 2, got {num_classes}")
-    if largest < 1:
-        raise ValueError(f"largest: expected at least 1 image, got {largest}")
+    check(COUNT, largest=largest)
     if not (math.isfinite(imbalance) and imbalance >= 1):
         raise ValueError(f"imbalance: expected a finite factor >= 1, got {imbalance}")
     check_choice("profile", profile, PROFILES)
@@ -171,10 +170,8 @@ def hold_out(
     Raises:
         ValueError: an argument is out of range, or no image would be held out.
     """
-    if not 0 <= fraction < 1:
-        raise ValueError(f"{argument}: expected 0 <= fraction < 1, got {fraction}")
-    if not 0 <= seed < 1 << 32:
-        raise ValueError(f"seed: expected 0 <= seed < 2**32, got {seed}")
+    check(number_in("[0, 1)", "a share"), **{argument: fraction})
+    check(SEED, seed=seed)
     random = np.random.RandomState(seed)
     held = np.zeros(len(labels), np.bool_)
     for label in np.unique(labels):

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from s3h_ext.checks import check, check_choice, number_in
 from s3h_ext.ops.philox import philox_words
-from s3h_ext.text import check_choice
 
 __all__ = ["SAMPLERS", "EpochOrder", "class_probabilities"]
 
@@ -51,8 +51,7 @@ def class_probabilities(
     """
     if class_counts.sum() < 1:
         raise ValueError("class_counts: expected at least one image, got none")
-    if not 0 <= progress <= 1:
-        raise ValueError(f"progress: expected 0 <= progress <= 1, got {progress}")
+    check(number_in("[0, 1]"), progress=progress)
     counts = class_counts.astype(np.float64)
     present = (counts > 0).astype(np.float64)
     check_choice("sampler", sampler, SAMPLERS)

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from s3h_ext.checks import check_choice
 from s3h_ext.data.dataset import ImageSet
 from s3h_ext.data.sets.archive import Archive, ArchiveError
 from s3h_ext.data.sets.pickles import RefusedGlobalError, load_plain
-from s3h_ext.text import check_choice, describe_value
+from s3h_ext.text import describe_value
 
 __all__ = ["LAYOUTS", "find_folder", "read_archive", "read_pickle"]
 

@@ -67,11 +67,6 @@ def read_image_folder(
         notes.append(nested)
     if "test" not in files:
         test_fraction = TEST_FRACTION if test_fraction is None else test_fraction
-        if not 0 < test_fraction < 1:
-            raise ValueError(
-                f"test_fraction: {root} has no test images; expected the share to hold "
-                f"out, in (0, 1), got {test_fraction}"
-            )
         try:
             kept, held = hold_out(
                 train.labels,

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from s3h_ext.checks import NOT_NEGATIVE, check, check_choice
 from s3h_ext.data.dataset import ImageFiles
-from s3h_ext.text import check_choice
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -225,8 +225,7 @@ class PillowDecoder:
     def __init__(
         self, files: ImageFiles, unreadable: Unreadable, *, workers: int = 0
     ) -> None:
-        if workers < 0:
-            raise ValueError(f"workers: expected at least 0, got {workers}")
+        check(NOT_NEGATIVE, workers=workers)
         self._files = files
         self._unreadable = unreadable
         self._workers = workers or available_cpus()

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import torch
 
+from s3h_ext.checks import NOT_NEGATIVE, check, check_choice
 from s3h_ext.data.dataset import ImageFiles, ImageSet, LongTailDataset
 from s3h_ext.data.source.decode import (
     Decoder,
@@ -18,7 +19,6 @@ from s3h_ext.data.source.evaluation import EvaluationBatches
 from s3h_ext.data.source.pixels import FilePixels, ResidentPixels
 from s3h_ext.data.source.source import Source
 from s3h_ext.data.streams import Stream
-from s3h_ext.text import check_choice
 
 __all__ = ["Feed", "SourceName"]
 
@@ -59,8 +59,7 @@ class Feed:
         unreadable: UnreadablePolicy = "error",
     ) -> None:
         check_choice("source", source, get_args(SourceName))
-        if workers < 0:
-            raise ValueError(f"workers: expected at least 0, got {workers}")
+        check(NOT_NEGATIVE, workers=workers)
         self.source, self.workers = source, workers
         self.unreadable = Unreadable(unreadable)
 

@@ -17,10 +17,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from s3h_ext.checks import check, check_choice, number_in
 from s3h_ext.data.samplers import SAMPLERS, EpochOrder
 from s3h_ext.data.tensors import Tensors
 from s3h_ext.ops.philox import philox_words
-from s3h_ext.text import check_choice
 
 __all__ = ["Mix", "Mixing"]
 
@@ -109,11 +109,7 @@ class Mixing:
         check_choice("mixing.kind", self.kind, get_args(MixKind))
         check_choice("mixing.unit", self.unit, get_args(MixUnit))
         check_choice("mixing.sampler", self.sampler, SAMPLERS)
-        if not 0.0 < self.probability <= 1.0:
-            raise ValueError(
-                f"mixing.probability: expected a number in (0, 1], got "
-                f"{self.probability}"
-            )
+        check(number_in("(0, 1]"), "mixing.", probability=self.probability)
         if not 0.0 <= self.start < self.end <= 1.0:
             raise ValueError(
                 "mixing.start, mixing.end: expected shares of the training, 0 <= start "

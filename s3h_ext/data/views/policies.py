@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from s3h_ext.checks import COUNT, check, number_in
 from s3h_ext.ops.augment import Operation
 
 __all__ = ["CIFAR10_POLICY", "AutoAugment", "Policy", "RandAugment"]
@@ -185,12 +186,8 @@ class RandAugment:
     magnitude: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"count: expected at least 1, got {self.count}")
-        if not 0 <= self.magnitude <= 30:
-            raise ValueError(
-                f"magnitude: expected 0 <= magnitude <= 30, got {self.magnitude}"
-            )
+        check(COUNT, count=self.count)
+        check(number_in("[0, 30]"), magnitude=self.magnitude)
 
     @property
     def draws(self) -> int:

@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from s3h_ext.checks import check_choice
 from s3h_ext.data.tensors import Tensors
 from s3h_ext.data.views.colour import ColorJitter, draw_colour
 from s3h_ext.data.views.policies import AutoAugment, Policy, RandAugment
@@ -48,7 +49,6 @@ from s3h_ext.ops.view_constraints import (
     Whole,
     as_constraint,
 )
-from s3h_ext.text import check_choice
 
 __all__ = ["MAX_STREAMS", "RECIPES", "Recipe", "ViewSpec", "get_recipe"]
 
