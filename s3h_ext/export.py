@@ -45,8 +45,7 @@ def check_images(
         ValueError: a file is no image, or there is none.
         FileNotFoundError: the data are not there.
     """
-    card = run.card
-    prepare = Preprocessing(card.image_shape, card.mean, card.std, card.recipe)
+    prepare = run.card.preprocessing
     if places:
         paths = list(find_pictures(places))
         if not paths:

@@ -17,7 +17,7 @@ if __name__ == "__main__":
 
 import torch
 
-from s3h_ext.data.views.pictures import Preprocessing, find_pictures, read_picture
+from s3h_ext.data.views.pictures import find_pictures, read_picture
 from s3h_ext.files import write_pieces
 from s3h_ext.ops._library import CPU
 from s3h_ext.report.table_files import format_row
@@ -42,7 +42,7 @@ def predict(
         batch_size: images that go through the network together.
     """
     card = run.card
-    prepare = Preprocessing(card.image_shape, card.mean, card.std, card.recipe)
+    prepare = card.preprocessing
     top = min(top, len(card.classes))
     waiting = iter(paths)
     while part := list(islice(waiting, batch_size)):

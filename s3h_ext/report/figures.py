@@ -242,17 +242,11 @@ def _draw_curves(figure: Figure, results: RunResults) -> None:
     rate.set_title("Learning rate at the end of the epoch")
     _log_if_wide(rate, [row["lr"] for row in history if "lr" in row])
 
-    plot(
-        accuracy, measured[0], label="all images", color=_INK, linewidth=2.4, marker="D"
-    )
+    whole = {"label": "all images", "color": _INK, "linewidth": 2.4, "marker": "D"}
+    plot(accuracy, measured[0], **whole)
     for name, colour, shape in zip(GROUPS, _COLOURS, _MARKERS, strict=True):
-        plot(
-            accuracy,
-            f"{split}_{name}",
-            label=f"{name}-shot classes",
-            color=colour,
-            marker=shape,
-        )
+        how = {"label": f"{name}-shot classes", "color": colour, "marker": shape}
+        plot(accuracy, f"{split}_{name}", **how)
     where = "held-out images" if split == "val" else "the test split"
     accuracy.set_title(f"Accuracy on {where} (%)")
     _percent_axis(accuracy)

@@ -42,16 +42,13 @@ __all__ = [
 def open_dataset(data: DataConfig) -> LongTailDataset:
     """Load the data set of a configuration, with the errors of `load_dataset`."""
     return load_dataset(
-        data.name,
-        root=data.root,
-        lists=data.lists,
-        imbalance=data.imbalance,
-        size=data.size,
-        profile=data.profile,
-        val_fraction=data.val_fraction,
-        test_fraction=data.test_fraction,
-        seed=data.split_seed,
+        data.name, lists=data.lists, test_fraction=data.test_fraction, **_cut(data)
     )
+
+
+def _cut(data: DataConfig) -> dict[str, Any]:
+    names = ("root", "imbalance", "size", "profile", "val_fraction")
+    return {name: getattr(data, name) for name in names} | {"seed": data.split_seed}
 
 
 def build_network(config: TrainConfig, dataset: LongTailDataset) -> ImageClassifier:
@@ -287,16 +284,7 @@ def split_images(
             f"{'; '.join(different)}"
         )
     if split == "unused":
-        unused = unused_images(
-            data.name,
-            root=data.root,
-            imbalance=data.imbalance,
-            size=data.size,
-            profile=data.profile,
-            val_fraction=data.val_fraction,
-            seed=data.split_seed,
-        )
-        return replace(dataset, test=unused)
+        return replace(dataset, test=unused_images(data.name, **_cut(data)))
     images = getattr(dataset, split)
     if images is None:
         raise ValueError(

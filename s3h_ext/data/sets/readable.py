@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +12,7 @@ from tqdm import tqdm
 
 from s3h_ext.data.dataset import ImageFiles, LongTailDataset
 from s3h_ext.data.sets.naming import some
-from s3h_ext.data.source.decode import PillowDecoder, Unreadable, available_cpus
+from s3h_ext.data.source.decode import PillowDecoder, Unreadable, decoding_threads
 
 __all__ = ["find_unreadable", "without_unreadable"]
 
@@ -46,19 +44,13 @@ def find_unreadable(
         return [i for i in range(start, stop) if decoder.image(i) is None]
 
     bad: list[int] = []
-    with ExitStack() as stack:
-        bar = stack.enter_context(
-            tqdm(
-                total=len(files),
-                desc=title,
-                unit="image",
-                disable=title is None,
-                # A log file wants a line now and then.
-                mininterval=0.1 if sys.stderr.isatty() else 30.0,
-            )
-        )
-        pool = ThreadPoolExecutor(workers or available_cpus(), "s3h-decode")
-        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+    # A log file wants a line now and then.
+    every = 0.1 if sys.stderr.isatty() else 30.0
+    how = {"unit": "image", "disable": title is None, "mininterval": every}
+    with (
+        tqdm(total=len(files), desc=title, **how) as bar,
+        decoding_threads(workers) as pool,
+    ):
         for positions in pool.map(read, range(0, len(files), _BLOCK)):
             bad += positions
             bar.update(min(_BLOCK, len(files) - bar.n))

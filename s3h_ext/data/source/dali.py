@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +26,7 @@ from s3h_ext.data.source.decode import (
     PillowDecoder,
     Unreadable,
     available_cpus,
+    decoding_threads,
 )
 
 __all__ = ["DaliDecoder"]
@@ -97,9 +97,7 @@ class DaliDecoder:
         begun: deque[_Fed] = deque()
         again: deque[_Fed] = deque()
         coming = iter(batches)
-        with ExitStack() as stack:
-            pool = ThreadPoolExecutor(self._workers, "s3h-decode")
-            stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        with decoding_threads(self._workers) as pool:
 
             def feed() -> list[NDArray[np.uint8]]:
                 # Raises StopIteration at the end, which is what DALI waits for.

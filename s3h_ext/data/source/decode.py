@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
@@ -34,6 +34,7 @@ __all__ = [
     "UnreadablePolicy",
     "available_cpus",
     "decode_image",
+    "decoding_threads",
 ]
 
 UnreadablePolicy = Literal["error", "skip"]
@@ -92,6 +93,16 @@ def available_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextmanager
+def decoding_threads(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Opens threads, 0 for one per CPU; what has not begun at the end is not done."""
+    pool = ThreadPoolExecutor(workers or available_cpus(), "s3h-decode")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def decode_image(content: bytes) -> Tensor:
@@ -228,7 +239,7 @@ class PillowDecoder:
         check(NOT_NEGATIVE, workers=workers)
         self._files = files
         self._unreadable = unreadable
-        self._workers = workers or available_cpus()
+        self._workers = workers
 
     def image(self, index: int) -> Tensor | None:
         """Returns an image, or ``None`` if it cannot be read."""
@@ -247,10 +258,7 @@ class PillowDecoder:
     ) -> Iterator[list[Tensor | None]]:
         """See :class:`Decoder`."""
         pending: deque[list[Future[Tensor | None]]] = deque()
-        with ExitStack() as stack:
-            pool = ThreadPoolExecutor(self._workers, "s3h-decode")
-            # Decoding that has not begun is not waited for.
-            stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        with decoding_threads(self._workers) as pool:
             for batch in batches:
                 pending.append([pool.submit(self.image, i) for i in batch.tolist()])
                 # One batch is decoded while the one before is in use; more would only
