@@ -1,4 +1,3 @@
-import doctest
 import subprocess
 import sys
 
@@ -7,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s3h_ext.data import load
 from s3h_ext.data.dataset import ImageSet
 from s3h_ext.data.load import load_dataset, unused_images
 from s3h_ext.data.sets.cifar import read_archive
@@ -190,10 +188,6 @@ def test_import_is_light():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-
-
-def test_examples():
-    assert doctest.testmod(load).failed == 0
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """Mixed views: draws, boxes, pixels and label weights against plain transcriptions."""
 
-import doctest
-
 import numpy as np
 import pytest
 import torch
@@ -464,7 +462,3 @@ def test_grey_images_are_mixed(image_set):
     stream = Stream(recipe="crop-flip", mixing=Mixing())
     source = make(grey, stream)
     assert next(source.epoch(0))["mixed"].images.shape == (1, 30, 1, *SIZE)
-
-
-def test_examples():
-    assert doctest.testmod(mixing).failed == 0

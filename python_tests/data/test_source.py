@@ -1,4 +1,3 @@
-import doctest
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +6,6 @@ import torch
 
 from s3h_ext.data.dataset import ImageSet
 from s3h_ext.data.samplers import SAMPLERS
-from s3h_ext.data.source import evaluation, feed
 from s3h_ext.data.source import source as module
 from s3h_ext.data.source.evaluation import EvaluationBatches
 from s3h_ext.data.source.pixels import ResidentPixels
@@ -459,11 +457,6 @@ def test_evaluation_takes_a_recipe(image_set):
 def test_wrong_evaluation_batch_size(image_set):
     with pytest.raises(ValueError, match="batch_size"):
         EvaluationBatches(resident(image_set), batch_size=0)
-
-
-@pytest.mark.parametrize("shown", [evaluation, feed, module])
-def test_examples(shown):
-    assert doctest.testmod(shown).failed == 0
 
 
 @pytest.mark.cuda
