@@ -1,4 +1,4 @@
-"""Which images an epoch shows, and in which order.
+"""Samplers: draw the images of an epoch, in order.
 
     instance-balanced  every image once
     class-balanced     p_c = 1 / C

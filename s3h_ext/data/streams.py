@@ -15,7 +15,7 @@ __all__ = ["Stream", "check_plan"]
 
 @dataclass(frozen=True)
 class Stream:
-    """How one of a step's batches is drawn.
+    """Draws one of a step's batches: its sampler, recipe and number of views.
 
     Attributes:
         sampler: ``"instance-balanced"``, ``"class-balanced"``, ``"square-root"`` or

@@ -18,7 +18,7 @@ Stage = TypeVar("Stage", bound="SecondStage")
 
 
 class SecondStage(Method):
-    """What both second stages share: the backbone of the first run, frozen.
+    """A stage on the frozen backbone of a first run.
 
     They start from the network of a finished run, ``--init_from RUN``.
     """

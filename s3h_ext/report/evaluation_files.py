@@ -27,7 +27,7 @@ _CALIBRATION = ("above", "to", "images", "accuracy", "confidence")
 
 @dataclass(frozen=True, eq=False)
 class RunResults:
-    """What a finished run left in its folder.
+    """The results of a finished run, read from its folder.
 
     Attributes:
         summary: the content of ``summary.json``.

@@ -35,7 +35,7 @@ _HATCHES = ("", "///", "...", "xx")
 
 @dataclass(frozen=True, eq=False)
 class Subclasses:
-    """What :func:`s3h_ext.methods.subclass_analysis.analyse_subclasses` returned.
+    """The arrays of :func:`s3h_ext.methods.subclass_analysis.analyse_subclasses`.
 
     Attributes:
         offsets: ``[C + 1]``: class c owns the rows from ``offsets[c]`` on.

@@ -1,4 +1,4 @@
-"""What a run's network takes and gives, kept in the run's folder.
+"""Describes the input and output of a run's network, in the run's folder.
 
 With ``dataset.json`` and a checkpoint a network can be used where the training images
 are not.
@@ -64,7 +64,7 @@ class DatasetCard:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What becomes of an image before the network sees it."""
+        """Prepares images of any size for the network."""
         return Preprocessing(self.image_shape, self.mean, self.std, self.recipe)
 
     def differences(self, other: DatasetCard) -> list[str]:

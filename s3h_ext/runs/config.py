@@ -1,4 +1,4 @@
-"""What a training run is told: every option and every default, in one place."""
+"""The options of a training run and their defaults, in one place."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Options that contradict each other, or that have no effect beside others.
 
-What an option alone may be is checked where it is declared. Here is what follows from
-two of them: a run that cannot do what it was told is refused, and of what has no
-effect, or another one than it seems to, the run says so.
+A single option is checked where it is declared. Here two are checked together: a run
+that cannot follow its options is refused, and an option without effect, or with another
+one than it seems to have, is reported.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run is called: its preset, and the options that differ from it."""
+"""Names a run by its preset and the options that differ from it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _INCIDENTAL = {
 def option_changes(
     record: Mapping[str, Any], first_stage: str | None = None
 ) -> tuple[str, ...]:
-    """What differs from its preset's options, of all that a run has.
+    """Return a run's options that differ from those of its preset.
 
     ``first_stage`` is the title of the run that it starts from, where that is known.
     """

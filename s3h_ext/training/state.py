@@ -1,4 +1,4 @@
-"""How far a run has come, and what must hold for it to go on."""
+"""The progress of a run, and the checks before it is resumed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["RunState", "check_card", "check_together"]
 
 @dataclass
 class RunState:
-    """What a checkpoint keeps of a run beside tensors and options.
+    """The part of a checkpoint beside tensors and options.
 
     Attributes:
         epochs_done: whole epochs.

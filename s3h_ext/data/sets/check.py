@@ -51,7 +51,7 @@ HOW_TO_GET = {
 
 @dataclass
 class CheckReport:
-    """What a check found.
+    """Findings of a check.
 
     Attributes:
         lines: The findings, to be read by a person.

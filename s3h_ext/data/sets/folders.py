@@ -28,7 +28,7 @@ __all__ = [
 
 #: Share of a folder's images that are its test split where it has none.
 TEST_FRACTION = 0.2
-# What a folder without test images holds out is always the same.
+# A folder without test images always holds out the same ones.
 _TEST_SEED = 0
 
 #: Files with other extensions are not taken for images.

@@ -18,7 +18,7 @@ __all__ = ["Batch", "Draws", "MixedViews", "Quadrants", "make_batch"]
 
 @dataclass(frozen=True, eq=False)
 class Quadrants(Tensors):
-    """What the quadrants of montages show: top left and right, bottom left and right.
+    """Crops in the quadrants of montages: top left and right, bottom left and right.
 
     Attributes:
         labels: int64 ``[V, B, 4]``.
@@ -34,7 +34,7 @@ class Quadrants(Tensors):
 
 @dataclass(frozen=True, eq=False)
 class MixedViews(Tensors):
-    """What is mixed into the views of a batch, and the weights of the labels.
+    """Images mixed into the views of a batch, and the weights of their labels.
 
     Attributes:
         labels: int64 ``[V, B]``, of the images mixed in; a view's own where none is.
@@ -53,7 +53,7 @@ class MixedViews(Tensors):
 
 @dataclass(frozen=True, eq=False)
 class Batch(Tensors):
-    """What a stream gives to one step.
+    """One stream's images and labels for a step.
 
     Attributes:
         images: ``[V, B, C, H, W]``, memory in the order ``[V, B, H, W, C]``, so that
@@ -75,7 +75,7 @@ class Batch(Tensors):
 
 @dataclass(frozen=True)
 class Draws:
-    """What a stream draws for a batch, before anything is rendered.
+    """The draws of a batch, before anything is rendered.
 
     Attributes:
         indices: int64 ``[B]``, positions in the image set.

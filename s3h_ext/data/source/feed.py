@@ -1,4 +1,4 @@
-"""Which source feeds a run, and how it decodes."""
+"""Makes a run's sources from its options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a source's pixels come from: arrays in memory, or decoded photographs."""
+"""Pixels for a source: arrays in memory, or decoded photographs."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ _CLASS, _MEMBER, _WHETHER, _WEIGHT, _TOP, _LEFT = range(6)
 
 @dataclass(frozen=True)
 class Mix(Tensors):
-    """What is mixed into the views of a batch.
+    """Partners of a batch's views, and the weights of the labels.
 
     Attributes:
         partners: int64 ``[V, B]``, the images mixed in, as positions in the image set;
@@ -57,7 +57,7 @@ class Mix(Tensors):
 
     @property
     def mixed(self) -> Tensor:
-        """Which views show two images, bool ``[V, B]``."""
+        """True for views that show two images, bool ``[V, B]``."""
         return self.boxes[..., 2:].amin(-1) > 0
 
     def keep(self, kept: Tensor, indices: Tensor) -> Mix:
@@ -72,7 +72,7 @@ class Mix(Tensors):
 
 @dataclass(frozen=True)
 class Mixing:
-    """How the views of a stream are mixed, with labels weighted by what is seen.
+    """Mixes the views of a stream, and weights the labels by the area seen.
 
     The weight of the view's own label is uniform on [0, 1], the Beta(1, 1) of the
     papers. The box of CutMix has the share ``1 - weight`` of the view, about a uniform

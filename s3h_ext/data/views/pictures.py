@@ -63,7 +63,7 @@ def find_pictures(places: Iterable[Path]) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What becomes of an image before the network sees it.
+    """Crops, resizes and normalises images for the network.
 
     With ``"evaluation"`` the centre 224/256 of the shorter side is resized to the
     network's input. With ``"none"``, evaluation shows images at their own size, so one

@@ -136,7 +136,7 @@ class AutoAugment:
 
     @property
     def draws(self) -> int:
-        """How many uniforms a view needs."""
+        """Uniforms that a view needs."""
         return 5
 
     def describe(
@@ -191,7 +191,7 @@ class RandAugment:
 
     @property
     def draws(self) -> int:
-        """How many uniforms a view needs."""
+        """Uniforms that a view needs."""
         return 2 * self.count
 
     def describe(

@@ -60,7 +60,7 @@ _FLIP, _GREY, _HUE, _KEY = 0, 3, 8, 10
 
 @dataclass(frozen=True)
 class ViewSpec(Tensors):
-    """What to render, one entry per crop; leading dimensions are free.
+    """Crops to render, one entry each; leading dimensions are free.
 
     A view is one crop, or four in a montage. The order of things is crop, resize, flip,
     colour matrix, operations, hole.
@@ -145,7 +145,7 @@ class Recipe:
 
     @property
     def crops(self) -> int:
-        """How many crops a view is made of."""
+        """Crops that a view is made of."""
         return 4 if self.montage else 1
 
     def check_channels(self, channels: int) -> None:
