@@ -287,6 +287,9 @@ def _add_split(
     if split.startswith("train"):
         many, few = int((counts > 100).sum()), int((counts < 20).sum())
         shape += f" ({many} many, {classes - many - few} medium, {few} few)"
+    if complete and counts.min() < counts.max():
+        shape += f": {classes_by_size(counts, names, limit=classes)}"
+    elif not complete and split.startswith("train"):
         shape += f": {classes_by_size(counts, names)}"
     if empty := empty_classes(labels, names):
         shape += f"; none of {some(empty)}"
