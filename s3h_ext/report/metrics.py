@@ -9,6 +9,12 @@ import numpy as np
 MANY_ABOVE = 100
 FEW_BELOW = 20
 GROUPS = ("many", "medium", "few")
+#: Training images of the classes of each group.
+GROUP_SIZES = (
+    f"over {MANY_ABOVE}",
+    f"{FEW_BELOW} to {MANY_ABOVE}",
+    f"under {FEW_BELOW}",
+)
 CALIBRATION_BINS = 15
 
 

@@ -15,7 +15,7 @@ from s3h_ext.data import Batch, LongTailDataset
 from s3h_ext.data.load import DATASETS
 from s3h_ext.report.analysis import try_analysis
 from s3h_ext.report.evaluation_files import write_evaluation
-from s3h_ext.report.metrics import FEW_BELOW, MANY_ABOVE, Evaluation
+from s3h_ext.report.metrics import GROUP_SIZES, GROUPS, Evaluation
 from s3h_ext.report.page import try_report
 from s3h_ext.runs.config import TrainConfig
 from s3h_ext.runs.folder import RunFolder
@@ -131,18 +131,10 @@ def write_outputs(
         try_report(folder)
 
 
-_GROUPS = {
-    "many": f"over {MANY_ABOVE}",
-    "medium": f"{FEW_BELOW} to {MANY_ABOVE}",
-    "few": f"under {FEW_BELOW}",
-}
-
-
 def _empty_groups(summary: Mapping[str, Any]) -> list[str]:
     """Say why a group of classes has no accuracy."""
-    empty = [
-        f"{sizes} ({name})" for name, sizes in _GROUPS.items() if summary[name] is None
-    ]
+    groups = zip(GROUPS, GROUP_SIZES, strict=True)
+    empty = [f"{sizes} ({name})" for name, sizes in groups if summary[name] is None]
     if not empty:
         return []
     return [f"no tested class has {' or '.join(empty)} training images"]
