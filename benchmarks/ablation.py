@@ -46,7 +46,7 @@ from benchmarks.reproduce import (
     train,
 )
 from s3h_ext.command_line import Parser
-from s3h_ext.data.sets.photographs import PHOTOGRAPHS
+from s3h_ext.data.load import PHOTOGRAPHS
 from s3h_ext.evaluate import main as evaluate
 from s3h_ext.presets import preset_names
 from s3h_ext.report.metrics import GROUPS, class_groups

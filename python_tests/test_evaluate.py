@@ -56,7 +56,7 @@ def test_images_that_the_run_has_not_seen(digits_run, tmp_path):
     assert main([*options, "--device", "cpu"]) == 0
     found = json.loads((tmp_path / "metrics.json").read_text())
     seen = load_dataset("digits-lt", val_fraction=0.2).train
-    assert found["images"] == len(read_digits().train_labels) - len(seen)
+    assert found["images"] == len(read_digits().train) - len(seen)
 
 
 def test_bad_runs(tmp_path, capsys):
@@ -92,7 +92,7 @@ def test_a_folder_of_results_that_is_a_link_is_not_followed(
 def test_no_image_in_a_batch(digits_run, tmp_path, capsys):
     arguments = [str(digits_run), "--batch-size", "0", "--output", str(tmp_path / "x")]
     assert main(arguments) == 2
-    assert "batch_size: expected at least 1, got 0" in capsys.readouterr().err
+    assert "batch_size: expected a whole number >= 1, got 0" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 

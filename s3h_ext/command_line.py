@@ -16,6 +16,13 @@ from typing import Any
 
 from s3h_ext.presets import preset_table
 
+
+class CommandError(RuntimeError):
+    """Ends a command; the message says why, and what to do about it."""
+
+
+#: What ends a command with a message, and not with a traceback.
+FAILURES = (CommandError, ValueError, TypeError, OSError, ImportError)
 SPLITS = ("test", "val", "train", "unused")
 FORMATS = ("onnx", "pt2")
 
@@ -38,6 +45,11 @@ class Parser(argparse.ArgumentParser):
             if _plain(option) == _plain(name):
                 return f"{option}{equals}{value}"
         return argument
+
+    def failed(self, error: BaseException) -> int:
+        """Print an error; return the exit status 2."""
+        print(f"error: {self.as_typed(str(error))}", file=sys.stderr)
+        return 2
 
     def as_typed(self, message: str) -> str:
         """Return an error with the option that it begins with as it is typed."""

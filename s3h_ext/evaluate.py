@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from s3h_ext.command_line import evaluate_parser
+from s3h_ext.command_line import FAILURES, evaluate_parser
 
 if __name__ == "__main__":
     evaluate_parser().parse_args()  # before PyTorch is imported
@@ -16,18 +16,16 @@ if __name__ == "__main__":
 import numpy as np
 
 from s3h_ext.data import Feed
-from s3h_ext.data.sets.photographs import PHOTOGRAPHS
+from s3h_ext.data.load import PHOTOGRAPHS
 from s3h_ext.files import write_text
 from s3h_ext.ops._library import CPU
 from s3h_ext.report.evaluation_files import write_evaluation
 from s3h_ext.report.metrics import Evaluation
-from s3h_ext.runs.checkpoint import CheckpointError
 from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.loading import Run, load_run, split_images
 from s3h_ext.runs.precision import device_name
 from s3h_ext.text import printable
 from s3h_ext.training.evaluation import evaluate_method
-from s3h_ext.training.finite import DivergedError
 
 _MEASURES = ("top1", "many", "medium", "few", "macro_f1", "worst_class")
 
@@ -49,9 +47,8 @@ def evaluate_run(
             the archive's training images that the run does not train on.
         root: folder of the data, where it is not the run's own.
         lists: folder of the list files, likewise.
-        batch_size: of the evaluation, where it is not the run's own.
-        feed: what reads the images, and takes note of those that it cannot read; the
-            run's own if not set.
+        batch_size: of the evaluation, likewise.
+        feed: what reads the images and notes those that it cannot read, likewise.
 
     Raises:
         ValueError: the run has no such split, or these are not its data.
@@ -141,16 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             images_column="evaluated_images",
         )
         write_text(folder / "metrics.json", json.dumps(summary, indent=2) + "\n")
-    except (
-        CheckpointError,
-        DivergedError,
-        ValueError,
-        TypeError,
-        OSError,
-        ImportError,
-    ) as error:
-        print(f"error: {parser.as_typed(str(error))}", file=sys.stderr)
-        return 2
+    except FAILURES as error:
+        return parser.failed(error)
     for path, reason in sorted(left_out.items()):
         print(f"left out: {printable(path)}: {reason}", file=sys.stderr)
     for name, value in summary.items():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence, Sized
 from contextlib import suppress
 from pathlib import Path
 
-from s3h_ext.command_line import export_parser
+from s3h_ext.command_line import FAILURES, export_parser
 
 if __name__ == "__main__":
     export_parser().parse_args()  # before PyTorch is imported
@@ -19,8 +18,7 @@ from torch import Tensor
 from s3h_ext.data import ImageSet
 from s3h_ext.data.views.pictures import Preprocessing, find_pictures, read_picture
 from s3h_ext.ops._library import CPU
-from s3h_ext.runs.checkpoint import CheckpointError
-from s3h_ext.runs.exporting import ExportError, export_run
+from s3h_ext.runs.exporting import export_run
 from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.loading import Run, load_run, split_images
 from s3h_ext.text import printable
@@ -47,8 +45,7 @@ def check_images(
         ValueError: a file is no image, or there is none.
         FileNotFoundError: the data are not there.
     """
-    card = run.card
-    prepare = Preprocessing(card.image_shape, card.mean, card.std, card.recipe)
+    prepare = run.card.preprocessing
     if places:
         paths = list(find_pictures(places))
         if not paths:
@@ -97,16 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run, options.images, root=options.root, lists=options.lists
         )
         difference = export_run(run, images, output, options.format)
-    except (
-        CheckpointError,
-        ExportError,
-        ValueError,
-        TypeError,
-        OSError,
-        ImportError,
-    ) as error:
-        print(f"error: {parser.as_typed(str(error))}", file=sys.stderr)
-        return 2
+    except FAILURES as error:
+        return parser.failed(error)
     print(
         f"{printable(output)}: on {len(images)} images the logits differ by at most "
         f"{difference:.1e} from the network's, and the predicted classes agree"

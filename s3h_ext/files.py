@@ -24,10 +24,9 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
-    """Do the same with what comes piece by piece and need not fit in memory.
+    """Like :func:`write_bytes`, but stream pieces, which need not fit in memory.
 
-    What there is when ``pieces`` raise is left in a file whose name ends in
-    ``.partial``.
+    If ``pieces`` raise, those written so far stay in a file that ends in ``.partial``.
     """
     partial = _partial(path)
     try:
@@ -43,7 +42,7 @@ def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
 
 
 def open_new(path: Path) -> IO[bytes]:
-    """Open a file to write it anew, in place of a link of its name.
+    """Open a file to overwrite it, in place of a link of its name.
 
     A folder from somebody else may hold links to what is not theirs.
     """
@@ -53,9 +52,9 @@ def open_new(path: Path) -> IO[bytes]:
 
 
 def open_to_append(path: Path) -> IO[str]:
-    r"""Open a text file to write on at its end; a link of its name is refused.
+    r"""Open a text file to append to; a link of its name is refused.
 
-    What is no UTF-8 in the name of a file or class is written out, as ``\udce9``.
+    Non-UTF-8 bytes in file or class names are escaped, e.g. ``\udce9``.
     """
     return open(path, "a", encoding="utf-8", errors="backslashreplace", opener=_no_link)
 
@@ -71,6 +70,6 @@ def _partial(path: Path) -> Path:
 def write_text(path: Path, text: str) -> None:
     r"""Write text in UTF-8, as :func:`write_bytes` does.
 
-    What is no UTF-8 in the name of a file or class is written out, as ``\udce9``.
+    Non-UTF-8 bytes in file or class names are escaped, e.g. ``\udce9``.
     """
     write_bytes(path, text.encode(errors="backslashreplace"))

@@ -10,18 +10,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from s3h_ext.command_line import predict_parser
+from s3h_ext.command_line import FAILURES, predict_parser
 
 if __name__ == "__main__":
     predict_parser().parse_args()  # before PyTorch is imported
 
 import torch
 
-from s3h_ext.data.views.pictures import Preprocessing, find_pictures, read_picture
+from s3h_ext.data.views.pictures import find_pictures, read_picture
 from s3h_ext.files import write_pieces
 from s3h_ext.ops._library import CPU
 from s3h_ext.report.table_files import format_row
-from s3h_ext.runs.checkpoint import CheckpointError
 from s3h_ext.runs.loading import Run, load_run
 from s3h_ext.runs.precision import autocast
 from s3h_ext.text import printable
@@ -43,7 +42,7 @@ def predict(
         batch_size: images that go through the network together.
     """
     card = run.card
-    prepare = Preprocessing(card.image_shape, card.mean, card.std, card.recipe)
+    prepare = card.preprocessing
     top = min(top, len(card.classes))
     waiting = iter(paths)
     while part := list(islice(waiting, batch_size)):
@@ -133,9 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         first = next(paths, None)
         if first is None:
             raise ValueError(f"images: none in {' '.join(options.images)}")
-    except (CheckpointError, ValueError, TypeError, OSError, ImportError) as error:
-        print(f"error: {parser.as_typed(str(error))}", file=sys.stderr)
-        return 2
+    except FAILURES as error:
+        return parser.failed(error)
     failed = 0
 
     def answers() -> Iterator[Answer]:
@@ -161,8 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sys.stdout.buffer.write(piece)
             sys.stdout.flush()
     except (DivergedError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return parser.failed(error)
     if failed:
         print(f"{failed} of the images could not be read", file=sys.stderr)
     return 1 if failed else 0

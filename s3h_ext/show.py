@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from s3h_ext.command_line import Parser
-from s3h_ext.data.dataset import ImageSet, LongTailDataset
-from s3h_ext.data.image_files import ImageFiles
+from s3h_ext.checks import COUNT, check
+from s3h_ext.command_line import FAILURES, Parser
+from s3h_ext.data.dataset import ImageFiles, ImageSet, LongTailDataset
 from s3h_ext.data.source.batches import Batch, MixedViews
 from s3h_ext.data.source.decode import decode_image
 from s3h_ext.data.source.feed import Feed
@@ -58,13 +58,9 @@ def draw_views(
     dpi: int = 110,
     **which: Any,
 ) -> bytes:
-    """Returns what :func:`view_figure` draws as a PNG file.
+    """Returns what :func:`view_figure` draws of ``which`` as a PNG file.
 
-    Args:
-        dataset: As for :func:`view_figure`.
-        streams: As there.
-        dpi: Pixels to the inch; an image is 1.25 inches wide.
-        which: ``images``, ``seed``, ``epoch``, ``epochs`` and ``step``, as there.
+    An image is 1.25 inches wide, with ``dpi`` pixels to the inch.
 
     Raises:
         ValueError: an argument is out of range, or a photograph cannot be read.
@@ -113,8 +109,7 @@ def view_figure(
     """
     from matplotlib.figure import Figure
 
-    if images < 1:
-        raise ValueError(f"images: expected at least 1, got {images}")
+    check(COUNT, images=images)
     total = len(dataset.train)
     source = Feed().training(
         dataset,
@@ -382,7 +377,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ImportError) as error:
+    except FAILURES as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

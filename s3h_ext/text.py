@@ -24,9 +24,9 @@ def describe_value(value: object) -> str:
 
 
 def printable(text: object) -> str:
-    r"""Returns text that every UTF-8 stream takes.
+    r"""Returns text that can be encoded as UTF-8.
 
-    What is no UTF-8 in the name of a file is written out; elsewhere nothing changes.
+    Non-UTF-8 bytes in a file's name are escaped; nothing else changes.
 
     Example:
         >>> import os

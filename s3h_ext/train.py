@@ -16,13 +16,14 @@ if __name__ == "__main__":  # before PyTorch is imported
         raise SystemExit
     huge_pages.restart(sys.argv[1:])
 
+from s3h_ext.command_line import FAILURES
 from s3h_ext.data.sets.naming import class_lines
 from s3h_ext.data.source.decode import UnreadableImageError
 from s3h_ext.ops._library import CPU
-from s3h_ext.runs.checkpoint import CheckpointError, checkpoint_paths
+from s3h_ext.runs.checkpoint import checkpoint_paths
 from s3h_ext.runs.config import TrainConfig
 from s3h_ext.runs.option_names import as_typed
-from s3h_ext.runs.options import OptionError, parse_options
+from s3h_ext.runs.options import parse_options
 from s3h_ext.text import printable
 from s3h_ext.training.distributed import (
     LostProcessError,
@@ -65,15 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with world.report_lost_peers():
             output = world.broadcast(output_folder(config, resume))
             trainer = Trainer(config, output, resume=resume, world=world)
-    except (
-        OptionError,
-        CheckpointError,
-        LostProcessError,
-        ValueError,
-        TypeError,
-        OSError,
-        ImportError,
-    ) as error:
+    except FAILURES as error:
         text = as_typed(str(error), config and config.dump()["method"])
         print(f"error: {text}", file=sys.stderr)
         return 2

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from s3h_ext.data import ImageSet
 from s3h_ext.data.longtail import PROFILES, class_profile, pick_subset
 from s3h_ext.data.sets.archive import Archive, ArchiveError
 from s3h_ext.data.sets.cifar import LAYOUTS, read_archive
@@ -98,34 +99,31 @@ def pack(
 
 def _cut(whole: Archive, imbalance: float, profile: str) -> Archive:
     classes = len(whole.class_names)
-    available = np.bincount(whole.train_labels, minlength=classes)
+    available = np.bincount(whole.train.labels, minlength=classes)
     counts = class_profile(
         classes, largest=int(available.max()), imbalance=imbalance, profile=profile
     )
-    wanted = pick_subset(whole.train_labels, counts)
+    wanted = pick_subset(whole.train.labels, counts)
     labels = np.repeat(np.arange(classes), counts)
     # Row places[i] of the cut is what its reader will draw as image i.
     places = pick_subset(labels, counts)
-    images = np.empty((len(labels), *whole.train_images.shape[1:]), np.uint8)
-    images[places] = whole.train_images[wanted]
-    return Archive(
-        images, labels, whole.test_images, whole.test_labels, whole.class_names
-    )
+    images = np.empty((len(labels), *whole.train.images.shape[1:]), np.uint8)
+    images[places] = whole.train.images[wanted]
+    return Archive(ImageSet(images, labels), whole.test, whole.class_names)
 
 
 def _files(name: str, archive: Archive) -> Iterator[tuple[str, bytes]]:
     """Yields the archive's files in the official form, as name and content."""
     layout = LAYOUTS[name]
-    splits = (
-        (layout.train, archive.train_images, archive.train_labels),
-        (layout.test, archive.test_images, archive.test_labels),
-    )
-    for members, images, labels in splits:
-        rows = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    for members, split in (
+        (layout.train, archive.train),
+        (layout.test, archive.test),
+    ):
+        rows = split.images.transpose(0, 3, 1, 2).reshape(len(split), -1)
         for member, part, own in zip(
             members,
             np.array_split(rows, len(members)),
-            np.array_split(labels, len(members)),
+            np.array_split(split.labels, len(members)),
             strict=True,
         ):
             # A copy, without the array that the part shares its memory with.

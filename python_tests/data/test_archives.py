@@ -18,24 +18,24 @@ def test_cifar10_reads_batches_in_order(tiny_cifar):
         part = read_pickle(folder / f"data_batch_{number}")
         rows.append(part["data"])
         labels += part["labels"]
-    assert archive.train_images.shape == (400, 32, 32, 3)
-    assert archive.train_images.dtype == np.uint8
-    assert archive.train_images.flags.c_contiguous
-    assert archive.train_labels.dtype == np.int64
-    assert archive.train_labels.tolist() == labels
+    assert archive.train.images.shape == (400, 32, 32, 3)
+    assert archive.train.images.dtype == np.uint8
+    assert archive.train.images.flags.c_contiguous
+    assert archive.train.labels.dtype == np.int64
+    assert archive.train.labels.tolist() == labels
     # Row r of the file holds the red plane, then green, then blue.
     planes = np.concatenate(rows).reshape(-1, 3, 32, 32)
     for channel in range(3):
-        assert np.array_equal(archive.train_images[..., channel], planes[:, channel])
-    assert np.array_equal(archive.train_images[:, 3, 7, 0], archive.train_labels)
-    assert archive.test_images.shape == (30, 32, 32, 3)
+        assert np.array_equal(archive.train.images[..., channel], planes[:, channel])
+    assert np.array_equal(archive.train.images[:, 3, 7, 0], archive.train.labels)
+    assert archive.test.images.shape == (30, 32, 32, 3)
     assert archive.class_names[9] == "thing9"
 
 
 def test_cifar100_reads_fine_labels(tiny_cifar):
     tiny_cifar.cifar100()
     archive = read_archive("cifar100", tiny_cifar.root)
-    assert np.bincount(archive.train_labels).tolist() == [6] * 100
+    assert np.bincount(archive.train.labels).tolist() == [6] * 100
     assert archive.class_names[42] == "fine42"
 
 
@@ -43,7 +43,7 @@ def test_root_may_be_the_folder_itself(tiny_cifar):
     folder = tiny_cifar.cifar100()
     direct = read_archive("cifar100", str(folder))
     assert np.array_equal(
-        direct.train_images, read_archive("cifar100", tiny_cifar.root).train_images
+        direct.train.images, read_archive("cifar100", tiny_cifar.root).train.images
     )
 
 
@@ -229,9 +229,9 @@ def test_wrong_class_names_are_refused(tiny_cifar, python2_pickle, names):
 @pytest.mark.parametrize(("kind", "classes"), [("cifar10", 10), ("cifar100", 100)])
 def test_real_files(data_root, kind, classes):
     archive = read_archive(kind, data_root)
-    assert len(archive.test_images) == 10_000
-    counts = np.bincount(archive.test_labels, minlength=classes)
+    assert len(archive.test.images) == 10_000
+    counts = np.bincount(archive.test.labels, minlength=classes)
     assert counts.tolist() == [10_000 // classes] * classes
     # Published channel means of the two data sets agree to two digits.
-    mean = archive.test_images.mean(axis=(0, 1, 2)) / 255
+    mean = archive.test.images.mean(axis=(0, 1, 2)) / 255
     assert np.allclose(mean, (0.50, 0.485, 0.445), atol=0.02)

@@ -1,11 +1,9 @@
-import doctest
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from s3h_ext.data.views import colour
 from s3h_ext.data.views.colour import ColorJitter, colour_matrix, draw_colour
 from s3h_ext.ops.philox import philox_uniform
 
@@ -106,7 +104,3 @@ def test_greyscale_rate_and_matrix():
 
 def test_nothing_to_change():
     assert draw_colour(uniforms(1), None, 0.0) is None
-
-
-def test_examples():
-    assert doctest.testmod(colour).failed == 0

@@ -13,7 +13,8 @@ from s3h_ext.data.source.decode import PillowDecoder, Unreadable, UnreadableImag
 
 from . import test_file_source
 from .photographs import grow, grow_bad, grow_odd, jpeg, noise, rotated
-from .test_file_source import STREAMS, assert_same_steps, resident_megabytes
+from .sources import assert_same_steps
+from .test_file_source import STREAMS, resident_megabytes
 
 pytest.importorskip("nvidia.dali")
 

@@ -1,4 +1,3 @@
-import doctest
 import subprocess
 import sys
 
@@ -7,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s3h_ext.data import load
 from s3h_ext.data.dataset import ImageSet
 from s3h_ext.data.load import load_dataset, unused_images
 from s3h_ext.data.sets.cifar import read_archive
@@ -34,7 +32,7 @@ def test_digits_are_cut_to_factor_20():
 def test_digits_are_the_real_ones_enlarged():
     datasets = pytest.importorskip("sklearn.datasets")
     whole = read_digits()
-    assert len(whole.train_labels) + len(whole.test_labels) == 1797
+    assert len(whole.train.labels) + len(whole.test.labels) == 1797
     bunch = datasets.load_digits()
     grey = torch.from_numpy(bunch.images)[:, None] / 16
     expected = F.interpolate(grey, scale_factor=4, mode="bilinear") * 255
@@ -43,8 +41,8 @@ def test_digits_are_the_real_ones_enlarged():
         expected.round().to(torch.uint8), bunch.target, strict=True
     ):
         known[image[0].numpy().tobytes()] = label
-    images = np.concatenate([whole.train_images, whole.test_images])
-    labels = np.concatenate([whole.train_labels, whole.test_labels])
+    images = np.concatenate([whole.train.images, whole.test.images])
+    labels = np.concatenate([whole.train.labels, whole.test.labels])
     for image, label in zip(images, labels, strict=True):
         assert known[image[..., 0].tobytes()] == label
         assert (image == image[..., :1]).all()
@@ -145,12 +143,12 @@ def test_wrong_arguments(tiny_cifar, monkeypatch):
     [
         ("folder", {"profile": "linear"}, "profile: expected one of"),
         ("inat18", {"profile": "linear"}, "profile: expected one of"),
-        ("digits-lt", {"seed": -1}, r"seed: expected 0 <= seed < 2\*\*32, got -1"),
+        ("digits-lt", {"seed": -1}, r"seed: expected a whole .* 2\*\*32\), got -1"),
         ("folder", {"seed": 2**32}, "seed: expected .*, got 4294967296"),
         ("digits-lt", {"test_fraction": 0.2}, "test_fraction: digits-lt has a test"),
         ("inat18", {"test_fraction": 0.2}, "test_fraction: inat18 has a test"),
-        ("folder", {"test_fraction": 0.0}, "test_fraction: expected 0 < .*, got 0.0"),
-        ("folder", {"test_fraction": 1.0}, "test_fraction: expected 0 < .*, got 1.0"),
+        ("folder", {"test_fraction": 0.0}, r"expected a share in \(0, 1\), got 0.0"),
+        ("folder", {"test_fraction": 1.0}, "test_fraction: expected a .*, got 1.0"),
         ("folder", {"test_fraction": float("nan")}, "test_fraction: .*, got nan"),
         ("folder", {"lists": "a"}, "lists: folder has no lists; .*, got a"),
         ("cifar10-lt", {"lists": "a"}, "lists: cifar10-lt has no lists"),
@@ -192,10 +190,6 @@ def test_import_is_light():
     assert run.returncode == 0, run.stderr
 
 
-def test_examples():
-    assert doctest.testmod(load).failed == 0
-
-
 @pytest.mark.parametrize(
     ("name", "imbalance", "total"),
     [
@@ -218,7 +212,7 @@ def test_real_subset_nests(data_root):
     smaller = load_dataset("cifar100-lt", root=data_root, imbalance=100)
     assert set(image_keys(smaller.train.images)) <= set(image_keys(larger.train.images))
     whole = read_archive("cifar100", data_root)
-    assert set(image_keys(larger.train.images)) <= set(image_keys(whole.train_images))
+    assert set(image_keys(larger.train.images)) <= set(image_keys(whole.train.images))
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25])
@@ -228,9 +222,9 @@ def test_unused_images_are_the_rest_of_the_archive(fraction):
     unused = unused_images("digits-lt", **cut)
     whole = read_digits()
     keys = [*image_keys(train.images), *image_keys(unused.images)]
-    assert sorted(keys) == sorted(image_keys(whole.train_images))
+    assert sorted(keys) == sorted(image_keys(whole.train.images))
     counts = np.bincount(np.concatenate((train.labels, unused.labels)))
-    assert counts.tolist() == np.bincount(whole.train_labels).tolist()
+    assert counts.tolist() == np.bincount(whole.train.labels).tolist()
 
 
 def test_photographs_have_no_unused_images(tmp_path):

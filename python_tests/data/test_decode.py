@@ -199,7 +199,9 @@ def test_threads_end_with_the_iteration(tmp_path):
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="unreadable: expected one of .* got 'drop'"):
         Unreadable("drop")
-    with pytest.raises(ValueError, match="workers: expected at least 0, got -1"):
+    with pytest.raises(
+        ValueError, match="workers: expected a whole number >= 0, got -1"
+    ):
         PillowDecoder(ImageFiles.of(".", [], []), Unreadable(), workers=-1)
 
 

@@ -10,12 +10,13 @@ import torch
 from s3h_ext.data import Feed, ImageSet, Stream, load_dataset
 from s3h_ext.data.source.decode import PillowDecoder, Unreadable, UnreadableImageError
 from s3h_ext.data.source.evaluation import EvaluationBatches
-from s3h_ext.data.source.pixels import FilePixels, ResidentPixels
-from s3h_ext.data.source.source import Source
+from s3h_ext.data.source.pixels import FilePixels
+from s3h_ext.data.views.mixing import Mixing
 from s3h_ext.ops import sample_view_boxes
 from s3h_ext.ops.view_constraints import Centre
 
 from .photographs import grow, grow_bad, grow_odd
+from .sources import assert_same_steps, joined, source_of_arrays, source_of_files
 
 STREAMS = {
     "contrast": Stream("instance-balanced", "supcon", views=2),
@@ -24,7 +25,8 @@ STREAMS = {
     "policy": Stream("square-root", "autoaugment+cutout"),
     "moving": Stream("progressive", "crop-flip"),
 }
-PAIR = {"pair": Stream(recipe="resized-crop-flip-jitter", views=2)}
+RESIZED = "resized-crop-flip-jitter"
+PAIR = {"pair": Stream(recipe=RESIZED, views=2)}
 
 
 @pytest.fixture(scope="module")
@@ -35,27 +37,7 @@ def photographs(tmp_path_factory):
 
 
 def make(data, streams=PAIR, decoder=None, **changes):
-    arguments = {"batch_size": 6, "epochs": 3, "seed": 0} | changes
-    decoder = decoder or PillowDecoder(data.train, Unreadable(), workers=2)
-    pixels = FilePixels(data.train, decoder, mean=data.mean, std=data.std)
-    return Source(pixels, streams, num_classes=data.num_classes, **arguments)
-
-
-def assert_same_steps(first, second):
-    first, second = list(first), list(second)
-    assert len(first) == len(second)
-    for one, other in zip(first, second, strict=True):
-        assert one.keys() == other.keys()
-        for name, batch in one.items():
-            assert torch.equal(batch.indices, other[name].indices)
-            assert torch.equal(batch.labels, other[name].labels)
-            assert torch.equal(batch.images, other[name].images)
-            if batch.quadrants is not None:
-                for field in ("labels", "indices", "crops"):
-                    assert torch.equal(
-                        getattr(batch.quadrants, field),
-                        getattr(other[name].quadrants, field),
-                    )
+    return source_of_files(data, streams, decoder, **changes)
 
 
 def test_images_of_one_size_give_the_bits_of_the_resident_source(tmp_path):
@@ -65,17 +47,21 @@ def test_images_of_one_size_give_the_bits_of_the_resident_source(tmp_path):
     decoder = PillowDecoder(data.train, Unreadable())
     images = [decoder.image(i) for i in range(len(data.train))]
     arrays = ImageSet(torch.stack(images).numpy(), data.train.labels)
-    resident = Source(
-        ResidentPixels(arrays, mean=data.mean, std=data.std),
-        STREAMS,
-        num_classes=data.num_classes,
-        batch_size=6,
-        epochs=3,
-        seed=7,
-    )
-    source = make(data, STREAMS, seed=7)
-    assert source.steps_per_epoch == resident.steps_per_epoch == 3
-    assert_same_steps(source.epoch(1), resident.epoch(1))
+    mixed = {
+        "pasted": Stream(recipe="autoaugment+cutout", mixing=Mixing(), views=2),
+        "blended": Stream("class-balanced", RESIZED, mixing=Mixing("mixup")),
+        "follower": Stream(
+            recipe=RESIZED, follows="blended", mixing=Mixing(unit="batch")
+        ),
+    }
+    options = {"batch_size": 6, "epochs": 3, "seed": 7}
+    pixels = {"mean": data.mean, "std": data.std, "num_classes": 3}
+    for streams in (STREAMS, mixed):
+        resident = source_of_arrays(arrays, streams, **pixels, **options)
+        source = make(data, streams, seed=7)
+        assert source.steps_per_epoch == resident.steps_per_epoch == 3
+        assert_same_steps(source.epoch(1), resident.epoch(1))
+        assert source.fallbacks() == resident.fallbacks()
 
 
 def test_every_image_once_an_epoch_over_the_ranks(photographs):
@@ -99,10 +85,10 @@ def test_several_ranks_draw_what_one_draws(photographs):
         list(make(photographs, streams, rank=rank, world_size=2).epoch(2))
         for rank in range(2)
     ]
-    for step, first, second in zip(whole, *parts, strict=True):
-        for name in streams:
-            images = torch.cat([first[name].images, second[name].images], dim=1)
-            assert torch.equal(step[name].images, images)
+    for step, *shares in zip(whole, *parts, strict=True):
+        for name, batch in step.items():
+            found = joined([share[name] for share in shares])
+            assert all(map(torch.equal, found, batch.tensors()))
 
 
 def test_sibling_views_epochs_seeds_and_ranks_have_crops_of_their_own(photographs):
@@ -296,25 +282,7 @@ def test_evaluation_leaves_bad_images_out(tmp_path):
     assert len(feed.unreadable.errors) == len(bad)
 
 
-def test_bad_arguments_are_refused(photographs):
-    for changes, message in (
-        ({"rank": 2, "world_size": 2}, "rank: expected 0 <= rank < 2, got 2"),
-        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
-        (
-            {"batch_size": 4, "world_size": 4},
-            "batch_size: expected an image for each of 4 processes in every step; 17 "
-            "images in batches of 4 give 3",
-        ),
-        ({"seed": -1}, "seed: expected"),
-        ({"epochs": 0}, "epochs: expected at least 1"),
-        ({"streams": {}}, "streams: expected 1 to 64, got 0"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            make(photographs, **changes)
-    with pytest.raises(ValueError, match="start_step: expected 0 .. 3, got 4"):
-        make(photographs).epoch(0, 4)
-    with pytest.raises(ValueError, match="epoch: expected 0 <= epoch < 3, got 3"):
-        make(photographs).epoch(3)
+def test_a_source_that_does_not_fit_the_images_is_refused(photographs):
     with pytest.raises(ValueError, match="the images of folder need pil"):
         Feed("resident").training(photographs, PAIR, batch_size=2, epochs=1, seed=0)
     digits = load_dataset("digits-lt")

@@ -1,4 +1,3 @@
-import doctest
 import math
 
 import numpy as np
@@ -6,7 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3h_ext.data import longtail
 from s3h_ext.data.longtail import class_profile, hold_out, pick_subset
 
 CIFAR10_COUNTS = {
@@ -228,7 +226,3 @@ def test_hold_out_of_nothing():
 def test_wrong_fraction(fraction):
     with pytest.raises(ValueError, match="val_fraction"):
         hold_out(np.arange(10) % 2, fraction=fraction)
-
-
-def test_examples():
-    assert doctest.testmod(longtail).failed == 0

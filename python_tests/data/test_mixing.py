@@ -1,7 +1,5 @@
 """Mixed views: draws, boxes, pixels and label weights against plain transcriptions."""
 
-import doctest
-
 import numpy as np
 import pytest
 import torch
@@ -10,8 +8,6 @@ import torch.nn.functional as F
 from s3h_ext.data import ImageSet, load_dataset
 from s3h_ext.data.source import batches
 from s3h_ext.data.source.decode import PillowDecoder, Unreadable
-from s3h_ext.data.source.pixels import FilePixels, ResidentPixels
-from s3h_ext.data.source.source import Source
 from s3h_ext.data.streams import Stream
 from s3h_ext.data.views import mixing
 from s3h_ext.data.views.mixing import Mixing
@@ -19,9 +15,16 @@ from s3h_ext.data.views.recipes import get_recipe
 from s3h_ext.ops.philox import philox_words
 
 from .photographs import grow, grow_bad
+from .sources import (
+    COUNTS,
+    MEAN,
+    STD,
+    joined,
+    noisy_images,
+    source_of_arrays,
+    source_of_files,
+)
 
-COUNTS = [70, 30, 12, 5, 3]
-MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 SIZE = (16, 20)
 SEED, EPOCHS = 3, 4
 # Boxes that are copied, by operations on bytes, and resized.
@@ -31,23 +34,12 @@ RESIZED = "resized-crop-flip-jitter"
 
 @pytest.fixture(scope="module")
 def image_set():
-    random = np.random.RandomState(0)
-    labels = random.permutation(np.repeat(np.arange(5), COUNTS))
-    images = random.randint(0, 256, (len(labels), *SIZE, 3)).astype(np.uint8)
-    return ImageSet(images, labels)
+    return noisy_images(*SIZE)
 
 
 def make(image_set, stream, **changes):
-    arguments = {"batch_size": 32, "epochs": EPOCHS, "seed": SEED} | changes
-    streams = stream if isinstance(stream, dict) else {"mixed": stream}
-    channels = image_set.images.shape[-1]
-    pixels = ResidentPixels(image_set, mean=MEAN[:channels], std=STD[:channels])
-    return Source(pixels, streams, num_classes=5, **arguments)
-
-
-def make_of_files(data, streams, decoder, **arguments):
-    pixels = FilePixels(data.train, decoder, mean=data.mean, std=data.std)
-    return Source(pixels, streams, num_classes=data.num_classes, **arguments)
+    arguments = {"epochs": EPOCHS, "seed": SEED} | changes
+    return source_of_arrays(image_set, {"mixed": stream}, **arguments)
 
 
 def all_of(source, epoch=1, start_step=0):
@@ -314,14 +306,9 @@ def test_batches_resume_and_processes_change_nothing(image_set, kind, views):
         list(make(image_set, stream, rank=rank, world_size=2).epoch(1))
         for rank in range(2)
     ]
-    for step, first, second in zip(whole.epoch(1), *parts, strict=True):
-        for name in ("indices", "weights", "boxes", "labels"):
-            pair = [getattr(part["mixed"].mixed, name) for part in (first, second)]
-            assert torch.equal(
-                torch.cat(pair, dim=1), getattr(step["mixed"].mixed, name)
-            )
-        pair = [part["mixed"].images for part in (first, second)]
-        assert torch.equal(torch.cat(pair, dim=1), step["mixed"].images)
+    for step, *shares in zip(whole.epoch(1), *parts, strict=True):
+        found = joined([share["mixed"] for share in shares])
+        assert all(map(torch.equal, found, step["mixed"].tensors()))
 
 
 def test_a_batch_is_mixed_alike_in_all_processes(image_set):
@@ -358,16 +345,10 @@ def test_without_a_mixed_view_pixels_are_those_without_mixing(image_set, kind):
     assert (late.mixed.weights < 1).any()
     # Whatever is mixed, all tensors have their shapes: a recorded step goes on.
     shapes = [
-        [tensor.shape for tensor in tensors(batch)]
+        [tensor.shape for tensor in batch.tensors()]
         for batch in (late, next(early.epoch(1))["mixed"])
     ]
     assert shapes[0] == shapes[1]
-
-
-def tensors(batch):
-    found = []
-    batch.each(lambda tensor: found.append(tensor) or tensor)
-    return found
 
 
 def test_partners_are_balanced_over_classes_or_not(image_set):
@@ -387,33 +368,6 @@ def test_partners_are_balanced_over_classes_or_not(image_set):
         assert ((counts - expected) ** 2 / expected).sum() < 18.5  # p = 0.001
 
 
-def test_files_of_one_size_give_the_bits_of_resident_images(tmp_path):
-    grow(tmp_path, suffix="png", size=(32, 32))
-    grow(tmp_path, (1, 1, 1), suffix="png", size=(32, 32), split="test")
-    data = load_dataset("folder", root=tmp_path, size=32)
-    decoder = PillowDecoder(data.train, Unreadable())
-    images = [decoder.image(i) for i in range(len(data.train))]
-    streams = {
-        "pasted": Stream(recipe="autoaugment+cutout", mixing=Mixing(), views=2),
-        "blended": Stream("class-balanced", RESIZED, mixing=Mixing("mixup")),
-        "follower": Stream(
-            recipe=RESIZED, follows="blended", mixing=Mixing(unit="batch")
-        ),
-    }
-    options = {"batch_size": 6, "epochs": EPOCHS, "seed": SEED}
-    arrays = ImageSet(torch.stack(images).numpy(), data.train.labels)
-    pixels = ResidentPixels(arrays, mean=data.mean, std=data.std)
-    resident = Source(pixels, streams, num_classes=3, **options)
-    source = make_of_files(data, streams, decoder, **options)
-    for step, right in zip(source.epoch(1), resident.epoch(1), strict=True):
-        for name, batch in step.items():
-            for found, expected in zip(
-                tensors(batch), tensors(right[name]), strict=True
-            ):
-                assert torch.equal(found, expected)
-    assert source.fallbacks() == resident.fallbacks()
-
-
 def test_nothing_is_mixed_in_for_an_image_that_cannot_be_read(tmp_path):
     grow(tmp_path, (9, 1))
     grow(tmp_path, (1, 1), split="test")
@@ -421,7 +375,7 @@ def test_nothing_is_mixed_in_for_an_image_that_cannot_be_read(tmp_path):
     data = load_dataset("folder", root=tmp_path, size=16)
     unreadable = Unreadable("skip")
     mix = Mixing(probability=1.0, sampler="instance-balanced")
-    source = make_of_files(
+    source = source_of_files(
         data,
         {"mixed": Stream(recipe=RESIZED, mixing=mix)},
         PillowDecoder(data.train, unreadable),
@@ -448,7 +402,7 @@ def test_what_stands_in_for_an_unreadable_image_is_mixed_by_its_address(tmp_path
     mix = Mixing(probability=1.0, sampler="instance-balanced")
 
     def shown(batch_size):
-        source = make_of_files(
+        source = source_of_files(
             data,
             {"mixed": Stream(recipe=RESIZED, mixing=mix)},
             PillowDecoder(data.train, Unreadable("skip")),
@@ -508,7 +462,3 @@ def test_grey_images_are_mixed(image_set):
     stream = Stream(recipe="crop-flip", mixing=Mixing())
     source = make(grey, stream)
     assert next(source.epoch(0))["mixed"].images.shape == (1, 30, 1, *SIZE)
-
-
-def test_examples():
-    assert doctest.testmod(mixing).failed == 0

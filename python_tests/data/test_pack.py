@@ -54,8 +54,8 @@ def test_it_holds_what_the_cut_keeps_and_nothing_else(tiny_cifar, tmp_path):
         load_dataset("cifar100-lt", root=there, imbalance=6),
     )
     kept = read_archive("cifar100", there)
-    assert np.bincount(kept.train_labels)[[0, 50, 99]].tolist() == [6, 2, 1]
-    assert len(kept.test_labels) == 100
+    assert np.bincount(kept.train.labels)[[0, 50, 99]].tolist() == [6, 2, 1]
+    assert len(kept.test.labels) == 100
 
 
 def test_the_same_cut_is_the_same_file(tiny_cifar, tmp_path):

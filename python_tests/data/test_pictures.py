@@ -1,5 +1,3 @@
-import doctest
-
 import numpy as np
 import pytest
 import torch
@@ -7,7 +5,6 @@ from PIL import Image
 
 from s3h_ext.data import EvaluationBatches, ImageSet, ResidentPixels
 from s3h_ext.data.sets.folders import EXTENSIONS, read_folder
-from s3h_ext.data.views import pictures
 from s3h_ext.data.views.pictures import Preprocessing, find_pictures, read_picture
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -127,7 +124,3 @@ def test_what_is_found_in_a_folder_is_what_training_finds(tmp_path):
     assert found[-1] == tmp_path / "set" / "b" / "linked" / "2.png"
     hidden = tmp_path / "set" / "a" / "._0.jpg"
     assert list(find_pictures([hidden])) == [hidden]
-
-
-def test_examples():
-    assert doctest.testmod(pictures).failed == 0

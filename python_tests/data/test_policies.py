@@ -1,11 +1,9 @@
-import doctest
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
-from s3h_ext.data.views import policies
 from s3h_ext.data.views.policies import CIFAR10_POLICY, AutoAugment, RandAugment
 from s3h_ext.ops.augment import Operation
 from s3h_ext.ops.philox import philox_uniform
@@ -155,7 +153,3 @@ def test_randaugment_of_no_magnitude_changes_nothing_by_size():
 def test_wrong_randaugment(arguments, name):
     with pytest.raises(ValueError, match=name):
         RandAugment(**arguments)
-
-
-def test_examples():
-    assert doctest.testmod(policies).failed == 0

@@ -1,10 +1,8 @@
-import doctest
 import math
 
 import pytest
 import torch
 
-from s3h_ext.data.views import recipes
 from s3h_ext.data.views.colour import ColorJitter
 from s3h_ext.data.views.policies import AutoAugment, RandAugment
 from s3h_ext.data.views.recipes import MAX_STREAMS, RECIPES, Recipe, get_recipe
@@ -227,7 +225,3 @@ def test_wrong_recipe(arguments, name):
 def test_wrong_stream():
     with pytest.raises(ValueError, match="stream"):
         describe("crop", 1, stream=MAX_STREAMS)
-
-
-def test_examples():
-    assert doctest.testmod(recipes).failed == 0

@@ -1,5 +1,3 @@
-import doctest
-
 import numpy as np
 import pytest
 import torch
@@ -348,7 +346,3 @@ def test_colour_needs_three_channels():
     images = random_images(2, channels=1)
     with pytest.raises(ValueError, match="3 channels"):
         render(images, "supcon", describe("supcon", 2), mean=(0.5,), std=(0.2,))
-
-
-def test_examples():
-    assert doctest.testmod(render_module).failed == 0

@@ -1,10 +1,7 @@
-import doctest
-
 import numpy as np
 import pytest
 import torch
 
-from s3h_ext.data import samplers
 from s3h_ext.data.samplers import SAMPLERS, EpochOrder, class_probabilities
 from s3h_ext.data.streams import Stream
 
@@ -163,7 +160,3 @@ def test_stream_checks_its_fields():
         Stream(recipe="crop-flop")
     with pytest.raises(ValueError, match="views"):
         Stream(views=0)
-
-
-def test_examples():
-    assert doctest.testmod(samplers).failed == 0

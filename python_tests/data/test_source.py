@@ -1,4 +1,3 @@
-import doctest
 from dataclasses import replace
 
 import numpy as np
@@ -7,17 +6,16 @@ import torch
 
 from s3h_ext.data.dataset import ImageSet
 from s3h_ext.data.samplers import SAMPLERS
-from s3h_ext.data.source import evaluation, feed
 from s3h_ext.data.source import source as module
 from s3h_ext.data.source.evaluation import EvaluationBatches
 from s3h_ext.data.source.pixels import ResidentPixels
-from s3h_ext.data.source.source import Source
 from s3h_ext.data.streams import Stream
 from s3h_ext.data.views.recipes import RECIPES, Recipe, get_recipe
 from s3h_ext.ops.view_constraints import RandomResizedCrop
 
-COUNTS = [70, 30, 12, 5, 3]
-MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+from . import sources
+from .sources import COUNTS, MEAN, STD, noisy_images, source_of_arrays
+
 STREAMS = {
     "contrast": Stream("instance-balanced", "supcon", views=2),
     "classifier": Stream("class-balanced", "crop-flip-gray"),
@@ -29,32 +27,22 @@ STREAMS = {
 
 @pytest.fixture(scope="module")
 def image_set():
-    random = np.random.RandomState(0)
-    labels = random.permutation(np.repeat(np.arange(5), COUNTS))
-    images = random.randint(0, 256, (len(labels), 16, 16, 3)).astype(np.uint8)
-    return ImageSet(images, labels)
+    return noisy_images(16, 16)
 
 
-def resident(image_set, **changes):
-    return ResidentPixels(image_set, **({"mean": MEAN, "std": STD} | changes))
+def resident(image_set):
+    return ResidentPixels(image_set, mean=MEAN, std=STD)
 
 
 def make(image_set, streams=None, **changes):
-    names = ("mean", "std", "device", "dtype")
-    pixels = {name: changes.pop(name) for name in names if name in changes}
-    arguments = {"num_classes": 5, "batch_size": 32, "epochs": 4, "seed": 0} | changes
-    streams = STREAMS if streams is None else streams
-    return Source(resident(image_set, **pixels), streams, **arguments)
+    return source_of_arrays(
+        image_set, STREAMS if streams is None else streams, **changes
+    )
 
 
 def joined(steps, name):
     """All the draws of a stream in order: images [V, N, ...], labels, indices."""
-    steps = list(steps)
-    return (
-        torch.cat([step[name].images for step in steps], dim=1),
-        torch.cat([step[name].labels for step in steps]),
-        torch.cat([step[name].indices for step in steps]),
-    )
+    return sources.joined([step[name] for step in steps])
 
 
 def assert_same(first, second):
@@ -471,11 +459,6 @@ def test_wrong_evaluation_batch_size(image_set):
         EvaluationBatches(resident(image_set), batch_size=0)
 
 
-@pytest.mark.parametrize("shown", [evaluation, feed, module])
-def test_examples(shown):
-    assert doctest.testmod(shown).failed == 0
-
-
 @pytest.mark.cuda
 def test_gpu_draws_the_same_and_does_not_synchronise(image_set):
     host = make(image_set)
@@ -518,17 +501,8 @@ def test_processes_share_a_step_out(image_set, world_size, batch_size):
             for name, batch in step.items():
                 sizes = [len(share[name].labels) for share in shares]
                 assert max(sizes) - min(sizes) <= 1
-                for field in ("labels", "indices"):
-                    joined = torch.cat([getattr(s[name], field) for s in shares])
-                    assert torch.equal(joined, getattr(batch, field))
-                images = torch.cat([share[name].images for share in shares], dim=1)
-                assert torch.equal(images, batch.images)
-                if batch.quadrants is not None:
-                    for field in ("labels", "indices", "crops"):
-                        joined = torch.cat(
-                            [getattr(s[name].quadrants, field) for s in shares], dim=1
-                        )
-                        assert torch.equal(joined, getattr(batch.quadrants, field))
+                found = sources.joined([share[name] for share in shares])
+                assert all(map(torch.equal, found, batch.tensors()))
 
 
 def test_more_processes_than_images_in_a_step_are_refused(image_set):

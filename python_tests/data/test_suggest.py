@@ -2,7 +2,9 @@ import shlex
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from s3h_ext.data.sets.check import check
 from s3h_ext.data.sets.suggest import suggest
 from s3h_ext.runs.options import parse_options
 
@@ -37,3 +39,16 @@ def test_the_command_parses_to_what_the_counts_ask_for(
 def test_classes_of_which_nothing_can_be_measured_are_counted():
     *_, last = suggest(np.array([400, 4, 1]), "photos")
     assert last.startswith("2 of 3 classes have fewer than 5 images")
+
+
+def test_the_check_of_a_folder_ends_with_the_command(tmp_path):
+    for name, number in (("cat", 12), ("dog", 3)):
+        for split in ("train", "test"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for place in range(number):
+                image = Image.new("RGB", (8, 8), (place, 0, 0))
+                image.save(tmp_path / split / name / f"{place}.png")
+    report = check("folder", tmp_path)
+    command, *reasons = suggest(np.array([12, 3]), str(tmp_path))
+    end = report.lines[-1 - len(reasons) :]
+    assert end == [f"to begin with: {command}", *(f"  {each}" for each in reasons)]

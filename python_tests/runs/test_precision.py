@@ -58,7 +58,7 @@ def test_bfloat16_follows_float32(tmp_path, name):
     [({"avx512f", "avx512_bf16"}, "bf16"), ({"amx_bf16"}, "bf16"), ({"avx2"}, "fp32")],
 )
 def test_auto_is_bfloat16_where_the_chip_multiplies_it(monkeypatch, flags, expected):
-    monkeypatch.setattr(precision, "_cpuinfo", lambda field: flags)
+    monkeypatch.setattr(precision, "_cpuinfo", lambda field: " ".join(flags))
     assert resolve_precision("auto", torch.device("cpu")) == expected
     assert resolve_precision("fp32", torch.device("cpu")) == "fp32"
     assert resolve_precision("bf16", torch.device("cpu")) == "bf16"

@@ -1,7 +1,6 @@
 """Data sets, recipes and the sources that training draws its batches from."""
 
-from s3h_ext.data.dataset import ImageSet, LongTailDataset
-from s3h_ext.data.image_files import ImageFiles
+from s3h_ext.data.dataset import ImageFiles, ImageSet, LongTailDataset
 from s3h_ext.data.load import load_dataset, unused_images
 from s3h_ext.data.source.batches import Batch
 from s3h_ext.data.source.evaluation import EvaluationBatches

@@ -6,12 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from s3h_ext.command_line import Parser
+from s3h_ext.command_line import FAILURES, Parser
+from s3h_ext.data.load import PHOTOGRAPHS
 from s3h_ext.data.longtail import PROFILES
-from s3h_ext.data.sets.archive import ArchiveError
 from s3h_ext.data.sets.check import check
-from s3h_ext.data.sets.download import DownloadError, download
-from s3h_ext.data.sets.photographs import PHOTOGRAPHS
+from s3h_ext.data.sets.download import download
 from s3h_ext.data.sets.registry import OCTMNIST_SIZES, OFFICIAL_FILES
 from s3h_ext.text import printable
 
@@ -88,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
-    except (DownloadError, ArchiveError, ValueError, OSError, ImportError) as error:
+    except FAILURES as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{options.name} is in {printable(place)}")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from s3h_ext.data.dataset import ImageSet, LongTailDataset
+from s3h_ext.checks import SEED, check, check_choice, number_in
+from s3h_ext.data.dataset import ImageFiles, ImageSet, LongTailDataset
 from s3h_ext.data.longtail import (
     PROFILES,
     class_profile,
@@ -22,11 +23,14 @@ from s3h_ext.data.longtail import (
 from s3h_ext.data.sets.archive import Archive, histograms, statistics
 from s3h_ext.data.sets.cifar import read_archive
 from s3h_ext.data.sets.digits import read_digits
-from s3h_ext.data.sets.lists import LISTED
+from s3h_ext.data.sets.folders import read_image_folder
+from s3h_ext.data.sets.lists import LISTED, read_listed
 from s3h_ext.data.sets.octmnist import read_octmnist
-from s3h_ext.data.sets.photographs import PHOTOGRAPHS, read_photographs
 
-__all__ = ["DATASETS", "load_dataset", "unused_images"]
+__all__ = ["DATASETS", "PHOTOGRAPHS", "load_dataset", "unused_images"]
+
+#: Data sets that are files on the disk.
+PHOTOGRAPHS = (*LISTED, "folder")
 
 #: Name -> default imbalance factor; ``None``: the classes are as large as they are.
 DATASETS: dict[str, float | None] = {
@@ -93,49 +97,64 @@ def load_dataset(
         >>> load_dataset("digits-lt").class_counts.tolist()
         [144, 103, 74, 53, 38, 27, 19, 14, 10, 7]
     """
-    if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"name: expected one of {', '.join(DATASETS)}, got {name!r}; "
-            f"did you mean {near!r}?"
-        )
-    if profile not in PROFILES:
-        raise ValueError(f"profile: expected one of {PROFILES}, got {profile!r}")
-    if not 0 <= seed < 1 << 32:
-        raise ValueError(f"seed: expected 0 <= seed < 2**32, got {seed}")
+    check_choice("name", name, DATASETS)
+    check_choice("profile", profile, PROFILES)
+    check(SEED, seed=seed)
     if lists is not None and name not in LISTED:
         raise ValueError(f"lists: {name} has no lists; expected None, got {lists}")
-    if test_fraction is not None:
-        if name != "folder":
-            raise ValueError(
-                f"test_fraction: {name} has a test split of its own; expected None, "
-                f"got {test_fraction}"
-            )
-        if not 0 < test_fraction < 1:
-            raise ValueError(
-                f"test_fraction: expected 0 < test_fraction < 1, got {test_fraction}"
-            )
-    if name in PHOTOGRAPHS:
-        dataset = read_photographs(
-            name,
-            _root(name, root),
-            lists=None if lists is None else Path(lists),
-            imbalance=imbalance,
-            profile=profile,
-            test_fraction=test_fraction,
-            side=224 if size is None else size,
+    if test_fraction is not None and name != "folder":
+        raise ValueError(
+            f"test_fraction: {name} has a test split of its own; expected None, got "
+            f"{test_fraction}"
         )
-        return _hold_out(dataset, val_fraction, seed)
-    if size is not None and name != "octmnist-lt":
-        raise ValueError(f"size: {name} comes in one size; expected None, got {size}")
-    whole = _read(name, root, size)
-    images = ImageSet(whole.train_images, whole.train_labels)
-    used, val = _long_tail(name, whole, imbalance, profile), None
+    check(number_in("(0, 1)", "a share"), test_fraction=test_fraction)
+    if name not in PHOTOGRAPHS:
+        if size is not None and name != "octmnist-lt":
+            raise ValueError(
+                f"size: {name} comes in one size; expected None, got {size}"
+            )
+        return _cut_archive(name, root, imbalance, size, profile, val_fraction, seed)
+    folder = _root(name, root)
+    if name == "folder":
+        dataset = read_image_folder(folder, imbalance, profile, test_fraction)
+    elif imbalance is None:
+        dataset = read_listed(name, folder, folder if lists is None else Path(lists))
+    else:
+        raise ValueError(
+            f"imbalance: {name} is long-tailed by its list; expected None, got "
+            f"{imbalance:g}"
+        )
+    train, val = dataset.train, dataset.val
     if val_fraction != 0:
-        kept, held = hold_out(images.labels[used], fraction=val_fraction, seed=seed)
-        val = images.subset(used[held])
-        used = used[kept]
-    train = images.subset(used)
+        if val is not None:
+            raise ValueError(
+                f"val_fraction: {name} has a validation split of its own; expected 0, "
+                f"got {val_fraction}"
+            )
+        kept, held = hold_out(train.labels, fraction=val_fraction, seed=seed)
+        train, val = train.subset(kept), train.subset(held)
+    side = 224 if size is None else size
+    splits = {"train": train, "val": val, "test": dataset.test}
+    sized: Any = {
+        split: replace(files, side=side)
+        for split, files in splits.items()
+        if isinstance(files, ImageFiles)
+    }
+    return replace(dataset, **sized)
+
+
+def _cut_archive(
+    name: str,
+    root: str | Path | None,
+    imbalance: float | None,
+    size: int | None,
+    profile: str,
+    val_fraction: float,
+    seed: int,
+) -> LongTailDataset:
+    archive = _read(name, root, size)
+    kept, held = _long_tail(name, archive, imbalance, profile, val_fraction, seed)
+    train = archive.train.subset(kept)
     mean: tuple[float, ...] = _CIFAR_MEAN
     std: tuple[float, ...] = _CIFAR_STD
     if not name.startswith("cifar"):
@@ -147,9 +166,9 @@ def load_dataset(
     return LongTailDataset(
         name=name,
         train=train,
-        val=val,
-        test=ImageSet(whole.test_images, whole.test_labels),
-        class_names=whole.class_names,
+        val=archive.train.subset(held) if len(held) else None,
+        test=archive.test,
+        class_names=archive.class_names,
         mean=mean,
         std=std,
     )
@@ -170,17 +189,8 @@ def unused_images(
     These are what the long-tailed cut leaves over, which is much of the rare classes,
     and what is held out, which alone there is of the most frequent one: together a
     measure for every class that needs no test image. The published protocols have no
-    such images to choose by, so say so where a choice rests on them.
-
-    Args:
-        name: Of a data set that is cut from an archive; this and the others are as for
-            :func:`load_dataset`.
-        root: Folder of the data.
-        imbalance: Largest over smallest class.
-        size: Side of OCTMNIST's images.
-        profile: ``"exp"`` or ``"step"``.
-        val_fraction: Share of each class that is held out.
-        seed: Of the hold-out.
+    such images to choose by, so say so where a choice rests on them. The arguments are
+    those of :func:`load_dataset`.
 
     Raises:
         ValueError: an argument is out of range, or the data set is of photographs.
@@ -190,22 +200,24 @@ def unused_images(
         >>> len(unused_images("digits-lt", val_fraction=0.1))
         1056
     """
-    if name not in DATASETS or name in PHOTOGRAPHS:
-        archives = ", ".join(known for known in DATASETS if known not in PHOTOGRAPHS)
-        raise ValueError(f"name: expected one of {archives}, got {name!r}")
-    whole = _read(name, root, size)
-    used = _long_tail(name, whole, imbalance, profile)
-    used = used[hold_out(whole.train_labels[used], fraction=val_fraction, seed=seed)[0]]
-    unused = np.setdiff1d(np.arange(len(whole.train_labels)), used)
-    return ImageSet(whole.train_images, whole.train_labels).subset(unused)
+    check_choice("name", name, [n for n in DATASETS if n not in PHOTOGRAPHS])
+    archive = _read(name, root, size)
+    kept, _ = _long_tail(name, archive, imbalance, profile, val_fraction, seed)
+    unused = np.setdiff1d(np.arange(len(archive.train)), kept)
+    return archive.train.subset(unused)
 
 
 def _long_tail(
-    name: str, whole: Archive, imbalance: float | None, profile: str
-) -> NDArray[np.int64]:
-    """Returns which training images of an archive stay."""
-    num_classes = len(whole.class_names)
-    available = np.bincount(whole.train_labels, minlength=num_classes)
+    name: str,
+    archive: Archive,
+    imbalance: float | None,
+    profile: str,
+    val_fraction: float,
+    seed: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns which training images of an archive train, and which are held out."""
+    labels, num_classes = archive.train.labels, len(archive.class_names)
+    available = np.bincount(labels, minlength=num_classes)
     # The digits' classes differ in size by chance, so the smallest one sets the scale;
     # elsewhere it is the largest, so that an archive cut to a long tail serves as well.
     largest = available.min() if name == "digits-lt" else available.max()
@@ -217,22 +229,9 @@ def _long_tail(
         counts = class_profile(
             num_classes, largest=int(largest), imbalance=imbalance, profile=profile
         )
-    return pick_subset(whole.train_labels, counts)
-
-
-def _hold_out(dataset: LongTailDataset, fraction: float, seed: int) -> LongTailDataset:
-    """Holds out a part of the training images where a data set has no val split."""
-    if fraction == 0:
-        return dataset
-    if dataset.val is not None:
-        raise ValueError(
-            f"val_fraction: {dataset.name} has a validation split of its own; expected "
-            f"0, got {fraction}"
-        )
-    kept, held = hold_out(dataset.train.labels, fraction=fraction, seed=seed)
-    return replace(
-        dataset, train=dataset.train.subset(kept), val=dataset.train.subset(held)
-    )
+    used = pick_subset(labels, counts)
+    kept, held = hold_out(labels[used], fraction=val_fraction, seed=seed)
+    return used[kept], used[held]
 
 
 def _root(name: str, root: str | Path | None) -> Path:

@@ -12,6 +12,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from s3h_ext.checks import COUNT, SEED, check, check_choice, number_in
+
 __all__ = ["PROFILES", "class_profile", "hold_out", "pick_subset", "sorted_profile"]
 
 PROFILES = ("exp", "step")
@@ -44,21 +46,19 @@ def class_profile(
     """
     if num_classes < 2:
         raise ValueError(f"num_classes: expected at least 2, got {num_classes}")
-    if largest < 1:
-        raise ValueError(f"largest: expected at least 1 image, got {largest}")
+    check(COUNT, largest=largest)
     if not (math.isfinite(imbalance) and imbalance >= 1):
         raise ValueError(f"imbalance: expected a finite factor >= 1, got {imbalance}")
+    check_choice("profile", profile, PROFILES)
     factor = 1 / imbalance
     if profile == "exp":
         counts = [
             _truncated(largest * factor ** (label / (num_classes - 1)))
             for label in range(num_classes)
         ]
-    elif profile == "step":
+    else:
         head, tail = num_classes // 2, _truncated(largest * factor)
         counts = [largest] * head + [tail] * (num_classes - head)
-    else:
-        raise ValueError(f"profile: expected one of {PROFILES}, got {profile!r}")
     if counts[-1] < 1:
         raise ValueError(
             f"imbalance: {imbalance:g} leaves no image for class {num_classes - 1} "
@@ -86,14 +86,11 @@ def sorted_profile(
 
     Args:
         available: Images of each class, int64 ``[C]``.
-        imbalance: Largest class over the profile's smallest, finite and at least 1.
+        imbalance: Largest class over the profile's smallest.
         profile: ``"exp"`` or ``"step"``.
 
     Returns:
         int64 ``[C]``, in the classes' own order.
-
-    Raises:
-        ValueError: an argument is out of range, or a class would keep no image.
 
     Example:
         >>> available = np.array([33484, 10213, 7754, 46026])
@@ -171,13 +168,10 @@ def hold_out(
         Indices of the training part and of the validation part, each ascending.
 
     Raises:
-        ValueError: an argument is out of range, or ``fraction`` too small to hold out
-            any image.
+        ValueError: an argument is out of range, or no image would be held out.
     """
-    if not 0 <= fraction < 1:
-        raise ValueError(f"{argument}: expected 0 <= fraction < 1, got {fraction}")
-    if not 0 <= seed < 1 << 32:
-        raise ValueError(f"seed: expected 0 <= seed < 2**32, got {seed}")
+    check(number_in("[0, 1)", "a share"), **{argument: fraction})
+    check(SEED, seed=seed)
     random = np.random.RandomState(seed)
     held = np.zeros(len(labels), np.bool_)
     for label in np.unique(labels):

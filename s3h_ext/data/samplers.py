@@ -1,4 +1,4 @@
-"""Which images an epoch shows, and in which order.
+"""Samplers: draw the images of an epoch, in order.
 
     instance-balanced  every image once
     class-balanced     p_c = 1 / C
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from s3h_ext.checks import check, check_choice, number_in
 from s3h_ext.ops.philox import philox_words
 
 __all__ = ["SAMPLERS", "EpochOrder", "class_probabilities"]
@@ -50,10 +51,10 @@ def class_probabilities(
     """
     if class_counts.sum() < 1:
         raise ValueError("class_counts: expected at least one image, got none")
-    if not 0 <= progress <= 1:
-        raise ValueError(f"progress: expected 0 <= progress <= 1, got {progress}")
+    check(number_in("[0, 1]"), progress=progress)
     counts = class_counts.astype(np.float64)
     present = (counts > 0).astype(np.float64)
+    check_choice("sampler", sampler, SAMPLERS)
     weights: NDArray[np.float64]
     if sampler == "instance-balanced":
         weights = counts
@@ -61,11 +62,9 @@ def class_probabilities(
         weights = present
     elif sampler == "square-root":
         weights = np.sqrt(counts)
-    elif sampler == "progressive":
+    else:
         instance, balanced = counts / counts.sum(), present / present.sum()
         weights = (1 - progress) * instance + progress * balanced
-    else:
-        raise ValueError(f"sampler: expected one of {SAMPLERS}, got {sampler!r}")
     weights /= weights.sum()
     return weights
 
@@ -158,20 +157,14 @@ class EpochOrder:
     def choose(
         self, sampler: str, classes: Tensor, members: Tensor, *, progress: float = 0.0
     ) -> Tensor:
-        """Chooses an image by two random words, independently of all others.
+        """Chooses images by two random words each, independently of all others.
 
-        Args:
-            sampler: One of :data:`SAMPLERS`, which says how likely each class is; an
-                image of it is then as likely as any other.
-            classes: int64 ``[...]``, words in [0, 2**32).
-            members: int64 ``[...]``, likewise.
-            progress: Epochs done over all epochs, in [0, 1].
+        ``classes`` and ``members`` are int64 ``[...]``, words in [0, 2**32). The
+        sampler says how likely each class is; an image of it is then as likely as any
+        other.
 
         Returns:
             Sample indices, int64 ``[...]``.
-
-        Raises:
-            ValueError: an unknown sampler, or a progress out of range.
         """
         probabilities = class_probabilities(
             sampler, self.class_counts, progress=progress

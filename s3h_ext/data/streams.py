@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from s3h_ext.checks import COUNT, SEED, check, check_choice
 from s3h_ext.data.samplers import SAMPLERS
 from s3h_ext.data.views.mixing import Mixing
 from s3h_ext.data.views.recipes import MAX_STREAMS, get_recipe
@@ -15,7 +15,7 @@ __all__ = ["Stream", "check_plan"]
 
 @dataclass(frozen=True)
 class Stream:
-    """How one of a step's batches is drawn.
+    """Draws one of a step's batches: its sampler, recipe and number of views.
 
     Attributes:
         sampler: ``"instance-balanced"``, ``"class-balanced"``, ``"square-root"`` or
@@ -37,19 +37,13 @@ class Stream:
     mixing: Mixing | None = None
 
     def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            near = difflib.get_close_matches(self.sampler, SAMPLERS, n=1, cutoff=0.0)[0]
-            raise ValueError(
-                f"sampler: expected one of {', '.join(SAMPLERS)}, got "
-                f"{self.sampler!r}; did you mean {near!r}?"
-            )
+        check_choice("sampler", self.sampler, SAMPLERS)
         if get_recipe(self.recipe).montage and self.mixing is not None:
             raise ValueError(
                 "mixing: expected None for a montage, which shows several images "
                 f"already, got {self.mixing.kind!r} for {self.recipe!r}"
             )
-        if self.views < 1:
-            raise ValueError(f"views: expected at least 1, got {self.views}")
+        check(COUNT, views=self.views)
 
 
 def check_plan(
@@ -70,12 +64,8 @@ def check_plan(
     """
     if not 1 <= len(streams) <= MAX_STREAMS:
         raise ValueError(f"streams: expected 1 to {MAX_STREAMS}, got {len(streams)}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-    if epochs < 1:
-        raise ValueError(f"epochs: expected at least 1, got {epochs}")
-    if not 0 <= seed < 1 << 32:
-        raise ValueError(f"seed: expected 0 <= seed < 2**32, got {seed}")
+    check(COUNT, batch_size=batch_size, epochs=epochs)
+    check(SEED, seed=seed)
     if not 0 <= rank < world_size:
         raise ValueError(f"rank: expected 0 <= rank < {world_size}, got {rank}")
     steps = -(-images // batch_size)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s3h_ext.checks import check, check_choice, number_in
 from s3h_ext.data import Batch, LongTailDataset, Stream
 from s3h_ext.data.views.mixing import Mixing
 from s3h_ext.losses.classification import (
@@ -94,10 +95,7 @@ class Baseline(ClassifierMethod):
         mixing: Mixing | None = None,
     ) -> None:
         super().__init__()
-        if loss not in get_args(LossName):
-            raise ValueError(
-                f"loss: expected one of {get_args(LossName)}, got {loss!r}"
-            )
+        check_choice("loss", loss, get_args(LossName))
         for name, value, default, owner in (
             ("tau", tau, 1.0, "logit-adjusted"),
             ("gamma", gamma, 1.0, "focal"),
@@ -108,14 +106,8 @@ class Baseline(ClassifierMethod):
                     f"{name}: belongs to the loss {owner!r}; expected {default} with "
                     f"{loss!r}, got {value}"
                 )
-        if not 0.0 <= reweight_from < 1.0:
-            raise ValueError(
-                f"reweight_from: expected a share in [0, 1), got {reweight_from}"
-            )
-        if not 0.0 <= weight_beta < 1.0:
-            raise ValueError(
-                f"weight_beta: expected a number in [0, 1), got {weight_beta}"
-            )
+        check(number_in("[0, 1)", "a share"), reweight_from=reweight_from)
+        check(number_in("[0, 1)"), weight_beta=weight_beta)
         if reweight_from and not weight_beta:
             raise ValueError(
                 "weight_beta: there are no weights to be used from reweight_from "

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from s3h_ext.checks import COUNT, ZERO_OR_MORE, check, check_choice, number_in
 from s3h_ext.data import Batch, LongTailDataset, Stream
 from s3h_ext.losses.classification import Counts, Labels
 from s3h_ext.methods.base import (
@@ -213,26 +214,13 @@ class ClasswiseSplitting(Method):
                 "inner.mixing: expected None, got "
                 f"{inner.mixing.kind!r}: an image of two classes has no one sub-class"
             )
-        for name, chosen, names in (
-            ("mapping", mapping, get_args(MappingName)),
-            ("metric", metric, get_args(Metric)),
-        ):
-            if chosen not in names:
-                raise ValueError(f"{name}: expected one of {names}, got {chosen!r}")
-        for name, whole in (("images_per_row", images_per_row), ("max_rows", max_rows)):
-            if whole < 1:
-                raise ValueError(f"{name}: expected a whole number >= 1, got {whole}")
-        for name, share in (
-            ("split_from", split_from),
-            ("subclass_weight", subclass_weight),
-        ):
-            if not 0.0 <= share <= 1.0:
-                raise ValueError(f"{name}: expected a share in [0, 1], got {share}")
-        for name, value in (("momentum", momentum), ("expire_below", expire_below)):
-            if not 0.0 <= value < 1.0:
-                raise ValueError(f"{name}: expected a number in [0, 1), got {value}")
-        if not (math.isfinite(noise) and noise >= 0):
-            raise ValueError(f"noise: expected a finite number >= 0, got {noise}")
+        check_choice("mapping", mapping, get_args(MappingName))
+        check_choice("metric", metric, get_args(Metric))
+        check(COUNT, images_per_row=images_per_row, max_rows=max_rows)
+        share = number_in("[0, 1]", "a share")
+        check(share, split_from=split_from, subclass_weight=subclass_weight)
+        check(number_in("[0, 1)"), momentum=momentum, expire_below=expire_below)
+        check(ZERO_OR_MORE, noise=noise)
         self.inner = inner
         self.images_per_row, self.max_rows = images_per_row, max_rows
         self.split_from, self.subclass_weight = split_from, subclass_weight

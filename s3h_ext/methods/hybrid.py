@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Literal, get_args
 
@@ -10,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s3h_ext.checks import COUNT, POSITIVE, check, check_choice
 from s3h_ext.data import Batch, LongTailDataset, Stream
 from s3h_ext.data.views.recipes import get_recipe
 from s3h_ext.losses import PrototypicalSupConLoss, SupConLoss
@@ -82,26 +82,11 @@ class Hybrid(ClassifierMethod):
         classifier_sampler: str = "class-balanced",
     ) -> None:
         super().__init__()
-        if contrast not in get_args(ContrastName):
-            raise ValueError(
-                f"contrast: expected one of {get_args(ContrastName)}, got {contrast!r}"
-            )
-        if decay not in get_args(DecayName):
-            raise ValueError(
-                f"decay: expected one of {get_args(DecayName)}, got {decay!r}"
-            )
-        if not (math.isfinite(temperature) and temperature > 0):
-            raise ValueError(
-                f"temperature: expected a finite number > 0, got {temperature}"
-            )
-        for name, value in (
-            ("views", views),
-            ("projection_hidden", projection_hidden),
-            ("projection_dim", projection_dim),
-            ("prototypes_per_class", prototypes_per_class),
-        ):
-            if value < 1:
-                raise ValueError(f"{name}: expected a whole number >= 1, got {value}")
+        check_choice("contrast", contrast, get_args(ContrastName))
+        check_choice("decay", decay, get_args(DecayName))
+        check(POSITIVE, temperature=temperature)
+        check(COUNT, views=views, prototypes_per_class=prototypes_per_class)
+        check(COUNT, projection_hidden=projection_hidden, projection_dim=projection_dim)
         if contrast == "supcon" and prototypes_per_class > 1:
             raise ValueError(
                 "prototypes_per_class: contrast 'supcon' has no prototypes; expected "

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from s3h_ext.checks import COUNT, POSITIVE, ZERO_OR_MORE, check, check_choice, number_in
 from s3h_ext.data import Batch, LongTailDataset, Stream
 from s3h_ext.data.views.mixing import Mixing
 from s3h_ext.data.views.recipes import get_recipe
@@ -110,38 +111,16 @@ class S3H(ClassifierMethod):
         mixing: Mixing | None = None,
     ) -> None:
         super().__init__()
-        if partner not in get_args(PartnerName):
-            raise ValueError(
-                f"partner: expected one of {get_args(PartnerName)}, got {partner!r}"
-            )
-        if momentum_schedule not in get_args(MomentumSchedule):
-            raise ValueError(
-                f"momentum_schedule: expected one of {get_args(MomentumSchedule)}, got "
-                f"{momentum_schedule!r}"
-            )
-        for name, whole in (
-            ("views", views),
-            ("heads", heads),
-            ("projection_hidden", projection_hidden),
-            ("projection_dim", projection_dim),
-        ):
-            if whole < 1:
-                raise ValueError(f"{name}: expected a whole number >= 1, got {whole}")
+        check_choice("partner", partner, get_args(PartnerName))
+        check_choice("momentum_schedule", momentum_schedule, get_args(MomentumSchedule))
+        check(COUNT, views=views, heads=heads)
+        check(COUNT, projection_hidden=projection_hidden, projection_dim=projection_dim)
         if partner == "second-head" and heads == 1:
             raise ValueError("heads: partner 'second-head' needs at least 2, got 1")
-        for name, weight in (
-            ("ce_weight", ce_weight),
-            ("contrast_weight", contrast_weight),
-            ("cross_weight", cross_weight),
-        ):
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"{name}: expected a finite number >= 0, got {weight}")
-        if not (math.isfinite(temperature) and temperature > 0):
-            raise ValueError(
-                f"temperature: expected a finite number > 0, got {temperature}"
-            )
-        if not 0.0 <= momentum < 1.0:
-            raise ValueError(f"momentum: expected a number in [0, 1), got {momentum}")
+        check(ZERO_OR_MORE, ce_weight=ce_weight, contrast_weight=contrast_weight)
+        check(ZERO_OR_MORE, cross_weight=cross_weight)
+        check(POSITIVE, temperature=temperature)
+        check(number_in("[0, 1)"), momentum=momentum)
         self.contrast_recipe, self.recipe = contrast_recipe, recipe
         self.sampler: str = sampler
         self.mixing = mixing

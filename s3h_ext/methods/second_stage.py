@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s3h_ext.checks import check, number_in
 from s3h_ext.data import Batch, LongTailDataset, Stream
 from s3h_ext.methods.base import Method, require_labelled
 from s3h_ext.models import GroupedClassifier, ImageClassifier, LinearClassifier
@@ -17,7 +18,7 @@ Stage = TypeVar("Stage", bound="SecondStage")
 
 
 class SecondStage(Method):
-    """What both second stages share: the backbone of the first run, frozen.
+    """A stage on the frozen backbone of a first run.
 
     They start from the network of a finished run, ``--init_from RUN``.
     """
@@ -88,8 +89,7 @@ class TauNormalization(SecondStage):
 
     def __init__(self, tau: float = 0.7) -> None:
         super().__init__()
-        if not 0.0 <= tau <= 1.0:
-            raise ValueError(f"tau: expected a number in [0, 1], got {tau}")
+        check(number_in("[0, 1]"), tau=tau)
         self.tau = tau
 
     @property

@@ -1,4 +1,4 @@
-"""What a report shows of sub-classes: sizes, examples, and maps of a few classes."""
+"""Analyses sub-classes for the report: sizes, examples, and maps of a few classes."""
 
 from __future__ import annotations
 

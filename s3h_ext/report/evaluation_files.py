@@ -27,7 +27,7 @@ _CALIBRATION = ("above", "to", "images", "accuracy", "confidence")
 
 @dataclass(frozen=True, eq=False)
 class RunResults:
-    """What a finished run left in its folder.
+    """The results of a finished run, read from its folder.
 
     Attributes:
         summary: the content of ``summary.json``.
@@ -70,8 +70,8 @@ def write_evaluation(
         test: the evaluation, on the test split or another.
         class_names: one for each class.
         class_counts: training images of each class ``[C]``.
-        images_column: name of the fourth column of ``per_class.csv``; a report can
-            be drawn of ``"test_images"`` alone.
+        images_column: name of the fourth column of ``per_class.csv``; a report can be
+            drawn of ``"test_images"`` alone.
     """
     true, _, images = test.confusion.T
     test_counts = np.bincount(true, images, len(class_names)).astype(np.int64)

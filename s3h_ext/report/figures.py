@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from s3h_ext.report.evaluation_files import RunResults
-from s3h_ext.report.metrics import FEW_BELOW, GROUPS, MANY_ABOVE, class_groups
+from s3h_ext.report.metrics import GROUP_SIZES, GROUPS, class_groups
 from s3h_ext.report.subclasses import FIGURES as SUBCLASS_FIGURES
 from s3h_ext.report.subclasses import Subclasses
 
@@ -29,11 +29,7 @@ MATRIX_CLASSES = 200
 _COLOURS = ("#004488", "#C28500", "#BB5566")
 _MARKERS = ("o", "s", "^")
 _INK, _GREY = "#1A1A1A", "#6B6B6B"
-_GROUP_NAMES = (
-    f"many (over {MANY_ABOVE} images)",
-    f"medium ({FEW_BELOW} to {MANY_ABOVE})",
-    f"few (under {FEW_BELOW})",
-)
+_GROUP_NAMES = [f"{g} ({n} images)" for g, n in zip(GROUPS, GROUP_SIZES, strict=True)]
 
 # On top of matplotlib's defaults, so that a personal matplotlibrc changes nothing.
 _STYLE: dict[str, Any] = {
@@ -242,17 +238,11 @@ def _draw_curves(figure: Figure, results: RunResults) -> None:
     rate.set_title("Learning rate at the end of the epoch")
     _log_if_wide(rate, [row["lr"] for row in history if "lr" in row])
 
-    plot(
-        accuracy, measured[0], label="all images", color=_INK, linewidth=2.4, marker="D"
-    )
+    whole = {"label": "all images", "color": _INK, "linewidth": 2.4, "marker": "D"}
+    plot(accuracy, measured[0], **whole)
     for name, colour, shape in zip(GROUPS, _COLOURS, _MARKERS, strict=True):
-        plot(
-            accuracy,
-            f"{split}_{name}",
-            label=f"{name}-shot classes",
-            color=colour,
-            marker=shape,
-        )
+        how = {"label": f"{name}-shot classes", "color": colour, "marker": shape}
+        plot(accuracy, f"{split}_{name}", **how)
     where = "held-out images" if split == "val" else "the test split"
     accuracy.set_title(f"Accuracy on {where} (%)")
     _percent_axis(accuracy)

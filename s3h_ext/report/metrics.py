@@ -9,6 +9,12 @@ import numpy as np
 MANY_ABOVE = 100
 FEW_BELOW = 20
 GROUPS = ("many", "medium", "few")
+#: Training images of the classes of each group.
+GROUP_SIZES = (
+    f"over {MANY_ABOVE}",
+    f"{FEW_BELOW} to {MANY_ABOVE}",
+    f"under {FEW_BELOW}",
+)
 CALIBRATION_BINS = 15
 
 
@@ -93,35 +99,6 @@ class Evaluation(Metrics):
 
     confusion: np.ndarray
     calibration: Calibration
-
-
-def classification_metrics(confusion: np.ndarray, class_counts: np.ndarray) -> Metrics:
-    """Compute the metrics of a confusion matrix.
-
-    Args:
-        confusion: ``[C, C]`` counts, true class by predicted class.
-        class_counts: *training* images of each class ``[C]``, which define the groups.
-
-    Raises:
-        ValueError: shapes that do not match, or a matrix without a single image.
-
-    Example:
-        >>> m = classification_metrics(np.array([[9, 1], [5, 5]]), np.array([500, 5]))
-        >>> m.top1, m.many, m.medium, m.few, m.worst_class
-        (70.0, 90.0, None, 50.0, 50.0)
-    """
-    confusion = np.asarray(confusion)
-    class_counts = np.asarray(class_counts)
-    if confusion.shape != (len(class_counts),) * 2:
-        raise ValueError(
-            f"confusion: expected shape {(len(class_counts),) * 2} for "
-            f"{len(class_counts)} class counts, got {confusion.shape}"
-        )
-    if confusion.sum() == 0:
-        raise ValueError("confusion: expected at least one image, got none")
-    return _metrics(
-        np.diag(confusion), confusion.sum(1), confusion.sum(0), class_counts
-    )
 
 
 def calibrate(
@@ -222,32 +199,14 @@ def metrics_of_cells(cells: np.ndarray, class_counts: np.ndarray) -> Metrics:
         >>> metrics_of_cells(np.array([[0, 0, 3], [1, 0, 1]]), np.array([30, 3])).top1
         75.0
     """
-    class_counts = np.asarray(class_counts)
-    truth, predicted, images = np.asarray(cells).T
-    right = truth == predicted
-
-    def sums(classes: np.ndarray, images: np.ndarray) -> np.ndarray:
-        return np.bincount(classes, images, minlength=len(class_counts))
-
-    return _metrics(
-        sums(truth[right], images[right]),
-        sums(truth, images),
-        sums(predicted, images),
-        class_counts,
-    )
-
-
-def _metrics(
-    hits: np.ndarray,
-    images: np.ndarray,
-    predicted: np.ndarray,
-    class_counts: np.ndarray,
-) -> Metrics:
-    """Compute metrics from ``[C]`` counts: right, truly of and predicted as a class."""
+    truth, predicted, cell = np.asarray(cells).T
+    right, classes = truth == predicted, len(class_counts)
+    hits = np.bincount(truth[right], cell[right], classes)
+    images = np.bincount(truth, cell, classes)
     seen = images > 0
-    per_class = np.full(len(hits), np.nan)
+    per_class = np.full(classes, np.nan)
     per_class[seen] = 100.0 * hits[seen] / images[seen]
-    f1 = 200.0 * hits[seen] / (images + predicted)[seen]
+    f1 = 200.0 * hits[seen] / (images + np.bincount(predicted, cell, classes))[seen]
     groups = class_groups(class_counts)
 
     def group(number: int) -> float | None:

@@ -20,7 +20,7 @@ from s3h_ext.report.figures import (
     draw,
     group_outcomes,
 )
-from s3h_ext.report.metrics import FEW_BELOW, GROUPS, MANY_ABOVE, class_groups
+from s3h_ext.report.metrics import GROUP_SIZES, GROUPS, class_groups
 from s3h_ext.report.subclasses import Subclasses, read_subclasses
 from s3h_ext.runs.folder import RunFolder
 
@@ -28,12 +28,6 @@ __all__ = ["try_report", "write_report"]
 
 #: Longest table of classes; of more, those with the lowest accuracy are listed.
 LISTED_CLASSES = MATRIX_CLASSES
-
-_GROUP_RULES = (
-    f"over {MANY_ABOVE} training images",
-    f"{FEW_BELOW} to {MANY_ABOVE}",
-    f"under {FEW_BELOW}",
-)
 
 #: The header of a table and its rows.
 Table = tuple[list[str], list[list[str]]]
@@ -141,14 +135,14 @@ def _group_table(results: RunResults) -> Table:
     names, outcomes = group_outcomes(results)
     by_name = dict(zip(names, outcomes, strict=True))
     rows = []
-    for number, (name, rule) in enumerate(zip(GROUPS, _GROUP_RULES, strict=True)):
+    for number, (name, rule) in enumerate(zip(GROUPS, GROUP_SIZES, strict=True)):
         chosen = groups == number
         if not chosen.any():
             continue
         taken = by_name.get(name, np.full(4, np.nan))
         rows.append(
             [
-                f"{name} ({rule})",
+                f"{name} ({rule} training images)",
                 str(int(chosen.sum())),
                 str(int(results.class_counts[chosen].sum())),
                 str(int(results.test_counts[chosen].sum())),

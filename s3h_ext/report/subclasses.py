@@ -35,7 +35,7 @@ _HATCHES = ("", "///", "...", "xx")
 
 @dataclass(frozen=True, eq=False)
 class Subclasses:
-    """What :func:`s3h_ext.methods.subclass_analysis.analyse_subclasses` returned.
+    """The arrays of :func:`s3h_ext.methods.subclass_analysis.analyse_subclasses`.
 
     Attributes:
         offsets: ``[C + 1]``: class c owns the rows from ``offsets[c]`` on.
@@ -85,11 +85,8 @@ def write_subclasses(
 ) -> None:
     """Write ``subclasses.npz``: the method's arrays, and the example images themselves.
 
-    Args:
-        folder: the run's folder, which exists.
-        arrays: as the method returned them.
-        pictures: positions ``[R, E]`` as the method counts images -> pictures of them,
-            uint8 ``[R, E, H, W, C]``.
+    ``pictures`` makes uint8 ``[R, E, H, W, C]`` of positions ``[R, E]`` as the method
+    counts images.
     """
     content = dict(arrays)
     examples = content.pop("examples")

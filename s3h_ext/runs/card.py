@@ -1,4 +1,4 @@
-"""What a run's network takes and gives, kept in the run's folder.
+"""Describes the input and output of a run's network, in the run's folder.
 
 With ``dataset.json`` and a checkpoint a network can be used where the training images
 are not.
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from s3h_ext.data import ImageFiles, ImageSet, LongTailDataset
+from s3h_ext.data.views.pictures import Preprocessing
 from s3h_ext.files import write_text
 from s3h_ext.runs.folder import RunFolder
 
@@ -23,7 +24,7 @@ __all__ = ["DatasetCard", "read_card", "write_card"]
 
 @dataclass(frozen=True)
 class DatasetCard:
-    """A data set without its images.
+    """A data set without its images, and how they are shown to the network.
 
     Attributes:
         name: of the data set.
@@ -60,6 +61,11 @@ class DatasetCard:
             recipe="evaluation" if isinstance(dataset.train, ImageFiles) else "none",
             unreadable=dataset.unreadable,
         )
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Prepares images of any size for the network."""
+        return Preprocessing(self.image_shape, self.mean, self.std, self.recipe)
 
     def differences(self, other: DatasetCard) -> list[str]:
         """Return in words what of ``other`` is not as here; empty if all is."""

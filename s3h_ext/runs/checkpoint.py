@@ -12,7 +12,6 @@ import shlex
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from s3h_ext.command_line import CommandError
 from s3h_ext.files import write_bytes
-from s3h_ext.runs.config import TrainConfig
+from s3h_ext.runs.config import TrainConfig, flatten
 from s3h_ext.runs.folder import RunFolder
 from s3h_ext.text import describe_value
 
@@ -54,24 +54,8 @@ FREE_KEYS = frozenset(
 )
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(CommandError):
     """A checkpoint cannot be used; the message says which one and why."""
-
-
-def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested options as one level of dotted names.
-
-    Example:
-        >>> flatten({"optim": {"lr": 0.1}, "seed": 0})
-        {'optim.lr': 0.1, 'seed': 0}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
@@ -79,8 +63,7 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
 
     An option that is younger than ``saved`` had its default then.
     """
-    old = with_defaults(saved)
-    new = with_defaults(current)
+    old, new = with_defaults(saved), with_defaults(current)
     return [
         f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
         for name in sorted(old.keys() | new.keys())
@@ -90,15 +73,9 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
 
 def with_defaults(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return flat options; what is left out outside the method has its default."""
-    return {**_defaults(), **flatten(record)}
-
-
-@cache
-def _defaults() -> dict[str, Any]:
-    """Return the defaults of the options outside the method."""
-    options = TrainConfig().dump()
-    del options["method"]
-    return flatten(options)
+    defaults = TrainConfig().dump()
+    del defaults["method"]
+    return {**flatten(defaults), **flatten(record)}
 
 
 def _sync_folder(folder: Path) -> None:
@@ -122,15 +99,10 @@ def save_checkpoint(run: RunFolder, epochs_done: int, state: Mapping[str, Any]) 
     """Write ``state`` as ``checkpoints/epoch_NNNNN`` and keep the last two.
 
     A state inside an epoch (``unfinished_epoch``) has a name of its own, and is kept
-    beside the two until the next whole epoch is saved.
-
-    The file gets its name only when all of it is on the disk, so a reader never sees a
-    part of one, whenever the process or the machine stops.
-
-    Args:
-        run: where the checkpoint goes.
-        epochs_done: whole epochs behind the state.
-        state: tensors, numbers, text and None in mappings and lists.
+    beside the two until the next whole epoch is saved. A file gets its name only when
+    all of it is on the disk, so a reader never sees a part of one, whenever the process
+    or the machine stops. ``state`` holds tensors, numbers, text and None in mappings
+    and lists.
 
     Raises:
         OSError: the disk is full or the folder not writable; what was there stays.
@@ -218,11 +190,9 @@ def _pack(
 ) -> Any:
     """Return a part of a state as JSON has it, with references in place of tensors.
 
-    Args:
-        value: the part.
-        name: of the part, as in ``"method.model.fc.weight"``.
-        tensors: takes the tensors, on the CPU and contiguous.
-        names: of the tensors so far, for one that is in the state more than once.
+    ``tensors`` takes these, on the CPU and contiguous, by ``name``, as in
+    ``"method.model.fc.weight"``; ``names`` tells one that is in the state more than
+    once.
     """
     if isinstance(value, Tensor):
         key = (value.data_ptr(), value.dtype, value.shape, value.stride())
@@ -283,15 +253,15 @@ def latest_checkpoint(
     Args:
         run: whose checkpoints they are.
         record: options of the run that takes it.
-        precision: that it computes in, ``"fp32"`` or ``"bf16"``, to train on; not set,
-            precision does not matter.
+        precision: ``"fp32"`` or ``"bf16"``, in which it trains on; not set, precision
+            does not matter.
 
     Raises:
         CheckpointError: there are checkpoints and all are damaged, or the newest sound
             one belongs to a run with other options.
     """
     for path, state in sound_checkpoints(run):
-        default = {"precision": _defaults()["precision"]}
+        default = {"precision": TrainConfig.precision}
         saved, current = {**default, **state["config"]}, {**default, **record}
         if precision is None:
             current["precision"] = saved["precision"]

@@ -1,4 +1,4 @@
-"""Which classes a file of options may name: those that are there already.
+"""Restricts the classes that a file of options may name to those already imported.
 
 The parser of options imports whatever class a file names, and to import a module is to
 run it. So while it parses, it may import the methods that this process knows and

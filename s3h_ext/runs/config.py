@@ -1,13 +1,22 @@
-"""What a training run is told: every option and every default, in one place."""
+"""The options of a training run and their defaults, in one place."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal
 
+from s3h_ext.checks import (
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    ZERO_OR_MORE,
+    check,
+    number_in,
+)
 from s3h_ext.data.source.decode import UnreadablePolicy
 from s3h_ext.data.source.feed import SourceName
 from s3h_ext.methods import Baseline, Method
@@ -15,23 +24,6 @@ from s3h_ext.models import BackboneName, ClassifierName
 
 PrecisionName = Literal["auto", "fp32", "bf16"]
 GraphsName = Literal["auto", "on", "off"]
-
-
-#: What is expected, and whether a value is that.
-Rule = tuple[str, Callable[[Any], bool]]
-_COUNT: Rule = ("a whole number >= 1", lambda value: value >= 1)
-_NOT_NEGATIVE: Rule = ("a whole number >= 0", lambda value: value >= 0)
-_SEED: Rule = ("a whole number in [0, 2**32)", lambda value: 0 <= value < 2**32)
-_POSITIVE: Rule = ("a finite number > 0", lambda v: math.isfinite(v) and v > 0)
-_ZERO_OR_MORE: Rule = ("a finite number >= 0", lambda v: math.isfinite(v) and v >= 0)
-
-
-def _require(options: object, prefix: str = "", **rules: Rule) -> None:
-    """Refuse options that break a rule; None stands for one that is not set."""
-    for name, (expected, holds) in rules.items():
-        value = getattr(options, name)
-        if value is not None and not holds(value):
-            raise ValueError(f"{prefix}{name}: expected {expected}, got {value!r}")
 
 
 @dataclass
@@ -89,15 +81,13 @@ class DataConfig:
     unreadable: UnreadablePolicy = "error"
 
     def __post_init__(self) -> None:
-        _require(
-            self,
-            "data.",
-            imbalance=("a finite number >= 1", lambda v: math.isfinite(v) and v >= 1),
-            val_fraction=("a share in [0, 1)", lambda value: 0 <= value < 1),
-            test_fraction=("a share in (0, 1)", lambda value: 0 < value < 1),
-            workers=_NOT_NEGATIVE,
-            split_seed=_SEED,
-        )
+        factor = ("a finite number >= 1", lambda v: math.isfinite(v) and v >= 1)
+        check(factor, "data.", imbalance=self.imbalance)
+        share, part = (number_in(i, "a share") for i in ("[0, 1)", "(0, 1)"))
+        check(share, "data.", val_fraction=self.val_fraction)
+        check(part, "data.", test_fraction=self.test_fraction)
+        check(NOT_NEGATIVE, "data.", workers=self.workers)
+        check(SEED, "data.", split_seed=self.split_seed)
 
 
 @dataclass
@@ -119,7 +109,7 @@ class ModelConfig:
     scale: float = 30.0
 
     def __post_init__(self) -> None:
-        _require(self, "model.", scale=_POSITIVE)
+        check(POSITIVE, "model.", scale=self.scale)
 
 
 @dataclass
@@ -157,26 +147,21 @@ class OptimConfig:
     ema_decay: float | None = None
 
     def __post_init__(self) -> None:
-        _require(
-            self,
-            "optim.",
-            lr=_POSITIVE,
-            gamma=_POSITIVE,
-            weight_decay=_ZERO_OR_MORE,
-            warmup_epochs=_ZERO_OR_MORE,
-            momentum=("in [0, 1)", lambda value: 0 <= value < 1),
-            nesterov=(
-                "false where optim.momentum is 0",
-                lambda value: self.momentum > 0 or not value,
-            ),
-            ema_decay=("a number in (0, 1), or none", lambda value: 0 < value < 1),
-            milestones=(
-                "rising shares of the training, each in (0, 1)",
-                lambda shares: (
-                    shares == sorted(shares) and all(0 < share < 1 for share in shares)
-                ),
-            ),
-        )
+        check(POSITIVE, "optim.", lr=self.lr, gamma=self.gamma)
+        rest = {"weight_decay": self.weight_decay, "warmup_epochs": self.warmup_epochs}
+        check(ZERO_OR_MORE, "optim.", **rest)
+        check(number_in("[0, 1)"), "optim.", momentum=self.momentum)
+        check(number_in("(0, 1)"), "optim.", ema_decay=self.ema_decay)
+        if self.nesterov and self.momentum == 0:
+            raise ValueError(
+                "optim.nesterov: expected false where optim.momentum is 0, got True"
+            )
+        shares = self.milestones
+        if shares != sorted(shares) or not all(0 < share < 1 for share in shares):
+            raise ValueError(
+                "optim.milestones: expected rising shares of the training, each in "
+                f"(0, 1), got {shares!r}"
+            )
 
 
 @dataclass
@@ -196,7 +181,7 @@ class DistributedConfig:
     timeout: float = 600.0
 
     def __post_init__(self) -> None:
-        _require(self, "distributed.", timeout=_POSITIVE)
+        check(POSITIVE, "distributed.", timeout=self.timeout)
 
 
 @dataclass
@@ -250,15 +235,10 @@ class TrainConfig:
     preset: str | None = None
 
     def __post_init__(self) -> None:
-        _require(
-            self,
-            epochs=_COUNT,
-            batch_size=_COUNT,
-            checkpoint_every=_COUNT,
-            eval_every=_COUNT,
-            eval_batch_size=_COUNT,
-            seed=_SEED,
-        )
+        counts = ("epochs", "batch_size", "checkpoint_every", "eval_every")
+        for name in (*counts, "eval_batch_size"):
+            check(COUNT, **{name: getattr(self, name)})
+        check(SEED, seed=self.seed)
 
     def dump(self) -> dict[str, Any]:
         """Return the options as plain values, as they go into ``config.yaml``.
@@ -284,6 +264,23 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     known = value is None or isinstance(value, (bool, int, float, str))
     return value if known else str(value)
+
+
+def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested options by their dotted names, as they are typed.
+
+    Example:
+        >>> flatten({"method": {"class_path": "S3H", "init_args": {"heads": 2}}})
+        {'method.class_path': 'S3H', 'method.heads': 2}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        name = prefix.rstrip(".") if key == "init_args" else f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = value
+    return flat
 
 
 def import_paths(each: type) -> Iterator[str]:

@@ -1,19 +1,18 @@
 """Options that contradict each other, or that have no effect beside others.
 
-What an option alone may be is checked where it is declared. Here is what follows from
-two of them: a run that cannot do what it was told is refused, and of what has no
-effect, or another one than it seems to, the run says so.
+A single option is checked where it is declared. Here two are checked together: a run
+that cannot follow its options is refused, and an option without effect, or with another
+one than it seems to have, is reported.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from s3h_ext.data.sets.photographs import PHOTOGRAPHS
+from s3h_ext.data.load import PHOTOGRAPHS
 from s3h_ext.methods import (
     S3H,
     Baseline,
@@ -23,8 +22,8 @@ from s3h_ext.methods import (
     TauNormalization,
 )
 from s3h_ext.methods.base import ClassifierMethod
-from s3h_ext.runs.config import TrainConfig
-from s3h_ext.runs.options import parse_options
+from s3h_ext.runs.config import TrainConfig, flatten
+from s3h_ext.runs.options import preset_options
 from s3h_ext.runs.presets import short_warmup
 
 __all__ = ["check_options"]
@@ -33,10 +32,8 @@ __all__ = ["check_options"]
 def check_options(config: TrainConfig, processes: int = 1) -> list[str]:
     """Refuse options that contradict each other; return warnings about the others.
 
-    Args:
-        config: the options of a run. One that has no effect is named where it is not
-            what the preset, or else the default, has.
-        processes: that take part in the run.
+    An option that has no effect is named where it is not what the preset, or else the
+    default, has.
 
     Raises:
         ValueError: the run could not do what its options say.
@@ -55,7 +52,7 @@ def check_options(config: TrainConfig, processes: int = 1) -> list[str]:
         )
     notes = [*_idle(config, processes), *(_late(config) if trains else ())]
     if config.preset is not None and "optim.warmup_epochs" in _given(config):
-        usual = _start(config.preset)
+        usual = preset_options(config.preset)
         whole, length = usual["optim.warmup_epochs"], usual["epochs"]
         warmup = config.optim.warmup_epochs
         if warmup == short_warmup(whole, length, config.epochs):
@@ -187,33 +184,10 @@ def _idle(config: TrainConfig, processes: int) -> Iterator[str]:
 
 def _given(config: TrainConfig) -> dict[str, Any]:
     """Return the options that are neither the preset's nor the default."""
-    options, usual = _leaves(config.dump()), {**_start(config.preset)}
+    options, usual = flatten(config.dump()), {**preset_options(config.preset)}
     for prefix, method in _nested(config.method):
         name = f"{prefix}.class_path"
         if options[name] != usual.get(name):
             defaults = inspect.signature(type(method)).parameters.values()
             usual.update({f"{prefix}.{each.name}": each.default for each in defaults})
     return {name: each for name, each in options.items() if each != usual.get(name)}
-
-
-@functools.cache
-def _start(preset: str | None) -> dict[str, Any]:
-    """Return the options that a preset gives, or the defaults."""
-    if preset is None:
-        return _leaves(parse_options(["--config", "{}"])[0].dump())
-    try:
-        return _leaves(parse_options(["--preset", preset])[0].dump())
-    except ValueError:  # of another version
-        return _start(None)
-
-
-def _leaves(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested options by their dotted names, as they are typed."""
-    found: dict[str, Any] = {}
-    for key, value in record.items():
-        name = prefix.rstrip(".") if key == "init_args" else f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            found.update(_leaves(value, f"{name}."))
-        else:
-            found[name] = value
-    return found

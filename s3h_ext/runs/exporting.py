@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from s3h_ext import __version__
-from s3h_ext.command_line import FORMATS
-from s3h_ext.data.views.pictures import Preprocessing
+from s3h_ext.checks import check_choice
+from s3h_ext.command_line import FORMATS, CommandError
 from s3h_ext.files import write_bytes
 from s3h_ext.methods import Method
 from s3h_ext.runs.loading import Run
@@ -27,7 +27,7 @@ __all__ = ["ExportError", "export_run", "metadata"]
 TOLERANCE = 1e-4
 
 
-class ExportError(RuntimeError):
+class ExportError(CommandError):
     """The exported network is not the network; nothing was written."""
 
 
@@ -46,7 +46,6 @@ class Prediction(nn.Module):
 def metadata(run: Run) -> dict[str, str]:
     """Return what the file says about itself: strings, structures as JSON."""
     card = run.card
-    prepare = Preprocessing(card.image_shape, card.mean, card.std, card.recipe)
     return {
         "run": run.name,
         "method": run.method.label,
@@ -55,7 +54,7 @@ def metadata(run: Run) -> dict[str, str]:
         "s3h_ext": __version__,
         "input": "images",
         "output": "logits, one for each class; softmax gives probabilities",
-        "preprocessing": json.dumps(prepare.describe()),
+        "preprocessing": json.dumps(card.preprocessing.describe()),
         "classes": json.dumps(list(card.classes)),
     }
 
@@ -78,8 +77,7 @@ def export_run(run: Run, images: Tensor, path: Path, form: str) -> float:
         ImportError: ONNX is asked for and its packages are not installed.
         ExportError: logits or predicted classes differ.
     """
-    if form not in FORMATS:
-        raise ValueError(f"format: expected one of {FORMATS}, got {form!r}")
+    check_choice("format", form, FORMATS)
     make = _onnx if form == "onnx" else _pt2
     # A copy: plain memory and no gradients are the export's business alone.
     method = copy.deepcopy(run.method).requires_grad_(False)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from s3h_ext.data import LongTailDataset, load_dataset, unused_images
-from s3h_ext.data.sets.photographs import PHOTOGRAPHS, TEST_FRACTION
+from s3h_ext.data.load import PHOTOGRAPHS
+from s3h_ext.data.sets.folders import TEST_FRACTION
 from s3h_ext.data.sets.readable import without_unreadable
 from s3h_ext.methods import Method
 from s3h_ext.models import ImageClassifier, build_model
@@ -39,23 +40,15 @@ __all__ = [
 
 
 def open_dataset(data: DataConfig) -> LongTailDataset:
-    """Load the data set of a configuration.
-
-    Raises:
-        ValueError: an option does not fit the data.
-        FileNotFoundError: the data are not there.
-    """
+    """Load the data set of a configuration, with the errors of `load_dataset`."""
     return load_dataset(
-        data.name,
-        root=data.root,
-        lists=data.lists,
-        imbalance=data.imbalance,
-        size=data.size,
-        profile=data.profile,
-        val_fraction=data.val_fraction,
-        test_fraction=data.test_fraction,
-        seed=data.split_seed,
+        data.name, lists=data.lists, test_fraction=data.test_fraction, **_cut(data)
     )
+
+
+def _cut(data: DataConfig) -> dict[str, Any]:
+    names = ("root", "imbalance", "size", "profile", "val_fraction")
+    return {name: getattr(data, name) for name in names} | {"seed": data.split_seed}
 
 
 def build_network(config: TrainConfig, dataset: LongTailDataset) -> ImageClassifier:
@@ -70,11 +63,7 @@ def build_network(config: TrainConfig, dataset: LongTailDataset) -> ImageClassif
 
 
 def _finished_checkpoint(run: RunFolder) -> tuple[Path, Mapping[str, Any]]:
-    """Return the newest checkpoint of a finished run.
-
-    Raises:
-        CheckpointError: ``run`` holds no sound checkpoint, or is not finished.
-    """
+    """Return the newest checkpoint of a finished run."""
     found = next(sound_checkpoints(run), None)
     if found is None:
         raise CheckpointError(f"init_from: {run} holds no sound checkpoint")
@@ -90,11 +79,7 @@ def _finished_checkpoint(run: RunFolder) -> tuple[Path, Mapping[str, Any]]:
 
 
 def _load_network(model: ImageClassifier, path: Path, state: Mapping[str, Any]) -> None:
-    """Load the network of the checkpoint ``path`` into ``model``.
-
-    Raises:
-        CheckpointError: it is another network.
-    """
+    """Load the network of the checkpoint ``path`` into ``model``."""
     prefix = "model."
     try:
         weights = {
@@ -112,15 +97,7 @@ def _check_first_run(
 ) -> None:
     """Refuse to go on from a run that has seen other classes, or what is held out here.
 
-    Args:
-        run: folder of the run whose network is taken.
-        saved: its options of data.
-        dataset: of the run that takes it.
-        data: the options of that.
-
-    Raises:
-        CheckpointError: the runs do not go together.
-        ValueError: a file of ``run`` does not hold what it should.
+    ``saved`` are that run's options of data; ``dataset`` and ``data`` are of this one.
     """
     card = read_card(run)
     if card is None:  # an older run
@@ -156,11 +133,6 @@ def take_weights(
     dataset: LongTailDataset,
 ) -> str | None:
     """Load what the options name: a backbone's weights, or a first stage.
-
-    Args:
-        model: takes the weights.
-        config: the options of the run.
-        dataset: of the run.
 
     Returns:
         What the first stage is called, if there is one: its preset and what it changed
@@ -289,8 +261,7 @@ def split_images(
 
     Args:
         run: from :func:`load_run`.
-        split: ``"train"``, ``"val"``, ``"test"``, or ``"unused"``: all training images
-            of the archive that the run does not train on
+        split: ``"train"``, ``"val"``, ``"test"``, or ``"unused"``
             (:func:`~s3h_ext.data.unused_images`).
         root: folder of the data, where it is not the run's own.
         lists: folder of the list files, likewise.
@@ -313,16 +284,7 @@ def split_images(
             f"{'; '.join(different)}"
         )
     if split == "unused":
-        unused = unused_images(
-            data.name,
-            root=data.root,
-            imbalance=data.imbalance,
-            size=data.size,
-            profile=data.profile,
-            val_fraction=data.val_fraction,
-            seed=data.split_seed,
-        )
-        return replace(dataset, test=unused)
+        return replace(dataset, test=unused_images(data.name, **_cut(data)))
     images = getattr(dataset, split)
     if images is None:
         raise ValueError(

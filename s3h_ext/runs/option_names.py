@@ -25,10 +25,7 @@ class OptionError(ValueError):
 def as_typed(message: str, method: object = None) -> str:
     """Return an error with the option that it begins with as it is typed.
 
-    Args:
-        message: ``"name: expected ..."``, of an option or of the argument of a function
-            that takes one.
-        method: as in a record, where arguments of methods are looked up.
+    ``method``, as in a record, is where arguments of methods are looked up.
 
     Example:
         >>> as_typed("root: expected a folder of images, got None")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import re
 import textwrap
@@ -17,9 +18,9 @@ import yaml
 
 from s3h_ext import methods
 from s3h_ext.methods import Method
-from s3h_ext.presets import preset_list
+from s3h_ext.presets import preset_list, preset_names
 from s3h_ext.runs import classes, plain_yaml
-from s3h_ext.runs.config import TrainConfig
+from s3h_ext.runs.config import TrainConfig, flatten
 from s3h_ext.runs.option_names import (
     OptionError,
     as_typed,
@@ -34,7 +35,7 @@ from s3h_ext.runs.presets import (
     short_warmup,
 )
 
-__all__ = ["OptionError", "make_parser", "parse_options"]
+__all__ = ["OptionError", "make_parser", "parse_options", "preset_options"]
 
 METHOD = "s3h_ext.methods.Baseline"
 _GROUPS = {f.name for f in fields(TrainConfig) if is_dataclass(f.default_factory)}
@@ -152,6 +153,14 @@ def parse_options(arguments: Sequence[str] = ()) -> tuple[TrainConfig, bool]:
         if config.optim.warmup_epochs == whole:
             config.optim.warmup_epochs = short_warmup(whole, length, config.epochs)
     return config, bool(namespace.resume)
+
+
+@functools.cache
+def preset_options(preset: str | None) -> dict[str, Any]:
+    """Return the flat options that a preset gives, or the defaults if there is none."""
+    known = preset in preset_names()
+    arguments = ["--preset", str(preset)] if known else ["--config", "{}"]
+    return flatten(parse_options(arguments)[0].dump())
 
 
 def _is_method(option: str) -> bool:

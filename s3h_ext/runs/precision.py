@@ -1,4 +1,4 @@
-"""Which device and which arithmetic a run uses."""
+"""Chooses the device and the precision of a run."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(
-            f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', got {name!r}"
-        ) from None
+        device = torch.device("meta")  # none of ours
     if device.type not in ("cpu", "cuda"):
         raise ValueError(
             f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', got {name!r}"
@@ -50,29 +48,27 @@ def resolve_precision(name: PrecisionName, device: torch.device) -> str:
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    return "bf16" if {"avx512_bf16", "amx_bf16"} & _cpuinfo("flags") else "fp32"
+    return (
+        "bf16" if {"avx512_bf16", "amx_bf16"} & {*_cpuinfo("flags").split()} else "fp32"
+    )
 
 
-def _cpuinfo(field: str) -> set[str]:
-    """Return the words of one field of the first processor in ``/proc/cpuinfo``."""
+def _cpuinfo(field: str) -> str:
+    """Return one field of the first processor in ``/proc/cpuinfo``, if it is there."""
     path = Path("/proc/cpuinfo")
-    if path.exists():
-        for line in path.read_text().splitlines():
-            if line.startswith(field):
-                return set(line.partition(":")[2].split())
-    return set()
+    for line in path.read_text().splitlines() if path.exists() else ():
+        if line.startswith(field):
+            return line.partition(":")[2].strip()
+    return ""
 
 
 def autocast(
     precision: str, device: torch.device, *, cache: bool = True
 ) -> AbstractContextManager[object]:
-    """Return the autocast context of a resolved precision.
+    """Return the autocast context of ``"fp32"`` or ``"bf16"``.
 
-    Args:
-        precision: ``"fp32"`` or ``"bf16"``.
-        device: where the work is done.
-        cache: keep the weights' casts to the end of the context. A recording that is
-            made inside of it and lives longer would read them when they are gone.
+    ``cache`` keeps the weights' casts to the end of the context. A recording that is
+    made inside of it and lives longer would read them when they are gone.
     """
     if precision == "bf16":
         return torch.autocast(device.type, torch.bfloat16, cache_enabled=cache)
@@ -83,9 +79,4 @@ def device_name(device: torch.device) -> str:
     """Return the name of the chip, as far as the system tells it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()

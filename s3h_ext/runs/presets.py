@@ -61,13 +61,9 @@ def preset_warmup(preset: str) -> tuple[float, int]:
 def short_warmup(whole: float, length: int, epochs: int) -> float:
     """Return a preset's epochs of warm-up in a run of ``epochs``.
 
-    A run that ends within its warm-up never reaches its learning rate, and a trial of
-    a few epochs would say nothing about its preset. There the warm-up keeps its share.
-
-    Args:
-        whole: the preset's epochs of warm-up.
-        length: the preset's epochs.
-        epochs: of the run.
+    A run that ends within its warm-up never reaches its learning rate, and a trial of a
+    few epochs would say nothing about its preset. There the warm-up keeps its share:
+    the preset has ``whole`` epochs of it in ``length``.
     """
     if epochs > whole or whole >= length:
         return whole

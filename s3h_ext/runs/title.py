@@ -1,16 +1,15 @@
-"""What a run is called: its preset, and the options that differ from it."""
+"""Names a run by its preset and the options that differ from it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 from s3h_ext import methods
 from s3h_ext.presets import preset_names
 from s3h_ext.runs.checkpoint import with_defaults
-from s3h_ext.runs.options import parse_options
+from s3h_ext.runs.options import preset_options
 
 __all__ = ["option_changes", "run_title"]
 
@@ -23,22 +22,15 @@ _INCIDENTAL = {
 }
 
 
-@cache
-def _preset_options(name: str) -> dict[str, Any]:
-    return with_defaults(parse_options(["--preset", name])[0].dump())
-
-
 def option_changes(
     record: Mapping[str, Any], first_stage: str | None = None
 ) -> tuple[str, ...]:
-    """What differs from its preset's options, of all that a run has.
+    """Return a run's options that differ from those of its preset.
 
-    Args:
-        record: the run's options.
-        first_stage: title of the run that it starts from, where that is known.
+    ``first_stage`` is the title of the run that it starts from, where that is known.
     """
     preset = record["preset"]
-    ours, theirs = with_defaults(record), _preset_options(preset)
+    ours, theirs = with_defaults(record), preset_options(preset)
     if first_stage is not None:
         ours["init_from"] = first_stage
     name = str(ours.get("method.class_path")).rpartition(".")[2]
@@ -48,8 +40,7 @@ def option_changes(
         usual = first_stage == re.sub("/(crt|tau-norm)", "/ce", preset)
         ours["init_from"] = None if usual else first_stage or "unknown"
     return tuple(
-        # As on the command line.
-        f"{name.replace('.init_args', '')} {'null' if value is None else value}"
+        f"{name} {'null' if value is None else value}"
         for name, value in sorted(ours.items())
         if name not in _INCIDENTAL and (name not in theirs or value != theirs[name])
     )
@@ -70,6 +61,7 @@ def run_title(
             network is left out, for it is among the changes of that one.
 
     Example:
+        >>> from s3h_ext.runs.options import parse_options
         >>> options = ["--preset", "cifar100-lt/ce", "--epochs", "100"]
         >>> run_title(parse_options(options)[0].dump())
         'cifar100-lt/ce (epochs 100)'

@@ -18,11 +18,8 @@ def load_weights(backbone: Backbone, path: Path) -> None:
     """Loads a state dictionary with torchvision's names into ``backbone``.
 
     A classifier (``fc``) in the file is left out, a ``module.`` before every name is
-    taken off, and a dictionary inside ``"state_dict"`` is taken out.
-
-    Args:
-        backbone: Changed in place.
-        path: As ``torch.save`` wrote it; it is read without the power to execute code.
+    taken off, and a dictionary inside ``"state_dict"`` is taken out. The file is as
+    ``torch.save`` wrote it, and is read without the power to execute code.
 
     Raises:
         FileNotFoundError: there is no such file.

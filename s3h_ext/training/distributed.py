@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from s3h_ext.command_line import CommandError
 from s3h_ext.data import Batch, ImageFiles, ImageSet
 from s3h_ext.losses._common import ContrastiveModule
 from s3h_ext.methods import Method
@@ -41,7 +42,7 @@ _LOCAL_BUFFERS: dict[str, Any] = {
 T = TypeVar("T")
 
 
-class LostProcessError(RuntimeError):
+class LostProcessError(CommandError):
     """Another process of the run has ended or does not answer."""
 
 
@@ -77,7 +78,7 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes."""
+        """True in the process that writes."""
         return self.rank == 0
 
     def share(self, count: int) -> slice:

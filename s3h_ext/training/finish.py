@@ -15,7 +15,7 @@ from s3h_ext.data import Batch, LongTailDataset
 from s3h_ext.data.load import DATASETS
 from s3h_ext.report.analysis import try_analysis
 from s3h_ext.report.evaluation_files import write_evaluation
-from s3h_ext.report.metrics import FEW_BELOW, MANY_ABOVE, Evaluation
+from s3h_ext.report.metrics import GROUP_SIZES, GROUPS, Evaluation
 from s3h_ext.report.page import try_report
 from s3h_ext.runs.config import TrainConfig
 from s3h_ext.runs.folder import RunFolder
@@ -44,16 +44,9 @@ def run_summary(
 ) -> dict[str, Any]:
     """Return what ``summary.json`` says about a finished run.
 
-    Args:
-        config: its options.
-        dataset: its data set.
-        state: after its last epoch.
-        test: its evaluation on the test split.
-        epochs: that it was trained.
-        precision: that it was trained in.
-        device: that it was trained on.
-        processes: that it was trained by.
-        dataset_given: the data set is not the one that the options name.
+    ``epochs``, ``precision``, ``device`` and ``processes`` are those that it was
+    trained for, in, on and by; ``dataset_given``: the data set is not the one that the
+    options name.
     """
     counts = dataset.class_counts
     error = test.calibration.error
@@ -119,15 +112,8 @@ def write_outputs(
 ) -> None:
     """Write the summary, the evaluation behind it and the report; print the result.
 
-    Args:
-        folder: of the run.
-        config: its options; the method is a trained one.
-        dataset: its data set.
-        summary: from :func:`run_summary`.
-        test: its evaluation on the test split.
-        train_batches: training images in their order, not augmented.
-        precision: that the method was trained in.
-        device: where the method and the batches are.
+    ``test`` is the evaluation on the test split; ``train_batches`` are the training
+    images in their order, not augmented. The method of ``config`` is a trained one.
     """
     # First of all: whatever fails after this, the numbers are safe.
     folder.write_summary(summary)
@@ -145,18 +131,10 @@ def write_outputs(
         try_report(folder)
 
 
-_GROUPS = {
-    "many": f"over {MANY_ABOVE}",
-    "medium": f"{FEW_BELOW} to {MANY_ABOVE}",
-    "few": f"under {FEW_BELOW}",
-}
-
-
 def _empty_groups(summary: Mapping[str, Any]) -> list[str]:
     """Say why a group of classes has no accuracy."""
-    empty = [
-        f"{sizes} ({name})" for name, sizes in _GROUPS.items() if summary[name] is None
-    ]
+    groups = zip(GROUPS, GROUP_SIZES, strict=True)
+    empty = [f"{sizes} ({name})" for name, sizes in groups if summary[name] is None]
     if not empty:
         return []
     return [f"no tested class has {' or '.join(empty)} training images"]

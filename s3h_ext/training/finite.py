@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
+from s3h_ext.command_line import CommandError
+
 __all__ = ["DivergedError", "check_finite", "spoiled"]
 
 
-class DivergedError(RuntimeError):
+class DivergedError(CommandError):
     """Numbers of the training are no longer finite; the message names which ones."""
 
 

@@ -1,4 +1,4 @@
-"""What an epoch has added up so far, read without making the device wait."""
+"""Sums an epoch's terms without making the device wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a run has come, and what must hold for it to go on."""
+"""The progress of a run, and the checks before it is resumed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["RunState", "check_card", "check_together"]
 
 @dataclass
 class RunState:
-    """What a checkpoint keeps of a run beside tensors and options.
+    """The part of a checkpoint beside tensors and options.
 
     Attributes:
         epochs_done: whole epochs.
@@ -53,10 +53,7 @@ def check_together(
 ) -> None:
     """Refuse processes that go on from different places.
 
-    Args:
-        world: the processes of the run.
-        state: this process's checkpoint, if it found one.
-        folder: of the run.
+    ``state`` is this process's checkpoint, if it found one.
 
     Raises:
         CheckpointError: some process is elsewhere.

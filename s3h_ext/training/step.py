@@ -79,15 +79,7 @@ class TrainingStep:
 
 
 def _tensors(batch: Mapping[str, Batch]) -> list[Tensor]:
-    tensors: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        tensors.append(tensor)
-        return tensor
-
-    for part in batch.values():
-        part.each(keep)
-    return tensors
+    return [tensor for part in batch.values() for tensor in part.tensors()]
 
 
 def _with_tensors(

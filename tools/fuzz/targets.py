@@ -120,10 +120,8 @@ def archive(data: bytes, folder: Path) -> str:
     except ArchiveError as error:
         _check_refusal(error, root / name)
         return "refused"
-    for images, labels in (
-        (read.train_images, read.train_labels),
-        (read.test_images, read.test_labels),
-    ):
+    for split in (read.train, read.test):
+        images, labels = split.images, split.labels
         _require(images.dtype == np.uint8, "images that are not uint8")
         _require(images.shape == (len(labels), 32, 32, 3), "images without labels")
         _require(((labels >= 0) & (labels < 100)).all(), "labels out of range")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from s3h_ext.data.dataset import ImageSet
+
 __all__ = ["Archive", "ArchiveError", "histograms", "statistics"]
 
 
@@ -16,20 +18,10 @@ class ArchiveError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Archive:
-    """The whole content of one archive, in the files' order.
+    """All images of an archive, in the files' order, and one name per class."""
 
-    Attributes:
-        train_images: uint8 ``[N, H, W, C]``.
-        train_labels: int64 ``[N]``.
-        test_images: uint8 ``[M, H, W, C]``.
-        test_labels: int64 ``[M]``.
-        class_names: One name per class.
-    """
-
-    train_images: NDArray[np.uint8]
-    train_labels: NDArray[np.int64]
-    test_images: NDArray[np.uint8]
-    test_labels: NDArray[np.int64]
+    train: ImageSet
+    test: ImageSet
     class_names: tuple[str, ...]
 
 
@@ -45,7 +37,7 @@ def histograms(images: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def statistics(counts: NDArray[np.int64]) -> tuple[list[float], list[float]]:
-    """Returns the mean and standard deviation per channel of pixels in [0, 1].
+    """Returns mean and standard deviation per channel of pixels in [0, 1].
 
     Args:
         counts: From :func:`histograms`, int64 ``[C, 256]``.

@@ -2,28 +2,80 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from s3h_ext.data.longtail import class_profile
+from s3h_ext.data.dataset import ImageFiles
+from s3h_ext.data.load import PHOTOGRAPHS, load_dataset
+from s3h_ext.data.longtail import class_profile, sorted_profile
 from s3h_ext.data.sets.archive import ArchiveError, histograms, statistics
-from s3h_ext.data.sets.check_photographs import check_photographs
-from s3h_ext.data.sets.check_report import CheckReport
-from s3h_ext.data.sets.cifar import read_archive
-from s3h_ext.data.sets.lists import LISTED
+from s3h_ext.data.sets.cifar import find_folder, read_archive
+from s3h_ext.data.sets.lists import LISTED, blob_hash
+from s3h_ext.data.sets.naming import classes_by_size, empty_classes, some
 from s3h_ext.data.sets.octmnist import OCT_CLASSES, SPLITS, read_octmnist_split
-from s3h_ext.data.sets.photographs import PHOTOGRAPHS
+from s3h_ext.data.sets.readable import find_unreadable
 from s3h_ext.data.sets.registry import (
     OCTMNIST_SIZES,
     OfficialFile,
     find_official,
     md5_of,
 )
+from s3h_ext.data.sets.suggest import suggest
+from s3h_ext.data.source.decode import Unreadable
 
-__all__ = ["CheckReport", "check"]
+__all__ = ["CheckReport", "check", "cut_counts"]
+
+FACTORS = (1, 10, 20, 50, 100, 200)
+
+#: How to get photographs, by data set.
+HOW_TO_GET = {
+    "imagenet-lt": "Get ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from "
+    "https://image-net.org (an account is needed), unpack them to train/WNID/*.JPEG "
+    "and val/WNID/*.JPEG in the root, and put ImageNet_LT_{train,val,test}.txt next to "
+    "them; see docs/photographs.md",
+    "inat18": "Get train_val2018.tar.gz from "
+    "https://github.com/visipedia/inat_comp/tree/master/2018, unpack it to "
+    "train_val2018/ in the root, and put iNaturalist18_{train,val}.txt next to it; see "
+    "docs/photographs.md",
+    "places-lt": "Get Places365-Standard (256 x 256, 'easy directory structure') from "
+    "http://places2.csail.mit.edu, unpack it to train/ and val/ in the root, and put "
+    "Places_LT_{train,val,test}.txt next to them; see docs/photographs.md",
+    "folder": "Lay the images out as ROOT/CLASS/IMAGE, or as "
+    "ROOT/{train,val,test}/CLASS/IMAGE",
+}
+
+
+@dataclass
+class CheckReport:
+    """Findings of a check.
+
+    Attributes:
+        lines: The findings, to be read by a person.
+        problems: What keeps the data from being used, each with its remedy.
+        official: Whether the checksums are the official ones; ``None`` where nothing
+            could be compared.
+        class_counts: Training images per class; empty where they could not be read.
+    """
+
+    lines: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    official: bool | None = None
+    class_counts: list[int] = field(default_factory=list)
+
+    def text(self) -> str:
+        """Returns the report, problems last."""
+        verdict = [f"wrong: {problem}" for problem in self.problems]
+        if not verdict:
+            doubtful = any(line.startswith("warning: ") for line in self.lines)
+            verdict = [
+                "nothing is wrong, but see the warning" if doubtful else "all is well"
+            ]
+        return "\n".join([*self.lines, *verdict])
 
 
 def check(
@@ -51,7 +103,8 @@ def check(
         size: Image side in pixels, for OCTMNIST: 28, 64, 128 or 224.
         lists: Folder of the list files of photographs; ``None`` for ``root``.
         decode: Of photographs, decode every file, with a progress bar on stderr, and
-            list those that cannot be read.
+            list those that cannot be read; if not, every file must be there, and none
+            is opened.
 
     Returns:
         The report; what is wrong with the data is in it and raises nothing.
@@ -75,52 +128,51 @@ def check(
         raise ValueError(f"decode: {name} has no image files to decode")
     report = CheckReport()
     if name in PHOTOGRAPHS:
-        folder = None if lists is None else Path(lists)
-        check_photographs(name, Path(root), report, folder, decode=decode)
-        if report.class_counts and not report.problems:
-            report.add_factors(imbalance, profile, by_size=True)
-        return report
+        _check_photographs(name, Path(root), lists, report, decode)
+    else:
+        _check_archive(name, Path(root), size, report)
+    if report.class_counts and not report.problems:
+        _add_factors(report, imbalance, profile, by_size=not name.startswith("cifar"))
+        if name == "folder":
+            command, *reasons = suggest(np.array(report.class_counts), str(root))
+            report.lines += [f"to begin with: {command}", *(f"  {r}" for r in reasons)]
+    return report
+
+
+def _check_archive(
+    name: str, root: Path, size: int | None, report: CheckReport
+) -> None:
     source = find_official(name, size)
     get = f"python -m s3h_ext.data download {name} --root {root}"
     if size is not None:
         get += f" --size {size}"
     try:
         if name == "octmnist":
-            counts = _check_octmnist(source, Path(root), report, size)
+            _check_octmnist(source, root, report, size)
         else:
-            counts = _check_cifar(source, Path(root), report)
+            _check_cifar(source, root, report)
     except FileNotFoundError as error:
         report.problems.append(f"{error}. To get it: {get}")
     except ArchiveError as error:
         report.problems.append(f"{error}. Move it away and fetch it again: {get}")
     except OSError as error:
         report.problems.append(f"{error}. See whether the files may be read")
-    else:
-        report.class_counts = counts.tolist()
-        report.add_factors(imbalance, profile, by_size=name == "octmnist")
-    return report
 
 
-def _check_cifar(
-    source: OfficialFile, root: Path, report: CheckReport
-) -> NDArray[np.int64]:
+def _check_cifar(source: OfficialFile, root: Path, report: CheckReport) -> None:
     archive = read_archive(source.name, root)
-    assert source.folder is not None
-    folder = root / source.folder
-    if not any((folder / member).is_file() for member in source.members):
-        folder = root
+    folder = find_folder(source.name, root)
     foreign = [m for m, md5 in source.members.items() if md5_of(folder / m) != md5]
     report.lines.append(f"{source.name} in {folder}: all files are there")
-    _report_official(report, foreign)
-    counts = _report_split(report, "train", archive.train_labels, archive.class_names)
-    _report_split(report, "test", archive.test_labels, archive.class_names)
-    _report_statistics(report, histograms(archive.train_images))
-    return counts
+    _add_official(report, foreign)
+    for split, part in (("train", archive.train), ("test", archive.test)):
+        _add_split(report, split, part.labels, archive.class_names, complete=True)
+    _add_statistics(report, histograms(archive.train.images))
 
 
 def _check_octmnist(
     source: OfficialFile, root: Path, report: CheckReport, size: int | None
-) -> NDArray[np.int64]:
+) -> None:
     path = root / source.file
     if not path.is_file():
         others = [
@@ -135,16 +187,82 @@ def _check_octmnist(
         for split in SPLITS
     }
     report.lines.append(f"octmnist in {path}: all arrays are there")
-    _report_official(report, [path.name] if md5_of(path) != source.md5 else [])
-    counts = [
-        _report_split(report, split, part.labels, OCT_CLASSES)
-        for split, part in splits.items()
+    _add_official(report, [path.name] if md5_of(path) != source.md5 else [])
+    for split, part in splits.items():
+        _add_split(report, split, part.labels, OCT_CLASSES, complete=True)
+    _add_statistics(report, splits["train"].histogram)
+
+
+def _check_photographs(
+    name: str, root: Path, lists: str | Path | None, report: CheckReport, decode: bool
+) -> None:
+    if name in LISTED:
+        _check_lists(name, Path(lists or root), report)
+    try:
+        data = load_dataset(name, root=root, lists=lists)
+    except (ValueError, OSError) as error:
+        report.problems.append(f"{error}. {HOW_TO_GET[name]}")
+        return
+    report.lines += data.notes
+    for split in ("train", "val", "test"):
+        files: ImageFiles | None = getattr(data, split)
+        if files is None:
+            continue
+        _add_split(report, split, files.labels, data.class_names)
+        if decode:
+            _decode(split, files, data.class_names, report)
+            continue
+        paths = map(files.path, range(len(files)))
+        if gone := [path for path in paths if not os.path.isfile(path)]:
+            report.problems.append(
+                f"{split}: {len(gone)} of {len(files)} images are not there, the first "
+                f"is {gone[0]}"
+            )
+
+
+def _check_lists(name: str, folder: Path, report: CheckReport) -> None:
+    same = []
+    for split, standard in LISTED[name].lists.items():
+        path = folder / standard.file
+        if not path.is_file():
+            report.lines.append(f"{split}: there is no {path}")
+            continue
+        verdict = f"its hash is not known here; {standard.images} lines expected"
+        if standard.blob is not None:
+            try:
+                same.append(blob_hash(path.read_bytes()) == standard.blob)
+            except OSError:  # reading the data set says why
+                same.append(False)
+            verdict = "the standard list" if same[-1] else "not the standard list"
+        report.lines.append(f"{split}: {path}: {verdict}")
+    report.official = all(same) if same else None
+
+
+def _decode(
+    split: str, files: ImageFiles, names: Sequence[str], report: CheckReport
+) -> None:
+    """Adds every file that cannot be read, and what the split is without them."""
+    unreadable = Unreadable("skip")
+    bad = find_unreadable(files, unreadable, title=f"reading {split}")
+    if not len(bad):
+        report.lines.append(f"{split}: all images can be read")
+        return
+    report.problems += [
+        f"{path}: {reason}" for path, reason in sorted(unreadable.errors.items())
     ]
-    _report_statistics(report, splits["train"].histogram)
-    return np.sort(counts[0])[::-1].copy()
+    report.problems.append(
+        f"{split}: {len(bad)} of {len(files)} images cannot be read. Mend or remove "
+        "them, or train without them: --data.unreadable skip"
+    )
+    rest = np.delete(files.labels, bad)
+    _add_split(report, f"{split} without what cannot be read", rest, names)
+    if len(lost := np.setdiff1d(files.labels, rest)):
+        report.problems.append(
+            f"{split}: no image can be read of {some([names[i] for i in lost])}"
+        )
 
 
-def _report_official(report: CheckReport, foreign: Sequence[str]) -> None:
+def _add_official(report: CheckReport, foreign: Sequence[str]) -> None:
     report.official = not foreign
     report.lines.append(
         f"not the official files (other checksums: {', '.join(foreign)}); images drawn "
@@ -154,29 +272,101 @@ def _report_official(report: CheckReport, foreign: Sequence[str]) -> None:
     )
 
 
-def _report_split(
-    report: CheckReport, split: str, labels: NDArray[np.int64], names: Sequence[str]
-) -> NDArray[np.int64]:
-    counts = np.bincount(labels, minlength=len(names)).astype(np.int64)
-    report.lines.append(
-        f"{split}: {counts.sum()} images, "
-        + (
-            f"{counts[0]} of each of {len(counts)} classes"
-            if counts.min() == counts.max()
-            else f"{counts.max()} to {counts.min()} a class: "
-            f"{' '.join(map(str, counts))}"
-        )
+def _add_split(
+    report: CheckReport,
+    split: str,
+    labels: NDArray[np.int64],
+    names: Sequence[str],
+    *,
+    complete: bool = False,
+) -> None:
+    """Adds a split, and more of one called train; ``complete``: of every class."""
+    classes = len(names)
+    counts = np.bincount(labels, minlength=classes)
+    shape = (
+        f"{counts[0]} of each of {classes} classes"
+        if counts.min() == counts.max()
+        else f"{counts.max()} to {counts.min()} a class, {classes} classes"
     )
-    if empty := [f"{i} ({name})" for i, name in enumerate(names) if not counts[i]]:
-        report.problems.append(
-            f"{split}: no image of class {', '.join(empty)}. Use a more complete "
-            "archive"
-        )
-    return counts
+    if split.startswith("train"):
+        many, few = int((counts > 100).sum()), int((counts < 20).sum())
+        shape += f" ({many} many, {classes - many - few} medium, {few} few)"
+    if complete and counts.min() < counts.max():
+        shape += f": {classes_by_size(counts, names, limit=classes)}"
+    elif not complete and split.startswith("train"):
+        shape += f": {classes_by_size(counts, names)}"
+    if empty := empty_classes(labels, names):
+        shape += f"; none of {some(empty)}"
+        if complete:
+            report.problems.append(
+                f"{split}: no image of {some(empty)}. Use a more complete archive"
+            )
+    if split == "train":
+        report.class_counts = counts.tolist()
+    report.lines.append(f"{split}: {len(labels)} images, {shape}")
 
 
-def _report_statistics(report: CheckReport, counts: NDArray[np.int64]) -> None:
+def _add_statistics(report: CheckReport, counts: NDArray[np.int64]) -> None:
     mean, std = (
         " ".join(f"{value:.4f}" for value in values) for values in statistics(counts)
     )
     report.lines.append(f"train pixels in [0, 1]: mean {mean}, std {std}")
+
+
+def _add_factors(
+    report: CheckReport, imbalance: Sequence[float], profile: str, *, by_size: bool
+) -> None:
+    """Adds which imbalance factors can be cut; see :func:`cut_counts`."""
+    counts = np.array(report.class_counts, np.int64)
+    natural = f"own imbalance {counts.max() / counts.min():.3g}"
+    if by_size:
+        report.lines.append(natural)
+    else:
+        asked = sorted({*map(float, FACTORS), *map(float, imbalance)})
+        possible = [f for f in asked if cut_counts(counts, f, profile) is not None]
+        report.lines.append(
+            f"{natural}; of the factors {', '.join(f'{f:g}' for f in asked)}, "
+            f"profile {profile}, can be cut: "
+            f"{', '.join(f'{f:g}' for f in possible) or 'none'}"
+        )
+    more = "" if by_size else "more images than are there, or "
+    for factor in imbalance:
+        kept = cut_counts(counts, factor, profile, by_size=by_size)
+        if kept is None:
+            report.problems.append(
+                f"imbalance {factor:g} cannot be cut with profile {profile}: a class "
+                f"would have {more}none. Use another factor, or a more complete archive"
+            )
+        elif by_size:
+            report.lines.append(
+                f"cut to imbalance {factor:g}, profile {profile}: {kept.sum()} images, "
+                f"{kept.max()} to {kept.min()} a class; {(kept == counts).sum()} of "
+                f"{len(counts)} classes keep all their images"
+            )
+
+
+def cut_counts(
+    counts: NDArray[np.int64],
+    imbalance: float,
+    profile: str = "exp",
+    *,
+    by_size: bool = False,
+) -> NDArray[np.int64] | None:
+    """Returns what each class keeps in a cut, or ``None`` where images are too few.
+
+    Args:
+        counts: Images per class, int64 ``[C]``.
+        imbalance: Largest over smallest class.
+        profile: ``"exp"`` or ``"step"``.
+        by_size: Cut along the classes' order of size, and let a class with fewer images
+            than its place asks for keep all of them.
+    """
+    try:
+        if by_size:
+            return sorted_profile(counts, imbalance=imbalance, profile=profile)
+        kept = class_profile(
+            len(counts), largest=int(counts.max()), imbalance=imbalance, profile=profile
+        )
+    except ValueError:
+        return None
+    return kept if (kept <= counts).all() else None

@@ -1,14 +1,14 @@
 """Reads the unpacked official CIFAR-10 and CIFAR-100 archives.
 
-The archives are pickles, and a pickle can run any code. These are read by a machine
-that knows three names, all stand-ins of ours for what numpy's own pickles ask for; a
-pickle that asks for anything else is refused, and no numpy parser sees its bytes.
+The archives are pickles, and a pickle can run any code. These find three names, all
+stand-ins of ours for what numpy's own pickles ask for; a pickle that asks for anything
+else is refused, and no numpy parser sees its bytes.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from s3h_ext.checks import check_choice
+from s3h_ext.data.dataset import ImageSet
 from s3h_ext.data.sets.archive import Archive, ArchiveError
-from s3h_ext.data.sets.pickles import PlainUnpickler, RefusedGlobalError
+from s3h_ext.data.sets.pickles import RefusedGlobalError, load_plain
 from s3h_ext.text import describe_value
 
-__all__ = ["LAYOUTS", "read_archive", "read_pickle"]
+__all__ = ["LAYOUTS", "find_folder", "read_archive", "read_pickle"]
 
 _SIDE = 32
 _ROW = 3 * _SIDE * _SIDE
@@ -63,18 +65,12 @@ LAYOUTS = {
 
 
 def read_archive(kind: str, root: str | Path) -> Archive:
-    """Reads an unpacked CIFAR archive.
-
-    The number of images is not prescribed, so a folder that holds only a part of the
-    official files' rows is read as well.
+    """Reads an unpacked CIFAR archive, which may hold only a part of the official rows.
 
     Args:
         kind: ``"cifar10"`` or ``"cifar100"``.
         root: The unpacked folder (``cifar-10-batches-py``, ``cifar-100-python``) or the
             folder it lies in.
-
-    Returns:
-        Both splits and the class names.
 
     Raises:
         ValueError: ``kind`` is unknown.
@@ -82,17 +78,12 @@ def read_archive(kind: str, root: str | Path) -> Archive:
         ArchiveError: a file is truncated, is not such an archive, asks for code, or its
             images and labels do not fit.
     """
-    if kind not in LAYOUTS:
-        raise ValueError(f"kind: expected one of {sorted(LAYOUTS)}, got {kind!r}")
+    check_choice("kind", kind, LAYOUTS)
     layout = LAYOUTS[kind]
-    folder = _find_folder(layout, Path(root))
-    train_images, train_labels = _read_split(layout, folder, layout.train)
-    test_images, test_labels = _read_split(layout, folder, layout.test)
+    folder = find_folder(kind, Path(root))
     return Archive(
-        train_images,
-        train_labels,
-        test_images,
-        test_labels,
+        _read_split(layout, folder, layout.train),
+        _read_split(layout, folder, layout.test),
         _read_names(layout, folder / layout.meta),
     )
 
@@ -101,12 +92,6 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
     """Reads a pickled dictionary of lists, numbers, strings and uint8 arrays.
 
     Strings of Python 2 pickles come as ``bytes``; keys always as ``str``.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The dictionary, arrays as numpy uint8.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -118,7 +103,7 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: no such file")
     try:
         raw = path.read_bytes()
-        content = PlainUnpickler(raw, _ALLOWED, encoding="bytes").load()
+        content = load_plain(raw, _ALLOWED)
     except RefusedGlobalError as error:
         raise ArchiveError(
             f"{path}: the pickle asks for the global {error}; only plain numpy arrays "
@@ -137,46 +122,35 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
     return {
         _text(key): value.array if isinstance(value, _Array) else value
         for key, value in content.items()
+        if isinstance(key, (bytes, str))
     }
 
 
-class _Sealed:
-    """A stand-in that the BUILD instruction of a pickle cannot alter."""
+class _Global:
+    """Stands for a name of numpy; a pickle can call it and nothing else."""
 
-    __slots__ = ()
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: object) -> object:
+        return self._function(*arguments)
 
     def __setstate__(self, state: object) -> None:
-        raise pickle.UnpicklingError(f"state set on {type(self).__name__}")
-
-
-class _NdarrayName(_Sealed):
-    __slots__ = ()
-
-
-class _Reconstruct(_Sealed):
-    __slots__ = ()
-
-    def __call__(self, kind: object, shape: object, typecode: object) -> _Array:
-        if not isinstance(kind, _NdarrayName):
-            raise pickle.UnpicklingError("array of an unknown kind")
-        return _Array()
-
-
-class _MakeDtype(_Sealed):
-    __slots__ = ()
-
-    def __call__(self, code: object, *flags: object) -> _Dtype:
-        if code not in (b"u1", "u1", b"|u1", "|u1"):
-            raise pickle.UnpicklingError(
-                f"expected an array of uint8, got {describe_value(code)}"
-            )
-        return _Dtype()
+        raise pickle.UnpicklingError("state set on a name")
 
 
 class _Dtype:
     """uint8; the state that numpy pickles with it says nothing more."""
 
     __slots__ = ()
+
+    def __init__(self, code: object, *flags: object) -> None:
+        if code not in (b"u1", "u1", b"|u1", "|u1"):
+            raise pickle.UnpicklingError(
+                f"expected an array of uint8, got {describe_value(code)}"
+            )
 
     def __setstate__(self, state: object) -> None:
         pass
@@ -187,7 +161,9 @@ class _Array:
 
     __slots__ = ("array",)
 
-    def __init__(self) -> None:
+    def __init__(self, kind: object, shape: object, typecode: object) -> None:
+        if kind is not _NDARRAY:
+            raise pickle.UnpicklingError("array of an unknown kind")
         self.array: NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def __setstate__(self, state: object) -> None:
@@ -209,15 +185,26 @@ class _Array:
         self.array = flat.reshape(shape, order="F" if fortran else "C")
 
 
-_ALLOWED: Mapping[tuple[str, str], _Sealed] = {
-    ("numpy.core.multiarray", "_reconstruct"): _Reconstruct(),
-    ("numpy._core.multiarray", "_reconstruct"): _Reconstruct(),
-    ("numpy", "ndarray"): _NdarrayName(),
-    ("numpy", "dtype"): _MakeDtype(),
+def _refuse(*arguments: object) -> object:
+    raise pickle.UnpicklingError("call of the array type")
+
+
+_NDARRAY = _Global(_refuse)
+_ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"): _Global(_Array),
+    ("numpy._core.multiarray", "_reconstruct"): _Global(_Array),
+    ("numpy", "ndarray"): _NDARRAY,
+    ("numpy", "dtype"): _Global(_Dtype),
 }
 
 
-def _find_folder(layout: Layout, root: Path) -> Path:
+def find_folder(kind: str, root: Path) -> Path:
+    """Returns the folder of an archive's files: ``root``, or the official one in it.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+    """
+    layout = LAYOUTS[kind]
     if not root.is_dir():
         raise FileNotFoundError(f"root: expected a folder, got {root}")
     wanted = (*layout.train, *layout.test, layout.meta)
@@ -239,13 +226,12 @@ def _find_folder(layout: Layout, root: Path) -> Path:
     )
 
 
-def _read_split(
-    layout: Layout, folder: Path, names: tuple[str, ...]
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _read_split(layout: Layout, folder: Path, names: tuple[str, ...]) -> ImageSet:
     parts = [_read_part(layout, folder / name) for name in names]
     rows = np.concatenate([images for images, _ in parts])
     images = rows.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(images), np.concatenate([labels for _, labels in parts])
+    labels = np.concatenate([labels for _, labels in parts])
+    return ImageSet(np.ascontiguousarray(images), labels)
 
 
 def _read_part(

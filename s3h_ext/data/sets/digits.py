@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from s3h_ext.data.dataset import ImageSet
 from s3h_ext.data.sets.archive import Archive
 
 __all__ = ["TEST_PER_CLASS", "read_digits"]
@@ -18,14 +19,11 @@ _SIDE = 32
 def read_digits() -> Archive:
     """Returns the digits in the shape of CIFAR, 30 test images per class held out.
 
-    The 8 x 8 images with 17 grey levels are stretched to 0 .. 255 and resized to
-    32 x 32 (bilinear, rounded). The grey plane is repeated to three channels so that
-    the networks and recipes built for CIFAR run on it unchanged. The held-out images
-    are the first 30 of each class after a shuffle by ``RandomState(0)``, always the
-    same.
-
-    Returns:
-        The split data set; every class has 144 training images or more.
+    The 8 x 8 images with 17 grey levels are stretched to 0 .. 255 and resized to 32 x
+    32 (bilinear, rounded). The grey plane is repeated to three channels so that the
+    networks and recipes built for CIFAR run on it unchanged. The held-out images are
+    the first 30 of each class after a shuffle by ``RandomState(0)``, always the same.
+    Every class has 144 training images or more.
 
     Raises:
         ImportError: scikit-learn is not installed.
@@ -47,11 +45,9 @@ def read_digits() -> Archive:
         random.shuffle(members)
         is_test[members[:TEST_PER_CLASS]] = True
     return Archive(
-        images[~is_test],
-        labels[~is_test],
-        images[is_test],
-        labels[is_test],
-        tuple(str(label) for label in range(10)),
+        ImageSet(images[~is_test], labels[~is_test]),
+        ImageSet(images[is_test], labels[is_test]),
+        tuple("0123456789"),
     )
 
 

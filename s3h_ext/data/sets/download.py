@@ -19,6 +19,7 @@ from typing import IO
 
 from tqdm import tqdm
 
+from s3h_ext.command_line import CommandError
 from s3h_ext.data.sets.registry import OfficialFile, find_official, md5_of
 from s3h_ext.data.sets.unpack import unpack
 
@@ -28,7 +29,7 @@ _BLOCK = 1 << 16
 _MARGIN = 64 << 20
 
 
-class DownloadError(RuntimeError):
+class DownloadError(CommandError):
     """A data set could not be fetched; the message says why and what to do."""
 
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from s3h_ext.data.dataset import LongTailDataset
-from s3h_ext.data.image_files import ImageFiles
+from s3h_ext.data.dataset import ImageFiles, LongTailDataset
 from s3h_ext.data.longtail import hold_out, pick_subset, sorted_profile
 from s3h_ext.data.sets.lists import IMAGENET
 from s3h_ext.data.sets.naming import check_classes, some
-from s3h_ext.data.sets.nesting import nesting_note
 
 __all__ = [
     "EXTENSIONS",
@@ -29,7 +28,7 @@ __all__ = [
 
 #: Share of a folder's images that are its test split where it has none.
 TEST_FRACTION = 0.2
-# What a folder without test images holds out is always the same.
+# A folder without test images always holds out the same ones.
 _TEST_SEED = 0
 
 #: Files with other extensions are not taken for images.
@@ -51,8 +50,7 @@ def read_image_folder(
 ) -> LongTailDataset:
     """Reads the data set ``"folder"``; opens no image.
 
-    The arguments and errors are those of
-    :func:`~s3h_ext.data.sets.photographs.read_photographs`.
+    The arguments and errors are those of :func:`~s3h_ext.data.load_dataset`.
     """
     folders = split_folders(root)
     names = class_folders(folders["train"])
@@ -65,15 +63,10 @@ def read_image_folder(
     if beside := passed_over(root):
         notes.append(f"left out, as they are beside {folders['train']}: {some(beside)}")
     is_root = folders["train"] == root
-    if nested := nesting_note(train, names, folders["train"], is_root=is_root):
+    if nested := _nesting_note(train, names, folders["train"], is_root):
         notes.append(nested)
     if "test" not in files:
         test_fraction = TEST_FRACTION if test_fraction is None else test_fraction
-        if not 0 < test_fraction < 1:
-            raise ValueError(
-                f"test_fraction: {root} has no test images; expected the share to hold "
-                f"out, in (0, 1), got {test_fraction}"
-            )
         try:
             kept, held = hold_out(
                 train.labels,
@@ -128,10 +121,9 @@ def _only_splits(folders: Sequence[str]) -> bool:
 def split_folders(root: Path) -> dict[str, Path]:
     """Returns where the splits of a folder are.
 
-    Returns:
-        ``root/train`` and, where they are there, ``root/val`` and ``root/test``; or the
-        root itself as ``"train"`` where it has no folder ``train``. A ``val`` without a
-        ``test`` is returned as ``"test"``, the way ImageNet is published.
+    ``root/train`` and, where they are there, ``root/val`` and ``root/test``; or the
+    root itself as ``"train"`` where it has no folder ``train``. A ``val`` without a
+    ``test`` is returned as ``"test"``, the way ImageNet is published.
 
     Raises:
         FileNotFoundError: ``root`` is no folder.
@@ -208,10 +200,8 @@ def read_folder(
 ) -> ImageFiles:
     """Lists the images of an image folder, class by class and sorted by name.
 
-    Args:
-        root: The folder of the classes' folders, which may hold folders themselves.
-        classes: The classes' names; the place of a name is its label.
-        relative_to: What the paths are to be relative to; ``None`` for ``root``.
+    Paths are relative to ``relative_to``, or to ``root``; the place of a name among
+    ``classes`` is its label.
 
     Raises:
         ValueError: ``root`` holds a class that is not among ``classes``.
@@ -237,15 +227,9 @@ def image_names(
 ) -> Iterator[str]:
     """Yields the images in a folder and in those below it, in no order, none hidden.
 
-    Links are followed, but not back to a folder that they lie in.
-
-    Args:
-        folder: Where to look; nothing is found where there is no such folder.
-        prefix: What every name is to begin with.
-        within: The folders that it lies in.
-
-    Yields:
-        The prefix and the path relative to ``folder``.
+    Links are followed, but not back to a folder that they lie in, which are those of
+    ``within``. A name is the prefix and the path relative to ``folder``. Nothing is
+    found where there is no such folder.
     """
     if not folder.is_dir() or any(folder.samefile(outer) for outer in within):
         return
@@ -259,3 +243,48 @@ def image_names(
                 yield from image_names(folder / entry.name, below, within=within)
             elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
                 yield prefix + entry.name
+
+
+def _nesting_note(
+    files: ImageFiles, classes: Sequence[str], folder: Path, is_root: bool
+) -> str | None:
+    """Tells of classes whose images lie in several folders below the class's own.
+
+    That is right for folders by camera or patient, and wrong where these folders are
+    the classes, because the root is one level too high.
+    """
+    depth = len(folder.relative_to(files.root).parts) + 1  # of a class's folder
+    parts, deeper, uses = [], [], Counter[str]()
+    for label, name in enumerate(classes):
+        images = range(*np.searchsorted(files.labels, [label, label + 1]).tolist())
+        places = {tuple(files.name(i).split("/")[depth:-1]) for i in images}
+        below = os.path.commonprefix(list(places))  # noqa: RUF071  (of tuples)
+        inside = {place[len(below)] for place in places if len(place) > len(below)}
+        # A single folder is no sign of anything, unless it has the name of a class.
+        if len(inside) < 2 and not inside & set(classes):
+            continue
+        parts.append(
+            f"the {len(images)} images of class {name!r} lie in folders below it "
+            f"({some(sorted(inside))})"
+        )
+        deeper.append(str(folder.joinpath(name, *below)))
+        uses.update(inside)
+    if not parts:
+        return None
+    if len(parts) > 3:
+        parts[3:] = [f"those of {len(parts) - 3} more classes too"]
+    text = f"warning: {'; '.join(parts)}: each counts as the class it is in"
+    if like := sorted(uses.keys() & set(classes)):
+        text += f". Folders in them have the names of classes: {some(like)}"
+    if shared := sorted(name for name, count in uses.items() if count > 1):
+        text += f". Several classes hold folders of the same names: {some(shared)}"
+    if not is_root:
+        remedy = f"put them directly into {folder}"
+    elif len(deeper) == 1:
+        remedy = f"the root is too high: give {deeper[0]}"
+    else:
+        remedy = (
+            f"the root is too high: give one of {some(deeper, 3)}, or put the folders "
+            "of all of them into one"
+        )
+    return f"{text}. If these folders are the classes, {remedy}"

@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from s3h_ext.data.dataset import LongTailDataset
-from s3h_ext.data.image_files import ImageFiles
+from s3h_ext.data.dataset import ImageFiles, LongTailDataset
 from s3h_ext.data.sets.naming import check_classes
 
 __all__ = ["LISTED", "blob_hash", "parse_list", "read_listed"]
@@ -26,12 +25,9 @@ __all__ = ["LISTED", "blob_hash", "parse_list", "read_listed"]
 
 @dataclass(frozen=True)
 class ListFile:
-    """One list.
+    """One list: its name on the disk, and the lines and git hash of the standard one.
 
-    Attributes:
-        file: Its name on the disk.
-        images: Lines of the standard one.
-        blob: Git blob hash of the standard one; ``None`` where we have not seen it.
+    ``blob`` is ``None`` where we have not seen that.
     """
 
     file: str
@@ -129,10 +125,7 @@ LISTED = {
 def read_listed(name: str, root: Path, folder: Path) -> LongTailDataset:
     """Reads a data set of :data:`LISTED`; opens no image.
 
-    Args:
-        name: Of the data set.
-        root: What the lists' paths are relative to.
-        folder: Where the lists are.
+    The paths are relative to ``root``; the lists are in ``folder``.
 
     Raises:
         ValueError: a list is unusable, or splits share images.
@@ -247,9 +240,6 @@ def parse_list(
         path: The file, for messages.
         root: What the list's paths are relative to.
         num_classes: C: labels must be in 0 .. C - 1. ``None`` for no bound.
-
-    Returns:
-        The files, in the list's order.
 
     Raises:
         ValueError: a line is not ``path label``, its label is out of range or its path

@@ -27,12 +27,7 @@ def some(names: Sequence[str], limit: int = 5) -> str:
 def classes_by_size(
     counts: NDArray[np.int64], names: Sequence[str], limit: int = 3
 ) -> str:
-    """Returns the largest and the smallest classes with their images.
-
-    Args:
-        counts: Images of each class, int64 ``[C]``.
-        names: Of the classes.
-        limit: How many of each end; up to twice as many classes are all shown.
+    """Returns the largest and the smallest ``limit`` classes with their images.
 
     Example:
         >>> classes_by_size(np.array([5, 9, 2]), ["cat", "dog", "owl"], limit=1)
@@ -52,11 +47,7 @@ def empty_classes(labels: NDArray[np.int64], classes: Sequence[str]) -> list[str
 
 
 def check_classes(labels: NDArray[np.int64], names: Sequence[str]) -> None:
-    """Checks that there is a training image of every class.
-
-    Raises:
-        ValueError: there is none of some class.
-    """
+    """Raises a ValueError where some class has no training image."""
     if missing := empty_classes(labels, names):
         raise ValueError(
             f"train: expected images of every class, found none of {some(missing)}"
@@ -64,10 +55,9 @@ def check_classes(labels: NDArray[np.int64], names: Sequence[str]) -> None:
 
 
 def class_lines(dataset: LongTailDataset) -> list[str]:
-    """Returns what a person needs to see that the right classes were found.
+    """Returns what shows a person that the right classes were found.
 
-    Returns:
-        The largest and the smallest classes; and those without a test image, if any.
+    The largest and the smallest classes; and those without a test image, if any.
     """
     names, counts = dataset.class_names, dataset.class_counts
     lines = [f"{len(names)} classes: {classes_by_size(counts, names)}"]

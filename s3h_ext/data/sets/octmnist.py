@@ -12,6 +12,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from s3h_ext.data.dataset import ImageSet
 from s3h_ext.data.sets.archive import Archive, ArchiveError
 from s3h_ext.data.sets.registry import find_official
 
@@ -31,12 +32,9 @@ _BLOCK = 512
 
 @dataclass(frozen=True, eq=False)
 class NpzSplit:
-    """One split.
+    """One split: labels ``[N]``, the histogram of its pixels, images if they were kept.
 
-    Attributes:
-        labels: int64 ``[N]``.
-        histogram: How often each value is there in its pixels, int64 ``[1, 256]``.
-        images: uint8 ``[N, size, size, 1]``, or ``None`` if they were not kept.
+    The histogram is int64 ``[1, 256]``, the images are uint8 ``[N, size, size, 1]``.
     """
 
     labels: NDArray[np.int64]
@@ -54,22 +52,19 @@ def read_octmnist(root: str | Path, size: int | None = None) -> Archive:
         root: Folder of the ``.npz`` file.
         size: Side of the images: 28 (``None``), 64, 128 or 224.
 
-    Returns:
-        Training and test images ``[N, size, size, 1]``.
-
     Raises:
         ValueError: there is no such size.
         FileNotFoundError: there is no such file.
         ArchiveError: see :func:`read_octmnist_split`.
     """
     path = Path(root) / find_official("octmnist", size).file
-    train, test = (
-        read_octmnist_split(path, split, size=size or 28, keep=True)
-        for split in ("train", "test")
-    )
-    assert train.images is not None
-    assert test.images is not None
-    return Archive(train.images, train.labels, test.images, test.labels, OCT_CLASSES)
+    splits = []
+    for name in ("train", "test"):
+        split = read_octmnist_split(path, name, size=size or 28, keep=True)
+        assert split.images is not None
+        splits.append(ImageSet(split.images, split.labels))
+    train, test = splits
+    return Archive(train, test, OCT_CLASSES)
 
 
 def read_octmnist_split(
@@ -78,12 +73,6 @@ def read_octmnist_split(
     """Reads one split of an OCTMNIST file, some images at a time.
 
     Every byte passes the zip file's checksums. No pickle is looked at.
-
-    Args:
-        path: The ``.npz`` file.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        size: Side of the images in pixels.
-        keep: Whether the images are wanted.
 
     Raises:
         FileNotFoundError: there is no such file.

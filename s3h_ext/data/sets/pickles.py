@@ -1,124 +1,74 @@
-"""A pickle machine without power: no imports, no calls but those it is given.
+"""Reads pickles of plain data, without the power that a pickle has.
 
-Python's own C unpickler follows every instruction of a file it does not trust: it
-allocates what a length field claims, hashes keys that take 2**n steps, grows its memo
-to any index. This one knows the instructions that plain data need and no others, works
-on a file already in memory, so that no claimed length exceeds what is there, and takes
-only names and numbers as keys.
+A pickle may call anything, claim lengths that it does not have, grow the memo to any
+index, and ask for hashes of nested tuples that take 2**n steps. So its instructions are
+looked through before Python's unpickler sees them: only those that plain data need are
+let through, no length exceeds the file, no memo index its size, and tuples are few. The
+unpickler then finds no names but those that it is given.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Mapping
+import pickletools
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["PlainUnpickler", "RefusedGlobalError"]
+__all__ = ["RefusedGlobalError", "load_plain"]
+
+_INSTRUCTIONS = frozenset(
+    """
+    PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BINFLOAT INT BININT BININT1 BININT2
+    LONG1 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE
+    BINUNICODE SHORT_BINUNICODE BINUNICODE8 EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE
+    TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS PUT BINPUT LONG_BINPUT
+    MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD
+    """.split()
+)
+# An array of numpy takes six. The hash of 20 nested ones takes a million steps.
+_MOST_TUPLES = 20
 
 
 class RefusedGlobalError(pickle.UnpicklingError):
     """The pickle asks for a global that is not in the table."""
 
 
-_OPCODES = (
-    *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK),
-    *(pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.BINFLOAT),
-    *(pickle.INT, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1),
-    *(pickle.STRING, pickle.BINSTRING, pickle.SHORT_BINSTRING),
-    *(pickle.BINBYTES, pickle.SHORT_BINBYTES, pickle.BINBYTES8),
-    *(pickle.UNICODE, pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE8),
-    *(pickle.EMPTY_LIST, pickle.LIST, pickle.APPEND, pickle.APPENDS),
-    *(pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
-    *(pickle.EMPTY_DICT, pickle.DICT, pickle.SETITEM, pickle.SETITEMS),
-    *(pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE),
-    *(pickle.GET, pickle.BINGET, pickle.LONG_BINGET),
-    *(pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.BUILD),
-    *(pickle.PERSID, pickle.BINPERSID),
-)
-
-
-class _Dispatch(dict[int, Callable[..., None]]):
-    def __missing__(self, opcode: int) -> Callable[..., None]:
-        raise pickle.UnpicklingError(f"instruction {bytes([opcode])!r}")
-
-
-class PlainUnpickler(pickle._Unpickler):
-    """Reads a pickle of dictionaries, lists, tuples, strings and numbers.
-
-    Time and memory are linear in the size of the pickle. Its containers may hold one
-    another, and themselves: whoever walks through them has to count the steps.
-
-    Args:
-        content: The pickle.
-        allowed: (module, name) -> what stands for it. A REDUCE may call it, and a BUILD
-            may set the state of what it returns; both are the stand-in's own code.
-        encoding: Of Python 2's strings; ``"bytes"`` leaves them as they are.
-
-    Raises:
-        RefusedGlobalError: by ``load``, the pickle asks for another global.
-        Exception: by ``load``, almost any other: the pickle is broken.
-    """
-
-    # Of the base class, whose stub leaves them out.
-    stack: list[Any]
-    append: Callable[[Any], None]
-    pop_mark: Callable[[], list[Any]]
-    readline: Callable[[], bytes]
-
+class _Unpickler(pickle.Unpickler):
     def __init__(
-        self,
-        content: bytes,
-        allowed: Mapping[tuple[str, str], object],
-        *,
-        encoding: str = "ASCII",
+        self, content: bytes, allowed: Mapping[tuple[str, str], object]
     ) -> None:
-        super().__init__(io.BytesIO(content), encoding=encoding, fix_imports=False)
+        # Strings of Python 2 stay bytes.
+        super().__init__(io.BytesIO(content), encoding="bytes", fix_imports=False)
         self._allowed = allowed
 
     def find_class(self, module: str, name: str) -> Any:
-        """Returns the stand-in for a global."""
         try:
             return self._allowed[module, name]
         except KeyError:
             raise RefusedGlobalError(f"{module}.{name}"[:200]) from None
 
-    def _load_global(self) -> None:
-        module, name = self.readline(), self.readline()
-        if not name.endswith(b"\n"):
-            raise EOFError("in the name of a global")
-        self.append(self.find_class(module[:-1].decode(), name[:-1].decode()))
 
-    def _set_items(self, items: list[Any]) -> None:
-        target = self.stack[-1]
-        if not isinstance(target, dict):
-            raise pickle.UnpicklingError(f"items set on {type(target).__name__}")
-        if len(items) % 2:
-            raise pickle.UnpicklingError("key without a value")
-        for key in items[::2]:
-            # The hash of a tuple of tuples can take for ever.
-            if not isinstance(key, (str, bytes, int)):
-                raise pickle.UnpicklingError(f"key of type {type(key).__name__}")
-        target.update(zip(items[::2], items[1::2], strict=True))
+def load_plain(content: bytes, allowed: Mapping[tuple[str, str], object]) -> Any:
+    """Reads a pickle of dictionaries, lists, tuples, strings and numbers.
 
-    def _load_setitem(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self._set_items([key, value])
+    Time and memory are linear in its size. Its containers may hold one another, and
+    themselves: whoever walks through them has to count the steps. ``allowed`` says what
+    stands for a (module, name); the pickle may call that, and may set the state of what
+    it returns, and both are the stand-in's own code.
 
-    def _load_setitems(self) -> None:
-        self._set_items(self.pop_mark())
-
-    def _load_dict(self) -> None:
-        items = self.pop_mark()
-        self.append({})
-        self._set_items(items)
-
-    dispatch = _Dispatch(
-        {
-            **{code[0]: pickle._Unpickler.dispatch[code[0]] for code in _OPCODES},
-            pickle.GLOBAL[0]: _load_global,
-            pickle.SETITEM[0]: _load_setitem,
-            pickle.SETITEMS[0]: _load_setitems,
-            pickle.DICT[0]: _load_dict,
-        }
-    )
+    Raises:
+        RefusedGlobalError: the pickle asks for another global.
+        Exception: almost any other: the pickle is broken.
+    """
+    tuples = 0
+    for instruction, argument, _ in pickletools.genops(content):
+        name = instruction.name
+        if name not in _INSTRUCTIONS:
+            raise pickle.UnpicklingError(f"instruction {name}")
+        if name.endswith("PUT") and not 0 <= int(argument or 0) <= len(content):
+            raise pickle.UnpicklingError(f"{name} of {argument}")
+        tuples += name.startswith("TUPLE")
+    if tuples > _MOST_TUPLES:
+        raise pickle.UnpicklingError(f"{tuples} tuples")
+    return _Unpickler(content, allowed).load()

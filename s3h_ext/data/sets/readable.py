@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from s3h_ext.data.dataset import LongTailDataset
-from s3h_ext.data.image_files import ImageFiles
+from s3h_ext.data.dataset import ImageFiles, LongTailDataset
 from s3h_ext.data.sets.naming import some
-from s3h_ext.data.source.decode import PillowDecoder, Unreadable, available_cpus
+from s3h_ext.data.source.decode import PillowDecoder, Unreadable, decoding_threads
 
 __all__ = ["find_unreadable", "without_unreadable"]
 
@@ -39,9 +36,6 @@ def find_unreadable(
 
     Returns:
         Positions of the images that cannot be read, ascending.
-
-    Raises:
-        UnreadableImageError: there is one, and the policy is ``"error"``.
     """
     decoder = PillowDecoder(files, unreadable, workers=workers)
 
@@ -50,19 +44,13 @@ def find_unreadable(
         return [i for i in range(start, stop) if decoder.image(i) is None]
 
     bad: list[int] = []
-    with ExitStack() as stack:
-        bar = stack.enter_context(
-            tqdm(
-                total=len(files),
-                desc=title,
-                unit="image",
-                disable=title is None,
-                # A log file wants a line now and then.
-                mininterval=0.1 if sys.stderr.isatty() else 30.0,
-            )
-        )
-        pool = ThreadPoolExecutor(workers or available_cpus(), "s3h-decode")
-        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+    # A log file wants a line now and then.
+    every = 0.1 if sys.stderr.isatty() else 30.0
+    how = {"unit": "image", "disable": title is None, "mininterval": every}
+    with (
+        tqdm(total=len(files), desc=title, **how) as bar,
+        decoding_threads(workers) as pool,
+    ):
         for positions in pool.map(read, range(0, len(files), _BLOCK)):
             bad += positions
             bar.update(min(_BLOCK, len(files) - bar.n))
@@ -74,13 +62,7 @@ def without_unreadable(
 ) -> LongTailDataset:
     """Leaves training images out, and classes that have none without them.
 
-    Args:
-        dataset: Of files; returned as it is where there are no names.
-        names: Of training images, relative to their root. A name that is not there
-            leaves nothing out, and is still listed in ``unreadable``.
-
-    Returns:
-        The data set, with the names in ``unreadable``.
+    A name that is not there leaves nothing out. All names are listed in ``unreadable``.
 
     Raises:
         ValueError: fewer than two classes, or no test image, would be left.

@@ -1,4 +1,4 @@
-"""Where the official files are, and the checksums that say they are the official ones.
+"""Addresses and checksums of the official files.
 
 CIFAR: https://www.cs.toronto.edu/~kriz/cifar.html. OCTMNIST: MedMNIST v2 (Yang et al.,
 Scientific Data 2023), Zenodo record 10519652, addresses and checksums of its
@@ -11,6 +11,8 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from s3h_ext.checks import check_choice
 
 __all__ = [
     "OCTMNIST_SIZES",
@@ -97,11 +99,7 @@ OFFICIAL_FILES: Mapping[tuple[str, int], OfficialFile] = {
 
 
 def find_official(name: str, size: int | None = None) -> OfficialFile:
-    """Returns the official file of a data set.
-
-    Args:
-        name: ``"cifar10"``, ``"cifar100"`` or ``"octmnist"``.
-        size: Image side in pixels; ``None`` for the smallest there is.
+    """Returns the official file of a data set; without a size that of the smallest.
 
     Raises:
         ValueError: there is no such data set, or not in this size.
@@ -111,9 +109,7 @@ def find_official(name: str, size: int | None = None) -> OfficialFile:
         'octmnist_64.npz'
     """
     sizes = sorted(known for title, known in OFFICIAL_FILES if title == name)
-    if not sizes:
-        names = sorted({title for title, _ in OFFICIAL_FILES})
-        raise ValueError(f"name: expected one of {', '.join(names)}, got {name!r}")
+    check_choice("name", name, sorted({title for title, _ in OFFICIAL_FILES}))
     if size is not None and size not in sizes:
         raise ValueError(f"size: {name} comes in {sizes} pixels, got {size}")
     return OFFICIAL_FILES[name, sizes[0] if size is None else size]

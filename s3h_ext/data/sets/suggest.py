@@ -40,7 +40,8 @@ def suggest(counts: NDArray[np.int64], root: str) -> list[str]:
     """
     images = int(counts.sum())
     factor = counts.max() / counts.min()
-    options = {"preset": "folder/ce", "data.root": shlex.quote(root)}
+    options: dict[str, object] = {"preset": "folder/ce"}
+    options["data.root"] = shlex.quote(root)
     reason = f"the largest class has {factor:.3g} times the images of the smallest"
     if factor >= LONG_TAILED:
         options["preset"] = "folder/s3h"

@@ -23,16 +23,8 @@ def unpack(archive: Path, root: Path, *, folder: str, wanted: Collection[str]) -
     """Unpacks ``folder`` out of a tar file into ``root``, all of it or nothing.
 
     Nothing but the content of plain files is taken over: no owner, no mode, no link, no
-    device. The folder gets its name when it is complete, by one rename.
-
-    Args:
-        archive: A tar file, packed or not.
-        root: An existing folder.
-        folder: The one folder that the archive may hold.
-        wanted: Names that must be in it.
-
-    Returns:
-        The unpacked folder.
+    device. The folder gets its name when it is complete, by one rename. The files
+    ``wanted`` must be in it.
 
     Raises:
         ArchiveError: damaged, too large, with a part missing, or with a member that is

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from s3h_ext.data.source.pixels import StepPixels
+from s3h_ext.data.tensors import Tensors
 from s3h_ext.data.views.mixing import Mix
-from s3h_ext.data.views.recipes import ViewSpec
+from s3h_ext.data.views.recipes import Recipe, ViewSpec
 from s3h_ext.data.views.render import Pasted, whole_box
 
 __all__ = ["Batch", "Draws", "MixedViews", "Quadrants", "make_batch"]
 
-#: Positions ``[P]``, as many crops, and where the last of them are pasted -> views
-#: ``[V, C, H, W]``.
-Render = Callable[[Tensor, ViewSpec, Pasted | None], Tensor]
-
 
 @dataclass(frozen=True, eq=False)
-class Quadrants:
-    """What the quadrants of montages show: top left and right, bottom left and right.
+class Quadrants(Tensors):
+    """Crops in the quadrants of montages: top left and right, bottom left and right.
 
     Attributes:
         labels: int64 ``[V, B, 4]``.
@@ -37,8 +33,8 @@ class Quadrants:
 
 
 @dataclass(frozen=True, eq=False)
-class MixedViews:
-    """What is mixed into the views of a batch, and the weights of the labels.
+class MixedViews(Tensors):
+    """Images mixed into the views of a batch, and the weights of their labels.
 
     Attributes:
         labels: int64 ``[V, B]``, of the images mixed in; a view's own where none is.
@@ -56,8 +52,8 @@ class MixedViews:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
-    """What a stream gives to one step.
+class Batch(Tensors):
+    """One stream's images and labels for a step.
 
     Attributes:
         images: ``[V, B, C, H, W]``, memory in the order ``[V, B, H, W, C]``, so that
@@ -76,29 +72,10 @@ class Batch:
     quadrants: Quadrants | None = None
     mixed: MixedViews | None = None
 
-    def each(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        """Returns the batch with a function of each of its tensors, in a fixed order.
-
-        The order is that of the fields, and of the fields of those.
-        """
-        batch: Batch = _each(self, function)
-        return batch
-
-
-def _each(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return function(value)
-    if value is None:
-        return None
-    changed = {
-        item.name: _each(getattr(value, item.name), function) for item in fields(value)
-    }
-    return replace(value, **changed)
-
 
 @dataclass(frozen=True)
 class Draws:
-    """What a stream draws for a batch, before anything is rendered.
+    """The draws of a batch, before anything is rendered.
 
     Attributes:
         indices: int64 ``[B]``, positions in the image set.
@@ -117,22 +94,24 @@ class Draws:
         return Draws(
             self.indices[start:stop],
             self.crops.narrow(1, start, stop),
-            self.mix and self.mix.select(slice(start, stop)),
+            self.mix and self.mix.each(lambda tensor: tensor[:, start:stop]),
             self.partners and self.partners.narrow(1, start, stop),
         )
 
 
 def make_batch(
-    draws: Draws, labels: Tensor, views: int, render: Render, part: slice = slice(None)
+    draws: Draws,
+    labels: Tensor,
+    views: int,
+    images: StepPixels,
+    recipe: Recipe,
+    part: slice = slice(None),
 ) -> Batch:
-    """Puts the crops of a batch in order and has them rendered.
+    """Renders the views of a batch, and mixes them.
 
-    Args:
-        draws: Of the batch.
-        labels: int64 ``[N]``, of the whole image set.
-        views: V.
-        render: Of the views ``[V * B, C, H, W]``.
-        part: Of montages, the B that are wanted; their crops come from all images.
+    ``labels`` are those of the whole image set, ``images`` those of the step. Of
+    montages, ``part`` says which of the batch are wanted; their crops come from all of
+    its images.
     """
     indices, mix, partners = draws.indices, draws.mix, draws.partners
     sources = indices.repeat(len(draws.crops.flip))
@@ -151,16 +130,21 @@ def make_batch(
         quadrants = Quadrants(labels[shown], shown, numbers)
     mixed = None
     if mix is None or partners is None:
-        images = render(sources, crops, None)
+        rendered = images.render(sources, crops, recipe)
     else:
-        images = _mixed(sources, crops, mix, partners.flatten(), render)
+        rendered = _mixed(sources, crops, mix, partners.flatten(), images, recipe)
         mixed = MixedViews(labels[mix.partners], mix.partners, mix.weights, mix.boxes)
-    images = images.view(*shape, *images.shape[1:])
-    return Batch(images, labels[indices], indices, quadrants, mixed)
+    rendered = rendered.view(*shape, *rendered.shape[1:])
+    return Batch(rendered, labels[indices], indices, quadrants, mixed)
 
 
 def _mixed(
-    sources: Tensor, crops: ViewSpec, mix: Mix, partners: ViewSpec, render: Render
+    sources: Tensor,
+    crops: ViewSpec,
+    mix: Mix,
+    partners: ViewSpec,
+    images: StepPixels,
+    recipe: Recipe,
 ) -> Tensor:
     """Renders views together with what is mixed into them, ``[P, C, H, W]``."""
     mixed = mix.mixed.flatten()
@@ -174,13 +158,13 @@ def _mixed(
     if mix.pasted:
         boxes = mix.boxes.flatten(0, 1)
         boxes = torch.where(mixed[:, None], boxes, whole_box(mix.size, boxes))
-        return render(sources, crops, Pasted(rows, boxes[rows]))
-    images = render(sources, crops, None)
-    images, others = images[:count], images[count:]
+        return images.render(sources, crops, recipe, Pasted(rows, boxes[rows]))
+    both = images.render(sources, crops, recipe)
+    own, others = both[:count], both[count:]
     # Photographs are drawn on the host and rendered on the device.
-    weights, rows = mix.weights.flatten()[rows].to(images), rows.to(images.device)
-    images[rows] = torch.lerp(others, images[rows], weights[:, None, None, None])
-    return images
+    weights, rows = mix.weights.flatten()[rows].to(own), rows.to(own.device)
+    own[rows] = torch.lerp(others, own[rows], weights[:, None, None, None])
+    return own
 
 
 def _rows(mixed: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from s3h_ext.data.image_files import ImageFiles
+from s3h_ext.data.dataset import ImageFiles
 from s3h_ext.data.source.decode import (
     LONGEST_SIDE,
     PillowDecoder,
     Unreadable,
     available_cpus,
+    decoding_threads,
 )
 
 __all__ = ["DaliDecoder"]
@@ -62,13 +62,8 @@ class _Fed:
 class DaliDecoder:
     """DALI on the CPU, or on the GPU that the batches are for.
 
-    On a GPU it decodes there (``mixed``) and the images stay there.
-
-    Args:
-        files: The image set.
-        unreadable: What to do about files that cannot be read.
-        workers: Threads; 0 for as many as there are CPUs.
-        device: Where the batches are.
+    On a GPU it decodes there (``mixed``) and the images stay there. The arguments are
+    those of :class:`~.decode.PillowDecoder`, and the device of the batches.
 
     Raises:
         ImportError: DALI is not installed.
@@ -102,9 +97,7 @@ class DaliDecoder:
         begun: deque[_Fed] = deque()
         again: deque[_Fed] = deque()
         coming = iter(batches)
-        with ExitStack() as stack:
-            pool = ThreadPoolExecutor(self._workers, "s3h-decode")
-            stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        with decoding_threads(self._workers) as pool:
 
             def feed() -> list[NDArray[np.uint8]]:
                 # Raises StopIteration at the end, which is what DALI waits for.

@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s3h_ext.data.image_files import ImageFiles
+from s3h_ext.checks import NOT_NEGATIVE, check, check_choice
+from s3h_ext.data.dataset import ImageFiles
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,6 +34,7 @@ __all__ = [
     "UnreadablePolicy",
     "available_cpus",
     "decode_image",
+    "decoding_threads",
 ]
 
 UnreadablePolicy = Literal["error", "skip"]
@@ -68,21 +70,13 @@ class Unreadable:
     """
 
     def __init__(self, policy: UnreadablePolicy = "error") -> None:
-        if policy not in get_args(UnreadablePolicy):
-            raise ValueError(
-                f"unreadable: expected one of {get_args(UnreadablePolicy)}, got "
-                f"{policy!r}"
-            )
+        check_choice("unreadable", policy, get_args(UnreadablePolicy))
         self.policy = policy
         self.errors: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def record(self, path: str, error: Exception) -> None:
-        """Records an image that could not be read.
-
-        Raises:
-            UnreadableImageError: the policy is ``"error"``.
-        """
+        """Records an image that could not be read, or raises if that is the policy."""
         reason = str(error) or type(error).__name__
         if self.policy == "error":
             raise UnreadableImageError(
@@ -101,17 +95,21 @@ def available_cpus() -> int:
     return os.cpu_count() or 1
 
 
+@contextmanager
+def decoding_threads(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Opens threads, 0 for one per CPU; what has not begun at the end is not done."""
+    pool = ThreadPoolExecutor(workers or available_cpus(), "s3h-decode")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
 def decode_image(content: bytes) -> Tensor:
-    """Decodes an image file with Pillow.
+    """Decodes an image file with Pillow to uint8 ``[H, W, 3]``.
 
     Turned upright as EXIF says, grey and palettes widened, CMYK converted, alpha
     dropped, of 16 bits the upper 8; of an animation the first frame.
-
-    Args:
-        content: Of the file.
-
-    Returns:
-        uint8 ``[H, W, 3]``.
 
     Raises:
         Exception: whatever Pillow raises on a file that is no image, or is damaged.
@@ -238,11 +236,10 @@ class PillowDecoder:
     def __init__(
         self, files: ImageFiles, unreadable: Unreadable, *, workers: int = 0
     ) -> None:
-        if workers < 0:
-            raise ValueError(f"workers: expected at least 0, got {workers}")
+        check(NOT_NEGATIVE, workers=workers)
         self._files = files
         self._unreadable = unreadable
-        self._workers = workers or available_cpus()
+        self._workers = workers
 
     def image(self, index: int) -> Tensor | None:
         """Returns an image, or ``None`` if it cannot be read."""
@@ -261,10 +258,7 @@ class PillowDecoder:
     ) -> Iterator[list[Tensor | None]]:
         """See :class:`Decoder`."""
         pending: deque[list[Future[Tensor | None]]] = deque()
-        with ExitStack() as stack:
-            pool = ThreadPoolExecutor(self._workers, "s3h-decode")
-            # Decoding that has not begun is not waited for.
-            stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        with decoding_threads(self._workers) as pool:
             for batch in batches:
                 pending.append([pool.submit(self.image, i) for i in batch.tolist()])
                 # One batch is decoded while the one before is in use; more would only

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from s3h_ext.checks import COUNT, check
 from s3h_ext.data.source.batches import Batch
 from s3h_ext.data.source.pixels import FilePixels, ResidentPixels, StepPixels
 from s3h_ext.data.views.recipes import get_recipe
@@ -46,8 +47,7 @@ class EvaluationBatches:
         batch_size: int,
         recipe: str | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        check(COUNT, batch_size=batch_size)
         self.batch_size = batch_size
         self._pixels = pixels
         evaluation = pixels.evaluation if recipe is None else get_recipe(recipe)
@@ -79,4 +79,4 @@ class EvaluationBatches:
             views = images.render(indices, crops, self._recipe)
             del images
             batch = Batch(views.unsqueeze(0), self._labels[indices], indices)
-            yield batch.each(lambda tensor: tensor.to(pixels.device))
+            yield batch.to(pixels.device)

@@ -1,4 +1,4 @@
-"""Which source feeds a run, and how it decodes."""
+"""Makes a run's sources from its options."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Literal, get_args
 
 import torch
 
-from s3h_ext.data.dataset import ImageSet, LongTailDataset
-from s3h_ext.data.image_files import ImageFiles
+from s3h_ext.checks import NOT_NEGATIVE, check, check_choice
+from s3h_ext.data.dataset import ImageFiles, ImageSet, LongTailDataset
 from s3h_ext.data.source.decode import (
     Decoder,
     PillowDecoder,
@@ -58,12 +58,8 @@ class Feed:
         workers: int = 0,
         unreadable: UnreadablePolicy = "error",
     ) -> None:
-        if source not in get_args(SourceName):
-            raise ValueError(
-                f"source: expected one of {get_args(SourceName)}, got {source!r}"
-            )
-        if workers < 0:
-            raise ValueError(f"workers: expected at least 0, got {workers}")
+        check_choice("source", source, get_args(SourceName))
+        check(NOT_NEGATIVE, workers=workers)
         self.source, self.workers = source, workers
         self.unreadable = Unreadable(unreadable)
 

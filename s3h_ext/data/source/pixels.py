@@ -1,4 +1,4 @@
-"""Where a source's pixels come from: arrays in memory, or decoded photographs."""
+"""Pixels for a source: arrays in memory, or decoded photographs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s3h_ext.data.dataset import ImageSet
-from s3h_ext.data.image_files import ImageFiles
+from s3h_ext.data.dataset import ImageFiles, ImageSet
 from s3h_ext.data.source.decode import Decoder
 from s3h_ext.data.views.recipes import Recipe, ViewSpec, get_recipe
 from s3h_ext.data.views.render import Pasted, Renderer, render_crops
@@ -129,10 +128,8 @@ class FilePixels:
     ) -> Iterator[DecodedPixels]:
         """Decodes the images of a step while the step before is in use.
 
-        Args:
-            wanted: For each step the positions of its images, int64 ``[M]``, sorted and
-                each once.
-            largest: Greatest M.
+        ``wanted`` has for each step the positions of its images, int64 ``[M]``, sorted
+        and each once; ``largest`` is the greatest M.
         """
         asked: deque[NDArray[np.int64]] = deque()
 

@@ -259,14 +259,11 @@ class _StreamOfEpoch:
             self.draws(step, images),
             source._labels,
             self._stream.views,
-            lambda sources, crops, pasted: images.render(
-                sources, crops, self._recipe, pasted
-            ),
+            images,
+            self._recipe,
             part,
         )
-        if source.resident:  # drawn on the device
-            return batch
-        return batch.each(lambda tensor: tensor.to(source.pixels.device))
+        return batch.to(source.pixels.device)
 
     def draws(self, step: int, images: StepPixels) -> Draws:
         """Returns what is drawn for this process's part of a step."""

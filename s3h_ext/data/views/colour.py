@@ -100,16 +100,9 @@ def colour_matrix(
     """Composes brightness, contrast, saturation and hue, in this order.
 
     On a pixel x in [0, 1]: ``b x``; ``c x + (1 - c) / 2``; ``s x + (1 - s) luma(x)``;
-    and a rotation of the two chroma axes of YIQ by ``angle``.
-
-    Args:
-        brightness: float64 ``[...]``, 1 for none.
-        contrast: float64 ``[...]``, 1 for none.
-        saturation: float64 ``[...]``, 1 for none, 0 for grey.
-        angle: float64 ``[...]`` in radians, 0 for none.
-
-    Returns:
-        float32 ``[..., 3, 4]``: the matrix and, as its last column, the offset.
+    and a rotation of the two chroma axes of YIQ by ``angle`` (radians). All are float64
+    ``[...]``; the result is float32 ``[..., 3, 4]``, the matrix and, as its last
+    column, the offset.
     """
     # Saturation scales the two chroma axes and hue turns them: in RGB that is the luma
     # part, plus s cos(angle) of what is not luma, plus s sin(angle) of it turned by a

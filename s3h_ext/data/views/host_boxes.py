@@ -49,9 +49,6 @@ def sample_view_boxes_host(
         view: Integers ``[N]``, or one for all.
         stream: Which stream of draws, in [0, 256).
 
-    Returns:
-        Boxes and fallback flags.
-
     Raises:
         TypeError: an array does not hold integers, or the constraint is none.
         ValueError: a wrong shape, or a number out of range.
@@ -59,10 +56,8 @@ def sample_view_boxes_host(
 
     Example:
         >>> from s3h_ext.ops.view_constraints import PadCrop
-        >>> drawn = sample_view_boxes_host(
-        ...     (32, 32), PadCrop(0), seed=0, epoch=0, sample_index=np.arange(2),
-        ...     view=0)
-        >>> drawn.box.tolist()
+        >>> where = {"seed": 0, "epoch": 0, "sample_index": np.arange(2), "view": 0}
+        >>> sample_view_boxes_host((32, 32), PadCrop(0), **where).box.tolist()
         [[0, 0, 32, 32], [0, 0, 32, 32]]
     """
     numbers = as_constraint(constraint).numbers()

@@ -11,14 +11,15 @@ does so on the view of the classifier.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from s3h_ext.checks import check, check_choice, number_in
 from s3h_ext.data.samplers import SAMPLERS, EpochOrder
+from s3h_ext.data.tensors import Tensors
 from s3h_ext.ops.philox import philox_words
 
 __all__ = ["Mix", "Mixing"]
@@ -33,8 +34,8 @@ _CLASS, _MEMBER, _WHETHER, _WEIGHT, _TOP, _LEFT = range(6)
 
 
 @dataclass(frozen=True)
-class Mix:
-    """What is mixed into the views of a batch.
+class Mix(Tensors):
+    """Partners of a batch's views, and the weights of the labels.
 
     Attributes:
         partners: int64 ``[V, B]``, the images mixed in, as positions in the image set;
@@ -56,26 +57,11 @@ class Mix:
 
     @property
     def mixed(self) -> Tensor:
-        """Which views show two images, bool ``[V, B]``."""
+        """True for views that show two images, bool ``[V, B]``."""
         return self.boxes[..., 2:].amin(-1) > 0
 
-    def select(self, images: slice | Tensor) -> Mix:
-        """Returns the part of some images of the batch."""
-        return replace(
-            self,
-            partners=self.partners[:, images],
-            weights=self.weights[:, images],
-            boxes=self.boxes[:, images],
-            view=self.view[:, images],
-        )
-
     def keep(self, kept: Tensor, indices: Tensor) -> Mix:
-        """Returns the mix without the partners that are not ``kept``.
-
-        Args:
-            kept: bool ``[V, B]``.
-            indices: int64 ``[B]``, the images of the batch.
-        """
+        """Returns the mix with the ``kept`` partners alone, bool ``[V, B]``."""
         return replace(
             self,
             partners=torch.where(kept, self.partners, indices),
@@ -86,7 +72,7 @@ class Mix:
 
 @dataclass(frozen=True)
 class Mixing:
-    """How the views of a stream are mixed, with labels weighted by what is seen.
+    """Mixes the views of a stream, and weights the labels by the area seen.
 
     The weight of the view's own label is uniform on [0, 1], the Beta(1, 1) of the
     papers. The box of CutMix has the share ``1 - weight`` of the view, about a uniform
@@ -120,22 +106,10 @@ class Mixing:
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, chosen, names in (
-            ("kind", self.kind, get_args(MixKind)),
-            ("unit", self.unit, get_args(MixUnit)),
-            ("sampler", self.sampler, SAMPLERS),
-        ):
-            if chosen not in names:
-                near = difflib.get_close_matches(str(chosen), names, n=1, cutoff=0.0)[0]
-                raise ValueError(
-                    f"mixing.{name}: expected one of {', '.join(names)}, got "
-                    f"{chosen!r}; did you mean {near!r}?"
-                )
-        if not 0.0 < self.probability <= 1.0:
-            raise ValueError(
-                f"mixing.probability: expected a number in (0, 1], got "
-                f"{self.probability}"
-            )
+        check_choice("mixing.kind", self.kind, get_args(MixKind))
+        check_choice("mixing.unit", self.unit, get_args(MixUnit))
+        check_choice("mixing.sampler", self.sampler, SAMPLERS)
+        check(number_in("(0, 1]"), "mixing.", probability=self.probability)
         if not 0.0 <= self.start < self.end <= 1.0:
             raise ValueError(
                 "mixing.start, mixing.end: expected shares of the training, 0 <= start "
@@ -161,16 +135,10 @@ class Mixing:
     ) -> Mix:
         """Draws what is mixed into the views of a batch; a pure function.
 
-        Args:
-            order: Of the training images.
-            size: Height and width of the views.
-            seed: In [0, 2**32).
-            epoch: In [0, 2**32).
-            index: int64 ``[B]``, the images of the batch.
-            view: int64 ``[V, B]``, numbers of their views.
-            step: int64 ``[B]``, the step of the epoch that each image belongs to.
-            stream: Number of the stream.
-            progress: Epochs done over all epochs, in [0, 1).
+        ``order`` and ``size`` are of the training images and of the views. ``index``
+        and ``step`` are int64 ``[B]``: the images of the batch, and the step of the
+        epoch that each belongs to; ``view`` is int64 ``[V, B]``, numbers of their
+        views.
         """
         address = {"seed": seed, "epoch": epoch, "stream": _MIX_STREAMS + stream}
         owner = index.expand_as(view)

@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s3h_ext.data.dataset import ImageSet
-from s3h_ext.data.image_files import ImageFiles
+from s3h_ext.data.dataset import ImageFiles, ImageSet
 from s3h_ext.data.sets.folders import image_names
 from s3h_ext.data.source.decode import decode_image
 from s3h_ext.data.views.recipes import Recipe, get_recipe
@@ -24,14 +23,7 @@ __all__ = ["Preprocessing", "find_pictures", "read_picture", "thumbnails"]
 
 
 def read_picture(path: Path, channels: int) -> NDArray[np.uint8]:
-    """Decode an image file as training does, see :func:`~.decode.decode_image`.
-
-    Args:
-        path: of the file.
-        channels: 3 for RGB or 1 for grey.
-
-    Returns:
-        uint8 ``[H, W, channels]``.
+    """Decode an image file as training does, to uint8 ``[H, W, channels]``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -71,7 +63,7 @@ def find_pictures(places: Iterable[Path]) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What becomes of an image before the network sees it.
+    """Crops, resizes and normalises images for the network.
 
     With ``"evaluation"`` the centre 224/256 of the shorter side is resized to the
     network's input. With ``"none"``, evaluation shows images at their own size, so one

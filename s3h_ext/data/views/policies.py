@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from s3h_ext.checks import COUNT, check, number_in
 from s3h_ext.ops.augment import Operation
 
 __all__ = ["CIFAR10_POLICY", "AutoAugment", "Policy", "RandAugment"]
@@ -135,18 +136,18 @@ class AutoAugment:
 
     @property
     def draws(self) -> int:
-        """How many uniforms a view needs."""
+        """Uniforms that a view needs."""
         return 5
 
     def describe(
         self, uniforms: Tensor, height: int, width: int
     ) -> tuple[Tensor, Tensor]:
-        """Chooses operations.
+        """Chooses operations for an image of a size.
 
         Args:
             uniforms: float64 ``[..., draws]`` in [0, 1).
-            height: Of the image that the operations are applied to.
-            width: Of that image.
+            height: Of the image.
+            width: Of the image.
 
         Returns:
             Operations, int64 ``[..., 2]``, and magnitudes, float64 ``[..., 2]``.
@@ -185,16 +186,12 @@ class RandAugment:
     magnitude: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"count: expected at least 1, got {self.count}")
-        if not 0 <= self.magnitude <= 30:
-            raise ValueError(
-                f"magnitude: expected 0 <= magnitude <= 30, got {self.magnitude}"
-            )
+        check(COUNT, count=self.count)
+        check(number_in("[0, 30]"), magnitude=self.magnitude)
 
     @property
     def draws(self) -> int:
-        """How many uniforms a view needs."""
+        """Uniforms that a view needs."""
         return 2 * self.count
 
     def describe(

@@ -26,14 +26,14 @@ the image that it is mixed into, in stream s (and 64 + s).
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from s3h_ext.checks import check_choice
+from s3h_ext.data.tensors import Tensors
 from s3h_ext.data.views.colour import ColorJitter, draw_colour
 from s3h_ext.data.views.policies import AutoAugment, Policy, RandAugment
 from s3h_ext.ops.philox import philox_uniform
@@ -59,8 +59,8 @@ _FLIP, _GREY, _HUE, _KEY = 0, 3, 8, 10
 
 
 @dataclass(frozen=True)
-class ViewSpec:
-    """What to render, one entry per crop; leading dimensions are free.
+class ViewSpec(Tensors):
+    """Crops to render, one entry each; leading dimensions are free.
 
     A view is one crop, or four in a montage. The order of things is crop, resize, flip,
     colour matrix, operations, hole.
@@ -94,41 +94,21 @@ class ViewSpec:
 
     def narrow(self, dim: int, start: int, stop: int) -> ViewSpec:
         """Returns the crops ``start .. stop - 1`` along a leading dimension."""
-        return self._each(lambda tensor: tensor.narrow(dim, start, stop - start))
+        return self.each(lambda tensor: tensor.narrow(dim, start, stop - start))
 
     def flatten(self) -> ViewSpec:
         """Returns the same crops with one leading dimension."""
         last = self.flip.dim() - 1
-        return self._each(lambda tensor: tensor.flatten(0, last))
+        return self.each(lambda tensor: tensor.flatten(0, last))
 
     def select(self, index: Tensor) -> ViewSpec:
         """Returns the crops at ``index`` (int64 ``[M]``) of the first dimension."""
-        return self._each(lambda tensor: tensor.index_select(0, index))
-
-    def reshape(self, *leading: int) -> ViewSpec:
-        """Returns the crops of a flat description in other leading dimensions."""
-        return self._each(lambda tensor: tensor.reshape(*leading, *tensor.shape[1:]))
-
-    def to(self, device: torch.device) -> ViewSpec:
-        """Returns the crops on a device."""
-        return self._each(lambda tensor: tensor.to(device))
+        return self.each(lambda tensor: tensor.index_select(0, index))
 
     def followed_by(self, other: ViewSpec) -> ViewSpec:
         """Returns these crops and then others of the same recipe, both flat."""
-        rest = iter(
-            value
-            for item in fields(other)
-            if isinstance(value := getattr(other, item.name), Tensor)
-        )
-        return self._each(lambda tensor: torch.cat((tensor, next(rest))))
-
-    def _each(self, function: Callable[[Tensor], Tensor]) -> ViewSpec:
-        changed: dict[str, Any] = {
-            item.name: function(value)
-            for item in fields(self)
-            if isinstance(value := getattr(self, item.name), Tensor)
-        }
-        return replace(self, **changed)
+        rest = iter(other.tensors())
+        return self.each(lambda tensor: torch.cat((tensor, next(rest))))
 
 
 @dataclass(frozen=True)
@@ -165,7 +145,7 @@ class Recipe:
 
     @property
     def crops(self) -> int:
-        """How many crops a view is made of."""
+        """Crops that a view is made of."""
         return 4 if self.montage else 1
 
     def check_channels(self, channels: int) -> None:
@@ -290,7 +270,7 @@ class Recipe:
             else None,
             resized=self._resizes(),
         )
-        return spec.reshape(*leading)
+        return spec.each(lambda tensor: tensor.reshape(*leading, *tensor.shape[1:]))
 
     @property
     def _draws(self) -> int:
@@ -396,10 +376,5 @@ def get_recipe(name: str, argument: str = "recipe") -> Recipe:
     Raises:
         ValueError: there is no such recipe; the message names the nearest.
     """
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"{argument}: expected one of {', '.join(RECIPES)}, got {name!r}; "
-            f"did you mean {near!r}?"
-        )
+    check_choice(argument, name, RECIPES)
     return RECIPES[name]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from s3h_ext.data.tensors import Tensors
 from s3h_ext.data.views.recipes import Recipe, ViewSpec
 from s3h_ext.ops.augment import augment_images
 from s3h_ext.ops.patches import Patches
@@ -26,7 +27,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
-class Pasted:
+class Pasted(Tensors):
     """Crops that are seen in a part of another crop's view only, on top of it.
 
     Of a crop that was resized the part is cut at whole pixels of its image, the
@@ -39,10 +40,6 @@ class Pasted:
 
     view: Tensor
     rect: Tensor
-
-    def to(self, device: torch.device) -> Pasted:
-        """Returns the same on a device."""
-        return Pasted(self.view.to(device), self.rect.to(device))
 
 
 class Renderer:
@@ -153,17 +150,9 @@ def render_crops(
 ) -> Tensor:
     """Renders the crops of a recipe, of images of one size or of many.
 
-    Args:
-        images: uint8 ``[N, H, W, C]``, or N of ``[H_i, W_i, C]`` for a recipe that
-            resizes its crops.
-        source: int64 ``[P]``, which image each crop is of.
-        crops: P crops with one leading dimension, as for :class:`Renderer`.
-        recipe: What they were drawn by.
-        size: Height and width of the views.
-        mean: Per channel, of pixels in [0, 1].
-        std: Per channel, positive.
-        dtype: Of the views.
-        pasted: As for :class:`Renderer`.
+    ``images`` are uint8 ``[N, H, W, C]``, or N of ``[H_i, W_i, C]`` for a recipe that
+    resizes its crops. ``source``, ``crops``, ``recipe`` and ``pasted`` are as for
+    :class:`Renderer`; ``size`` is that of the views.
 
     Returns:
         ``[V, C, h, w]``, channels last in memory.
