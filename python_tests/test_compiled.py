@@ -90,6 +90,33 @@ def module(kind):
     return call
 
 
+def views(n: int) -> list[Tensor]:
+    return [rows(2 * n).detach().unflatten(0, (n, 2)).requires_grad_()]
+
+
+def supcon_with_keys(number, z, y, keys, key_labels):
+    weights = torch.linspace(0, 1, len(z))
+    return losses.supcon_loss(
+        z, y, keys=keys, key_labels=key_labels, weights=weights, temperature=number
+    )
+
+
+def supcon_with_mask(number, z, mask):
+    return losses.supcon_loss(z, mask=mask, contrast_mode="one", temperature=number)
+
+
+def supcon_of_views(number, z):
+    return losses.supcon_loss(z, temperature=number)
+
+
+MOCO = losses.SupConLoss(contrast_mode="one", in_batch=False)
+
+
+def moco(number, z, keys, key_labels):
+    MOCO.temperature = number
+    return MOCO(z, keys=keys, key_labels=key_labels)
+
+
 def cross(loss, number, z, y, keys, key_labels, centres, queue, queue_labels):
     index = torch.arange(len(z))
     options = {"queue": queue, "queue_labels": queue_labels, "self_index": index}
@@ -248,11 +275,24 @@ LOSSES = {
     ),
     "supcon_loss": Case(function(losses.supcon_loss), contrast),
 }
-CASES = OPERATIONS | LOSSES
+#: The further arguments of SupCon.
+VARIANTS = {
+    "supcon_loss, keys": Case(
+        supcon_with_keys, lambda n: [*contrast(n), *pairs(n)[2:]]
+    ),
+    "supcon_loss, mask": Case(
+        supcon_with_mask, lambda n: [*views(n), torch.rand(n, n)]
+    ),
+    "supcon_loss, views": Case(supcon_of_views, views),
+    "SupConLoss, MoCo": Case(moco, lambda n: [*views(n), *contrast(2 * n)]),
+}
+CASES = OPERATIONS | LOSSES | VARIANTS
 FUNCTIONS = {name for name in LOSSES if name.endswith("_loss")}
 #: Types of arguments and results, and what prepares a training on the host.
 NOT_CALLED = {"Operation", "Patches", "PrototypeUpdate", "ViewBoxes"}
 NOT_COMPILED = {"ContrastiveStats", "MixedLabels", "effective_number_weights"}
+#: Compiled in a test of its own: it changes with every call.
+NOT_COMPILED |= {"FeatureQueue"}
 
 
 def test_each_has_a_case():

@@ -34,7 +34,7 @@ mixed images too (:class:`MixedLabels`). ``effective_number_weights`` makes clas
 weights of counts.
 """
 
-from s3h_ext.losses._common import ContrastiveStats
+from s3h_ext.losses._reduction import ContrastiveStats
 from s3h_ext.losses.balanced import BalancedContrastiveLoss, balanced_contrastive_loss
 from s3h_ext.losses.classification import (
     FocalLoss,
@@ -52,12 +52,14 @@ from s3h_ext.losses.prototypical import (
     PrototypicalSupConLoss,
     prototypical_supcon_loss,
 )
+from s3h_ext.losses.queue import FeatureQueue
 from s3h_ext.losses.supcon import SupConLoss, supcon_loss
 
 __all__ = [
     "BalancedContrastiveLoss",
     "ContrastiveStats",
     "CrossModelContrastiveLoss",
+    "FeatureQueue",
     "FocalLoss",
     "LDAMLoss",
     "LogitAdjustedLoss",

@@ -23,8 +23,8 @@ from s3h_ext.losses._common import (
     check_number,
     check_shares,
     check_weight,
-    mean_of_counted,
 )
+from s3h_ext.losses._reduction import mean_of_counted
 
 Counts = Sequence[int] | np.ndarray | Tensor
 
