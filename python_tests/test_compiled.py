@@ -96,9 +96,8 @@ def views(n: int) -> list[Tensor]:
 
 def supcon_with_keys(number, z, y, keys, key_labels):
     weights = torch.linspace(0, 1, len(z))
-    return losses.supcon_loss(
-        z, y, keys=keys, key_labels=key_labels, weights=weights, temperature=number
-    )
+    given = {"keys": keys, "key_labels": key_labels, "self_index": torch.arange(len(z))}
+    return losses.supcon_loss(z, y, **given, weights=weights, temperature=number)
 
 
 def supcon_with_mask(number, z, mask):

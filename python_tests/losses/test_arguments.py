@@ -32,6 +32,7 @@ def good(name):
                 **contrast,
                 "keys": rows(N + 1),
                 "key_labels": torch.arange(N + 1) % C,
+                "self_index": torch.arange(N),
                 "num_classes": C,
             },
         ),

@@ -17,7 +17,10 @@ def test_it_holds_the_last_rows(size, counts):
     queue, put = FeatureQueue(size, 4), 0
     places = [-1] * size  # the row in each place, by a list
     for count in counts:
-        queue.enqueue(rows(count, start=put), torch.arange(put, put + count))
+        found = queue.enqueue(rows(count, start=put), torch.arange(put, put + count))
+        stays = torch.arange(count) >= count - size
+        place = (put + torch.arange(count)) % size
+        assert torch.equal(found, torch.where(stays, place, -1))
         for row in range(put, put + count):
             places[row % size] = row
         put += count

@@ -32,6 +32,11 @@ def equation(z, given, mode="all", in_batch=True):
     if given.get("key_labels") is not None:
         there[len(rows) :] = given["key_labels"] >= 0
     sees = ~torch.eye(len(rows), len(every), dtype=torch.bool) & there
+    if given.get("self_index") is not None:
+        step = views if mode == "one" else 1
+        index = torch.full((len(rows),), -1)
+        index[::step] = given["self_index"][::step]
+        sees[:, len(rows) :] &= index[:, None] != torch.arange(len(keys))
     own = sample[:, None] == sample
     if not in_batch:
         sees[:, : len(rows)] &= own
@@ -66,7 +71,9 @@ def arguments(positives, keys, views=2, in_batch=True, dtype=torch.float64):
     if keys != "none":
         given["keys"] = unit(M, D).to(dtype)
         given["key_labels"] = torch.arange(M) % C
-        if keys == "empty":
+        if keys == "self":
+            given["self_index"] = torch.arange(B * views) % (M + 2) - 1
+        if keys in ("empty", "self"):
             given["key_labels"][[2, 5]] = -1
             given["keys"][2] = math.nan
         elif positives != "labels":
@@ -86,12 +93,13 @@ CASES = [
     SimpleNamespace(positives=p, keys=k, in_batch=b, mode=m, views=v)
     for p, k, b, m, v in itertools.product(
         ["labels", "views", "mask", "mask-weights"],
-        ["none", "full", "empty"],
+        ["none", "full", "empty", "self"],
         [True, False],
         ["all", "one"],
         [1, 2, 3],
     )
     if (b or k != "none") and (p != "views" or v > 1)
+    if v == 2 or k in ("none", "empty")
 ]
 
 
@@ -101,6 +109,8 @@ def name_of(case):
 
 
 def call(case, z, given, **options):
+    if case.mode == "one" and "self_index" in given:
+        given = given | {"self_index": given["self_index"][:: z.shape[1]]}
     return supcon_loss(
         z,
         **given,
@@ -216,7 +226,7 @@ def test_weights_of_nothing_that_counts_give_0():
     assert not z.grad.any()
 
 
-@pytest.mark.parametrize("case", CASES, ids=name_of)
+@pytest.mark.parametrize("case", LAWFUL, ids=name_of)
 def test_a_batch_without_samples(case):
     z, given = arguments(case.positives, case.keys, case.views, case.in_batch)
     given = {
@@ -273,6 +283,7 @@ KEYS = {"keys": unit(M, D), "key_labels": torch.arange(M)}
 COMBINATIONS = [
     ({**LABELS, "mask": torch.ones(B, B)}, "labels and mask must not be given"),
     ({**LABELS, "key_labels": torch.arange(M)}, "key_labels must be None without keys"),
+    ({**LABELS, "self_index": torch.arange(B)}, "self_index must be None without keys"),
     ({**LABELS, "keys": unit(M, D)}, "key_labels must be given where labels and keys"),
     ({**LABELS, "in_batch": False}, "keys must be given with in_batch=False"),
     ({}, "features must be .* two views or more where labels and mask are None"),

@@ -237,7 +237,8 @@ def check_queue(world):
     queue = FeatureQueue(5, 2, gather=True)
     for step in range(3):
         rows = torch.full((world.rank + 1, 2), 10.0 * step + world.rank)
-        queue.enqueue(rows, torch.full((world.rank + 1,), world.rank))
+        places = queue.enqueue(rows, torch.full((world.rank + 1,), world.rank))
+        assert torch.equal(queue.features[places], rows)
     states = world.gather(queue.state_dict())
     alone = FeatureQueue(5, 2)
     for step in range(3):

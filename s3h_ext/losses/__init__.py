@@ -12,8 +12,8 @@ Common to all of them: rows are used as they are given and should have unit leng
 unit rows, and overflow to inf where a score passes 88. An anchor for which the loss is
 undefined (no positive, or nothing in its denominator) adds nothing and is not counted
 by ``reduction="mean"``. A row with a negative label has no class: it is no anchor, and
-as a key it equals nothing. In a queue a negative label marks an empty place, which adds
-nothing, whatever it holds. Labels are integers of any type but uint64. One that is not
+as a key it equals nothing. In a queue, and in the ``key_labels`` of SupCon, a negative
+label marks an empty place, which adds nothing, whatever it holds. Labels are integers of any type but uint64. One that is not
 below the number of classes, where that is known, is a ``ValueError`` on the CPU, and no
 class on a GPU and under ``torch.compile``, where looking at it would wait.
 

@@ -50,6 +50,11 @@ class Classes(NamedTuple):
     keys: Tensor
     size: int
 
+    def of(self, key: Tensor) -> Tensor:
+        """Returns ``[A]``, whether a key of each anchor is a positive of it."""
+        same = self.keys.index_select(0, key) == self.anchors
+        return same & (self.anchors < self.size)
+
 
 class Weights(NamedTuple):
     """Positives are what a mask says.
@@ -61,6 +66,11 @@ class Weights(NamedTuple):
 
     mask: Tensor
     anchors: int
+
+    def of(self, key: Tensor) -> Tensor:
+        """Returns ``[A]``, how much a key of each anchor is a positive of it."""
+        chosen = self.mask.gather(1, key.unflatten(0, (-1, self.anchors)))
+        return chosen.flatten()
 
     def sums(self, keys: Tensor) -> Tensor:
         """Returns ``[A, D]``, the weighted sums of the keys of S samples ``[S, D]``."""
@@ -107,16 +117,14 @@ def _weighted(
 ) -> tuple[Tensor, Tensor]:
     """Returns dots and number of :class:`Seen`, without each anchor's own row."""
     rows = (anchors if batch.rows is None else batch.rows).to(positives.mask.dtype)
-    own = (
-        torch.arange(len(rows), device=rows.device) if batch.own is None else batch.own
-    )
+    own = batch.own
+    if own is None:
+        own = torch.arange(len(rows), device=rows.device)
     anchors = anchors.to(rows.dtype)
     samples = rows.unflatten(0, (-1, views)).sum(dim=1)
     dots = (anchors * positives.sums(samples)).sum(dim=1)
     # A sample's weight with itself is that of its other views: the row goes out again.
-    of_sample = own[:: positives.anchors, None] // views
-    weight = positives.mask.gather(1, of_sample)[:, 0]
-    weight = weight.repeat_interleave(positives.anchors)
+    weight = positives.of(own // views)
     dots = dots - weight * anchors.square().sum(dim=1)
     return dots, positives.totals(rows.new_full((len(samples),), views)) - weight
 
@@ -143,6 +151,7 @@ def see_keys(
     anchors: Tensor,
     keys: Tensor,
     empty: Tensor | None,
+    self_index: Tensor | None,
     positives: Classes | Weights | None,
     temperature: float,
 ) -> Seen:
@@ -152,6 +161,7 @@ def see_keys(
         anchors: ``[A, D]``.
         keys: ``[M, D]``.
         empty: ``[M]``, which of them are empty places; None: none is.
+        self_index: ``[A]``, which of them an anchor does not see; others: none.
         positives: which of them are positives; None: none is.
         temperature: τ.
     """
@@ -162,7 +172,12 @@ def see_keys(
         bias = keys.new_zeros(len(keys), dtype=compute_dtype(keys.dtype))
         bias.masked_fill_(empty, -math.inf)
     lse = similarity_logsumexp(
-        anchors, keys, temperature=temperature, key_bias=bias, assume_normalized=True
+        anchors,
+        keys,
+        temperature=temperature,
+        key_bias=bias,
+        self_index=self_index,
+        assume_normalized=True,
     )
     if positives is None:
         return Seen(lse, torch.zeros_like(lse), torch.zeros_like(lse))
@@ -175,8 +190,18 @@ def see_keys(
             num_classes=positives.size,
         )
         counts = class_counts(positives.keys, positives.size, dots.dtype)
-        return Seen(lse, dots, counts.index_select(0, positives.anchors))
-    return Seen(lse, *_weighted_keys(anchors, keys, empty, positives))
+        number = counts.index_select(0, positives.anchors)
+    else:
+        dots, number = _weighted_keys(anchors, keys, empty, positives)
+    if self_index is None or not len(keys):
+        return Seen(lse, dots, number)
+    inside = (self_index >= 0) & (self_index < len(keys))
+    own = torch.where(inside, self_index, 0)
+    share = torch.where(inside, positives.of(own), 0).to(dots.dtype)
+    if empty is not None:
+        share = share.masked_fill(empty.index_select(0, own), 0)
+    product = anchors.to(dots.dtype) * keys.index_select(0, own).to(dots.dtype)
+    return Seen(lse, dots - share * product.sum(dim=1), number - share)
 
 
 @outside_autocast

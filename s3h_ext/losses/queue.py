@@ -38,6 +38,7 @@ class FeatureQueue(nn.Module):
     Example:
         >>> queue = FeatureQueue(size=4, dim=2)
         >>> queue.enqueue(torch.eye(2), torch.tensor([5, 7]))
+        tensor([0, 1])
         >>> queue.labels
         tensor([ 5,  7, -1, -1])
     """
@@ -71,7 +72,7 @@ class FeatureQueue(nn.Module):
         return f"size={size}, dim={dim}" + (", gather=True" if self.gather else "")
 
     @torch.no_grad()
-    def enqueue(self, features: Tensor, labels: Tensor | None = None) -> None:
+    def enqueue(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
         """Puts rows in the place of the oldest ones.
 
         No gradient flows to them. It may come before the backward of a loss that was
@@ -82,6 +83,10 @@ class FeatureQueue(nn.Module):
             features: ``[N, D]``, of unit length as the losses expect them.
             labels: ``[N]`` integers; a negative one leaves its place empty. None: 0 for
                 every row, for losses that do not ask for labels.
+
+        Returns:
+            ``[N]``, the places of the rows, which are the loss's ``self_index`` where a
+            row must not see itself in the queue; -1 for a row that did not stay.
 
         Raises:
             ValueError: a shape or device is not as above.
@@ -104,11 +109,13 @@ class FeatureQueue(nn.Module):
                 len(features), dtype=torch.int64, device=features.device
             )
         labels = check_labels("labels", labels, features, "features")
+        start, own = 0, len(features)
         if self.gather:
-            (features, labels), _ = gather_rows(features, labels)
+            (features, labels), start = gather_rows(features, labels)
         count = len(features)
-        places = torch.arange(count, device=features.device) + self.position
-        places = places[-size:] % size
-        self.features[places] = features[-size:].to(self.features.dtype)
-        self.labels[places] = labels[-size:].clamp(min=-1)
+        places = (torch.arange(count, device=features.device) + self.position) % size
+        self.features[places[-size:]] = features[-size:].to(self.features.dtype)
+        self.labels[places[-size:]] = labels[-size:].clamp(min=-1)
         self.position.add_(count).remainder_(size)
+        places[: max(0, count - size)] = -1
+        return places[start : start + own]

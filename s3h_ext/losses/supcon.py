@@ -51,6 +51,7 @@ def supcon_loss(
     mask: Tensor | None = None,
     keys: Tensor | None = None,
     key_labels: Tensor | None = None,
+    self_index: Tensor | None = None,
     in_batch: bool = True,
     contrast_mode: ContrastMode = "all",
     weights: Tensor | None = None,
@@ -92,6 +93,8 @@ def supcon_loss(
         key_labels: ``[M]`` integers below ``num_classes``; negative: an empty place,
             which adds nothing, whatever it holds. With ``labels`` they must be given;
             without, they say no more than which places are empty.
+        self_index: one integer for each anchor: which of ``keys`` it must not see, as
+            the queue's copy of itself; any other value: none.
         in_batch: whether the batch's samples see each other. False: an anchor sees
             ``keys`` and, as positives, the other views of its own sample.
         contrast_mode: ``"all"``: every row is an anchor; ``"one"``: the first view of
@@ -126,7 +129,7 @@ def supcon_loss(
     num_classes = check_num_classes(num_classes)
     views = check_views(features)
     _check_combination(
-        features, labels, mask, keys, key_labels, in_batch, contrast_mode
+        features, labels, mask, keys, key_labels, self_index, in_batch, contrast_mode
     )
     anchored = views if _check_mode(contrast_mode) == "all" else 1
     labelled = labels is not None
@@ -158,6 +161,8 @@ def supcon_loss(
     anchors = rows
     if anchored < views:
         anchors, batch = _first_views(rows, batch, views)
+    if self_index is not None:
+        self_index = check_labels("self_index", self_index, anchors, "the anchors")
     of_batch: Classes | Weights
     of_keys: Classes | Weights | None = None
     if mask is not None:
@@ -178,7 +183,7 @@ def supcon_loss(
     elif views > 1:
         parts.append(see_own_views(rows, views, anchored, temperature))
     if keys is not None:
-        parts.append(see_keys(anchors, keys, empty, of_keys, temperature))
+        parts.append(see_keys(anchors, keys, empty, self_index, of_keys, temperature))
     seen = functools.reduce(Seen.join, parts)
     counted = seen.number > 0
     if known is not None:
@@ -199,14 +204,16 @@ def _check_combination(
     mask: Tensor | None,
     keys: Tensor | None,
     key_labels: Tensor | None,
+    self_index: Tensor | None,
     in_batch: bool,
     contrast_mode: ContrastMode,
 ) -> None:
     """Refuses arguments that say nothing, or two things, together."""
     if labels is not None and mask is not None:
         raise ValueError("labels and mask must not be given together")
-    if keys is None and key_labels is not None:
-        raise ValueError("key_labels must be None without keys")
+    for name, value in (("key_labels", key_labels), ("self_index", self_index)):
+        if keys is None and value is not None:
+            raise ValueError(f"{name} must be None without keys")
     if keys is None and not in_batch:
         raise ValueError("keys must be given with in_batch=False, got None")
     if labels is not None and keys is not None and key_labels is None:
@@ -296,6 +303,7 @@ class SupConLoss(ContrastiveModule):
         mask: Tensor | None = None,
         keys: Tensor | None = None,
         key_labels: Tensor | None = None,
+        self_index: Tensor | None = None,
         weights: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, ContrastiveStats]:
         """See :func:`supcon_loss`: features ``[B, V, D]`` or ``[N, D]``."""
@@ -305,6 +313,7 @@ class SupConLoss(ContrastiveModule):
             mask=mask,
             keys=keys,
             key_labels=key_labels,
+            self_index=self_index,
             weights=weights,
             return_stats=return_stats,
             **self.settings(),
