@@ -116,6 +116,18 @@ def moco(number, z, keys, key_labels):
     return MOCO(z, keys=keys, key_labels=key_labels)
 
 
+def with_means(n: int) -> list[Tensor]:
+    return [*contrast(n), 0.5 * rows(CLASSES, grad=False), torch.tensor(COUNTS)]
+
+
+PROCO = losses.ProCoLoss(COUNTS, dim=8).eval()  # training has a test of its own
+
+
+def proco(number, *tensors):
+    PROCO.temperature = number
+    return PROCO(*tensors)
+
+
 def cross(loss, number, z, y, keys, key_labels, centres, queue, queue_labels):
     index = torch.arange(len(z))
     options = {"queue": queue, "queue_labels": queue_labels, "self_index": index}
@@ -262,6 +274,7 @@ LOSSES = {
     "LogitAdjustedLoss": Case(
         lambda number, *t: number * LOGIT_ADJUSTED(*t[:2]), classified
     ),
+    "ProCoLoss": Case(proco, contrast),
     "PrototypicalSupConLoss": Case(module(losses.PrototypicalSupConLoss), with_centres),
     "SupConLoss": Case(module(losses.SupConLoss), contrast),
     "balanced_contrastive_loss": Case(
@@ -269,6 +282,7 @@ LOSSES = {
     ),
     "cross_model_contrastive_loss": Case(cross_function, with_keys),
     "mixed_cross_entropy": Case(mixed, classified),
+    "proco_loss": Case(function(losses.proco_loss), with_means),
     "prototypical_supcon_loss": Case(
         function(losses.prototypical_supcon_loss), with_centres
     ),

@@ -44,6 +44,10 @@ def good(name):
             losses.prototypical_supcon_loss,
             {**contrast, "prototypes": rows(C)},
         ),
+        "proco": (
+            losses.proco_loss,
+            {**contrast, "means": 0.5 * rows(C), "class_counts": torch.rand(C) + 1},
+        ),
         "cross-model": (
             losses.cross_model_contrastive_loss,
             {
@@ -70,11 +74,15 @@ KINDS = {
     "balanced": losses.BalancedContrastiveLoss,
     "prototypical": losses.PrototypicalSupConLoss,
     "cross-model": losses.CrossModelContrastiveLoss,
+    "proco": partial(losses.ProCoLoss, COUNTS, D),
 }
 CLASSIFICATION = ["logit-adjusted", "focal", "ldam"]
 NAMES = [*KINDS, *CLASSIFICATION]
 LABELS = ("labels", "key_labels", "queue_labels", "self_index")
-MATRICES = ("features", "logits", "keys", "queue", "centres", "prototypes", "weight")
+MATRICES = (
+    *("features", "logits", "keys", "queue", "centres", "prototypes", "means"),
+    "weight",
+)
 #: What is done to a good argument, the error, and what it says was expected and came.
 BAD = {
     LABELS: {
@@ -111,7 +119,7 @@ BAD = {
     MATRICES[2:]: {
         "device": (lambda t: t.to("meta"), ValueError, "on cpu.*, got meta"),
     },
-    ("keys", "queue", "centres", "prototypes", "weight"): {
+    ("keys", "queue", "centres", "prototypes", "means", "weight"): {
         "column": (lambda t: t[..., 1:], ValueError, r".*\d.*, got .*\d"),
     },
     ("keys", "queue", "centres", "prototypes"): {
@@ -149,8 +157,9 @@ def test_every_loss_is_here():
     functions = {n for n in losses.__all__ if n.endswith("_loss")}
     assert functions == {good(name)[0].__name__ for name in KINDS}
     modules = {n for n in losses.__all__ if n.endswith("Loss")}
+    kinds = {getattr(kind, "func", kind).__name__ for kind in KINDS.values()}
     classification = {type(good(name)[0]).__name__ for name in CLASSIFICATION}
-    assert modules == {kind.__name__ for kind in KINDS.values()} | classification
+    assert modules == kinds | classification
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -207,7 +216,7 @@ def test_temperatures_of_numpy(name, kind):
 def test_settings_are_checked_when_they_are_made(kind):
     with pytest.raises(ValueError, match="reduction must be .* got 'avg'"):
         kind(reduction="avg")
-    if kind is not losses.PrototypicalSupConLoss:
+    if kind in (KINDS["supcon"], KINDS["balanced"], KINDS["cross-model"]):
         with pytest.raises(ValueError, match="num_classes must not be negative"):
             kind(num_classes=-2)
 
@@ -326,7 +335,8 @@ def test_logits_on_another_device_than_the_loss(name):
 @pytest.mark.parametrize("name", list(KINDS)[1:])
 def test_matrices_of_a_narrower_type(name):
     loss, arguments = good(name)
-    found = [a for a in ("keys", "queue", "centres", "prototypes") if a in arguments]
+    names = ("keys", "queue", "centres", "prototypes", "means")
+    found = [name for name in names if name in arguments]
     assert found
     for argument in found:
         narrow = arguments[argument].bfloat16()

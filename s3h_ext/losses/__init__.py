@@ -13,9 +13,10 @@ unit rows, and overflow to inf where a score passes 88. An anchor for which the 
 undefined (no positive, or nothing in its denominator) adds nothing and is not counted
 by ``reduction="mean"``. A row with a negative label has no class: it is no anchor, and
 as a key it equals nothing. In a queue, and in the ``key_labels`` of SupCon, a negative
-label marks an empty place, which adds nothing, whatever it holds. Labels are integers of any type but uint64. One that is not
-below the number of classes, where that is known, is a ``ValueError`` on the CPU, and no
-class on a GPU and under ``torch.compile``, where looking at it would wait.
+label marks an empty place, which adds nothing, whatever it holds. Labels are integers
+of any type but uint64. One that is not below the number of classes, where that is
+known, is a ``ValueError`` on the CPU, and no class on a GPU and under
+``torch.compile``, where looking at it would wait.
 
 In several processes (``torch.distributed``) each has the rows of its part of the batch.
 With ``gather=True`` its rows are the anchors, the rows of all processes are the keys,
@@ -48,6 +49,7 @@ from s3h_ext.losses.cross_model import (
     CrossModelContrastiveLoss,
     cross_model_contrastive_loss,
 )
+from s3h_ext.losses.proco import ProCoLoss, proco_loss
 from s3h_ext.losses.prototypical import (
     PrototypicalSupConLoss,
     prototypical_supcon_loss,
@@ -64,12 +66,14 @@ __all__ = [
     "LDAMLoss",
     "LogitAdjustedLoss",
     "MixedLabels",
+    "ProCoLoss",
     "PrototypicalSupConLoss",
     "SupConLoss",
     "balanced_contrastive_loss",
     "cross_model_contrastive_loss",
     "effective_number_weights",
     "mixed_cross_entropy",
+    "proco_loss",
     "prototypical_supcon_loss",
     "supcon_loss",
 ]

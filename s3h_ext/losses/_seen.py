@@ -28,10 +28,11 @@ class Seen(NamedTuple):
 
     def join(self, other: Seen) -> Seen:
         """Returns what is seen of the keys of both."""
-        # Where both are -inf there is no positive, and logaddexp's gradient is NaN.
+        # Where both are -inf the gradient of logaddexp is NaN.
         nothing = (self.lse == -math.inf) & (other.lse == -math.inf)
+        lse = torch.logaddexp(self.lse.masked_fill(nothing, 0), other.lse)
         return Seen(
-            torch.logaddexp(self.lse.masked_fill(nothing, 0), other.lse),
+            lse.masked_fill(nothing, -math.inf),
             self.dots + other.dots,
             self.number + other.number,
         )
