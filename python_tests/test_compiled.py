@@ -128,6 +128,18 @@ def proco(number, *tensors):
     return PROCO(*tensors)
 
 
+def with_logits(n: int) -> list[Tensor]:
+    return [*contrast(n), classified(n)[0], *contrast(2 * n)]
+
+
+PACO = losses.PaCoLoss(COUNTS, smoothing=0.1)
+
+
+def paco(number, *tensors):
+    PACO.temperature = number
+    return PACO(*tensors)
+
+
 def cross(loss, number, z, y, keys, key_labels, centres, queue, queue_labels):
     index = torch.arange(len(z))
     options = {"queue": queue, "queue_labels": queue_labels, "self_index": index}
@@ -274,6 +286,7 @@ LOSSES = {
     "LogitAdjustedLoss": Case(
         lambda number, *t: number * LOGIT_ADJUSTED(*t[:2]), classified
     ),
+    "PaCoLoss": Case(paco, with_logits),
     "ProCoLoss": Case(proco, contrast),
     "PrototypicalSupConLoss": Case(module(losses.PrototypicalSupConLoss), with_centres),
     "SupConLoss": Case(module(losses.SupConLoss), contrast),
@@ -282,6 +295,7 @@ LOSSES = {
     ),
     "cross_model_contrastive_loss": Case(cross_function, with_keys),
     "mixed_cross_entropy": Case(mixed, classified),
+    "paco_loss": Case(function(losses.paco_loss), with_logits),
     "proco_loss": Case(function(losses.proco_loss), with_means),
     "prototypical_supcon_loss": Case(
         function(losses.prototypical_supcon_loss), with_centres

@@ -44,6 +44,15 @@ def good(name):
             losses.prototypical_supcon_loss,
             {**contrast, "prototypes": rows(C)},
         ),
+        "paco": (
+            losses.paco_loss,
+            {
+                **contrast,
+                "logits": torch.randn(N, C),
+                "keys": rows(N + 1),
+                "key_labels": torch.arange(N + 1) % C,
+            },
+        ),
         "proco": (
             losses.proco_loss,
             {**contrast, "means": 0.5 * rows(C), "class_counts": torch.rand(C) + 1},
@@ -74,6 +83,7 @@ KINDS = {
     "balanced": losses.BalancedContrastiveLoss,
     "prototypical": losses.PrototypicalSupConLoss,
     "cross-model": losses.CrossModelContrastiveLoss,
+    "paco": partial(losses.PaCoLoss, COUNTS),
     "proco": partial(losses.ProCoLoss, COUNTS, D),
 }
 CLASSIFICATION = ["logit-adjusted", "focal", "ldam"]
@@ -280,7 +290,12 @@ def test_a_row_with_a_negative_label_does_not_count(name, label):
     arguments["labels"][2] = label
     value = loss(**arguments)
     (grad,) = torch.autograd.grad(value, arguments[first])
-    if name in ("supcon", "supcon-keys", "balanced"):  # there it is a key of the others
+    if name in (
+        "supcon",
+        "supcon-keys",
+        "balanced",
+        "paco",
+    ):  # there it is a key of the others
         each = loss(**arguments, reduction="none")
         assert each[2] == 0
         torch.testing.assert_close(value, each.sum() / (N - 1))
@@ -299,7 +314,7 @@ def test_a_row_with_a_negative_label_does_not_count(name, label):
 def test_without_a_row_that_counts_the_loss_is_0(name, n):
     loss, arguments = good(name)
     first = next(iter(arguments))
-    for argument in (first, "labels", "self_index"):
+    for argument in dict.fromkeys((first, "labels", "logits", "self_index")):
         if argument in arguments:
             arguments[argument] = arguments[argument][:n]
     arguments["labels"].fill_(-100)

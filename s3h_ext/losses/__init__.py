@@ -49,6 +49,7 @@ from s3h_ext.losses.cross_model import (
     CrossModelContrastiveLoss,
     cross_model_contrastive_loss,
 )
+from s3h_ext.losses.paco import PaCoLoss, paco_loss
 from s3h_ext.losses.proco import ProCoLoss, proco_loss
 from s3h_ext.losses.prototypical import (
     PrototypicalSupConLoss,
@@ -66,6 +67,7 @@ __all__ = [
     "LDAMLoss",
     "LogitAdjustedLoss",
     "MixedLabels",
+    "PaCoLoss",
     "ProCoLoss",
     "PrototypicalSupConLoss",
     "SupConLoss",
@@ -73,6 +75,7 @@ __all__ = [
     "cross_model_contrastive_loss",
     "effective_number_weights",
     "mixed_cross_entropy",
+    "paco_loss",
     "proco_loss",
     "prototypical_supcon_loss",
     "supcon_loss",
