@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from s3h_ext.losses import ProCoLoss, proco_loss
-from s3h_ext.losses._bessel import log_bessel
+from s3h_ext.ops.bessel import log_bessel
 
 TAU, N, C = 0.1, 9, 4
 COUNTS = torch.tensor([90, 40, 12, 3]).double()
@@ -35,7 +35,7 @@ def test_bessel_functions_to_the_last_digits(dim):
     order = dim / 2 - 1
     x = torch.tensor([0, 1e-9, 1e-3, 0.5, 3, 20, 63, 200, 1e3, 1e4, 1e5]).double()
     squares = x.square().requires_grad_()
-    log = log_bessel(order, squares)
+    log = log_bessel(squares, order)
     (slope,) = torch.autograd.grad(log.sum(), squares)
     for place, square in enumerate(squares.tolist()):
         with mpmath.workdps(40):
@@ -51,15 +51,23 @@ def test_bessel_functions_where_scipy_has_them():
     scaled = torch.from_numpy(special.ive(63.0, x.numpy()))
     right = scaled.log() + x - 63 * x.log()
     assert right.isfinite().all()
-    torch.testing.assert_close(log_bessel(63.0, x.square()), right, rtol=1e-12, atol=0)
+    torch.testing.assert_close(log_bessel(x.square(), 63.0), right, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("order", [-0.5, 0.0, 7.0, 31.5, 63.0, 300.0])
 def test_the_derivative_of_the_bessel_function(order):
     squares = torch.tensor([0.1, 1.0, 30.0, 1e4], dtype=torch.float64)
     squares.requires_grad_()
-    assert torch.autograd.gradcheck(lambda s: log_bessel(order, s), squares)
-    assert torch.autograd.gradgradcheck(lambda s: log_bessel(order, s), squares)
+    assert torch.autograd.gradcheck(lambda s: log_bessel(s, order), squares)
+    torch.library.opcheck(torch.ops.s3h.log_bessel, (squares, order))
+    total = log_bessel(squares, order).sum()
+    (slope,) = torch.autograd.grad(total, squares, create_graph=True)
+    with pytest.raises(
+        NotImplementedError, match="log_bessel has no second derivative"
+    ):
+        slope.sum().backward()
+    with pytest.raises(TypeError, match="squares must be float64, got torch.float32"):
+        log_bessel(squares.float(), order)
 
 
 class Ratio(torch.autograd.Function):

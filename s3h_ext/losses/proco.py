@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s3h_ext.losses._bessel import log_bessel
 from s3h_ext.losses._common import ContrastiveModule, check_labels
 from s3h_ext.losses._reduction import (
     ContrastiveStats,
@@ -26,6 +25,7 @@ from s3h_ext.ops._arguments import (
     check_vector,
     compute_dtype,
 )
+from s3h_ext.ops.bessel import log_bessel
 
 #: The greatest concentration, as in the released code.
 _MOST = 1e5
@@ -99,7 +99,7 @@ def proco_loss(
     squares = (squares + rows.square().sum(dim=1, keepdim=True)).clamp(min=0)
     # 1 / C_D, but for what all classes have.
     order = dim / 2 - 1
-    logits = log_bessel(order, squares) - log_bessel(order, kappa.square())
+    logits = log_bessel(squares, order) - log_bessel(kappa.square(), order)
     logits = logits + class_counts.double().log()
     counted = labels >= 0
     losses = F.cross_entropy(logits, labels.masked_fill(~counted, 0), reduction="none")

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Any
 
 import torch
 from torch import Tensor
+
+__all__ = ["log_bessel", "log_bessel_backward"]
 
 _TERMS = 8
 _LEAST_ORDER = 32
@@ -71,25 +72,11 @@ def _log_and_ratio(order: float, squares: Tensor) -> tuple[Tensor, Tensor]:
     return log, ratio
 
 
-class LogBessel(torch.autograd.Function):
-    """g of an order >= -1/2 and of squares >= 0 in float64; keeps the squares alone."""
-
-    @staticmethod
-    def forward(ctx: Any, squares: Tensor, order: float) -> Tensor:
-        """Returns g, of the squares' shape."""
-        ctx.save_for_backward(squares)
-        ctx.order = order
-        return _log_and_ratio(order, squares)[0]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        """Returns the squares' gradient, by the ratio of two Bessel functions."""
-        (squares,) = ctx.saved_tensors
-        return grads[0] * (0.5 * _log_and_ratio(ctx.order, squares)[1]), None
+def log_bessel(squares: Tensor, order: float) -> Tensor:
+    """The operator ``s3h::log_bessel``: g, of the squares' shape."""
+    return _log_and_ratio(order, squares)[0]
 
 
-def log_bessel(order: float, squares: Tensor) -> Tensor:
-    """Returns ``log( I_ν(x) / x^ν )`` at x² = ``squares``, float64, of any shape."""
-    apply: Any = LogBessel.apply  # no annotations
-    result: Tensor = apply(squares, order)
-    return result
+def log_bessel_backward(grad: Tensor, squares: Tensor, order: float) -> Tensor:
+    """The operator ``s3h::log_bessel_backward``: grad times g'."""
+    return grad * (0.5 * _log_and_ratio(order, squares)[1])
