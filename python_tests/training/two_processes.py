@@ -166,10 +166,6 @@ def losses():
     def mask(y):  # what the batch of all processes has as positives
         return 0.5 * (y[:, None] == LABELS).double() + 0.1 * (y[:, None] > LABELS)
 
-    def proco(*settings, **gather):
-        torch.manual_seed(3)  # for the means of classes that are not seen
-        return ProCoLoss([40, 20, 9, 2, 1], 6, *settings, **gather)
-
     logits = unit(6, 5)
     first = partial(SupConLoss, contrast_mode="one")
     return {
@@ -193,7 +189,10 @@ def losses():
             partial(PaCoLoss, None, alpha=0.3),
             lambda m, z, y, k, yk: m(z, y, k @ logits, *in_queue.values()),
         ),
-        "proco": (proco, lambda m, z, y, k, yk: m(z, y)),
+        "proco": (
+            partial(ProCoLoss, [40, 20, 9, 2, 1], 6),
+            lambda m, z, y, k, yk: m(z, y),
+        ),
         "cross": (CrossModelContrastiveLoss, cross),
         "prototypical": (
             PrototypicalSupConLoss,

@@ -101,7 +101,7 @@ def proco_loss(
     order = dim / 2 - 1
     logits = log_bessel(squares, order) - log_bessel(kappa.square(), order)
     logits = logits + class_counts.double().log()
-    counted = labels >= 0
+    counted = (labels >= 0) & (labels < len(means))
     losses = F.cross_entropy(logits, labels.masked_fill(~counted, 0), reduction="none")
     losses = losses.to(compute_dtype(features.dtype))
     return reduce(losses, counted, reduction, gather)
@@ -171,7 +171,12 @@ class ProCoLoss(ContrastiveModule):
         if dim < 1:
             raise ValueError(f"dim must be 1 or more, got {dim}")
         counts = read_counts(class_counts)
-        unseen = F.normalize(torch.randn(len(counts), dim, dtype=torch.float64), dim=1)
+        # The same in every process.
+        generator = torch.Generator().manual_seed(0)
+        unseen = F.normalize(
+            torch.randn(len(counts), dim, dtype=torch.float64, generator=generator),
+            dim=1,
+        )
         self.register_buffer("class_counts", counts, persistent=False)
         self.register_buffer("unseen", _UNSEEN * unseen)
         for name in ("sums", "next_sums"):
