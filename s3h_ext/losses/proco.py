@@ -53,7 +53,7 @@ def proco_loss(
     a von Mises-Fisher distribution with direction μ and concentration κ, whose
     normaliser is ``C_D(κ) = (2π)^{D/2} I_{D/2−1}(κ) / κ^{D/2−1}``, and π are the
     classes' shares. A class whose mean has the length R has ``κ = D R / (1 − R²)``, at
-    most 10⁵, as in the released code; Banerjee et al.'s (JMLR 2005, eq. 4.4)
+    most 10⁵, as in the released code; Banerjee et al.'s (JMLR 2005)
     ``R (D − R²) / (1 − R²)`` is smaller by R²/D of it.
 
     Everything is calculated in float64 and in logarithms, so no dimension or
