@@ -3,7 +3,8 @@
 ``python -m benchmarks.similarity [--suite NAME ...] [--peer NAME ...] [--output DIR]``
 
 Suites: ``small`` (N to 4,096), ``large`` (16,384), ``huge`` (to 65,536), ``depths``,
-``rectangular`` (prototypes), ``memory``; all of them if none is named. On 2 cores each
+``rectangular`` (prototypes), ``keys`` (SupCon against a queue of M rows, time and
+memory), ``memory``; all of them if none is named. On 2 cores each
 takes up to three minutes, ``large`` and ``memory`` more; ``--rows`` and ``--peer``
 divide them.
 
@@ -12,7 +13,7 @@ is a forward that records its graph, and a backward; both are timed and so is th
 The floor is the time that the arithmetic takes at the machine's own limits, which are
 measured before and after each case (benchmarks/peak.cpp): 4N²D/peak + N²/exp for
 SupCon (symmetric; a quarter of it and half of it in the forward), 8NCD/peak + 2NC/exp
-for prototypes.
+for prototypes, 6NMD/peak + 2NM/exp for a queue, which gets no gradient.
 
 Memory is what one step adds to the resident set at its highest, in a fresh process for
 each point, after a step of 64 rows. A compiled peer runs once before, so that its
@@ -71,10 +72,11 @@ class Case:
         """The least time that this case's arithmetic can take."""
         elements = 1e-9 * self.rows * self.columns
         rate = peak.float32 if self.dtype == "float32" else peak.bfloat16
+        of_keys = 0 if self.name == "keys" else 1
         flops, exponentials = {
             "forward": (1, 0.5),
-            "backward": (3, 0.5),
-            "full": (4, 1),
+            "backward": (2 + of_keys, 0.5),
+            "full": (3 + of_keys, 1),
         }[mode]
         whole = 1 if self.name == "supcon" else 2
         return (
@@ -130,6 +132,7 @@ SUITES: dict[str, list[Case]] = {
     "huge": [square(32768), square(65536)],
     "depths": [square(4096, depth) for depth in (64, 96, 127, 256, 512)],
     "rectangular": [Case("prototypes", 1024, c, 128) for c in (1000, 8192, 100_000)],
+    "keys": [Case("keys", 256, m, 128) for m in (16384, 65536)],
     "memory": [square(n) for n in (1024, 4096, 16384, 32768, 65536)],
 }
 # Beside ours; where other sizes and types are asked for, the best one is enough.
@@ -350,6 +353,8 @@ def main() -> None:
                 rows = list(measure_memory(case, found))
             else:
                 rows = list(measure(case, found, arguments.seconds))
+            if suite == "keys":
+                rows += measure_memory(case, found)
             table(case, rows)
             record(target, rows)
     draw(target, arguments.output / "similarity.png")

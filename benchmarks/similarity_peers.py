@@ -93,8 +93,36 @@ def prototype_linear_cross_entropy(
     return F.linear_cross_entropy(z / TEMPERATURE, centres, labels)
 
 
+def keys_ours(z: Tensor, labels: Tensor, keys: Tensor, key_labels: Tensor) -> Tensor:
+    return supcon_loss(
+        z,
+        labels,
+        keys=keys,
+        key_labels=key_labels,
+        temperature=TEMPERATURE,
+        num_classes=CLASSES,
+    )
+
+
+def keys_mask(z: Tensor, labels: Tensor, keys: Tensor, key_labels: Tensor) -> Tensor:
+    """The published form: the N x (N + M) mask."""
+    every, every_label = torch.cat([z, keys]), torch.cat([labels, key_labels])
+    scores = z @ every.T / TEMPERATURE
+    scores = scores - scores.detach().amax(dim=1, keepdim=True)
+    others = 1 - torch.eye(len(z), len(every))
+    same = (labels[:, None] == every_label).float() * others
+    logs = scores - (scores.exp() * others).sum(dim=1, keepdim=True).log()
+    return -((same * logs).sum(dim=1) / same.sum(dim=1).clamp(min=1)).mean()
+
+
 def peers(case: str) -> list[Peer]:
-    """Everything that is compared for ``"supcon"`` or ``"prototypes"``."""
+    """Everything that is compared for ``"supcon"``, ``"prototypes"`` or ``"keys"``."""
+    if case == "keys":
+        return [
+            Peer(OURS, keys_ours, False),
+            Peer("eager mask", keys_mask, True),
+            Peer("compiled mask", torch.compile(keys_mask), True),
+        ]
     if case == "prototypes":
         found = [
             Peer(OURS, prototype_ours, False),
@@ -126,9 +154,12 @@ def peers(case: str) -> list[Peer]:
 def inputs(
     case: str, rows: int, columns: int, depth: int, dtype: torch.dtype
 ) -> list[Tensor]:
-    """Unit rows that require a gradient, their labels, and prototypes."""
+    """Unit rows that require a gradient, their labels, and what they meet."""
     z = F.normalize(torch.randn(rows, depth), dim=1).to(dtype).requires_grad_()
     if case == "supcon":
         return [z, torch.randint(0, CLASSES, (rows,))]
     centres = F.normalize(torch.randn(columns, depth), dim=1).to(dtype)
+    if case == "keys":
+        every_label = torch.randint(0, CLASSES, (rows + columns,))
+        return [z, every_label[:rows], centres, every_label[rows:]]
     return [z, torch.randint(0, columns, (rows,)), centres.requires_grad_()]

@@ -90,6 +90,56 @@ def module(kind):
     return call
 
 
+def views(n: int) -> list[Tensor]:
+    return [rows(2 * n).detach().unflatten(0, (n, 2)).requires_grad_()]
+
+
+def supcon_with_keys(number, z, y, keys, key_labels):
+    weights = torch.linspace(0, 1, len(z))
+    given = {"keys": keys, "key_labels": key_labels, "self_index": torch.arange(len(z))}
+    return losses.supcon_loss(z, y, **given, weights=weights, temperature=number)
+
+
+def supcon_with_mask(number, z, mask):
+    return losses.supcon_loss(z, mask=mask, contrast_mode="one", temperature=number)
+
+
+def supcon_of_views(number, z):
+    return losses.supcon_loss(z, temperature=number)
+
+
+MOCO = losses.SupConLoss(contrast_mode="one", in_batch=False)
+
+
+def moco(number, z, keys, key_labels):
+    MOCO.temperature = number
+    return MOCO(z, keys=keys, key_labels=key_labels)
+
+
+def with_means(n: int) -> list[Tensor]:
+    return [*contrast(n), 0.5 * rows(CLASSES, grad=False), torch.tensor(COUNTS)]
+
+
+PROCO = losses.ProCoLoss(COUNTS, dim=8).eval()  # training has a test of its own
+
+
+def proco(number, *tensors):
+    PROCO.temperature = number
+    return PROCO(*tensors)
+
+
+def with_logits(n: int) -> list[Tensor]:
+    return [*contrast(n), classified(n)[0], *contrast(2 * n)]
+
+
+PACO = losses.PaCoLoss(COUNTS, smoothing=0.1)
+
+
+def paco(number, *tensors):
+    PACO.temperature = number
+    return PACO(*tensors)
+
+
 def cross(loss, number, z, y, keys, key_labels, centres, queue, queue_labels):
     index = torch.arange(len(z))
     options = {"queue": queue, "queue_labels": queue_labels, "self_index": index}
@@ -236,6 +286,8 @@ LOSSES = {
     "LogitAdjustedLoss": Case(
         lambda number, *t: number * LOGIT_ADJUSTED(*t[:2]), classified
     ),
+    "PaCoLoss": Case(paco, with_logits),
+    "ProCoLoss": Case(proco, contrast),
     "PrototypicalSupConLoss": Case(module(losses.PrototypicalSupConLoss), with_centres),
     "SupConLoss": Case(module(losses.SupConLoss), contrast),
     "balanced_contrastive_loss": Case(
@@ -243,16 +295,31 @@ LOSSES = {
     ),
     "cross_model_contrastive_loss": Case(cross_function, with_keys),
     "mixed_cross_entropy": Case(mixed, classified),
+    "paco_loss": Case(function(losses.paco_loss), with_logits),
+    "proco_loss": Case(function(losses.proco_loss), with_means),
     "prototypical_supcon_loss": Case(
         function(losses.prototypical_supcon_loss), with_centres
     ),
     "supcon_loss": Case(function(losses.supcon_loss), contrast),
 }
-CASES = OPERATIONS | LOSSES
+#: The further arguments of SupCon.
+VARIANTS = {
+    "supcon_loss, keys": Case(
+        supcon_with_keys, lambda n: [*contrast(n), *pairs(n)[2:]]
+    ),
+    "supcon_loss, mask": Case(
+        supcon_with_mask, lambda n: [*views(n), torch.rand(n, n)]
+    ),
+    "supcon_loss, views": Case(supcon_of_views, views),
+    "SupConLoss, MoCo": Case(moco, lambda n: [*views(n), *contrast(2 * n)]),
+}
+CASES = OPERATIONS | LOSSES | VARIANTS
 FUNCTIONS = {name for name in LOSSES if name.endswith("_loss")}
 #: Types of arguments and results, and what prepares a training on the host.
 NOT_CALLED = {"Operation", "Patches", "PrototypeUpdate", "ViewBoxes"}
 NOT_COMPILED = {"ContrastiveStats", "MixedLabels", "effective_number_weights"}
+#: Compiled in a test of its own: it changes with every call.
+NOT_COMPILED |= {"FeatureQueue"}
 
 
 def test_each_has_a_case():

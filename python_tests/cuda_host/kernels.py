@@ -190,3 +190,25 @@ def _tensor(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     if not data:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
+
+
+def class_sums(q, k, a, b, classes, grad, *, queries=True, keys=True, **execution):
+    """Returns dots and the gradients that were asked for, as the kernels give them."""
+    real = torch.float64 if q.dtype == torch.float64 else torch.float32
+    n, depth = q.shape
+    m = n if k is None else k.shape[0]
+    keys = keys and k is not None
+    results = [(real, (n,))]
+    if queries:
+        results.append((q.dtype, (n, depth)))
+    if keys:
+        results.append((q.dtype, (m, depth)))
+    numbers = [SCALARS.index(q.dtype), k is None, n, m, depth, classes]
+    return execute(
+        "class_sums",
+        [*numbers, queries, keys],
+        [],
+        [q, k, a, b, grad.to(real)],
+        results,
+        **execution,
+    )

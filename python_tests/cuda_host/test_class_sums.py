@@ -12,30 +12,9 @@ TYPES = {
     "fp16": torch.float16,
     "fp64": torch.float64,
 }
+execute = kernels.class_sums
 every_type = pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
 both_shapes = pytest.mark.parametrize("symmetric", [True, False])
-
-
-def execute(q, k, a, b, classes, grad, *, queries=True, keys=True, **execution):
-    """Returns dots and the gradients that were asked for."""
-    real = torch.float64 if q.dtype == torch.float64 else torch.float32
-    n, depth = q.shape
-    m = n if k is None else k.shape[0]
-    keys = keys and k is not None
-    results = [(real, (n,))]
-    if queries:
-        results.append((q.dtype, (n, depth)))
-    if keys:
-        results.append((q.dtype, (m, depth)))
-    numbers = [kernels.SCALARS.index(q.dtype), k is None, n, m, depth, classes]
-    return kernels.execute(
-        "class_sums",
-        [*numbers, queries, keys],
-        [],
-        [q, k, a, b, grad.to(real)],
-        results,
-        **execution,
-    )
 
 
 def draw(n, m, depth, classes, dtype, symmetric):

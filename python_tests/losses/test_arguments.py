@@ -11,12 +11,6 @@ from s3h_ext import losses
 from s3h_ext.losses import FocalLoss, LDAMLoss, LogitAdjustedLoss
 
 N, D, C = 9, 4, 3
-CONTRASTIVE = [
-    losses.SupConLoss,
-    losses.BalancedContrastiveLoss,
-    losses.PrototypicalSupConLoss,
-    losses.CrossModelContrastiveLoss,
-]
 COUNTS = [50, 20, 3]
 
 
@@ -32,6 +26,16 @@ def good(name):
     weight = {"weight": torch.rand(C)}
     return {
         "supcon": (losses.supcon_loss, {**contrast, "num_classes": C}),
+        "supcon-keys": (
+            losses.supcon_loss,
+            {
+                **contrast,
+                "keys": rows(N + 1),
+                "key_labels": torch.arange(N + 1) % C,
+                "self_index": torch.arange(N),
+                "num_classes": C,
+            },
+        ),
         "balanced": (
             losses.balanced_contrastive_loss,
             {**contrast, "centres": rows(C), "num_classes": C},
@@ -39,6 +43,19 @@ def good(name):
         "prototypical": (
             losses.prototypical_supcon_loss,
             {**contrast, "prototypes": rows(C)},
+        ),
+        "paco": (
+            losses.paco_loss,
+            {
+                **contrast,
+                "logits": torch.randn(N, C),
+                "keys": rows(N + 1),
+                "key_labels": torch.arange(N + 1) % C,
+            },
+        ),
+        "proco": (
+            losses.proco_loss,
+            {**contrast, "means": 0.5 * rows(C), "class_counts": torch.rand(C) + 1},
         ),
         "cross-model": (
             losses.cross_model_contrastive_loss,
@@ -59,17 +76,23 @@ def good(name):
     }[name]
 
 
-NAMES = [
-    "supcon",
-    "balanced",
-    "prototypical",
-    "cross-model",
-    "logit-adjusted",
-    "focal",
-    "ldam",
-]
+#: The names of contrastive losses, each with its module.
+KINDS = {
+    "supcon": losses.SupConLoss,
+    "supcon-keys": losses.SupConLoss,
+    "balanced": losses.BalancedContrastiveLoss,
+    "prototypical": losses.PrototypicalSupConLoss,
+    "cross-model": losses.CrossModelContrastiveLoss,
+    "paco": partial(losses.PaCoLoss, COUNTS),
+    "proco": partial(losses.ProCoLoss, COUNTS, D),
+}
+CLASSIFICATION = ["logit-adjusted", "focal", "ldam"]
+NAMES = [*KINDS, *CLASSIFICATION]
 LABELS = ("labels", "key_labels", "queue_labels", "self_index")
-MATRICES = ("features", "logits", "keys", "queue", "centres", "prototypes", "weight")
+MATRICES = (
+    *("features", "logits", "keys", "queue", "centres", "prototypes", "means"),
+    "weight",
+)
 #: What is done to a good argument, the error, and what it says was expected and came.
 BAD = {
     LABELS: {
@@ -106,7 +129,7 @@ BAD = {
     MATRICES[2:]: {
         "device": (lambda t: t.to("meta"), ValueError, "on cpu.*, got meta"),
     },
-    ("keys", "queue", "centres", "prototypes", "weight"): {
+    ("keys", "queue", "centres", "prototypes", "means", "weight"): {
         "column": (lambda t: t[..., 1:], ValueError, r".*\d.*, got .*\d"),
     },
     ("keys", "queue", "centres", "prototypes"): {
@@ -128,7 +151,7 @@ CASES = [
     for kind, change in changes.items()
     if argument in good(name)[1]
     # SupCon has nothing that its number of classes could differ from.
-    and (name, argument, kind) != ("supcon", "num_classes", "other")
+    and not (name.startswith("supcon") and (argument, kind) == ("num_classes", "other"))
 ]
 
 
@@ -142,10 +165,11 @@ def test_an_argument_that_does_not_fit(name, argument, change, error, message):
 
 def test_every_loss_is_here():
     functions = {n for n in losses.__all__ if n.endswith("_loss")}
-    assert functions == {good(name)[0].__name__ for name in NAMES[:4]}
+    assert functions == {good(name)[0].__name__ for name in KINDS}
     modules = {n for n in losses.__all__ if n.endswith("Loss")}
-    classification = {type(good(name)[0]).__name__ for name in NAMES[4:]}
-    assert modules == {kind.__name__ for kind in CONTRASTIVE} | classification
+    kinds = {getattr(kind, "func", kind).__name__ for kind in KINDS.values()}
+    classification = {type(good(name)[0]).__name__ for name in CLASSIFICATION}
+    assert modules == kinds | classification
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -179,9 +203,9 @@ TEMPERATURES = [
 
 
 @pytest.mark.parametrize(("temperature", "error", "message"), TEMPERATURES)
-@pytest.mark.parametrize("name", NAMES[:4])
+@pytest.mark.parametrize("name", KINDS)
 def test_temperatures(name, temperature, error, message):
-    kind = CONTRASTIVE[NAMES.index(name)]
+    kind = KINDS[name]
     loss, arguments = good(name)
     for call in (kind, partial(loss, **arguments)):
         with pytest.raises(error, match=f"temperature must be .*{message}"):
@@ -189,20 +213,20 @@ def test_temperatures(name, temperature, error, message):
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64])
-@pytest.mark.parametrize("name", NAMES[:4])
+@pytest.mark.parametrize("name", KINDS)
 def test_temperatures_of_numpy(name, kind):
     loss, arguments = good(name)
     arguments["features"].requires_grad_()
     expected = loss(**arguments, temperature=float(kind(2)))
     torch.testing.assert_close(loss(**arguments, temperature=kind(2)), expected)
-    assert type(CONTRASTIVE[NAMES.index(name)](kind(2)).temperature) is float
+    assert type(KINDS[name](kind(2)).temperature) is float
 
 
-@pytest.mark.parametrize("kind", CONTRASTIVE)
+@pytest.mark.parametrize("kind", dict.fromkeys(KINDS.values()))
 def test_settings_are_checked_when_they_are_made(kind):
     with pytest.raises(ValueError, match="reduction must be .* got 'avg'"):
         kind(reduction="avg")
-    if kind is not losses.PrototypicalSupConLoss:
+    if kind in (KINDS["supcon"], KINDS["balanced"], KINDS["cross-model"]):
         with pytest.raises(ValueError, match="num_classes must not be negative"):
             kind(num_classes=-2)
 
@@ -266,7 +290,12 @@ def test_a_row_with_a_negative_label_does_not_count(name, label):
     arguments["labels"][2] = label
     value = loss(**arguments)
     (grad,) = torch.autograd.grad(value, arguments[first])
-    if name in ("supcon", "balanced"):  # there it is a key of the others
+    if name in (
+        "supcon",
+        "supcon-keys",
+        "balanced",
+        "paco",
+    ):  # there it is a key of the others
         each = loss(**arguments, reduction="none")
         assert each[2] == 0
         torch.testing.assert_close(value, each.sum() / (N - 1))
@@ -285,7 +314,7 @@ def test_a_row_with_a_negative_label_does_not_count(name, label):
 def test_without_a_row_that_counts_the_loss_is_0(name, n):
     loss, arguments = good(name)
     first = next(iter(arguments))
-    for argument in (first, "labels", "self_index"):
+    for argument in dict.fromkeys((first, "labels", "logits", "self_index")):
         if argument in arguments:
             arguments[argument] = arguments[argument][:n]
     arguments["labels"].fill_(-100)
@@ -296,7 +325,7 @@ def test_without_a_row_that_counts_the_loss_is_0(name, n):
     assert not arguments[first].grad.any()
 
 
-@pytest.mark.parametrize("name", NAMES[4:])
+@pytest.mark.parametrize("name", CLASSIFICATION)
 def test_per_sample_gradients(name):
     """Labels have no value to look at under vmap."""
     loss, arguments = good(name)
@@ -318,10 +347,11 @@ def test_logits_on_another_device_than_the_loss(name):
         loss(**moved)
 
 
-@pytest.mark.parametrize("name", NAMES[1:4])
+@pytest.mark.parametrize("name", list(KINDS)[1:])
 def test_matrices_of_a_narrower_type(name):
     loss, arguments = good(name)
-    found = [a for a in ("keys", "queue", "centres", "prototypes") if a in arguments]
+    names = ("keys", "queue", "centres", "prototypes", "means")
+    found = [name for name in names if name in arguments]
     assert found
     for argument in found:
         narrow = arguments[argument].bfloat16()

@@ -16,10 +16,8 @@ from s3h_ext.losses import (
     balanced_contrastive_loss,
     cross_model_contrastive_loss,
     prototypical_supcon_loss,
-    supcon,
     supcon_loss,
 )
-from s3h_ext.losses._common import Keys, reduce, with_stats
 
 INF = math.inf
 
@@ -79,27 +77,23 @@ def test_supcon_equation(seed, num_classes):
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("num_classes", [None, 4])
 def test_supcon_on_other_devices_is_the_same_loss(reduction, num_classes):
+    """Weights have it composed of the operations that every device has."""
     labels = draw_labels(40, 4)
     labels[3] = -1
     results = []
-
-    @with_stats
-    def composed(z, keys, *, temperature, num_classes, reduction):
-        losses, counted = supcon._composed(z, keys, temperature, num_classes)
-        return reduce(losses, counted, reduction)
-
-    for function, keys in ((supcon_loss, labels), (composed, Keys(None, labels, None))):
+    for weights in (None, torch.ones(40)):
         z = unit(40, 8).requires_grad_()
-        loss, stats = function(
+        loss, stats = supcon_loss(
             z,
-            keys,
+            labels,
+            weights=weights,
             temperature=0.2,
             num_classes=num_classes,
             reduction=reduction,
             return_stats=True,
         )
-        weights = torch.linspace(-1, 2, loss.numel(), dtype=z.dtype)
-        (loss * weights.reshape(loss.shape)).sum().backward()
+        upstream = torch.linspace(-1, 2, loss.numel(), dtype=z.dtype)
+        (loss * upstream.reshape(loss.shape)).sum().backward()
         results.append((loss, *stats, z.grad))
     torch.testing.assert_close(results[0], results[1])
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from s3h_ext.losses import (
     BalancedContrastiveLoss,
-    CrossModelContrastiveLoss,
+    FeatureQueue,
     FocalLoss,
     LDAMLoss,
     LogitAdjustedLoss,
@@ -37,14 +37,18 @@ def assert_equal(ours, theirs, *inputs):
         torch.testing.assert_close(found, expected)
 
 
-def supcontrast(features, labels, mode="all"):
+def supcontrast(features, labels=None, mode="all", mask=None):
     """HobbitLong/SupContrast, [B, V, D]; base_temperature 0.07; each anchor's loss."""
-    views = features.shape[1]
+    batch, views, _ = features.shape
+    if mask is None and labels is None:
+        mask = torch.eye(batch)
+    elif mask is None:
+        mask = labels[:, None] == labels
     keys = torch.cat(features.unbind(1))
     anchors = features[:, 0] if mode == "one" else keys
-    every = labels.repeat(views)
+    times = 1 if mode == "one" else views
     others = 1 - torch.eye(len(keys), dtype=keys.dtype)[: len(anchors)]
-    same = (every[: len(anchors), None] == every).to(keys.dtype) * others
+    same = mask.to(keys.dtype).repeat(times, views) * others
     scores = anchors @ keys.T / TAU
     log_prob = scores - (scores.exp() * others).sum(1, keepdim=True).log()
     number = same.sum(1)
@@ -52,17 +56,24 @@ def supcontrast(features, labels, mode="all"):
     return -(TAU / 0.07) * (same * log_prob).sum(1) / number
 
 
-@pytest.mark.parametrize("labels", [torch.arange(12) % C, torch.arange(12)])
-def test_supcontrast(labels):
+@pytest.mark.parametrize("labels", [torch.arange(12) % C, torch.arange(12), None])
+@pytest.mark.parametrize("mode", ["all", "one"])
+def test_supcontrast(labels, mode):
     z = unit(12, 2, 8).requires_grad_()
-    theirs = supcontrast(z, labels).mean()
-    assert_equal(SupConLoss(TAU)(z, labels) * TAU / 0.07, theirs, z)
+    theirs = supcontrast(z, labels, mode).mean()
+    ours = SupConLoss(TAU, contrast_mode=mode)(z, labels)
+    assert_equal(ours * TAU / 0.07, theirs, z)
 
 
-def test_supcontrast_in_the_mode_one():
-    z, labels = unit(12, 3, 8).requires_grad_(), torch.arange(12) % C
-    ours = supcon_loss(z, labels, temperature=TAU, reduction="none")[::3].mean()
-    assert_equal(ours * TAU / 0.07, supcontrast(z, labels, "one").mean(), z)
+@pytest.mark.parametrize("mode", ["all", "one"])
+def test_supcontrast_with_a_mask(mode):
+    z = unit(12, 3, 8).requires_grad_()
+    of_image = torch.rand(12, C) < 0.4
+    of_image[:, 0] |= ~of_image.any(1)  # several labels, one at least
+    mask = (of_image.double() @ of_image.double().T) > 0
+    theirs = supcontrast(z, mode=mode, mask=mask).mean()
+    ours = SupConLoss(TAU, contrast_mode=mode)(z, mask=mask)
+    assert_equal(ours * TAU / 0.07, theirs, z)
 
 
 def test_supcontrast_counts_an_anchor_without_a_positive():
@@ -71,6 +82,17 @@ def test_supcontrast_counts_an_anchor_without_a_positive():
     assert stats.counted == 5
     theirs = supcontrast(z, labels).mean()
     assert_equal(loss * TAU / 0.07 * stats.counted / 7, theirs, z)
+
+
+def test_targeted_supcon_weights_the_anchors():
+    """LTH14/targeted-supcon: each anchor's loss times its class's weight, the mean."""
+    z, labels = unit(12, 2, 8).requires_grad_(), torch.arange(12) % C
+    weights = torch.tensor([0.2, 0.5, 1.0, 3.0]).double()[labels]
+    theirs = (supcontrast(z, labels) * weights.repeat(2)).mean()
+    ours = (
+        supcon_loss(z, labels, weights=weights, temperature=TAU, reduction="sum") / 24
+    )
+    assert_equal(ours * TAU / 0.07, theirs, z)
 
 
 def bal_sc_l(centres, features, targets):
@@ -102,17 +124,17 @@ def test_bcl_logit_adjust():
     assert_equal(LogitAdjustedLoss(COUNTS)(logits, targets), theirs, logits)
 
 
-def metric_learning(embeddings, labels, keys=None, key_labels=None):
+def metric_learning(embeddings, labels, keys=None, key_labels=None, own=None):
     """pytorch-metric-learning, SupConLoss; its default reducer counts losses above 0.
 
-    With keys it is CrossBatchMemory's: the batch's own rows come first among them.
+    With keys it is CrossBatchMemory's, where ``own`` are the rows' detached copies.
     """
     rows = F.normalize(embeddings, dim=1)
-    keys = rows if keys is None else torch.cat((rows, F.normalize(keys, dim=1)))
-    key_labels = labels if key_labels is None else torch.cat((labels, key_labels))
-    others = ~torch.eye(len(rows), len(keys), dtype=torch.bool)
+    if keys is None:
+        keys, key_labels, own = rows, labels, torch.arange(len(rows))
+    others = own[:, None] != torch.arange(len(keys))
     same = (labels[:, None] == key_labels) & others
-    scores = rows @ keys.T / TAU
+    scores = rows @ F.normalize(keys, dim=1).T / TAU
     denominator = scores.masked_fill(~others, -torch.inf).logsumexp(1, keepdim=True)
     log_prob = torch.where(same, scores - denominator, 0).sum(1)
     losses = -log_prob / same.sum(1).clamp(min=1)
@@ -134,23 +156,81 @@ def test_a_batch_of_one_class():
     assert SupConLoss(TAU)(unit(9, 8), labels) > least
 
 
-def test_cross_batch_memory_is_another_loss():
-    z, labels = unit(9, 8), torch.tensor([0, 0, 0, 1, 0, 1, 3, 0, 2])
-    memory, memory_labels = unit(20, 8), torch.arange(20) % C
-    theirs = metric_learning(z, labels, memory, memory_labels)
-    options = {"queue": memory, "queue_labels": memory_labels}
-    ours = CrossModelContrastiveLoss(TAU)(
-        z, labels, z, labels, self_index=torch.arange(9), **options
-    )
-    # The same keys in the balanced equation: a class weighs 1 in the denominator.
-    rows, every = torch.cat((z, memory)), torch.cat((labels, memory_labels))
-    others = 1 - torch.eye(9, 29, dtype=z.dtype)
-    same = (labels[:, None] == every).to(z.dtype) * others
-    weights = F.one_hot(every, C).sum(0)[every] - same
-    scores = z @ rows.T / TAU
-    log_prob = scores - (scores.exp() * others / weights).sum(1, keepdim=True).log()
-    torch.testing.assert_close(ours, -((same * log_prob).sum(1) / same.sum(1)).mean())
-    assert abs(ours - theirs) > 0.1 * theirs
+def test_cross_batch_memory():
+    """The batch is put into the memory first and sees itself there, but for its own."""
+    queue, memory, memory_labels = FeatureQueue(20, 8, dtype=torch.float64), [], []
+    for _ in range(5):  # filled half way, then wrapped
+        z = torch.randn(9, 8, dtype=torch.float64, requires_grad=True)
+        labels = torch.randint(0, C, (9,))
+        rows = F.normalize(z, dim=1)
+        own = queue.enqueue(rows, labels)
+        ours = SupConLoss(TAU, in_batch=False)(
+            rows,
+            labels,
+            keys=queue.features,
+            key_labels=queue.labels,
+            self_index=own,
+        )
+        memory, memory_labels = [*memory, z.detach()], [*memory_labels, labels]
+        kept, kept_labels = torch.cat(memory)[-20:], torch.cat(memory_labels)[-20:]
+        places = torch.arange(len(kept) - 9, len(kept))
+        theirs = metric_learning(z, labels, kept, kept_labels, places)
+        assert_equal(ours, theirs, z)
+
+
+def test_cross_batch_memory_of_the_package_itself():
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    theirs = losses.CrossBatchMemory(losses.SupConLoss(TAU), 8, memory_size=20)
+    queue = FeatureQueue(20, 8)
+    for _ in range(4):
+        z = torch.randn(9, 8, requires_grad=True)
+        labels = torch.randint(0, C, (9,))
+        rows = F.normalize(z, dim=1)
+        index = queue.enqueue(rows, labels)
+        keys = {"keys": queue.features, "key_labels": queue.labels}
+        ours = SupConLoss(TAU, in_batch=False)(rows, labels, **keys, self_index=index)
+        assert_equal(ours, theirs(z, labels), z)
+
+
+def test_moco():
+    """facebookresearch/moco: a row's own key is class 0, the queue has the others."""
+    queue = FeatureQueue(20, 8, dtype=torch.float64)
+    for count in (0, 7, 20):  # theirs starts with random rows instead of empty places
+        queue.enqueue(unit(count, 8))
+        q, k = unit(9, 8).requires_grad_(), unit(9, 8)
+        filled = queue.features[queue.labels >= 0]
+        logits = torch.cat([(q * k).sum(1, keepdim=True), q @ filled.T], dim=1) / TAU
+        theirs = F.cross_entropy(logits, torch.zeros(9).long())
+        ours = SupConLoss(TAU, in_batch=False, contrast_mode="one")(
+            torch.stack([q, k], dim=1), keys=queue.features, key_labels=queue.labels
+        )
+        assert_equal(ours, theirs, q)
+
+
+def test_supervised_moco():
+    """UniMoCo's, with labels: the other encoder's rows, then the queue."""
+    z, labels = torch.randn(9, 8, dtype=torch.float64), torch.arange(9) % C
+    keys, key_labels = unit(29, 8), torch.arange(29) % C
+    z.requires_grad_()
+    theirs = metric_learning(z, labels, keys, key_labels, own=torch.full((9,), -1))
+    options = {"keys": keys, "key_labels": key_labels}
+    ours = SupConLoss(TAU, in_batch=False)(F.normalize(z, dim=1), labels, **options)
+    assert_equal(ours, theirs, z)
+
+
+def nt_xent(first, second):
+    """google-research/simclr: logits of a view against the other's, then its own."""
+    own = torch.eye(len(first), dtype=torch.bool)
+    aa, bb = ((z @ z.T / TAU).masked_fill(own, -torch.inf) for z in (first, second))
+    ab = first @ second.T / TAU
+    targets = torch.arange(len(first))
+    of_first = F.cross_entropy(torch.cat([ab, aa], 1), targets)
+    return (of_first + F.cross_entropy(torch.cat([ab.T, bb], 1), targets)) / 2
+
+
+def test_simclr():
+    z = unit(9, 2, 8).requires_grad_()
+    assert_equal(SupConLoss(TAU)(z), nt_xent(*z.unbind(1)), z)
 
 
 @pytest.mark.parametrize("weight", [None, effective_number_weights([90, 40, 12, 3])])

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -17,6 +18,9 @@ from torch import nn
 from s3h_ext.losses import (
     BalancedContrastiveLoss,
     CrossModelContrastiveLoss,
+    FeatureQueue,
+    PaCoLoss,
+    ProCoLoss,
     PrototypicalSupConLoss,
     SupConLoss,
 )
@@ -130,6 +134,9 @@ def double_run(folder, name, world=None):
     }
 
 
+LABELS = torch.tensor([0, 1, 0, 2, 0, 1, -1, 1, 3, 0, 0, 2, 1])
+
+
 def losses():
     """Name -> (loss of features, labels and the rest; what it needs)."""
     generator = torch.Generator().manual_seed(1)
@@ -151,12 +158,40 @@ def losses():
             self_index=torch.arange(len(rows)),
         )
 
+    in_queue = {"keys": queue, "key_labels": queue_labels}
+
+    def views(z, k):
+        return torch.stack([z, k], dim=1)
+
+    def mask(y):  # what the batch of all processes has as positives
+        return 0.5 * (y[:, None] == LABELS).double() + 0.1 * (y[:, None] > LABELS)
+
+    logits = unit(6, 5)
+    first = partial(SupConLoss, contrast_mode="one")
     return {
         "supcon": (SupConLoss, lambda m, z, y, k, yk: m(z, y)),
+        "keys": (SupConLoss, lambda m, z, y, k, yk: m(z, y, **in_queue)),
+        "weights": (SupConLoss, lambda m, z, y, k, yk: m(z, y, weights=y.abs() / 3)),
+        "simclr": (SupConLoss, lambda m, z, y, k, yk: m(views(z, k))),
+        "first views": (first, lambda m, z, y, k, yk: m(views(z, k), y)),
+        "moco": (
+            partial(first, in_batch=False),
+            lambda m, z, y, k, yk: m(views(z, k), **in_queue),
+        ),
+        "mask": (SupConLoss, lambda m, z, y, k, yk: m(z, mask=mask(y))),
+        "mask of views": (first, lambda m, z, y, k, yk: m(views(z, k), mask=mask(y))),
         "balanced": (BalancedContrastiveLoss, lambda m, z, y, k, yk: m(z, y)),
         "centres": (
             BalancedContrastiveLoss,
             lambda m, z, y, k, yk: m(z, y, centres),
+        ),
+        "paco": (
+            partial(PaCoLoss, None, alpha=0.3),
+            lambda m, z, y, k, yk: m(z, y, k @ logits, *in_queue.values()),
+        ),
+        "proco": (
+            partial(ProCoLoss, [40, 20, 9, 2, 1], 6),
+            lambda m, z, y, k, yk: m(z, y),
         ),
         "cross": (CrossModelContrastiveLoss, cross),
         "prototypical": (
@@ -170,7 +205,7 @@ def check_losses(world):
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(13, 6, generator=generator, dtype=torch.float64)
     other = torch.randn(13, 6, generator=generator, dtype=torch.float64)
-    labels = torch.tensor([0, 1, 0, 2, 0, 1, -1, 1, 3, 0, 0, 2, 1])
+    labels = LABELS
     cut = [slice(0, 4), slice(4, 13)] if world.size == 2 else [slice(0, 13)]
     own = cut[world.rank]
     for name, (module, call) in losses().items():
@@ -208,6 +243,23 @@ def check_losses(world):
                 assert error < 1e-12, (message, error)
 
 
+def check_queue(world):
+    """Every process's queue holds the rows of all, in the order of the ranks."""
+    queue = FeatureQueue(5, 2, gather=True)
+    for step in range(3):
+        rows = torch.full((world.rank + 1, 2), 10.0 * step + world.rank)
+        places = queue.enqueue(rows, torch.full((world.rank + 1,), world.rank))
+        assert torch.equal(queue.features[places], rows)
+    states = world.gather(queue.state_dict())
+    alone = FeatureQueue(5, 2)
+    for step in range(3):
+        for rank in range(world.size):
+            rows = torch.full((rank + 1, 2), 10.0 * step + rank)
+            alone.enqueue(rows, torch.full((rank + 1,), rank))
+    for name, value in alone.state_dict().items():
+        assert all(torch.equal(value, state[name]) for state in states), name
+
+
 def check_gather(world):
     rows = torch.full((world.rank + 1, 2), float(world.rank), requires_grad=True)
     labels = torch.full((world.rank + 1,), world.rank)
@@ -234,6 +286,7 @@ def main():
     world = join_world("cpu", DistributedConfig(timeout=120))
     check_gather(world)
     check_losses(world)
+    check_queue(world)
     for name in sys.argv[2:] or RUNS:
         found = double_run(folder / name, name, world)
         states = world.gather(found["state"])

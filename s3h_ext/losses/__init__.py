@@ -12,10 +12,11 @@ Common to all of them: rows are used as they are given and should have unit leng
 unit rows, and overflow to inf where a score passes 88. An anchor for which the loss is
 undefined (no positive, or nothing in its denominator) adds nothing and is not counted
 by ``reduction="mean"``. A row with a negative label has no class: it is no anchor, and
-as a key it equals nothing. In a queue a negative label marks an empty place, which adds
-nothing, whatever it holds. Labels are integers of any type but uint64. One that is not
-below the number of classes, where that is known, is a ``ValueError`` on the CPU, and no
-class on a GPU and under ``torch.compile``, where looking at it would wait.
+as a key it equals nothing. In a queue, and in the ``key_labels`` of SupCon, a negative
+label marks an empty place, which adds nothing, whatever it holds. Labels are integers
+of any type but uint64. One that is not below the number of classes, where that is
+known, is a ``ValueError`` on the CPU, and no class on a GPU and under
+``torch.compile``, where looking at it would wait.
 
 In several processes (``torch.distributed``) each has the rows of its part of the batch.
 With ``gather=True`` its rows are the anchors, the rows of all processes are the keys,
@@ -34,7 +35,7 @@ mixed images too (:class:`MixedLabels`). ``effective_number_weights`` makes clas
 weights of counts.
 """
 
-from s3h_ext.losses._common import ContrastiveStats
+from s3h_ext.losses._reduction import ContrastiveStats
 from s3h_ext.losses.balanced import BalancedContrastiveLoss, balanced_contrastive_loss
 from s3h_ext.losses.classification import (
     FocalLoss,
@@ -48,26 +49,34 @@ from s3h_ext.losses.cross_model import (
     CrossModelContrastiveLoss,
     cross_model_contrastive_loss,
 )
+from s3h_ext.losses.paco import PaCoLoss, paco_loss
+from s3h_ext.losses.proco import ProCoLoss, proco_loss
 from s3h_ext.losses.prototypical import (
     PrototypicalSupConLoss,
     prototypical_supcon_loss,
 )
+from s3h_ext.losses.queue import FeatureQueue
 from s3h_ext.losses.supcon import SupConLoss, supcon_loss
 
 __all__ = [
     "BalancedContrastiveLoss",
     "ContrastiveStats",
     "CrossModelContrastiveLoss",
+    "FeatureQueue",
     "FocalLoss",
     "LDAMLoss",
     "LogitAdjustedLoss",
     "MixedLabels",
+    "PaCoLoss",
+    "ProCoLoss",
     "PrototypicalSupConLoss",
     "SupConLoss",
     "balanced_contrastive_loss",
     "cross_model_contrastive_loss",
     "effective_number_weights",
     "mixed_cross_entropy",
+    "paco_loss",
+    "proco_loss",
     "prototypical_supcon_loss",
     "supcon_loss",
 ]

@@ -1,18 +1,15 @@
-"""What the losses share: checks, numbering of classes, the reduction."""
+"""What the losses share: checks, and the numbering of classes."""
 
 from __future__ import annotations
 
-import inspect
 import math
 import numbers
-from collections.abc import Callable
-from functools import wraps
-from typing import Any, Literal, NamedTuple, ParamSpec, Protocol, cast, overload
+from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from s3h_ext.losses._reduction import Reduction, check_reduction
 from s3h_ext.ops import class_sum_dots, gather_rows
 from s3h_ext.ops._arguments import (
     check_matrices,
@@ -21,10 +18,6 @@ from s3h_ext.ops._arguments import (
     compute_dtype,
 )
 from s3h_ext.ops.all_gather import process_count
-
-P = ParamSpec("P")
-
-Reduction = Literal["mean", "sum", "none"]
 
 _LABELS = (
     torch.int64,
@@ -35,18 +28,6 @@ _LABELS = (
     torch.uint16,
     torch.uint32,
 )
-
-
-class ContrastiveStats(NamedTuple):
-    """What a loss counted; tensors on the loss's device, so reading them may wait.
-
-    Attributes:
-        counted: ``[]`` int64, anchors that entered the loss.
-        skipped: ``[]`` int64, anchors that had no positive or no denominator.
-    """
-
-    counted: Tensor
-    skipped: Tensor
 
 
 class ContrastiveModule(nn.Module):
@@ -89,14 +70,6 @@ class ContrastiveModule(nn.Module):
         """Returns the settings that ``repr`` shows."""
         settings = f"temperature={self.temperature}, reduction={self.reduction!r}"
         return f"{settings}, gather=True" if self.gather else settings
-
-
-def check_reduction(reduction: Reduction) -> Reduction:
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(
-            f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}"
-        )
-    return reduction
 
 
 def check_num_classes(num_classes: int | None) -> int | None:
@@ -159,8 +132,14 @@ def _check_one_a_row(name: str, values: Tensor, rows: Tensor, of: str) -> None:
         raise ValueError(f"{name} must be on {rows.device}, got {values.device}")
 
 
+def _readable(values: Tensor) -> bool:
+    """Whether a look at the values waits for no device, and there are some."""
+    on_cpu = values.device.type == "cpu" and values.numel() > 0
+    return on_cpu and not torch.compiler.is_compiling()
+
+
 def _check_below(name: str, labels: Tensor, num_classes: int) -> None:
-    if labels.device.type != "cpu" or torch.compiler.is_compiling() or not len(labels):
+    if not _readable(labels):
         return
     try:
         highest = int(labels.max())
@@ -223,15 +202,47 @@ def check_shares(name: str, shares: Tensor, logits: Tensor) -> Tensor:
     return shares.to(logits.dtype)
 
 
-def flatten_views(
-    features: Tensor, labels: Tensor, num_classes: int | None
-) -> tuple[Tensor, Tensor]:
-    """Returns features ``[B·V, D]``, sample-major, and their labels ``[B·V]``."""
+def check_amounts(
+    name: str, values: Tensor, features: Tensor, shape: tuple[int, ...]
+) -> Tensor:
+    """Returns numbers >= 0 of a shape in the type that features are calculated in.
+
+    That they are not negative is looked at where it does not wait for a device.
+    """
+    check_tensor(name, values)
+    if values.dtype != torch.bool and not values.is_floating_point():
+        raise TypeError(f"{name} must be bool or floating point, got {values.dtype}")
+    if values.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(values.shape)}")
+    if values.device != features.device:
+        raise ValueError(f"{name} must be on {features.device}, got {values.device}")
+    if values.requires_grad:
+        raise ValueError(
+            f"{name} must not require a gradient: none is calculated for it; "
+            f"pass {name}.detach()"
+        )
+    if _readable(values) and values.dtype != torch.bool:
+        lowest = float(values.min())
+        if not lowest >= 0:
+            raise ValueError(f"{name} must be 0 or more, got {lowest:g}")
+    return values.to(compute_dtype(features.dtype))
+
+
+def check_views(features: Tensor) -> int:
+    """Returns V of features ``[B, V, D]``; 1 for ``[N, D]``."""
     check_tensor("features", features)
     if features.ndim not in (2, 3):
         raise ValueError(
             f"features must be [B, V, D] or [N, D], got shape {tuple(features.shape)}"
         )
+    return features.shape[1] if features.ndim == 3 else 1
+
+
+def flatten_views(
+    features: Tensor, labels: Tensor, num_classes: int | None
+) -> tuple[Tensor, Tensor]:
+    """Returns features ``[B·V, D]``, sample-major, and their labels ``[B·V]``."""
+    check_views(features)
     labels = check_labels("labels", labels, features, "features", num_classes)
     if features.ndim == 3:
         labels = labels.repeat_interleave(features.shape[1])
@@ -361,89 +372,3 @@ def check_type(name: str, tensor: Tensor, features: Tensor) -> Tensor:
             f"{name} must have the features' type {features.dtype}, got {tensor.dtype}"
         )
     return tensor.to(features.dtype)
-
-
-class Reduced(NamedTuple):
-    """A loss and how many of its anchors count."""
-
-    loss: Tensor
-    counted: Tensor
-    anchors: int
-
-
-def reduce(
-    losses: Tensor, counted: Tensor, reduction: Reduction, gather: bool = False
-) -> Reduced:
-    """Reduces ``[N]`` losses over the counted anchors; none counted gives 0.
-
-    With ``gather`` the mean over processes of what they return is the sum over all
-    their anchors, or its mean.
-    """
-    check_reduction(reduction)
-    loss = torch.where(counted, losses, 0.0)
-    count = counted.sum()
-    processes = process_count() if gather else 1
-    if reduction != "none":
-        loss = loss.sum()
-        if processes > 1:
-            loss = loss * processes
-    if reduction == "mean":
-        total = count
-        if processes > 1:
-            total = count.clone()
-            dist.all_reduce(total)
-        loss = loss / total.clamp(min=1)
-    return Reduced(loss, count, counted.numel())
-
-
-def mean_of_counted(
-    losses: Tensor, counted: Tensor, weights: Tensor | None = None
-) -> Tensor:
-    """Returns the mean, weighted or not, of ``[N]`` losses over the rows that count.
-
-    A row that does not count adds nothing, whatever its loss; none counted gives 0.
-    """
-    if weights is None:
-        return reduce(losses, counted, "mean").loss
-    weights = torch.where(counted, weights, 0)
-    loss = reduce(weights * losses, counted, "sum").loss
-    total = weights.sum()
-    return loss / torch.where(total > 0, total, 1)
-
-
-class ContrastiveLoss(Protocol[P]):
-    """A loss function that returns its :class:`ContrastiveStats` where asked to."""
-
-    @overload
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor: ...
-    # This one leaves the arguments to the one before it.
-    @overload
-    def __call__(
-        self, *args: Any, return_stats: bool, **kwargs: Any
-    ) -> Tensor | tuple[Tensor, ContrastiveStats]: ...
-
-
-def with_stats(function: Callable[P, Reduced]) -> ContrastiveLoss[P]:
-    """Adds the argument ``return_stats`` to a loss function."""
-
-    @wraps(function)
-    def loss(
-        *args: Any, return_stats: bool = False, **kwargs: Any
-    ) -> Tensor | tuple[Tensor, ContrastiveStats]:
-        value, counted, anchors = function(*args, **kwargs)
-        if not return_stats:
-            return value
-        return value, ContrastiveStats(counted, anchors - counted)
-
-    signature = inspect.signature(function)
-    asked = inspect.Parameter(
-        "return_stats",
-        inspect.Parameter.KEYWORD_ONLY,
-        default=False,
-        annotation="bool",
-    )
-    loss.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[*signature.parameters.values(), asked],
-        return_annotation="Tensor | tuple[Tensor, ContrastiveStats]",
-    )
-    return cast("ContrastiveLoss[P]", loss)

@@ -7,9 +7,6 @@ from torch import Tensor
 
 from s3h_ext.losses._common import (
     ContrastiveModule,
-    ContrastiveStats,
-    Reduced,
-    Reduction,
     check_columns,
     check_num_classes,
     class_counts,
@@ -18,8 +15,13 @@ from s3h_ext.losses._common import (
     flatten_views,
     gather_keys,
     key_sum_dots,
-    reduce,
     same_class_bias,
+)
+from s3h_ext.losses._reduction import (
+    ContrastiveStats,
+    Reduced,
+    Reduction,
+    reduce,
     with_stats,
 )
 from s3h_ext.ops import class_sum_dots, similarity_logsumexp

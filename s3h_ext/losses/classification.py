@@ -23,8 +23,8 @@ from s3h_ext.losses._common import (
     check_number,
     check_shares,
     check_weight,
-    mean_of_counted,
 )
+from s3h_ext.losses._reduction import mean_of_counted
 
 Counts = Sequence[int] | np.ndarray | Tensor
 
@@ -73,7 +73,8 @@ def mixed_cross_entropy(logits: Tensor, labels: Labels) -> Tensor:
     return mean_of_counted(*_cross_entropy(check_logits(logits), labels))
 
 
-def _counts(class_counts: Counts) -> Tensor:
+def read_counts(class_counts: Counts) -> Tensor:
+    """Returns float64 counts ``[C]`` on the CPU."""
     expected = "class_counts: expected one count >= 1 for each class"
     try:
         counts = torch.as_tensor(class_counts).detach().to("cpu", torch.float64)
@@ -130,7 +131,7 @@ def effective_number_weights(class_counts: Counts, beta: float = 0.9999) -> Tens
     beta = check_number("beta", beta)
     if beta >= 1.0:
         raise ValueError(f"beta: expected a number in [0, 1), got {beta}")
-    counts = _counts(class_counts)
+    counts = read_counts(class_counts)
     # -expm1(n log beta) keeps its digits where beta ** n is close to 1.
     log_beta = math.log(beta) if beta > 0 else -math.inf
     weights = (1.0 - beta) / -torch.expm1(counts * log_beta)
@@ -160,7 +161,7 @@ class LogitAdjustedLoss(nn.Module):
     def __init__(self, class_counts: Counts, tau: float = 1.0) -> None:
         super().__init__()
         self.tau = check_number("tau", tau)
-        counts = _counts(class_counts)
+        counts = read_counts(class_counts)
         self.register_buffer(
             "adjustment",
             (self.tau * (counts / counts.sum()).log()).float(),
@@ -241,7 +242,7 @@ class LDAMLoss(nn.Module):
         super().__init__()
         max_margin = check_number("max_margin", max_margin)
         scale = check_number("scale", scale, positive=True)
-        counts = _counts(class_counts)
+        counts = read_counts(class_counts)
         margins = max_margin * (counts.min() / counts) ** 0.25
         self.register_buffer("margins", (scale * margins).float(), persistent=False)
 

@@ -9,17 +9,19 @@ from torch import Tensor
 
 from s3h_ext.losses._common import (
     ContrastiveModule,
-    ContrastiveStats,
-    Reduced,
-    Reduction,
     check_columns,
     check_labels,
     check_num_classes,
     class_counts,
     class_index,
     classes_of,
-    reduce,
     same_class_bias,
+)
+from s3h_ext.losses._reduction import (
+    ContrastiveStats,
+    Reduced,
+    Reduction,
+    reduce,
     with_stats,
 )
 from s3h_ext.ops import class_sum_dots, gather_rows, similarity_logsumexp

@@ -8,13 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s3h_ext.losses._common import (
-    ContrastiveModule,
+from s3h_ext.losses._common import ContrastiveModule, check_labels, check_type
+from s3h_ext.losses._reduction import (
     ContrastiveStats,
     Reduced,
     Reduction,
-    check_labels,
-    check_type,
     reduce,
     with_stats,
 )

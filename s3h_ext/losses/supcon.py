@@ -1,33 +1,60 @@
-"""Supervised contrastive loss (Khosla et al. 2020), without the N×N matrix."""
+"""Supervised contrastive loss (Khosla et al. 2020), without the N×M matrix."""
 
 from __future__ import annotations
 
+import functools
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from s3h_ext.losses._common import (
     ContrastiveModule,
-    ContrastiveStats,
     Keys,
-    Reduced,
-    Reduction,
+    check_amounts,
+    check_columns,
+    check_labels,
     check_num_classes,
-    class_counts,
+    check_views,
     class_index,
     flatten_views,
     gather_keys,
-    key_sum_dots,
+)
+from s3h_ext.losses._reduction import (
+    ContrastiveStats,
+    Reduced,
+    Reduction,
     reduce,
     with_stats,
 )
-from s3h_ext.ops import similarity_logsumexp, supervised_contrastive
+from s3h_ext.losses._seen import (
+    Classes,
+    Seen,
+    Weights,
+    see_batch,
+    see_keys,
+    see_own_views,
+)
+from s3h_ext.ops import supervised_contrastive
 from s3h_ext.ops._arguments import check_temperature
+from s3h_ext.ops.all_gather import process_count
+
+ContrastMode = Literal["all", "one"]
 
 
 @with_stats
 def supcon_loss(
     features: Tensor,
-    labels: Tensor,
+    labels: Tensor | None = None,
     *,
+    mask: Tensor | None = None,
+    keys: Tensor | None = None,
+    key_labels: Tensor | None = None,
+    self_index: Tensor | None = None,
+    in_batch: bool = True,
+    contrast_mode: ContrastMode = "all",
+    weights: Tensor | None = None,
     temperature: float = 0.1,
     reduction: Reduction = "mean",
     num_classes: int | None = None,
@@ -35,21 +62,48 @@ def supcon_loss(
 ) -> Reduced:
     r"""Supervised contrastive loss, ``L_out`` (Khosla et al. 2020, eq. 2).
 
-    ``L_i = −1/|P(i)| Σ_{p in P(i)} log( exp(z_i·z_p/τ) / Σ_{a≠i} exp(z_i·z_a/τ) )``
+    ``L_i = −1/|P(i)| Σ_{p in P(i)} log( exp(z_i·z_p/τ) / Σ_{a∈A(i)} exp(z_i·z_a/τ) )``
 
-    P(i): the other rows with the anchor's label. The denominator holds every other
-    row, positives included. There is no τ/τ_base factor. An anchor without a positive
-    is skipped.
+    A(i) are the keys that anchor i sees: the other rows of the batch, and ``keys``,
+    such as a :class:`FeatureQueue`'s, where there are any. P(i), its positives, are
+    those of them that have the anchor's label. The denominator holds all of A(i),
+    positives included. There is no τ/τ_base factor. An anchor without a positive is
+    skipped.
+
+    Without labels the positives are the other views of the same sample. This is the
+    loss of SimCLR (Chen et al., ICML 2020, eq. 1), and with ``in_batch=False`` and
+    ``contrast_mode="one"`` that of MoCo (He et al., CVPR 2020, eq. 1) against its
+    queue. A mask says of any two samples whether they are positives, or how much:
+    ``L_i = −Σ_p m_ip log(…) / Σ_p m_ip``.
 
     Args:
-        features: ``[B, V, D]`` (V views of each sample) or ``[N, D]``, rows of unit
-            length (``F.normalize``): they are used as they are given, and
-            :mod:`s3h_ext.losses` says what becomes of others.
+        features: ``[B, V, D]`` (V views of each sample) or ``[N, D]`` (N samples of one
+            view), rows of unit length (``F.normalize``): they are used as they are
+            given, and :mod:`s3h_ext.losses` says what becomes of others.
         labels: ``[B]`` or ``[N]`` integers below ``num_classes``; negative: no class,
-            the row is no anchor and stays in the others' denominators.
+            the row is no anchor and stays in the others' denominators. None: positives
+            are the views of a sample, or what the mask says.
+        mask: ``[B, K]`` of bool or floating point, not negative, in place of labels:
+            the weight of the samples that are contrasted with, those of the batch (with
+            ``gather`` of all processes) first, then ``keys``. An anchor does not see
+            itself, whatever the mask says. Multi-label: ``(y @ y.T) > 0`` of labels
+            ``[B, C]``.
+        keys: ``[M, D]`` further keys, the same in every process. They get a gradient
+            where they require one.
+        key_labels: ``[M]`` integers below ``num_classes``; negative: an empty place,
+            which adds nothing, whatever it holds. With ``labels`` they must be given;
+            without, they say no more than which places are empty.
+        self_index: one integer for each anchor: which of ``keys`` it must not see, as
+            the queue's copy of itself; any other value: none.
+        in_batch: whether the batch's samples see each other. False: an anchor sees
+            ``keys`` and, as positives, the other views of its own sample.
+        contrast_mode: ``"all"``: every row is an anchor; ``"one"``: the first view of
+            each sample is one. What anchors see does not change.
+        weights: ``[B]`` or ``[N]`` of the samples, not negative; the mean is the
+            weighted one, ``Σ w_i L_i / Σ w_i``.
         temperature: τ.
         reduction: ``"mean"`` over counted anchors, ``"sum"``, or ``"none"``, which
-            gives ``[B·V]`` (sample-major) with 0 at skipped anchors.
+            gives each anchor's (sample-major), with 0 at skipped ones.
         num_classes: upper bound of the labels, where known; without it classes are
             found by sorting. Neither waits for the device.
         gather: contrast with the rows of all processes, see :mod:`s3h_ext.losses`.
@@ -59,7 +113,8 @@ def supcon_loss(
         The loss, and the stats if asked for.
 
     Raises:
-        ValueError: a shape, label count, temperature or reduction is not as above.
+        ValueError: a shape, label count, temperature, reduction or combination is not
+            as above.
         TypeError: a type is not as above.
 
     Example:
@@ -67,59 +122,199 @@ def supcon_loss(
         >>> z = torch.nn.functional.normalize(torch.randn(4, 2, 16), dim=-1)
         >>> supcon_loss(z, torch.tensor([0, 1, 0, 2])).shape
         torch.Size([])
+        >>> supcon_loss(z, reduction="none").shape  # SimCLR
+        torch.Size([8])
     """
     temperature = check_temperature(temperature)
     num_classes = check_num_classes(num_classes)
-    features, labels = flatten_views(features, labels, num_classes)
-    keys = gather_keys(features, labels, gather)
-    if keys.rows is None and features.device.type == "cpu":
+    views = check_views(features)
+    _check_combination(
+        features, labels, mask, keys, key_labels, self_index, in_batch, contrast_mode
+    )
+    anchored = views if _check_mode(contrast_mode) == "all" else 1
+    labelled = labels is not None
+    if labels is None:
+        labels, num_classes = _samples(features, gather), None
+    rows, labels = flatten_views(features, labels, num_classes)
+    empty: Tensor | None = None
+    if keys is not None:
+        keys = check_columns("keys", keys, rows)
+        if key_labels is not None:
+            key_labels = check_labels(
+                "key_labels", key_labels, keys, "keys", num_classes
+            )
+            empty = key_labels < 0
+    if weights is not None:
+        weights = check_amounts("weights", weights, rows, (len(features),))
+        weights = weights.repeat_interleave(anchored)
+    batch = gather_keys(rows, labels, gather and in_batch)
+    every_row = mask is None and keys is None and weights is None and anchored == views
+    if every_row and batch.rows is None and rows.device.type == "cpu":
         loss, number = supervised_contrastive(
-            features,
+            rows,
             labels,
             temperature=temperature,
             num_classes=num_classes,
             reduction=reduction,
         )
-        return Reduced(loss, number, len(labels))
-    losses, counted = _composed(features, keys, temperature, num_classes)
-    return reduce(losses, counted, reduction, gather)
+        return Reduced(loss, number, len(rows))
+    anchors = rows
+    if anchored < views:
+        anchors, batch = _first_views(rows, batch, views)
+    if self_index is not None:
+        self_index = check_labels("self_index", self_index, anchors, "the anchors")
+    of_batch: Classes | Weights
+    of_keys: Classes | Weights | None = None
+    if mask is not None:
+        samples = len(batch.labels) // views if in_batch else 0
+        columns = samples + (0 if keys is None else len(keys))
+        mask = check_amounts("mask", mask, rows, (len(features), columns))
+        of_batch = Weights(mask[:, :samples], anchored)
+        of_keys = Weights(mask[:, samples:], anchored)
+        known = None
+    else:
+        of_batch, of_keys = _by_class(
+            batch, key_labels if labelled else None, num_classes
+        )
+        known = of_batch.anchors < of_batch.size
+    parts = []
+    if in_batch:
+        parts.append(see_batch(anchors, batch, views, of_batch, temperature))
+    elif views > 1:
+        parts.append(see_own_views(rows, views, anchored, temperature))
+    if keys is not None:
+        parts.append(see_keys(anchors, keys, empty, self_index, of_keys, temperature))
+    seen = functools.reduce(Seen.join, parts)
+    counted = seen.number > 0
+    if known is not None:
+        counted = counted & known
+    attraction = seen.dots / (temperature * torch.where(counted, seen.number, 1))
+    return reduce(seen.lse - attraction, counted, reduction, gather, weights)
 
 
-def _composed(
-    features: Tensor, keys: Keys, temperature: float, num_classes: int | None
-) -> tuple[Tensor, Tensor]:
-    """The losses by the operations that every device and several processes have.
+def _check_mode(contrast_mode: ContrastMode) -> ContrastMode:
+    if contrast_mode not in ("all", "one"):
+        raise ValueError(f"contrast_mode must be 'all' or 'one', got {contrast_mode!r}")
+    return contrast_mode
 
-    Returns:
-        ``[N]`` losses, and which anchors count.
-    """
-    lse = similarity_logsumexp(
-        features,
-        keys.rows,
-        temperature=temperature,
-        self_index=keys.own,
-        assume_normalized=True,
-    )
-    every_class, size = class_index(keys.labels, num_classes)
-    dots = key_sum_dots(features, keys, every_class, size)
-    classes = keys.of_anchors(every_class)
-    counts = class_counts(every_class, size, dots.dtype)
-    positives = counts.index_select(0, classes) - 1
-    attraction = dots / (temperature * positives.clamp(min=1))
-    counted = (classes < size) & (positives > 0)
-    return lse - attraction, counted
+
+def _check_combination(
+    features: Tensor,
+    labels: Tensor | None,
+    mask: Tensor | None,
+    keys: Tensor | None,
+    key_labels: Tensor | None,
+    self_index: Tensor | None,
+    in_batch: bool,
+    contrast_mode: ContrastMode,
+) -> None:
+    """Refuses arguments that say nothing, or two things, together."""
+    if labels is not None and mask is not None:
+        raise ValueError("labels and mask must not be given together")
+    for name, value in (("key_labels", key_labels), ("self_index", self_index)):
+        if keys is None and value is not None:
+            raise ValueError(f"{name} must be None without keys")
+    if keys is None and not in_batch:
+        raise ValueError("keys must be given with in_batch=False, got None")
+    if labels is not None and keys is not None and key_labels is None:
+        raise ValueError("key_labels must be given where labels and keys are, got None")
+    if contrast_mode == "one" and features.ndim == 2:
+        raise ValueError(
+            "features must be [B, V, D] with contrast_mode='one', whose anchors are "
+            f"the first views, got shape {tuple(features.shape)}"
+        )
+    if labels is None and mask is None and check_views(features) < 2:
+        raise ValueError(
+            "features must be [B, V, D] with two views or more where labels and mask "
+            f"are None, got shape {tuple(features.shape)}"
+        )
+
+
+def _samples(features: Tensor, gather: bool) -> Tensor:
+    """Returns a number for each sample ``[B]`` that no other has in any process."""
+    number = torch.arange(len(features), device=features.device)
+    if not gather or process_count() == 1:
+        return number
+    return number * process_count() + dist.get_rank()
+
+
+def _first_views(rows: Tensor, batch: Keys, views: int) -> tuple[Tensor, Keys]:
+    """Returns the first view of each sample, and where it is among the rows."""
+    first = torch.arange(0, len(rows), views, device=rows.device)
+    anchors = rows.index_select(0, first)
+    if batch.rows is None or batch.own is None:
+        return anchors, Keys(rows, batch.labels, first)
+    return anchors, batch._replace(own=batch.own.index_select(0, first))
+
+
+def _by_class(
+    batch: Keys, key_labels: Tensor | None, num_classes: int | None
+) -> tuple[Classes, Classes | None]:
+    """Numbers the classes of the batch, and of the keys where they have labels."""
+    labels = batch.labels
+    if key_labels is not None:
+        labels = torch.cat([labels, key_labels])
+    every, size = class_index(labels, num_classes)
+    classes = every[: len(batch.labels)]
+    anchors = batch.of_anchors(classes)
+    of_batch = Classes(anchors, classes, size)
+    if key_labels is None:
+        return of_batch, None
+    return of_batch, Classes(anchors, every[len(classes) :], size)
 
 
 class SupConLoss(ContrastiveModule):
-    """Module form of :func:`supcon_loss`."""
+    """Module form of :func:`supcon_loss`.
+
+    Args:
+        temperature: τ, a number > 0.
+        reduction: ``"mean"`` over counted anchors, ``"sum"`` or ``"none"``.
+        num_classes: upper bound of the labels, where known.
+        gather: contrast with the rows of all processes, see :mod:`s3h_ext.losses`.
+        in_batch: whether the batch's samples see each other.
+        contrast_mode: ``"all"``, or ``"one"`` for the first views as anchors.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        reduction: Reduction = "mean",
+        num_classes: int | None = None,
+        gather: bool = False,
+        *,
+        in_batch: bool = True,
+        contrast_mode: ContrastMode = "all",
+    ) -> None:
+        super().__init__(temperature, reduction, num_classes, gather)
+        self.in_batch = in_batch
+        self.contrast_mode = _check_mode(contrast_mode)
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the arguments of the function that the module holds."""
+        own = {"in_batch": self.in_batch, "contrast_mode": self.contrast_mode}
+        return super().settings() | own
 
     def forward(
-        self, features: Tensor, labels: Tensor, return_stats: bool = False
+        self,
+        features: Tensor,
+        labels: Tensor | None = None,
+        return_stats: bool = False,
+        *,
+        mask: Tensor | None = None,
+        keys: Tensor | None = None,
+        key_labels: Tensor | None = None,
+        self_index: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, ContrastiveStats]:
         """See :func:`supcon_loss`: features ``[B, V, D]`` or ``[N, D]``."""
         return supcon_loss(
             features,
             labels,
+            mask=mask,
+            keys=keys,
+            key_labels=key_labels,
+            self_index=self_index,
+            weights=weights,
             return_stats=return_stats,
             **self.settings(),
         )

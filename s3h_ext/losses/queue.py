@@ -1,0 +1,121 @@
+"""The rows of earlier batches, as keys of a contrastive loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from s3h_ext.losses._common import check_labels
+from s3h_ext.ops import gather_rows
+from s3h_ext.ops._arguments import check_matrices
+
+
+class FeatureQueue(nn.Module):
+    """Keeps the last rows that were put in: XBM's memory, MoCo's queue.
+
+    Give ``features`` and ``labels`` to :func:`s3h_ext.losses.supcon_loss` as ``keys``
+    and ``key_labels``; empty places, whose label is -1, add nothing there. All of the
+    state is in buffers, so a run that loads its ``state_dict`` goes on bit for bit.
+    Nothing is read back from the device: steps can be recorded as CUDA graphs.
+
+    Attributes:
+        features: ``[Q, D]``; zeros in empty places.
+        labels: ``[Q]`` int64; -1 in empty places.
+        position: ``[]`` int64, the place that is written next, which is the oldest.
+
+    Args:
+        size: Q, how many rows are kept.
+        dim: D.
+        dtype: of the features; rows are converted to it. A 16-bit queue beside float32
+            rows is understood by the losses.
+        gather: put in the rows of all processes, in the order of their ranks. The
+            queues of all processes are then the same, which ``keys`` have to be.
+
+    Raises:
+        ValueError: a size is below 1.
+        TypeError: the type is not floating point.
+
+    Example:
+        >>> queue = FeatureQueue(size=4, dim=2)
+        >>> queue.enqueue(torch.eye(2), torch.tensor([5, 7]))
+        tensor([0, 1])
+        >>> queue.labels
+        tensor([ 5,  7, -1, -1])
+    """
+
+    features: Tensor  # [Q, D]
+    labels: Tensor  # [Q]
+    position: Tensor  # []
+
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        gather: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value in (("size", size), ("dim", dim)):
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+        if not dtype.is_floating_point:
+            raise TypeError(f"dtype must be floating point, got {dtype}")
+        self.gather = gather
+        self.register_buffer("features", torch.zeros(size, dim, dtype=dtype))
+        self.register_buffer("labels", torch.full((size,), -1))
+        self.register_buffer("position", torch.zeros((), dtype=torch.int64))
+
+    def extra_repr(self) -> str:
+        """Returns the sizes that ``repr`` shows."""
+        size, dim = self.features.shape
+        return f"size={size}, dim={dim}" + (", gather=True" if self.gather else "")
+
+    @torch.no_grad()
+    def enqueue(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Puts rows in the place of the oldest ones.
+
+        No gradient flows to them. It may come before the backward of a loss that was
+        given the queue with its labels: the loss keeps a copy. Of more than Q rows the
+        last stay.
+
+        Args:
+            features: ``[N, D]``, of unit length as the losses expect them.
+            labels: ``[N]`` integers; a negative one leaves its place empty. None: 0 for
+                every row, for losses that do not ask for labels.
+
+        Returns:
+            ``[N]``, the places of the rows, which are the loss's ``self_index`` where a
+            row must not see itself in the queue; -1 for a row that did not stay.
+
+        Raises:
+            ValueError: a shape or device is not as above.
+            TypeError: a type is not as above.
+        """
+        check_matrices(features, None, "features")
+        size, dim = self.features.shape
+        if features.shape[1] != dim:
+            raise ValueError(
+                f"features must be [N, {dim}] like the queue, "
+                f"got shape {tuple(features.shape)}"
+            )
+        if features.device != self.features.device:
+            raise ValueError(
+                f"features must be on {self.features.device} like the queue, "
+                f"got {features.device}"
+            )
+        if labels is None:
+            labels = torch.zeros(
+                len(features), dtype=torch.int64, device=features.device
+            )
+        labels = check_labels("labels", labels, features, "features")
+        start, own = 0, len(features)
+        if self.gather:
+            (features, labels), start = gather_rows(features, labels)
+        count = len(features)
+        places = (torch.arange(count, device=features.device) + self.position) % size
+        self.features[places[-size:]] = features[-size:].to(self.features.dtype)
+        self.labels[places[-size:]] = labels[-size:].clamp(min=-1)
+        self.position.add_(count).remainder_(size)
+        places[: max(0, count - size)] = -1
+        return places[start : start + own]

@@ -1,0 +1,77 @@
+"""Logarithm of the modified Bessel function, the normaliser of directional statistics.
+
+Elementwise, so the portable form serves every device.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from s3h_ext.ops._autograd import (
+    differentiate_once,
+    save_arguments,
+    saved_arguments,
+)
+from s3h_ext.ops._library import LIBRARY, implement, registry
+from s3h_ext.ops.plain import bessel as plain
+
+LIBRARY.define("log_bessel(Tensor squares, float order) -> Tensor")
+LIBRARY.define(
+    "log_bessel_backward(Tensor grad, Tensor squares, float order) -> Tensor"
+)
+implement(log_bessel=plain.log_bessel, log_bessel_backward=plain.log_bessel_backward)
+
+
+def log_bessel(squares: Tensor, order: float) -> Tensor:
+    r"""Returns ``log( I_ν(x) / x^ν )`` at ``x² = squares``.
+
+    I_ν is the modified Bessel function of the first kind, ν the order. Nothing
+    overflows, and x = 0 is no exception. Errors are those of float64 at any order.
+    Gradients flow to the squares, once; they alone are kept for it.
+
+    Args:
+        squares: float64 of any shape, 0 or more.
+        order: ν, at least -1/2.
+
+    Returns:
+        float64 of the squares' shape.
+
+    Raises:
+        TypeError: the squares are not float64.
+
+    Example:
+        >>> x = torch.tensor([1.0], dtype=torch.float64)
+        >>> ratio = log_bessel(x.square(), 0.0).exp() / torch.special.i0(x)
+        >>> ratio.round(decimals=12)
+        tensor([1.], dtype=torch.float64)
+    """
+    if squares.dtype != torch.float64:
+        raise TypeError(f"squares must be float64, got {squares.dtype}")
+    operators: Any = torch.ops.s3h
+    return cast(Tensor, operators.log_bessel(squares, order))
+
+
+def _fake_forward(squares: Tensor, order: float) -> Tensor:
+    return torch.empty_like(squares)
+
+
+def _fake_backward(grad: Tensor, squares: Tensor, order: float) -> Tensor:
+    return torch.empty_like(squares)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    save_arguments(ctx, inputs, ())
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    arguments, _ = saved_arguments(ctx)
+    operators: Any = torch.ops.s3h
+    return operators.log_bessel_backward(grad, *arguments), None
+
+
+registry.register_fake("s3h::log_bessel", _fake_forward, lib=LIBRARY)
+registry.register_fake("s3h::log_bessel_backward", _fake_backward, lib=LIBRARY)
+differentiate_once("log_bessel", _backward, _setup_context)
