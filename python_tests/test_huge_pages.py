@@ -196,8 +196,8 @@ def test_a_process_that_need_not_start_again_does_not(tmp_path, arguments, envir
 def test_a_training_asks_and_says_so(tmp_path):
     plain = {k: v for k, v in os.environ.items() if not re.match("GLIBC_|S3H_HUGE", k)}
     options = (
-        "--preset digits-lt/ce --model.backbone resnet20 --batch_size 489 --epochs 1 "
-        "--device cpu --precision fp32 --report false"
+        "--preset digits-lt/ce --model.backbone resnet20 --data.imbalance 100 "
+        "--batch_size 64 --epochs 1 --device cpu --precision fp32 --report false"
     ).split()
     command = [sys.executable, "-m", "s3h_ext.train", *options, "--output"]
     subprocess.run([*command, str(tmp_path)], env=plain, check=True)

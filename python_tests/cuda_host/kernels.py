@@ -11,9 +11,11 @@ import struct
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -78,6 +80,13 @@ def execute(
         data = data[size:]
     assert data == b""
     return tensors
+
+
+def first_quick(cases: Iterable[Any]) -> list[Any]:
+    """Returns parameters of a test: the first as it is, the others marked slow."""
+    first, *others = cases
+    return [first, *(pytest.param(case, marks=pytest.mark.slow) for case in others)]
+
 
 
 @functools.cache

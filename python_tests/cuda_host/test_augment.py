@@ -151,7 +151,7 @@ def test_bits_out_of_range_stop(bits):
 
 
 @pytest.mark.parametrize("variant", ["address", "thread"])
-@every_channels
+@pytest.mark.parametrize("channels", kernels.first_quick([3, 1]))
 def test_under_sanitizers(variant, channels):
     for limit in (kernels.H200_SHARED, NO_SHARED):
         problem = lists((21, 18), channels, count=40, steps=4)

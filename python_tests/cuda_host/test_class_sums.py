@@ -120,7 +120,7 @@ SANITIZED = {
 
 
 @pytest.mark.parametrize("variant", ["address", "thread"])
-@pytest.mark.parametrize("case", SANITIZED)
+@pytest.mark.parametrize("case", kernels.first_quick(SANITIZED))
 def test_under_sanitizers(case, variant):
     *problem, execution = SANITIZED[case]
     check(*problem, **execution, variant=variant)

@@ -242,9 +242,9 @@ SANITIZED = {
 }
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", kernels.first_quick(METRICS))
 @pytest.mark.parametrize("variant", ["address", "thread"])
-@pytest.mark.parametrize("case", SANITIZED)
+@pytest.mark.parametrize("case", kernels.first_quick(SANITIZED))
 def test_under_sanitizers(case, variant, metric):
     n, rows, depth, dtype, execution = SANITIZED[case]
     check(draw(n, rows, depth, dtype), metric, **execution, variant=variant)

@@ -160,7 +160,7 @@ def test_one_key_outweighs_the_others(temperature):
 
 
 @pytest.mark.parametrize("kind", ["random", "identical"])
-@pytest.mark.parametrize("n", [4, 70])
+@pytest.mark.parametrize("n", [4, pytest.param(70, marks=pytest.mark.slow)])
 def test_sums_over_thousands_of_keys(kind, n):
     q, k = matrices(n, 8000, 16, torch.float32)
     if kind == "identical":

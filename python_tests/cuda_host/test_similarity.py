@@ -279,7 +279,7 @@ SANITIZED = {
 
 
 @pytest.mark.parametrize("variant", ["address", "thread"])
-@pytest.mark.parametrize("case", SANITIZED)
+@pytest.mark.parametrize("case", kernels.first_quick(SANITIZED))
 def test_under_sanitizers(case, variant):
     dtype, n, m, depth, names, execution = SANITIZED[case]
     q, k = matrices(n, m, depth, dtype)

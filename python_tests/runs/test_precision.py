@@ -40,7 +40,17 @@ def train(folder, name, kind):
     return trainer, trainer.train_epoch(0, SilentLog()), seen
 
 
-@pytest.mark.parametrize("name", METHODS)
+# Two views, as s3h and psc have.
+ALIKE = ("sc", "bcl")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ())
+        for name in METHODS
+    ],
+)
 def test_bfloat16_follows_float32(tmp_path, name):
     _, exact, seen = train(tmp_path / "fp32", name, "fp32")
     assert seen == {torch.float32}

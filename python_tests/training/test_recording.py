@@ -35,7 +35,6 @@ METHODS = {
         "--method.mixing.end 0.6 --optim.ema_decay 0.8"
     ),
     "sc": "--method Hybrid --method.recipe crop",
-    "s3h": "--method S3H --method.recipe crop --model.classifier cosine",
     "s3h-cosine": (
         "--method S3H --method.recipe crop --model.classifier cosine "
         "--method.momentum_schedule cosine --method.separate_norm true"
@@ -124,7 +123,9 @@ def test_a_recorded_run_goes_on_where_it_stopped(tmp_path, recorded):
     assert_same(rest, whole, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["drw", "s3h-cosine", "cws-psc"])
+@pytest.mark.parametrize(
+    "name", ["drw", pytest.param("s3h-cosine", marks=pytest.mark.slow), "cws-psc"]
+)
 def test_what_follows_the_progress_is_there_after_a_stop_inside_an_epoch(
     name, tmp_path
 ):

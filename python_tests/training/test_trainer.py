@@ -104,7 +104,14 @@ CWS = (
 S3H = "--method S3H --method.recipe crop --method.projection_hidden 16".split()
 
 
-@pytest.mark.parametrize("method", [[], CWS, S3H], ids=["ce", "cws", "s3h"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param([], id="ce"),
+        pytest.param(CWS, id="cws"),
+        pytest.param(S3H, id="s3h", marks=pytest.mark.slow),
+    ],
+)
 def test_resume_gives_the_bits_of_the_run_that_was_not_stopped(
     tmp_path, monkeypatch, method
 ):
@@ -134,7 +141,6 @@ def test_resume_gives_the_bits_of_the_run_that_was_not_stopped(
 
 EPOCHS = 4
 SCRIPT = [sys.executable, "-m", "s3h_ext.train", *QUICK, "--epochs", str(EPOCHS)]
-LONGER = 12  # not over before it is killed ten times
 
 
 def undisturbed_run(folder, epochs):
@@ -182,8 +188,9 @@ def wait_for_checkpoint(process, folder):
 
 # Everything is imported once; each attempt is a fork that kills itself at a moment
 # somewhere in the next epoch and a half, evaluation and checkpoint included.
-KILLED_TEN_TIMES = """
+KILLED = """
 import os, random, signal, sys, threading
+times = int(sys.argv.pop(1))
 from s3h_ext.methods import Baseline
 from s3h_ext.methods import Hybrid
 from s3h_ext.train import main
@@ -203,25 +210,30 @@ def attempt(last_step, delay):
     Baseline.after_step = after_step
     os._exit(main([*sys.argv[1:], "--resume"]))
 
-for _ in range(10):
+for _ in range(times):
     status = attempt(rng.randint(1, 9), rng.uniform(0.0, 0.5))
     if not os.WIFSIGNALED(status):
-        sys.exit("the run was over before it was killed ten times")
+        sys.exit("the run was over before it was killed as often")
 sys.exit(os.waitstatus_to_exitcode(attempt(0, 0.0)))
 """
 
 
-def run_script(code, folder, epochs=EPOCHS):
-    arguments = [*SCRIPT[3:], "--epochs", str(epochs), "--output", str(folder)]
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True)
+def run_script(code, folder, *arguments, epochs=EPOCHS):
+    options = [*SCRIPT[3:], "--epochs", str(epochs), "--output", str(folder)]
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments, *options], capture_output=True
+    )
 
 
-def test_sigkill_at_ten_random_moments_changes_no_bit(tmp_path):
+@pytest.mark.parametrize(
+    ("times", "epochs"), [(2, 4), pytest.param(10, 12, marks=pytest.mark.slow)]
+)
+def test_sigkill_at_random_moments_changes_no_bit(tmp_path, times, epochs):
     folder = tmp_path / "killed"
-    result = run_script(KILLED_TEN_TIMES, folder, LONGER)
+    result = run_script(KILLED, folder, str(times), epochs=epochs)
     assert result.returncode == 0, result.stderr.decode()[-2000:]
-    expected = undisturbed_run(tmp_path / "undisturbed", LONGER)
-    assert_same_bits(final_weights(folder, LONGER), expected)
+    expected = undisturbed_run(tmp_path / "undisturbed", epochs)
+    assert_same_bits(final_weights(folder, epochs), expected)
     assert not list((folder / "checkpoints").glob("*.partial"))
 
 
@@ -257,7 +269,9 @@ def test_sigkill_while_a_checkpoint_is_written_changes_no_bit(tmp_path, undistur
     assert_same_bits(final_weights(tmp_path), undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_a_polite_stop_saves_inside_the_epoch(tmp_path, undisturbed, number):
     process = start(tmp_path)
     wait_for_checkpoint(process, tmp_path)
