@@ -56,6 +56,7 @@ lint: $(STAMPS)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	git ls-files -z --cached --others --exclude-standard | xargs -0 $(BIN)/codespell
 	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
 
 format: $(STAMPS)/dev

@@ -1,6 +1,6 @@
-"""Arguments of the commands that use a run, apart from what the commands do.
+"""Argument parsers of the commands that use a run.
 
-Nothing here imports PyTorch, so ``--help`` and a wrong option need not wait for it.
+Nothing here imports PyTorch, so ``--help`` and errors in options appear immediately.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ FORMATS = ("onnx", "pt2")
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes ``--batch-size`` for ``--batch_size`` and the other way round."""
+    """Treats ``--batch-size`` and ``--batch_size`` alike."""
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse arguments whose options are spelt either way."""
+        """Parse arguments with either spelling."""
         given = sys.argv[1:] if args is None else args
         return super().parse_known_args([*map(self._respelt, given)], namespace)
 
@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
         return 2
 
     def as_typed(self, message: str) -> str:
-        """Return an error with the option that it begins with as it is typed."""
+        """Return an error with its leading option name as the user types it."""
         found = re.match(r"(?:data\.)?([a-z_.]+): ", message)
         for option in self._option_string_actions if found else ():
             if found and option in (f"--{found[1]}", f"--data.{found[1]}"):
@@ -65,10 +65,9 @@ def _plain(option: str) -> str:
 
 
 def train_help(arguments: Sequence[str]) -> str | None:
-    """Return what ``python -m s3h_ext.train`` has to say where it is only asked.
+    """Return the text for ``--list`` or ``--help``; None if there is a run to train.
 
-    ``--list``: the presets; ``--help``: the options that most people need, and
-    ``--help all`` every one. None: there is something to train.
+    ``--list`` prints the presets, ``--help`` the common options, ``--help all`` all.
     """
     if "--list" in arguments:
         return preset_table()
@@ -91,13 +90,14 @@ def evaluate_parser() -> Parser:
         "--split",
         choices=SPLITS,
         default="test",
-        help="unused: all of the archive's training images that the run has not seen",
+        help="default: test; unused: training images of the archive that the run has "
+        "not seen",
     )
     _add_data(parser)
-    parser.add_argument("--batch_size", type=int, help="the run's own if not set")
+    parser.add_argument("--batch_size", type=int, help="default: as in the run")
     _add_device(parser)
     parser.add_argument(
-        "--output", type=Path, help="folder; RUN/evaluation-SPLIT if not set"
+        "--output", type=Path, help="folder; default: RUN/evaluation-SPLIT"
     )
     _add_import(parser)
     return parser
@@ -107,26 +107,28 @@ def predict_parser() -> Parser:
     """Return the parser of ``python -m s3h_ext.predict``."""
     parser = Parser(
         prog="python -m s3h_ext.predict",
-        description="Name the most probable classes of image files. An image that "
-        "cannot be read is reported on standard error and in the output, and the rest "
-        "is done. Exit status: 0, 1 where an image could not be read, 2 where nothing "
-        "could be done.",
+        description="Print the most probable classes of image files. Unreadable images "
+        "are reported on standard error and in the output; the rest are processed. "
+        "Exit status: 0; 1 if an image could not be read; 2 if nothing could be done.",
     )
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument(
         "images", nargs="+", help="files, folders, or - for a list of paths on stdin"
     )
-    parser.add_argument("--top", type=int, default=5, help="classes to name")
+    parser.add_argument(
+        "--top", type=int, default=5, help="number of classes to print; default: 5"
+    )
     parser.add_argument(
         "--output",
         type=Path,
-        help="file, which appears when it is complete, before that as FILE.partial; "
-        "standard output if not set",
+        help="file, written as FILE.partial until complete; default: standard output",
     )
     parser.add_argument(
-        "--format", choices=("csv", "json"), help="by the output's suffix, else csv"
+        "--format",
+        choices=("csv", "json"),
+        help="default: by the output's suffix, else csv",
     )
-    parser.add_argument("--batch_size", type=int, default=64, help="images in one pass")
+    parser.add_argument("--batch_size", type=int, default=64, help="images per pass")
     _add_device(parser)
     _add_import(parser)
     return parser
@@ -136,21 +138,21 @@ def export_parser() -> Parser:
     """Return the parser of ``python -m s3h_ext.export``."""
     parser = Parser(
         prog="python -m s3h_ext.export",
-        description="Write a run's network, from normalised images to logits, as ONNX "
-        "or as a PyTorch program (pt2). The file is run on real images and compared "
-        "with the network before it gets its name.",
+        description="Export a run's network, from normalised images to logits, as ONNX "
+        "or as a PyTorch program (pt2). Before the file is kept, it is run on real "
+        "images and compared with the network.",
     )
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument(
-        "--format", choices=FORMATS, default="onnx", help="onnx if not set"
+        "--format", choices=FORMATS, default="onnx", help="default: onnx"
     )
-    parser.add_argument("--output", type=Path, help="RUN/model.FORMAT if not set")
+    parser.add_argument("--output", type=Path, help="default: RUN/model.FORMAT")
     parser.add_argument(
         "--images",
         type=Path,
         nargs="+",
         default=(),
-        help="files or folders to check with; test images of the data set if not set",
+        help="files or folders to compare on; default: test images of the data set",
     )
     _add_data(parser)
     _add_import(parser)
@@ -161,19 +163,18 @@ def info_parser() -> Parser:
     """Return the parser of ``python -m s3h_ext.info``."""
     return Parser(
         prog="python -m s3h_ext.info",
-        description="Say which versions there are, what is built, and why something is "
-        "missing.",
+        description="Print versions, what is built, and why something is missing.",
     )
 
 
 def _add_data(parser: Parser) -> None:
-    # The trainer's names, and what these options were called before.
+    # The trainer's names, plus an older one.
     for name, what in (("root", "the data"), ("lists", "the list files")):
         parser.add_argument(
             f"--data.{name}",
             *(["--lists"] if name == "lists" else []),
             dest=name,
-            help=f"where {what} are, if they were moved",
+            help=f"folder of {what}, if moved",
         )
 
 
@@ -188,8 +189,8 @@ def _add_import(parser: Parser) -> None:
         type=_module,
         action="append",
         metavar="MODULE",
-        help="module of the run's method, where that is your own; a run's folder runs "
-        "no code by itself",
+        help="module of the run's method, if it is your own; a run folder never runs "
+        "code by itself",
     )
 
 

@@ -1,4 +1,4 @@
-"""The options of a training run and their defaults, in one place."""
+"""All options of a training run and their defaults."""
 
 from __future__ import annotations
 
@@ -28,34 +28,33 @@ GraphsName = Literal["auto", "on", "off"]
 
 @dataclass
 class DataConfig:
-    """The data set and how it is cut.
+    """The data set and its long-tailed cut.
 
     Args:
         name: data set: ``digits-lt`` (built in), ``cifar10-lt``, ``cifar100-lt``,
-            ``octmnist-lt``; ``imagenet-lt``, ``inat18``, ``places-lt`` by their
-            standard lists; ``folder``, any folder of images.
-        root: folder that holds the unpacked archives or the photographs; where it is
-            not set, the environment variable ``S3H_DATA_ROOT``. ``digits-lt`` needs
-            none.
-        lists: folder of the list files of photographs, where it is not ``root``.
-        imbalance: images of the largest class / images of the smallest one. Not set:
-            the data set's own default, 20 for digits and 100 for the others;
-            photographs are as they are. Of them ``folder`` alone can be cut.
-        size: side of the images in pixels: for ``octmnist-lt`` 28 (the default), 64,
-            128 or 224; of photographs' views 224 (the default) or any other.
+            ``octmnist-lt``; ``imagenet-lt``, ``inat18``, ``places-lt`` with their
+            standard lists; ``folder`` for any folder of images.
+        root: folder of the unpacked archives or the photographs; defaults to the
+            environment variable ``S3H_DATA_ROOT``. ``digits-lt`` needs none.
+        lists: folder of the list files of photographs, if it is not ``root``.
+        imbalance: largest class size divided by the smallest. Not set: the default of
+            the data set, 20 for digits, 100 for the others; photographs are not cut. Of
+            photographs, only ``folder`` can be cut.
+        size: image side in pixels: for ``octmnist-lt`` 28 (the default), 64, 128 or
+            224; for views of photographs 224 (the default) or any other.
         profile: class sizes fall exponentially (``exp``) or in one step (``step``).
-        val_fraction: share of the training images of each class to hold out for
-            selection; the test images are never used to choose anything.
-        split_seed: seed that picks the images to hold out. Which images form the
-            long-tailed subset is fixed, as in the published tables.
-        test_fraction: for ``folder`` without test images: share of each class that is
-            held out as such, always the same images. Not set: 0.2.
+        val_fraction: fraction of the training images of each class to hold out for
+            model selection, which never uses test images.
+        split_seed: seed for choosing the held-out images. The long-tailed subset itself
+            is fixed, as in the published tables.
+        test_fraction: for ``folder`` without test images: fraction of each class to
+            hold out for testing, always the same images. Not set: 0.2.
         source: where batches come from: ``resident`` for images in memory; ``pil`` or
-            ``dali`` decodes photographs. ``auto``: ``resident`` or ``pil``.
+            ``dali`` to decode photographs. ``auto``: ``resident`` or ``pil``.
         workers: threads that read and decode photographs; 0: one per CPU.
-        unreadable: of photographs that cannot be read, the first one ends the run
-            (``error``); or every file is read once before a run begins, and those that
-            cannot be are named and left out of all counts (``skip``).
+        unreadable: ``error`` stops the run at the first photograph that cannot be read;
+            ``skip`` reads every file before the run starts, and reports and leaves out
+            those that cannot be read.
     """
 
     name: Literal[
@@ -96,10 +95,10 @@ class ModelConfig:
 
     Args:
         backbone: ``resnet32`` is the network of the published CIFAR-LT tables,
-            ``resnet50`` and ``resnext50-32x4d`` are those of the tables of photographs.
-        weights: file of weights that the backbone starts from, with the names that
-            torchvision gives them; a classifier in it is left out.
-        classifier: ``linear``, or ``cosine`` (unit features on unit weights).
+            ``resnet50`` and ``resnext50-32x4d`` are those for photographs.
+        weights: file of initial backbone weights with torchvision's parameter names; a
+            classifier in it is ignored.
+        classifier: ``linear``, or ``cosine`` (unit features and unit weights).
         scale: logit scale of the cosine classifier.
     """
 
@@ -118,21 +117,21 @@ class OptimConfig:
 
     Args:
         lr: peak learning rate.
-        momentum: of SGD.
-        nesterov: Nesterov's form of it.
+        momentum: SGD momentum.
+        nesterov: use Nesterov momentum.
         weight_decay: L2 penalty.
-        decay_norm_and_bias: apply it to batch-norm parameters and biases too, as the
-            CIFAR-LT codebases do.
-        warmup_epochs: epochs over which the rate rises linearly from 0 to ``lr``; fewer
-            than the run has. A preset's are cut to their share of a run that would not
-            outlast them.
+        decay_norm_and_bias: apply weight decay to batch-norm parameters and biases too,
+            as the CIFAR-LT codebases do.
+        warmup_epochs: epochs over which the learning rate rises linearly from 0 to
+            ``lr``; must be shorter than the run. If a preset's warm-up is not, it keeps
+            its share of the epochs.
         schedule: ``step``, ``cosine`` (to 0) or ``constant``.
-        milestones: for ``step``: shares of the training at which the rate is multiplied
-            by ``gamma``; 0.8 is epoch 160 of 200.
-        gamma: for ``step``.
-        ema_decay: decay, per step, of an exponential moving average of the weights and
-            batch-norm statistics, in (0, 1); the average is what is evaluated, exported
-            and handed on. Not set: none; the last weights are.
+        milestones: for ``step``: fractions of the training at which the learning rate
+            is multiplied by ``gamma``; 0.8 is epoch 160 of 200.
+        gamma: factor for ``step``.
+        ema_decay: decay per step, in (0, 1), of an exponential moving average of
+            weights and batch-norm statistics, which is then evaluated, exported and
+            passed to a second stage. Not set: the last weights are used.
     """
 
     lr: float = 0.1
@@ -169,11 +168,11 @@ class DistributedConfig:
     """A run in several processes, started by ``torchrun``; see docs/distributed.md.
 
     Args:
-        gather: take losses over the joint batch; if not, each process's over its own
+        gather: compute losses over the joint batch; otherwise each process uses its own
             part, and gradients are averaged.
-        sync_batch_norm: normalise by the statistics of the joint batch, not by those of
-            each process's part.
-        timeout: seconds after which a process that does not answer counts as lost.
+        sync_batch_norm: normalise by the statistics of the joint batch instead of each
+            process's part.
+        timeout: seconds after which an unresponsive process counts as lost.
     """
 
     gather: bool = True
@@ -191,27 +190,27 @@ class TrainConfig:
     Args:
         data: the data set.
         model: the network.
-        method: the training method: a class of ``s3h_ext.methods`` by name, or any
-            subclass of ``s3h_ext.methods.Method`` by its import path.
+        method: training method: the name of a class in ``s3h_ext.methods``, or the
+            import path of any subclass of ``s3h_ext.methods.Method``.
         optim: optimiser and schedule.
-        distributed: what matters with several processes only.
-        init_from: folder of a finished run whose network the training starts from;
-            needed by second-stage methods.
+        distributed: options for several processes.
+        init_from: folder of a finished run whose network to start from; required by
+            second-stage methods.
         epochs: passes over the first stream of the method.
-        batch_size: images in a step, for each stream, of all processes together.
-        seed: of the initial weights and of every draw.
-        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1`` ...
-        precision: ``auto`` takes bfloat16 autocast on GPUs from sm_80 and on CPUs with
-            AVX512_BF16 or AMX, else float32.
-        graphs: record steps and evaluation as CUDA graphs; ``auto`` does so where one
+        batch_size: images per step and stream, over all processes.
+        seed: seed for initial weights and all random draws.
+        device: ``auto`` (CUDA if available), ``cpu``, ``cuda``, ``cuda:1`` ...
+        precision: ``auto`` uses bfloat16 autocast on GPUs from sm_80 and on CPUs with
+            AVX512_BF16 or AMX, otherwise float32.
+        graphs: record steps and evaluation as CUDA graphs; ``auto`` does so if one
             process trains on images resident on a GPU.
         output: folder of the run. Not set: ``runs/NAME-seedN``, numbered if taken.
         checkpoint_every: epochs between checkpoints; the last epoch always has one.
         eval_every: epochs between evaluations; the last epoch always has one.
-        eval_batch_size: images in a batch of evaluation.
+        eval_batch_size: images per evaluation batch.
         report: draw ``report.html`` at the end.
-        preset: the options to start from, as ``cifar100-lt/hybrid-psc``: DATASET/METHOD
-            of those listed below. Without it and without ``--config`` it is
+        preset: options to start from, such as ``cifar100-lt/hybrid-psc``: one of the
+            DATASET/METHOD names listed below. Without this and ``--config``:
             ``digits-lt/hybrid-psc``.
     """
 
@@ -284,9 +283,9 @@ def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def import_paths(each: type) -> Iterator[str]:
-    """Yield what a class can be imported as, the shortest first.
+    """Yield the import paths of a class, shortest first.
 
-    There are several where a package passes on what a module of it defines.
+    There are several if a package re-exports it.
     """
     parts = each.__module__.split(".")
     for length in range(1, len(parts) + 1):

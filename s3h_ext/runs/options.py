@@ -70,7 +70,7 @@ def make_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on from the newest sound checkpoint in --output",
+        help="resume from the newest valid checkpoint in --output",
     )
     parser.add_class_arguments(TrainConfig, None, as_group=False)
     # The parser keeps the method as a class name and its options, so they can be saved.
