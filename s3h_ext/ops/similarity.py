@@ -138,8 +138,7 @@ def similarity_logsumexp(
             )
     if query_labels is None and (bias is not None or value != 0):
         raise ValueError("same_label_bias needs query_labels, which are None")
-    operators: Any = torch.ops.s3h
-    lse, _ = operators.similarity_logsumexp(
+    lse, _ = _call(
         queries,
         keys,
         temperature,
@@ -212,13 +211,13 @@ def _setup_context(
 
 
 def _backward(
-    ctx: Any, grad: Tensor | None, *others: None
+    operator: Any, ctx: Any, grad: Tensor | None, *others: None
 ) -> tuple[Tensor | None, ...]:
     arguments, saved = saved_arguments(ctx)
     if grad is None:
         return (None,) * len(arguments)
     need_queries, need_keys = ctx.needs_input_grad[:2]
-    grad_queries, grad_keys = torch.ops.s3h.similarity_logsumexp_backward(
+    grad_queries, grad_keys = operator(
         grad, *saved, need_queries, need_keys, *arguments
     )
     return (
@@ -232,4 +231,4 @@ registry.register_fake("s3h::similarity_logsumexp", _fake_forward, lib=LIBRARY)
 registry.register_fake(
     "s3h::similarity_logsumexp_backward", _fake_backward, lib=LIBRARY
 )
-differentiate_once("similarity_logsumexp", _backward, _setup_context)
+_call = differentiate_once("similarity_logsumexp", _backward, _setup_context)

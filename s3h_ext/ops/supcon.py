@@ -92,8 +92,7 @@ def supervised_contrastive(
             f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}"
         )
     refuse_forward_mode("supervised_contrastive", features)
-    operators: Any = torch.ops.s3h
-    loss, counted, _ = operators.supcon(
+    loss, counted, _ = _call(
         features,
         labels,
         check_temperature(temperature),
@@ -136,18 +135,19 @@ def _setup_context(
     save_arguments(ctx, inputs, (lse,))
 
 
-def _backward(ctx: Any, grad: Tensor | None, *others: None) -> tuple[Any, ...]:
+def _backward(
+    operator: Any, ctx: Any, grad: Tensor | None, *others: None
+) -> tuple[Any, ...]:
     arguments, saved = saved_arguments(ctx)
     if grad is None:
         return (None,) * len(arguments)
-    operators: Any = torch.ops.s3h
-    result = operators.supcon_backward(grad, *saved, *arguments)
+    result = operator(grad, *saved, *arguments)
     return (result, *(None,) * (len(arguments) - 1))
 
 
 implement(supcon=None, supcon_backward=None)
 registry.register_fake("s3h::supcon", _fake_forward, lib=LIBRARY)
 registry.register_fake("s3h::supcon_backward", _fake_backward, lib=LIBRARY)
-differentiate_once(
+_call = differentiate_once(
     "supcon", _backward, _setup_context, shown_as="supervised_contrastive"
 )
