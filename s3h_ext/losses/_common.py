@@ -7,7 +7,7 @@ import math
 import numbers
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Literal, NamedTuple, ParamSpec, Protocol, cast, overload
+from typing import Any, NamedTuple, ParamSpec, Protocol, cast, overload
 
 import torch
 import torch.distributed as dist
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from s3h_ext.ops import class_sum_dots, gather_rows
 from s3h_ext.ops._arguments import (
+    Reduction,
     check_matrices,
+    check_reduction,
     check_temperature,
     check_tensor,
     compute_dtype,
@@ -23,8 +25,6 @@ from s3h_ext.ops._arguments import (
 from s3h_ext.ops.all_gather import process_count
 
 P = ParamSpec("P")
-
-Reduction = Literal["mean", "sum", "none"]
 
 _LABELS = (
     torch.int64,
@@ -89,14 +89,6 @@ class ContrastiveModule(nn.Module):
         """Returns the settings that ``repr`` shows."""
         settings = f"temperature={self.temperature}, reduction={self.reduction!r}"
         return f"{settings}, gather=True" if self.gather else settings
-
-
-def check_reduction(reduction: Reduction) -> Reduction:
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(
-            f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}"
-        )
-    return reduction
 
 
 def check_num_classes(num_classes: int | None) -> int | None:

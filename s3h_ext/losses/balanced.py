@@ -9,7 +9,6 @@ from s3h_ext.losses._common import (
     ContrastiveModule,
     ContrastiveStats,
     Reduced,
-    Reduction,
     check_columns,
     check_num_classes,
     class_counts,
@@ -23,7 +22,7 @@ from s3h_ext.losses._common import (
     with_stats,
 )
 from s3h_ext.ops import class_sum_dots, similarity_logsumexp
-from s3h_ext.ops._arguments import check_temperature, check_tensor
+from s3h_ext.ops._arguments import Reduction, check_temperature, check_tensor
 
 
 @with_stats

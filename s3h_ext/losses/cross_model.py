@@ -11,7 +11,6 @@ from s3h_ext.losses._common import (
     ContrastiveModule,
     ContrastiveStats,
     Reduced,
-    Reduction,
     check_columns,
     check_labels,
     check_num_classes,
@@ -23,7 +22,7 @@ from s3h_ext.losses._common import (
     with_stats,
 )
 from s3h_ext.ops import class_sum_dots, gather_rows, similarity_logsumexp
-from s3h_ext.ops._arguments import check_matrices, check_temperature
+from s3h_ext.ops._arguments import Reduction, check_matrices, check_temperature
 
 
 @with_stats

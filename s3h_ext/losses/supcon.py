@@ -9,7 +9,6 @@ from s3h_ext.losses._common import (
     ContrastiveStats,
     Keys,
     Reduced,
-    Reduction,
     check_num_classes,
     class_counts,
     class_index,
@@ -19,8 +18,9 @@ from s3h_ext.losses._common import (
     reduce,
     with_stats,
 )
-from s3h_ext.ops import similarity_logsumexp, supervised_contrastive
-from s3h_ext.ops._arguments import check_temperature
+from s3h_ext.ops import similarity_logsumexp
+from s3h_ext.ops._arguments import Reduction, check_temperature, refuse_forward_mode
+from s3h_ext.ops.supcon import contrast_rows
 
 
 @with_stats
@@ -73,12 +73,9 @@ def supcon_loss(
     features, labels = flatten_views(features, labels, num_classes)
     keys = gather_keys(features, labels, gather)
     if keys.rows is None and features.device.type == "cpu":
-        loss, number = supervised_contrastive(
-            features,
-            labels,
-            temperature=temperature,
-            num_classes=num_classes,
-            reduction=reduction,
+        refuse_forward_mode("supcon_loss", features)
+        loss, number = contrast_rows(
+            features, labels, temperature, num_classes, reduction
         )
         return Reduced(loss, number, len(labels))
     losses, counted = _composed(features, keys, temperature, num_classes)
