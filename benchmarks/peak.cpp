@@ -14,6 +14,7 @@
 #include "../csrc/cpu/vec.h"
 
 namespace s3h::cpu {
+using namespace S3H_LEVEL;
 namespace {
 
 constexpr int kRows = kLanes == 16 ? 8 : 4;
