@@ -12,7 +12,20 @@ from pathlib import Path
 
 import torch
 
+from s3h_ext.ops._library import CPU
+from s3h_ext.runs.precision import device_name
+
 ROOT = Path(__file__).resolve().parent
+
+
+def cpu_name() -> str:
+    """The CPU's name and the instructions that our kernels use, as ``AMD EPYC (avx2)``.
+
+    The name alone says little on a virtual machine, and a family of CPUs is told from
+    another one by its instructions.
+    """
+    level = CPU.text("s3h_cpu_dispatch_level") if CPU.loaded else "no kernels"
+    return f"{device_name(torch.device('cpu'))} ({level})"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@
 
 #include "../csrc/cpu/vec.h"
 
-namespace s3h::cpu::S3H_LEVEL {
+namespace s3h::cpu {
+using namespace S3H_LEVEL;
 namespace {
 
 constexpr int kRows = kLanes == 16 ? 8 : 4;
@@ -81,10 +82,10 @@ double rate(int threads, const Work& work) {
 }
 
 }  // namespace
-}  // namespace s3h::cpu::S3H_LEVEL
+}  // namespace s3h::cpu
 
 int main(int argc, char** argv) {
-  using namespace s3h::cpu::S3H_LEVEL;
+  using namespace s3h::cpu;
   const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
   const double steps = 1e-9 * kRounds * kLanes;
   double pairs = 0;

@@ -46,13 +46,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.machine import cpu_name
 from benchmarks.tables import append
 from benchmarks.views_work import resized_crop
 from s3h_ext.data import FilePixels, ImageFiles, Source, Stream
 from s3h_ext.data.source.decode import Decoder, PillowDecoder, Unreadable
 from s3h_ext.data.views.recipes import RECIPES, Recipe
 from s3h_ext.ops.view_constraints import RandomResizedCrop
-from s3h_ext.runs.precision import device_name
 
 ROOT = Path(__file__).resolve().parent
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -242,7 +242,7 @@ def measure(
             batch=batch,
             turns=len(ordered),
             threads=threads,
-            cpu=device_name(torch.device("cpu")),
+            cpu=cpu_name(),
             torch=torch.__version__,
             peer_version=number,
         )

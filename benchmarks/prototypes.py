@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor
 
+from benchmarks.machine import ROOT, cpu_name
 from benchmarks.tables import append
 from benchmarks.timing import interleaved, peak_extra
 from s3h_ext.ops import (
@@ -40,9 +42,7 @@ from s3h_ext.ops import (
     update_prototypes_,
 )
 from s3h_ext.ops.plain import prototypes as plain
-from s3h_ext.runs.precision import device_name
 
-ROOT = Path(__file__).resolve().parent
 MOMENTUM, EXPIRE_BELOW = 0.99, 0.1
 # A peer that would hold more than this many elements is marked, not run.
 MOST_ELEMENTS = 1 << 28
@@ -212,14 +212,14 @@ def measure(n: int, c: int, k: int, d: int, budget: float) -> Iterator[Row]:
             median_ms=round(timing.median, 4),
             p80_ms=round(timing.p80, 4),
             extra_mib=round(extra[name], 1),
-            cpu=device_name(torch.device("cpu")),
+            cpu=cpu_name(),
             threads=torch.get_num_threads(),
             torch=torch.__version__,
         )
 
 
 def draw(source: Path, path: Path) -> None:
-    """Draws the time of a step against N, and against C, log-log."""
+    """Draws the time of a step against N, C, K and D, of the CPU most rows are of."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -227,6 +227,8 @@ def draw(source: Path, path: Path) -> None:
 
     with source.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
+    cpu = Counter(row["cpu"] for row in rows).most_common(1)[0][0]
+    rows = [row for row in rows if row["cpu"] == cpu]
     sizes = ("samples", "classes", "rows_per_class", "depth")
     # The latest row of each peer and size.
     found = {(r["peer"], *(int(r[s]) for s in sizes)): r for r in rows}

@@ -19,9 +19,9 @@ Memory is what one step adds to the resident set at its highest, in a fresh proc
 each point, after a step of 64 rows. A compiled peer runs once before, so that its
 compilation is not counted.
 
-Writes to ``similarity.csv``, where a row takes the place of the one before it and what
-was not run has a row that says why, prints a table for each case, and draws
-``similarity.png``.
+Writes to ``similarity.csv``, where a row takes the place of the one before it of the
+same CPU and what was not run has a row that says why, prints a table for each case, and
+draws ``similarity.png``.
 """
 
 from __future__ import annotations
@@ -48,10 +48,9 @@ import torch
 from torch import Tensor
 
 import s3h_ext
-from benchmarks.machine import ROOT, Peak, measure_peak
+from benchmarks.machine import ROOT, Peak, cpu_name, measure_peak
 from benchmarks.similarity_peers import OP, OURS, Peer, inputs, peers
 from benchmarks.similarity_plot import draw
-from s3h_ext.runs.precision import device_name
 
 # A peer that holds the matrix is not run where it has more elements than this.
 MOST_ELEMENTS = 1 << 28
@@ -131,12 +130,14 @@ SUITES: dict[str, list[Case]] = {
     "large": [square(16384), square(16384, dtype="bfloat16")],
     "huge": [square(32768), square(65536)],
     "depths": [square(4096, depth) for depth in (64, 96, 127, 256, 512)],
-    "rectangular": [Case("prototypes", 1024, c, 128) for c in (1000, 8192, 100_000)],
+    "rectangular": [
+        Case("prototypes", 1024, c, 128) for c in (100, 1000, 8192, 100_000)
+    ],
     "keys": [Case("keys", 256, m, 128) for m in (16384, 65536)],
     "memory": [square(n) for n in (1024, 4096, 16384, 32768, 65536)],
 }
-# Beside ours; where other sizes and types are asked for, the best one is enough.
-FEW = ("compiled algebraic",)
+# Beside ours; where other sizes and types are asked for, the best ones are enough.
+FEW = ("eager algebraic", "compiled algebraic")
 
 
 def row_of(case: Case, peer: str, mode: str, **found: object) -> Row:
@@ -149,7 +150,7 @@ def row_of(case: Case, peer: str, mode: str, **found: object) -> Row:
         dtype=case.dtype,
         peer=peer,
         mode=mode,
-        cpu=device_name(torch.device("cpu")),
+        cpu=cpu_name(),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         s3h_ext=s3h_ext.__version__,
@@ -160,8 +161,6 @@ def row_of(case: Case, peer: str, mode: str, **found: object) -> Row:
 def chosen(case: Case, few: bool, only: list[str] | None) -> Iterator[Peer]:
     for peer in peers(case.name):
         ours = peer.name in (OURS, OP)
-        if case.dtype != "float32" and not ours:
-            continue
         if few and not ours and peer.name not in FEW:
             continue
         if only is None or ours or peer.name in only:
@@ -312,7 +311,7 @@ def record(path: Path, rows: list[Row]) -> None:
     names = [field.name for field in fields(Row)]
 
     def subject(row: dict[str, object]) -> tuple[object, ...]:
-        what = ("case", "rows", "columns", "depth", "dtype", "peer")
+        what = ("case", "rows", "columns", "depth", "dtype", "peer", "cpu")
         return (*(str(row[name]) for name in what), row["mode"] == "memory")
 
     kept: list[dict[str, object]] = []
@@ -347,7 +346,8 @@ def main() -> None:
         for case in SUITES[suite]:
             if arguments.rows and case.rows not in arguments.rows:
                 continue
-            found = list(chosen(case, suite == "depths", arguments.peer))
+            few = suite == "depths" or case.dtype != "float32"
+            found = list(chosen(case, few, arguments.peer))
             if suite == "memory":
                 found = [p for p in found if p.name not in (OP, "flex_attention")]
                 rows = list(measure_memory(case, found))

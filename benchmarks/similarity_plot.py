@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from pathlib import Path
 
 STYLES = {
@@ -16,7 +17,7 @@ STYLES = {
 
 
 def draw(source: Path, path: Path) -> None:
-    """Plots the latest row of each peer and size: float32, D = 128, full step."""
+    """Plots float32, D = 128, full step, of the CPU that most rows are of."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -28,6 +29,8 @@ def draw(source: Path, path: Path) -> None:
             for row in csv.DictReader(stream)
             if (row["case"], row["depth"], row["dtype"]) == ("supcon", "128", "float32")
         ]
+    cpu = Counter(row["cpu"] for row in rows).most_common(1)[0][0]
+    rows = [row for row in rows if row["cpu"] == cpu]
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.2), sharex=True)
     for axis, mode, column in (
         (axes[0], "full", "median_ms"),
@@ -59,7 +62,7 @@ def draw(source: Path, path: Path) -> None:
         axis.set_xticks(ticks, [f"{n:,}" for n in ticks], rotation=30)
         axis.minorticks_off()
         axis.grid(visible=True, alpha=0.3)
-    axes[0].set(ylabel="ms", title="SupCon, forward + backward, D = 128")
+    axes[0].set(ylabel="ms", title=f"SupCon, forward + backward, D = 128, {cpu}")
     axes[1].set(ylabel="MiB", title="peak memory beyond the inputs")
     axes[0].legend(fontsize=8)
     figure.tight_layout()

@@ -37,10 +37,10 @@ if __name__ == "__main__":
 
 import torch
 
+from benchmarks.machine import cpu_name
 from benchmarks.tables import append
 from benchmarks.views_peers import peers
 from benchmarks.views_work import CASES, make_work
-from s3h_ext.runs.precision import device_name
 
 ROOT = Path(__file__).resolve().parent
 
@@ -92,7 +92,7 @@ def measure(case: str, batch: int, seconds: float) -> Iterator[Row]:
             p80_ms=round(ordered[len(ordered) * 4 // 5], 3),
             views=work.views,
             batch=batch,
-            cpu=device_name(torch.device("cpu")),
+            cpu=cpu_name(),
             threads=torch.get_num_threads(),
             torch=torch.__version__,
             peer_version=number,

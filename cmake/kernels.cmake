@@ -7,6 +7,7 @@ add_library(s3h_kernels STATIC
   csrc/cpu/dispatch.cpp
   csrc/cpu/prototype_rows.cpp
   csrc/cpu/prototypes.cpp
+  csrc/cpu/prototypical.cpp
   csrc/cpu/similarity_backward.cpp
   csrc/cpu/similarity_blocks.cpp
   csrc/cpu/similarity_forward.cpp

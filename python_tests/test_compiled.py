@@ -202,6 +202,10 @@ def class_sums(number, queries, query_classes, keys, key_classes):
     )
 
 
+def prototypical(number, z, y, centres):
+    return ops.prototypical_contrastive(z, centres, y, temperature=number)
+
+
 def accumulate(number, features, y, prototypes, sums, masses):
     return ops.accumulate_prototypes(features, y, prototypes, masses, OFFSETS)
 
@@ -267,6 +271,7 @@ OPERATIONS = {
     "augment_images": Case(augment, pictures),
     "class_sum_dots": Case(class_sums, pairs),
     "gather_rows": Case(gather, contrast),
+    "prototypical_contrastive": Case(prototypical, with_centres),
     "render_views": Case(render, pictures),
     "sample_view_boxes": Case(boxes, lambda n: [torch.arange(n)], (1, 2, 30)),
     "similarity_logsumexp": Case(similarity, pairs),

@@ -38,20 +38,46 @@ void logsumexp_rows_backward(const SimilarityProblem<double>& problem,
 // Same bits for the same number of threads; for any number with
 // `deterministic`, at 1.5 times the work. Bfloat16 needs bfloat16_products().
 //
-// lse_log2: [n], lse / log 2, the unit that scores are kept in. The backward
-// takes differences from it: where one key outweighs all others it is the key's
-// score to the last bit, and elsewhere it needs more digits than a float has.
+// What the forward finds and the backward reads; what is not wanted is nullptr.
+struct TiledSums {
+  // [n], lse / log 2, the unit that scores are kept in. The backward takes
+  // differences from it: where one key outweighs all others it is the key's
+  // score to the last bit, and elsewhere it needs more digits than a float has.
+  double* lse_log2;
+  // [n]: the same over the keys of the row's own label, which then are in no
+  // other sum; the backward is that of lse - own. Needs labels, keys of their
+  // own and no self_index; takes no bias of equal labels.
+  double* own_log2 = nullptr;
+  // [kept_scores()]: what spares the backward to form the scores again, to the
+  // same bits. Not with `deterministic`.
+  float* kept = nullptr;
+};
+
 template <typename Element>
 void logsumexp_tiled(const SimilarityProblem<float, Element>& problem,
                      const Threads& threads, bool deterministic,
-                     double* lse_log2);
+                     const TiledSums& sums);
 
 template <typename Element>
 void logsumexp_tiled_backward(const SimilarityProblem<float, Element>& problem,
                               const Threads& threads, bool deterministic,
-                              const float* grad, const double* lse_log2,
+                              const float* grad, const TiledSums& sums,
                               Element* grad_queries, Element* grad_keys,
                               const RowFunction<float>& add = {});
+
+// Every level's panel of rows divides it.
+constexpr int64_t kWidestPanel = 48;
+// Floats before the scores that are kept, which say how to read them.
+constexpr int64_t kKeptHead = 16;
+
+// How many floats are kept, whatever the CPU; s3h_ext/ops/_scores.py has the
+// same.
+inline int64_t kept_scores(int64_t n, int64_t m, bool symmetric) {
+  const int64_t rows = (n + kWidestPanel - 1) / kWidestPanel;
+  const int64_t columns = (m + kWidestPanel - 1) / kWidestPanel;
+  const int64_t squares = symmetric ? rows * (rows + 1) / 2 : rows * columns;
+  return kKeptHead + squares * kWidestPanel * kWidestPanel;
+}
 
 constexpr double kLn2 = 0.6931471805599453;
 

@@ -17,9 +17,11 @@ struct Sweep {
 }  // namespace
 
 template <typename Element>
-void Engine<Element>::backward(const float* grad, const double* lse_log2,
+void Engine<Element>::backward(const float* grad, const TiledSums& sums,
                                Element* grad_queries, Element* grad_keys,
                                const RowFunction<float>& add) {
+  apart_ = sums.own_log2 != nullptr;
+  kept_ = sums.kept;
   reserve(true);
   const int64_t block_rows = block_ * k_.panel;
   const int64_t tile_size = block_rows * tile_ld();
@@ -51,7 +53,7 @@ void Engine<Element>::backward(const float* grad, const double* lse_log2,
   Gradient column_gradient =
       reserve_gradient(column_, want_keys ? copies(true) : 0);
   memory_.allocate();
-  prepare(grad, lse_log2);
+  prepare(grad, sums);
 
   for (const Sweep& sweep : sweeps) {
     const Pieces pieces =
@@ -83,12 +85,12 @@ void Engine<Element>::backward_piece(const std::vector<Block>& blocks,
   const int64_t group = pairs() ? 2 : 1;
   for (const Block& block : blocks) {
     Tile tile = tile_of(block, scratch.self);
+    set_kept(tile, block, true);
     tile.gradient = scratch.tile;
     tile.gradient_ld = tile_ld();
     tile.gradient_pairs = scratch.pairs;
     tile.gradient_pairs_ld = pairs_ld();
-    k_.backward(tile,
-                {exact_, labelled(), tile.row.self != nullptr, p_.symmetric});
+    k_.backward(tile, kind(tile, p_.symmetric));
 
     const auto serve = [&](Gradient& to, Range panels, int64_t count,
                            const float* g, int64_t row_stride,
@@ -173,9 +175,9 @@ const float* Engine<Element>::rows_of(const Side& side, int64_t panel) const {
   return memory_.at<float>(side.rows) + row / (pairs() ? 2 : 1) * width_;
 }
 
-#define S3H_INSTANTIATE(Element)                                       \
-  template void Engine<Element>::backward(const float*, const double*, \
-                                          Element*, Element*,          \
+#define S3H_INSTANTIATE(Element)                                          \
+  template void Engine<Element>::backward(const float*, const TiledSums&, \
+                                          Element*, Element*,             \
                                           const RowFunction<float>&);
 S3H_INSTANTIATE(float)
 S3H_INSTANTIATE(Bfloat16)

@@ -14,6 +14,9 @@
 //   deterministic         all tiles, rows of blocks cut among the threads, row
 //                         side only: no sum depends on the cut
 //
+// A small problem's scores are kept from the forward to the backward, which
+// then packs and multiplies nothing to find them.
+//
 // Scores are kept in units of log 2. In the fast form log2(e)/temperature is
 // folded into the packed operands, half of it (its root) on each side; in the
 // exact form, where scores are large, the roundings of that would be too, and
@@ -49,10 +52,9 @@ class Engine {
   Engine(const SimilarityProblem<float, Element>& problem,
          const Threads& threads, bool deterministic);
 
-  void forward(double* lse_log2);
-  void backward(const float* grad, const double* lse_log2,
-                Element* grad_queries, Element* grad_keys,
-                const RowFunction<float>& add);
+  void forward(const TiledSums& sums);
+  void backward(const float* grad, const TiledSums& sums, Element* grad_queries,
+                Element* grad_keys, const RowFunction<float>& add);
 
  private:
   // Queries or keys, and where their arrays are in memory_; 0: there is none.
@@ -61,7 +63,7 @@ class Engine {
     int64_t count;
     int64_t panels;
     size_t packed, bias, same, label, rows;
-    size_t scale, lse, lse_rest, grad;  // in the backward
+    size_t scale, lse, lse_rest, grad, own_lse, own_lse_rest;  // backward
   };
 
   // A side's gradient in the making: `copies` of [panels * panel, width_].
@@ -71,6 +73,33 @@ class Engine {
     int64_t panels;
     size_t buffer;
     std::vector<char> touched;  // [copies, panels]: holds something
+  };
+
+  // What kept scores are to be read with.
+  struct KeptForm {
+    double middle;
+    int64_t exact;
+  };
+  static_assert(sizeof(KeptForm) <= kKeptHead * sizeof(float));
+
+  // Sums of exponentials, each under its maximum where `exact_`.
+  struct Sums {
+    float* sum;
+    float* maximum;
+  };
+
+  // Where arrays of them are; a task's own ones are `size` elements each.
+  struct SumsPlace {
+    size_t sum, maximum;
+    int64_t size;
+  };
+
+  // What one task adds up in during the forward.
+  struct Totals {
+    Sums rows, own_rows;    // of the whole problem
+    Sums lanes, own_lanes;  // of a block's rows
+    Sums columns;           // of a block's columns
+    int32_t* self;
   };
 
   // What one task works in during the backward.
@@ -83,21 +112,26 @@ class Engine {
   void reserve(bool backward);
   void reserve_side(Side& side, bool backward);
   void pack_all();
-  void prepare(const float* grad, const double* lse_log2);
+  void prepare(const float* grad, const TiledSums& sums);
   void pack(const Side& side, float* longest);
   void copy_rows(const Side& side);
   void find_range();
   void fill_bias(const Side& side, bool is_row);
   void fill_same();
-  void fill_grad(const float* grad, const double* lse_log2);
+  void fill_grad(const float* grad, const TiledSums& sums);
+  void fill_own(const TiledSums& sums);
   void fill_labels();
   Tile tile_of(const Block& block, int32_t* self) const;
+  void set_kept(Tile& tile, const Block& block, bool read) const;
   TileSide tile_side(const Side& side, Range panels) const;
   bool leave_out(const Block& block, int32_t* self) const;
-  void forward_piece(const std::vector<Block>& blocks, bool both, float* sum,
-                     float* maximum, float* lane_sum, float* lane_maximum,
-                     float* column_sum, float* column_maximum,
-                     int32_t* self) const;
+  SumsPlace reserve_sums(int64_t size);
+  Sums sums_of(const SumsPlace& place, int64_t task) const;
+  void add_to(const Sums& to, int64_t at, float sum, float maximum) const;
+  void clear(const Sums& sums, int64_t size) const;
+  void forward_piece(const std::vector<Block>& blocks, bool both,
+                     const Totals& totals) const;
+  void finish(const SumsPlace& place, double* log2) const;
   void backward_piece(const std::vector<Block>& blocks, int64_t task,
                       const Scratch& scratch, Gradient* rows,
                       Gradient* columns) const;
@@ -130,6 +164,10 @@ class Engine {
   bool scaled_operands() const { return !exact_ && !pairs(); }
   float operand_scale() const;
 
+  TileKind kind(const Tile& tile, bool symmetric) const {
+    return {exact_, labelled(), apart_, tile.row.self != nullptr, symmetric};
+  }
+
   // Small problems stay on the calling thread.
   void run(int64_t count, const RangeFunction& body) const {
     run_ranges(threads_, count, tasks_ == 1, body);
@@ -144,7 +182,9 @@ class Engine {
   Side row_{}, column_{};
   std::vector<float> longest_;  // per panel, squared; rows then columns
   bool exact_ = false;
-  double middle_ = 0;     // fast: biases are counted from here, in log 2
+  double middle_ = 0;   // fast: biases are counted from here, in log 2
+  bool apart_ = false;  // keys of the row's label have sums of their own
+  float* kept_ = nullptr;
   double grad_unit_ = 1;  // a power of two that brings gradients to about 1
 };
 

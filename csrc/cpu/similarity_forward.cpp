@@ -19,20 +19,21 @@ void merge(float& maximum, float& sum, float top, float added) {
 }  // namespace
 
 template <typename Element>
-void Engine<Element>::forward(double* lse_log2) {
+void Engine<Element>::forward(const TiledSums& sums) {
+  apart_ = sums.own_log2 != nullptr;
+  kept_ = sums.kept;
   reserve(false);
   const int64_t padded = row_.panels * k_.panel;
   const int64_t block_rows = block_ * k_.panel;
   const int64_t lanes_size = block_rows * k_.lanes;
-  const size_t sums = memory_.reserve<float>(tasks_ * padded);
-  const size_t maxima = memory_.reserve<float>(tasks_ * padded);
-  const size_t lane_sums = memory_.reserve<float>(tasks_ * lanes_size);
-  const size_t lane_maxima = memory_.reserve<float>(tasks_ * lanes_size);
-  const size_t column_sums = memory_.reserve<float>(tasks_ * block_rows);
-  const size_t column_maxima = memory_.reserve<float>(tasks_ * block_rows);
+  const SumsPlace rows = reserve_sums(padded);
+  const SumsPlace lanes = reserve_sums(lanes_size);
+  const SumsPlace own_rows = reserve_sums(apart_ ? padded : 0);
+  const SumsPlace own_lanes = reserve_sums(apart_ ? lanes_size : 0);
+  const SumsPlace column_sums = reserve_sums(block_rows);
   const size_t selves = memory_.reserve<int32_t>(tasks_ * block_rows);
   memory_.allocate();
-  prepare(nullptr, nullptr);
+  prepare(nullptr, sums);
 
   const Pieces pieces =
       triangular() ? triangle(row_.panels, block_, tasks_, 1.0)
@@ -40,89 +41,113 @@ void Engine<Element>::forward(double* lse_log2) {
                                deterministic_ ? block_ : 1, false);
   run(tasks_, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task)
-      forward_piece(pieces[static_cast<size_t>(task)], triangular(),
-                    memory_.at<float>(sums) + task * padded,
-                    memory_.at<float>(maxima) + task * padded,
-                    memory_.at<float>(lane_sums) + task * lanes_size,
-                    memory_.at<float>(lane_maxima) + task * lanes_size,
-                    memory_.at<float>(column_sums) + task * block_rows,
-                    memory_.at<float>(column_maxima) + task * block_rows,
-                    memory_.at<int32_t>(selves) + task * block_rows);
+      forward_piece(
+          pieces[static_cast<size_t>(task)], triangular(),
+          {sums_of(rows, task), sums_of(own_rows, task), sums_of(lanes, task),
+           sums_of(own_lanes, task), sums_of(column_sums, task),
+           memory_.at<int32_t>(selves) + task * block_rows});
   });
+  finish(rows, sums.lse_log2);
+  if (apart_) finish(own_rows, sums.own_log2);
+}
 
+template <typename Element>
+typename Engine<Element>::SumsPlace Engine<Element>::reserve_sums(
+    int64_t size) {
+  return {memory_.reserve<float>(tasks_ * size),
+          memory_.reserve<float>(tasks_ * size), size};
+}
+
+template <typename Element>
+typename Engine<Element>::Sums Engine<Element>::sums_of(const SumsPlace& place,
+                                                        int64_t task) const {
+  return {memory_.at<float>(place.sum) + task * place.size,
+          memory_.at<float>(place.maximum) + task * place.size};
+}
+
+template <typename Element>
+void Engine<Element>::clear(const Sums& sums, int64_t size) const {
+  std::fill(sums.sum, sums.sum + size, 0.0f);
+  if (exact_) std::fill(sums.maximum, sums.maximum + size, kLowest);
+}
+
+template <typename Element>
+void Engine<Element>::add_to(const Sums& to, int64_t at, float sum,
+                             float maximum) const {
+  if (exact_)
+    merge(to.maximum[at], to.sum[at], maximum, sum);
+  else
+    to.sum[at] += sum;
+}
+
+// The logarithms of what the tasks have added up, in the order of the tasks.
+template <typename Element>
+void Engine<Element>::finish(const SumsPlace& place, double* log2) const {
   run(p_.n, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      float sum = memory_.at<float>(sums)[i];
-      float maximum = exact_ ? memory_.at<float>(maxima)[i] : 0.0f;
+      const Sums total = sums_of(place, 0);
       for (int64_t task = 1; task < tasks_; ++task) {
-        const float added = memory_.at<float>(sums)[task * padded + i];
-        if (exact_)
-          merge(maximum, sum, memory_.at<float>(maxima)[task * padded + i],
-                added);
-        else
-          sum += added;
+        const Sums part = sums_of(place, task);
+        add_to(total, i, part.sum[i], part.maximum[i]);
       }
+      const float maximum = exact_ ? total.maximum[i] : 0.0f;
       const double offset = exact_ ? maximum : middle_;
-      lse_log2[i] = maximum == kInfinity
-                        ? kInfinity
-                        : offset + std::log2(static_cast<double>(sum));
+      log2[i] = maximum == kInfinity
+                    ? kInfinity
+                    : offset + std::log2(static_cast<double>(total.sum[i]));
     }
   });
 }
 
-// `sum` and `maximum` are per row of the whole; a block's rows are summed in
-// lanes first and reduced when the next block has other rows, its columns by
-// themselves.
+// A block's rows are summed in lanes first and reduced when the next block has
+// other rows, its columns by themselves.
 template <typename Element>
 void Engine<Element>::forward_piece(const std::vector<Block>& blocks, bool both,
-                                    float* sum, float* maximum, float* lane_sum,
-                                    float* lane_maximum, float* column_sum,
-                                    float* column_maximum,
-                                    int32_t* self) const {
+                                    const Totals& totals) const {
   const int64_t padded = row_.panels * k_.panel;
   const int64_t block_rows = block_ * k_.panel;
   const int64_t lanes_size = block_rows * k_.lanes;
-  const auto add = [&](int64_t at, float added, float top) {
-    if (exact_)
-      merge(maximum[at], sum[at], top, added);
-    else
-      sum[at] += added;
-  };
-  std::fill(sum, sum + padded, 0.0f);
-  if (exact_) std::fill(maximum, maximum + padded, kLowest);
+  clear(totals.rows, padded);
+  if (apart_) clear(totals.own_rows, padded);
   for (size_t b = 0; b < blocks.size(); ++b) {
     const Block& block = blocks[b];
     const auto same_rows = [&](size_t other) {
       return blocks[other].rows.first == block.rows.first;
     };
     if (b == 0 || !same_rows(b - 1)) {
-      std::fill(lane_sum, lane_sum + lanes_size, 0.0f);
-      if (exact_) std::fill(lane_maximum, lane_maximum + lanes_size, kLowest);
+      clear(totals.lanes, lanes_size);
+      if (apart_) clear(totals.own_lanes, lanes_size);
     }
-    Tile tile = tile_of(block, self);
-    tile.row_sum = lane_sum;
-    tile.row_max = lane_maximum;
-    tile.column_sum = column_sum;
-    tile.column_max = column_maximum;
+    Tile tile = tile_of(block, totals.self);
+    set_kept(tile, block, false);
+    tile.row_sum = totals.lanes.sum;
+    tile.row_max = totals.lanes.maximum;
+    tile.own_sum = totals.own_lanes.sum;
+    tile.own_max = totals.own_lanes.maximum;
+    tile.column_sum = totals.columns.sum;
+    tile.column_max = totals.columns.maximum;
     const bool columns = both && block.rows.first != block.columns.first;
-    if (columns) {
-      std::fill(column_sum, column_sum + block_rows, 0.0f);
-      std::fill(column_maximum, column_maximum + block_rows, kLowest);
-    }
-    k_.forward(tile, {exact_, labelled(), tile.row.self != nullptr, columns});
+    if (columns) clear(totals.columns, block_rows);
+    k_.forward(tile, kind(tile, columns));
     if (columns)
       for (int64_t j = 0; j < tile.column.count; ++j)
-        add(block.columns.first * k_.panel + j, column_sum[j],
-            column_maximum[j]);
+        add_to(totals.rows, block.columns.first * k_.panel + j,
+               totals.columns.sum[j], totals.columns.maximum[j]);
     if (b + 1 < blocks.size() && same_rows(b + 1)) continue;
-    for (int64_t r = 0; r < tile.row.count; ++r)
-      for (int64_t lane = 0; lane < k_.lanes; ++lane)
-        add(block.rows.first * k_.panel + r, lane_sum[r * k_.lanes + lane],
-            lane_maximum[r * k_.lanes + lane]);
+    const auto reduce = [&](const Sums& lanes, const Sums& rows) {
+      for (int64_t r = 0; r < tile.row.count; ++r)
+        for (int64_t lane = 0; lane < k_.lanes; ++lane) {
+          const int64_t at = r * k_.lanes + lane;
+          add_to(rows, block.rows.first * k_.panel + r, lanes.sum[at],
+                 lanes.maximum[at]);
+        }
+    };
+    reduce(totals.lanes, totals.rows);
+    if (apart_) reduce(totals.own_lanes, totals.own_rows);
   }
 }
 
-template void Engine<float>::forward(double*);
-template void Engine<Bfloat16>::forward(double*);
+template void Engine<float>::forward(const TiledSums&);
+template void Engine<Bfloat16>::forward(const TiledSums&);
 
 }  // namespace s3h::cpu

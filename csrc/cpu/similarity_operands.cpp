@@ -1,6 +1,7 @@
 // What the tiles of the tiled path read: packed panels, vectors, labels.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "label_ids.h"
 #include "similarity_engine.h"
@@ -45,8 +46,9 @@ Engine<Element>::Engine(const SimilarityProblem<float, Element>& p,
   const int64_t larger = std::max(row_.panels, column_.panels);
   // Small enough to cut the work evenly. Where tiles are cut by cost, that
   // depends on the threads; deterministic sums must not.
-  const int64_t wanted =
-      triangular() ? 2 * row_.panels / (7 * tasks_) : larger / 12;
+  const int64_t wanted = triangular()    ? 2 * row_.panels / (7 * tasks_)
+                         : deterministic ? larger / 12
+                                         : most;
   block_ = std::clamp<int64_t>(wanted, 1, most);
 }
 
@@ -67,7 +69,8 @@ void Engine<Element>::reserve(bool backward) {
 template <typename Element>
 void Engine<Element>::reserve_side(Side& side, bool backward) {
   const int64_t padded = side.panels * k_.panel;
-  side.packed = memory_.reserve<float>(padded * steps_);
+  if (!backward || kept_ == nullptr)
+    side.packed = memory_.reserve<float>(padded * steps_);
   side.bias = memory_.reserve<float>(padded);
   side.same = memory_.reserve<float>(padded);
   side.label = memory_.reserve<int32_t>(2 * padded);
@@ -76,18 +79,31 @@ void Engine<Element>::reserve_side(Side& side, bool backward) {
   side.lse = memory_.reserve<float>(padded);
   side.lse_rest = memory_.reserve<float>(padded);
   side.grad = memory_.reserve<float>(padded);
+  if (apart_) {
+    side.own_lse = memory_.reserve<float>(padded);
+    side.own_lse_rest = memory_.reserve<float>(padded);
+  }
   // Rows for `apply`: padded to whole vectors, or as pairs of rows.
   if (pairs() || width_ != p_.depth)
     side.rows = memory_.reserve<float>(
         (pairs() ? ceil_div(side.count, 2) : side.count) * width_);
 }
 
-// Everything the tiles need; grad and lse in the backward only.
+// Everything the tiles need; grad in the backward only.
 template <typename Element>
-void Engine<Element>::prepare(const float* grad, const double* lse_log2) {
-  pack_all();
-  find_range();
-  if (exact_ && !pairs()) pack_all();
+void Engine<Element>::prepare(const float* grad, const TiledSums& sums) {
+  if (grad != nullptr && kept_ != nullptr) {
+    KeptForm form;
+    std::memcpy(&form, kept_, sizeof form);
+    exact_ = form.exact != 0;
+    middle_ = form.middle;
+  } else {
+    pack_all();
+    find_range();
+    if (exact_ && !pairs()) pack_all();
+    const KeptForm form{middle_, exact_};
+    if (kept_ != nullptr) std::memcpy(kept_, &form, sizeof form);
+  }
   copy_rows(row_);
   if (!p_.symmetric) copy_rows(column_);
   fill_bias(row_, true);
@@ -96,7 +112,9 @@ void Engine<Element>::prepare(const float* grad, const double* lse_log2) {
     fill_same();
     fill_labels();
   }
-  if (grad != nullptr) fill_grad(grad, lse_log2);
+  if (grad == nullptr) return;
+  fill_grad(grad, sums);
+  if (apart_) fill_own(sums);
 }
 
 template <typename Element>
@@ -151,8 +169,8 @@ void Engine<Element>::find_range() {
     if (low <= high) middle_ = (low + high) / 2 * kLog2E;
     if (!(high < low)) range += (high - low) / 2 * kLog2E;
   }
-  bool excludes = false;
-  if (labelled()) {
+  bool excludes = apart_;
+  if (labelled() && !apart_) {
     double most = 0;
     const int64_t count = p_.same_label_bias != nullptr ? p_.n : 1;
     for (int64_t i = 0; i < count; ++i) {
@@ -201,7 +219,8 @@ void Engine<Element>::fill_same() {
 }
 
 template <typename Element>
-void Engine<Element>::fill_grad(const float* grad, const double* lse_log2) {
+void Engine<Element>::fill_grad(const float* grad, const TiledSums& sums) {
+  const double* lse_log2 = sums.lse_log2;
   float top = 0;
   for (int64_t i = 0; i < p_.n; ++i) top = std::max(top, std::abs(grad[i]));
   if (top > 0 && std::isfinite(top)) grad_unit_ = std::exp2(std::ilogb(top));
@@ -226,6 +245,24 @@ void Engine<Element>::fill_grad(const float* grad, const double* lse_log2) {
                         : 0.0f;
     }
   });
+}
+
+// The gradient of lse - own: what the keys of the row's label get in place of
+// the others' share.
+template <typename Element>
+void Engine<Element>::fill_own(const TiledSums& sums) {
+  float* same = memory_.at<float>(row_.same);
+  float* own = memory_.at<float>(row_.own_lse);
+  float* own_rest = memory_.at<float>(row_.own_lse_rest);
+  for (int64_t i = 0; i < row_.panels * k_.panel; ++i) {
+    const double lse = i < p_.n ? sums.lse_log2[i] : -kInfinity;
+    const double apart = i < p_.n ? sums.own_log2[i] : -kInfinity;
+    const bool empty = lse == -kInfinity || apart == -kInfinity;
+    same[i] = empty ? 0.0f : static_cast<float>(-std::exp2(lse - apart));
+    own[i] = empty ? kInfinity : static_cast<float>(apart);
+    own_rest[i] =
+        std::isfinite(own[i]) ? static_cast<float>(apart - own[i]) : 0.0f;
+  }
 }
 
 template <typename Element>
@@ -257,6 +294,24 @@ Tile Engine<Element>::tile_of(const Block& block, int32_t* self) const {
   return tile;
 }
 
+// Points to the block's scores. A column panel has a square for each row panel
+// of the rectangle; of the triangle, for those down to the diagonal.
+template <typename Element>
+void Engine<Element>::set_kept(Tile& tile, const Block& block,
+                               bool read) const {
+  if (kept_ == nullptr) return;
+  const int64_t square = k_.panel * k_.panel;
+  const int64_t j = block.columns.first;
+  const int64_t before = p_.symmetric ? j * (j + 1) / 2 : j * row_.panels;
+  float* at = kept_ + kKeptHead + (before + block.rows.first) * square;
+  if (read)
+    tile.kept = at;
+  else
+    tile.keep = at;
+  tile.kept_step = (p_.symmetric ? j + 1 : row_.panels) * square;
+  tile.kept_growth = p_.symmetric ? square : 0;
+}
+
 template <typename Element>
 TileSide Engine<Element>::tile_side(const Side& side, Range panels) const {
   const int64_t first = panels.first * k_.panel;
@@ -271,6 +326,10 @@ TileSide Engine<Element>::tile_side(const Side& side, Range panels) const {
     out.lse = memory_.at<float>(side.lse) + first;
     out.lse_rest = memory_.at<float>(side.lse_rest) + first;
     out.grad = memory_.at<float>(side.grad) + first;
+  }
+  if (side.own_lse != 0) {
+    out.own_lse = memory_.at<float>(side.own_lse) + first;
+    out.own_lse_rest = memory_.at<float>(side.own_lse_rest) + first;
   }
   return out;
 }

@@ -25,19 +25,20 @@ const TileKernels& tile_kernels([[maybe_unused]] bool pairs) {
 template <typename Element>
 void logsumexp_tiled(const SimilarityProblem<float, Element>& problem,
                      const Threads& threads, bool deterministic,
-                     double* lse_log2) {
+                     const TiledSums& sums) {
   if (problem.n == 0) return;
   if (problem.m == 0) {
-    std::fill(lse_log2, lse_log2 + problem.n, -kInfinity);
+    for (double* log2 : {sums.lse_log2, sums.own_log2})
+      if (log2 != nullptr) std::fill(log2, log2 + problem.n, -kInfinity);
     return;
   }
-  Engine<Element>(problem, threads, deterministic).forward(lse_log2);
+  Engine<Element>(problem, threads, deterministic).forward(sums);
 }
 
 template <typename Element>
 void logsumexp_tiled_backward(const SimilarityProblem<float, Element>& problem,
                               const Threads& threads, bool deterministic,
-                              const float* grad, const double* lse_log2,
+                              const float* grad, const TiledSums& sums,
                               Element* grad_queries, Element* grad_keys,
                               const RowFunction<float>& add) {
   if (problem.n == 0 || problem.m == 0) {
@@ -49,7 +50,7 @@ void logsumexp_tiled_backward(const SimilarityProblem<float, Element>& problem,
     return;
   }
   Engine<Element>(problem, threads, deterministic)
-      .backward(grad, lse_log2, grad_queries, grad_keys, add);
+      .backward(grad, sums, grad_queries, grad_keys, add);
 }
 
 bool bfloat16_products() { return dispatch_level() == Level::kAvx512Bf16; }
@@ -57,10 +58,10 @@ bool bfloat16_products() { return dispatch_level() == Level::kAvx512Bf16; }
 #define S3H_INSTANTIATE(Element)                                      \
   template void logsumexp_tiled<Element>(                             \
       const SimilarityProblem<float, Element>&, const Threads&, bool, \
-      double*);                                                       \
+      const TiledSums&);                                              \
   template void logsumexp_tiled_backward<Element>(                    \
       const SimilarityProblem<float, Element>&, const Threads&, bool, \
-      const float*, const double*, Element*, Element*,                \
+      const float*, const TiledSums&, Element*, Element*,             \
       const RowFunction<float>&);
 S3H_INSTANTIATE(float)
 S3H_INSTANTIATE(Bfloat16)

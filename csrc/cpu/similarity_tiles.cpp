@@ -1,197 +1,140 @@
 // Compiled once per instruction set, see level.h.
 //
-// Micro-tile: kRows x kVecs vectors of accumulators (AVX-512: 8 x 3 of 16
-// lanes, 24 of the 32 registers; AVX2 and baseline: 4 x 3, 12 of 16). Per step
-// of the depth it loads kVecs vectors of the column panel and broadcasts kRows
-// elements of the row panel. The row panel is walked inside the column panel,
-// which stays in the first-level cache.
-//
 // Fast: every score is known to lie in a range where 2^score is a normal
 // number, so biases are factors and no shift is taken. Exact: each lane keeps
 // its own running maximum, merged by the caller; a row costs one exponential
 // more per micro-tile, and symmetric column sums need a second set.
 #include "similarity_tiles.h"
 
+#include "similarity_micro_tiles.h"
 #include "vec.h"
 
 namespace s3h::cpu::S3H_LEVEL {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kRows = 8;
-#else
-constexpr int kRows = 4;
-#endif
-constexpr int kVecs = 3;
-constexpr int kPanel = kVecs * kLanes;
-
-constexpr float kLowest = -3.402823466e+38f;
 constexpr float kInfinity = __builtin_inff();
 
-// Depth that is added up in sequence: long sums in sequence lose digits.
-constexpr int64_t kChain = 128;
+enum class Labels { kNone, kBias, kApart };
 
-S3H_INLINE void dot_chain(const float* rows, const float* columns,
-                          int64_t steps, Vec (&acc)[kRows][kVecs]) {
-  S3H_UNROLL for (int r = 0; r < kRows; ++r)
-      S3H_UNROLL for (int c = 0; c < kVecs; ++c) acc[r][c] = Vec{};
-  for (int64_t k = 0; k < steps; ++k) {
-    Vec b[kVecs];
-    S3H_UNROLL for (int c = 0; c < kVecs; ++c) b[c] =
-        load(columns + k * kPanel + c * kLanes);
-    S3H_UNROLL for (int r = 0; r < kRows; ++r) {
-      const Vec a = broadcast(rows[k * kPanel + r]);
-      S3H_UNROLL for (int c = 0; c < kVecs; ++c) acc[r][c] =
-          multiply_add(a, b[c], acc[r][c]);
-    }
-  }
+// True in the lanes whose key has the row's label.
+S3H_INLINE IntVec same_label(const Tile& t, int64_t row, int64_t column) {
+  return load(t.column.label + column) == broadcast(t.row.label[row]);
 }
 
-// Dot products of kRows rows, from `row` of their panel, with a column panel.
-S3H_INLINE void dot_products(const float* rows, const float* columns,
-                             int64_t steps, Vec (&acc)[kRows][kVecs]) {
-  dot_chain(rows, columns, steps < kChain ? steps : kChain, acc);
-  for (int64_t k = kChain; k < steps; k += kChain) {
-    Vec part[kRows][kVecs];
-    dot_chain(rows + k * kPanel, columns + k * kPanel,
-              steps - k < kChain ? steps - k : kChain, part);
-    S3H_UNROLL for (int r = 0; r < kRows; ++r)
-        S3H_UNROLL for (int c = 0; c < kVecs; ++c) acc[r][c] += part[r][c];
-  }
+// True in the lane of the key that the row leaves out.
+S3H_INLINE IntVec left_out(const Tile& t, int64_t row, int64_t column) {
+  return lane_numbers() ==
+         broadcast(t.row.self[row] - static_cast<int32_t>(column));
 }
 
-#if defined(__AVX512BF16__)
-constexpr bool kPairs = true;
-#else
-constexpr bool kPairs = false;
-#endif
-
-// Calls body(row, column, acc) for every micro-tile with a row that exists.
-template <bool Exact, typename Body>
-S3H_INLINE void for_micro_tiles(const Tile& t, const Body& body) {
-  const int64_t panel_size = t.steps * kPanel;
-  for (int64_t column = 0; column < t.column.count; column += kPanel) {
-    const float* columns = t.column.panels + column / kPanel * panel_size;
-    for (int64_t row = 0; row < t.row.count; row += kRows) {
-      const float* rows =
-          t.row.panels + row / kPanel * panel_size + row % kPanel;
-      Vec acc[kRows][kVecs];
-      dot_products(rows, columns, t.steps, acc);
-      if constexpr (Exact || kPairs)
-        S3H_UNROLL for (int r = 0; r < kRows; ++r)
-            S3H_UNROLL for (int c = 0; c < kVecs; ++c) {
-          const Vec dot = acc[r][c];
-          acc[r][c] = Exact ? rounded(dot * t.score_scale +
-                                      rounded(dot * t.score_scale_rest))
-                            : dot * t.score_scale;
-        }
-      body(row, column, acc);
-    }
-  }
-}
-
-template <bool Labels, bool Exclude, bool Symmetric>
+template <Labels kLabels, bool Exclude, bool Symmetric>
 void forward_fast(const Tile& t) {
   for_micro_tiles<false>(
-      t, [&](int64_t row, int64_t column,
-             Vec(&acc)[kRows][kVecs]) __attribute__((always_inline)) {
-        // Added up by themselves first: long sums in sequence lose digits.
-        Vec sums[kVecs] = {};
-        S3H_UNROLL for (int r = 0; r < kRows; ++r) {
-          Vec sum = {};
-          S3H_UNROLL for (int c = 0; c < kVecs; ++c) {
-            const int64_t j = column + c * kLanes;
-            Vec e = exp2_bounded(acc[r][c]);
-            if constexpr (Exclude) {
-              const IntVec own =
-                  broadcast(t.row.self[row + r] - static_cast<int32_t>(j));
-              e = lane_numbers() == own ? Vec{} : e;
-            }
-            Vec row_term = e;
-            if constexpr (Labels) {
-              const auto same =
-                  load(t.column.label + j) == broadcast(t.row.label[row + r]);
-              row_term = same ? e * t.row.same[row + r] : e;
-              if constexpr (Symmetric)
-                e = same ? e * load(t.column.same + j) : e;
-            }
-            sum += row_term * load(t.column.bias + j);
-            if constexpr (Symmetric) sums[c] += e * t.row.bias[row + r];
-          }
-          float* sum_at = t.row_sum + (row + r) * kLanes;
-          store(sum_at, load(sum_at) + sum);
-        }
-        if constexpr (Symmetric) S3H_UNROLL for (int c = 0; c < kVecs; ++c) {
-            float* sum_at = t.column_sum + column + c * kLanes;
-            store(sum_at, load(sum_at) + sums[c]);
-          }
-      });
+      t, [&]<int Vecs>(int64_t row, int64_t column, Vec(&acc)[kRows][Vecs])
+             __attribute__((always_inline)) {
+               // Added up by themselves first: long sums in sequence lose
+               // digits.
+               Vec sums[Vecs] = {};
+               S3H_UNROLL for (int r = 0; r < kRows; ++r) {
+                 Vec sum = {}, own = {};
+                 S3H_UNROLL for (int c = 0; c < Vecs; ++c) {
+                   const int64_t j = column + c * kLanes;
+                   Vec e = acc[r][c];
+                   if constexpr (Exclude)
+                     e = left_out(t, row + r, j) ? Vec{} : e;
+                   Vec row_term = e;
+                   if constexpr (kLabels != Labels::kNone) {
+                     const auto same = same_label(t, row + r, j);
+                     if constexpr (kLabels == Labels::kApart) {
+                       own += (same ? e : Vec{}) * load(t.column.bias + j);
+                       row_term = same ? Vec{} : e;
+                     } else {
+                       row_term = same ? e * t.row.same[row + r] : e;
+                     }
+                     if constexpr (Symmetric)
+                       e = same ? e * load(t.column.same + j) : e;
+                   }
+                   sum += row_term * load(t.column.bias + j);
+                   if constexpr (Symmetric) sums[c] += e * t.row.bias[row + r];
+                 }
+                 float* sum_at = t.row_sum + (row + r) * kLanes;
+                 store(sum_at, load(sum_at) + sum);
+                 if constexpr (kLabels == Labels::kApart) {
+                   float* own_at = t.own_sum + (row + r) * kLanes;
+                   store(own_at, load(own_at) + own);
+                 }
+               }
+               if constexpr (Symmetric)
+                 S3H_UNROLL for (int c = 0; c < Vecs; ++c) {
+                   float* sum_at = t.column_sum + column + c * kLanes;
+                   store(sum_at, load(sum_at) + sums[c]);
+                 }
+             });
 }
 
-template <bool Labels, bool Exclude, bool Symmetric>
+// Takes scores into a sum of exponentials under a running maximum.
+template <int Count>
+S3H_INLINE void add_scores(const Vec (&scores)[Count], float* max_at,
+                           float* sum_at) {
+  const Vec before = load(max_at);
+  Vec top = before;
+  S3H_UNROLL for (int i = 0; i < Count; ++i) top = max_or_first(top, scores[i]);
+  Vec sum = {};
+  S3H_UNROLL for (int i = 0; i < Count; ++i) sum += exp2_any(scores[i] - top);
+  store(max_at, top);
+  store(sum_at, load(sum_at) * exp2_any(before - top) + sum);
+}
+
+template <Labels kLabels, bool Exclude, bool Symmetric>
 void forward_exact(const Tile& t) {
   for_micro_tiles<true>(
-      t, [&](int64_t row, int64_t column, Vec(&acc)[kRows][kVecs])
+      t, [&]<int Vecs>(int64_t row, int64_t column, Vec(&acc)[kRows][Vecs])
              __attribute__((always_inline)) {
+               const Vec none = broadcast(-kInfinity);
                // Exclusions and same-label terms once; the key's bias by side
                // below.
-               Vec flipped[kRows][kVecs];
+               Vec flipped[Vecs][kRows];
+               Vec own[kRows][Vecs];
                S3H_UNROLL for (int r = 0; r < kRows; ++r)
-                   S3H_UNROLL for (int c = 0; c < kVecs; ++c) {
+                   S3H_UNROLL for (int c = 0; c < Vecs; ++c) {
                  const int64_t j = column + c * kLanes;
                  Vec x = acc[r][c];
-                 if constexpr (Exclude) {
-                   const IntVec own =
-                       broadcast(t.row.self[row + r] - static_cast<int32_t>(j));
-                   x = lane_numbers() == own ? broadcast(-kInfinity) : x;
-                 }
+                 if constexpr (Exclude) x = left_out(t, row + r, j) ? none : x;
                  Vec y = x;
-                 if constexpr (Labels) {
-                   const auto same = load(t.column.label + j) ==
-                                     broadcast(t.row.label[row + r]);
+                 if constexpr (kLabels != Labels::kNone) {
+                   const auto same = same_label(t, row + r, j);
                    if constexpr (Symmetric)
                      y = same ? x + load(t.column.same + j) : x;
-                   x = same ? x + t.row.same[row + r] : x;
+                   if constexpr (kLabels == Labels::kApart) {
+                     own[r][c] = (same ? x : none) + load(t.column.bias + j);
+                     x = same ? none : x;
+                   } else {
+                     x = same ? x + t.row.same[row + r] : x;
+                   }
                  }
                  acc[r][c] = x + load(t.column.bias + j);
                  if constexpr (Symmetric)
-                   flipped[r][c] = y + t.row.bias[row + r];
+                   flipped[c][r] = y + t.row.bias[row + r];
                }
                S3H_UNROLL for (int r = 0; r < kRows; ++r) {
-                 float* max_at = t.row_max + (row + r) * kLanes;
-                 float* sum_at = t.row_sum + (row + r) * kLanes;
-                 const Vec before = load(max_at);
-                 Vec top = before;
-                 S3H_UNROLL for (int c = 0; c < kVecs; ++c) top =
-                     max_or_first(top, acc[r][c]);
-                 Vec sum = {};
-                 S3H_UNROLL for (int c = 0; c < kVecs; ++c) sum +=
-                     exp2_any(acc[r][c] - top);
-                 store(max_at, top);
-                 store(sum_at, load(sum_at) * exp2_any(before - top) + sum);
+                 const int64_t at = (row + r) * kLanes;
+                 add_scores(acc[r], t.row_max + at, t.row_sum + at);
+                 if constexpr (kLabels == Labels::kApart)
+                   add_scores(own[r], t.own_max + at, t.own_sum + at);
                }
-               if constexpr (Symmetric) {
-                 S3H_UNROLL for (int c = 0; c < kVecs; ++c) {
-                   float* max_at = t.column_max + column + c * kLanes;
-                   float* sum_at = t.column_sum + column + c * kLanes;
-                   const Vec before = load(max_at);
-                   Vec top = before;
-                   S3H_UNROLL for (int r = 0; r < kRows; ++r) top =
-                       max_or_first(top, flipped[r][c]);
-                   Vec sum = {};
-                   S3H_UNROLL for (int r = 0; r < kRows; ++r) sum +=
-                       exp2_any(flipped[r][c] - top);
-                   store(max_at, top);
-                   store(sum_at, load(sum_at) * exp2_any(before - top) + sum);
+               if constexpr (Symmetric)
+                 S3H_UNROLL for (int c = 0; c < Vecs; ++c) {
+                   const int64_t at = column + c * kLanes;
+                   add_scores(flipped[c], t.column_max + at, t.column_sum + at);
                  }
-               }
              });
 }
 
 // Keeps the gradient of one row of a micro-tile, in the layout that `apply`
 // broadcasts from.
+template <int Vecs>
 S3H_INLINE void keep_gradient(const Tile& t, int64_t row, int64_t column,
-                              const Vec (&g)[kRows][kVecs]) {
+                              const Vec (&g)[kRows][Vecs]) {
 #if defined(__AVX512BF16__)
   // As queries' side: neighbours in a row make a pair. As keys' side:
   // neighbours in a column do, interleaved from two rows.
@@ -201,14 +144,18 @@ S3H_INLINE void keep_gradient(const Tile& t, int64_t row, int64_t column,
   const __m512i interleave = _mm512_load_si512(kInterleave);
   S3H_UNROLL for (int r = 0; r < kRows; ++r) {
     float* at = t.gradient + (row + r) * t.gradient_ld + column / 2;
-    const __m512bh first = _mm512_cvtne2ps_pbh(g[r][1], g[r][0]);
-    const __m256bh second = _mm512_cvtneps_pbh(g[r][2]);
-    std::memcpy(at, &first, sizeof first);
-    std::memcpy(at + kLanes, &second, sizeof second);
+    if constexpr (Vecs > 1) {
+      const __m512bh both = _mm512_cvtne2ps_pbh(g[r][1], g[r][0]);
+      std::memcpy(at, &both, sizeof both);
+    }
+    if constexpr (Vecs != 2) {
+      const __m256bh last = _mm512_cvtneps_pbh(g[r][Vecs - 1]);
+      std::memcpy(at + (Vecs - 1) / 2 * kLanes, &last, sizeof last);
+    }
   }
   S3H_UNROLL for (int r = 0; r < kRows; r += 2) {
     float* at = t.gradient_pairs + (row + r) / 2 * t.gradient_pairs_ld + column;
-    S3H_UNROLL for (int c = 0; c < kVecs; ++c) {
+    S3H_UNROLL for (int c = 0; c < Vecs; ++c) {
       const __m512bh both = _mm512_cvtne2ps_pbh(g[r + 1][c], g[r][c]);
       const __m512i pairs = _mm512_permutexvar_epi16(interleave, (__m512i)both);
       _mm512_storeu_si512(at + c * kLanes, pairs);
@@ -216,38 +163,33 @@ S3H_INLINE void keep_gradient(const Tile& t, int64_t row, int64_t column,
   }
 #else
   S3H_UNROLL for (int r = 0; r < kRows; ++r)
-      S3H_UNROLL for (int c = 0; c < kVecs; ++c)
+      S3H_UNROLL for (int c = 0; c < Vecs; ++c)
           store(t.gradient + (row + r) * t.gradient_ld + column + c * kLanes,
                 g[r][c]);
 #endif
 }
 
-template <bool Labels, bool Exclude, bool Symmetric>
+template <Labels kLabels, bool Exclude, bool Symmetric>
 void backward_fast(const Tile& t) {
   for_micro_tiles<false>(
-      t, [&](int64_t row, int64_t column, Vec(&acc)[kRows][kVecs])
+      t, [&]<int Vecs>(int64_t row, int64_t column, Vec(&acc)[kRows][Vecs])
              __attribute__((always_inline)) {
                S3H_UNROLL for (int r = 0; r < kRows; ++r)
-                   S3H_UNROLL for (int c = 0; c < kVecs; ++c) {
+                   S3H_UNROLL for (int c = 0; c < Vecs; ++c) {
                  const int64_t j = column + c * kLanes;
                  Vec factor = load(t.column.bias + j) * t.row.scale[row + r];
                  Vec other;
                  if constexpr (Symmetric)
                    other = load(t.column.scale + j) * t.row.bias[row + r];
-                 if constexpr (Labels) {
-                   const auto same = load(t.column.label + j) ==
-                                     broadcast(t.row.label[row + r]);
+                 if constexpr (kLabels != Labels::kNone) {
+                   const auto same = same_label(t, row + r, j);
                    factor = same ? factor * t.row.same[row + r] : factor;
                    if constexpr (Symmetric)
                      other = same ? other * load(t.column.same + j) : other;
                  }
                  if constexpr (Symmetric) factor += other;
-                 Vec g = exp2_bounded(acc[r][c]) * factor;
-                 if constexpr (Exclude) {
-                   const IntVec own =
-                       broadcast(t.row.self[row + r] - static_cast<int32_t>(j));
-                   g = lane_numbers() == own ? Vec{} : g;
-                 }
+                 Vec g = acc[r][c] * factor;
+                 if constexpr (Exclude) g = left_out(t, row + r, j) ? Vec{} : g;
                  acc[r][c] = g;
                }
                keep_gradient(t, row, column, acc);
@@ -261,62 +203,65 @@ S3H_INLINE Vec share(Vec x, Vec lse, Vec lse_rest) {
   return exp2_any(below > 0.0f ? Vec{} : below);
 }
 
-template <bool Labels, bool Exclude, bool Symmetric>
+template <Labels kLabels, bool Exclude, bool Symmetric>
 void backward_exact(const Tile& t) {
   for_micro_tiles<true>(
-      t, [&](int64_t row, int64_t column,
-             Vec(&acc)[kRows][kVecs]) __attribute__((always_inline)) {
+      t, [&]<int Vecs>(int64_t row, int64_t column,
+                       Vec(&acc)[kRows][Vecs]) __attribute__((always_inline)) {
         S3H_UNROLL for (int r = 0; r < kRows; ++r)
-            S3H_UNROLL for (int c = 0; c < kVecs; ++c) {
+            S3H_UNROLL for (int c = 0; c < Vecs; ++c) {
           const int64_t j = column + c * kLanes;
           Vec x = acc[r][c];
           Vec y = x;
-          if constexpr (Labels) {
-            const auto same =
-                load(t.column.label + j) == broadcast(t.row.label[row + r]);
+          Vec lse = broadcast(t.row.lse[row + r]);
+          Vec rest = broadcast(t.row.lse_rest[row + r]);
+          Vec grad = broadcast(t.row.grad[row + r]);
+          if constexpr (kLabels != Labels::kNone) {
+            const auto same = same_label(t, row + r, j);
             if constexpr (Symmetric) y = same ? x + load(t.column.same + j) : x;
-            x = same ? x + t.row.same[row + r] : x;
+            if constexpr (kLabels == Labels::kApart) {
+              lse = same ? broadcast(t.row.own_lse[row + r]) : lse;
+              rest = same ? broadcast(t.row.own_lse_rest[row + r]) : rest;
+              grad = same ? -grad : grad;
+            } else {
+              x = same ? x + t.row.same[row + r] : x;
+            }
           }
           x = x + load(t.column.bias + j);
-          Vec g = share(x, broadcast(t.row.lse[row + r]),
-                        broadcast(t.row.lse_rest[row + r])) *
-                  t.row.grad[row + r];
+          Vec g = share(x, lse, rest) * grad;
           if constexpr (Symmetric) {
             y = y + t.row.bias[row + r];
             g += share(y, load(t.column.lse + j), load(t.column.lse_rest + j)) *
                  load(t.column.grad + j);
           }
-          if constexpr (Exclude) {
-            const IntVec own =
-                broadcast(t.row.self[row + r] - static_cast<int32_t>(j));
-            g = lane_numbers() == own ? Vec{} : g;
-          }
+          if constexpr (Exclude) g = left_out(t, row + r, j) ? Vec{} : g;
           acc[r][c] = g;
         }
         keep_gradient(t, row, column, acc);
       });
 }
 
-// Picks the instantiation of Pass<Labels, Exclude, Symmetric>.
-#define S3H_DISPATCH(pass, tile, kind)                     \
-  switch ((kind.labels ? 4 : 0) + (kind.exclude ? 2 : 0) + \
-          (kind.symmetric ? 1 : 0)) {                      \
-    case 0:                                                \
-      return pass<false, false, false>(tile);              \
-    case 1:                                                \
-      return pass<false, false, true>(tile);               \
-    case 2:                                                \
-      return pass<false, true, false>(tile);               \
-    case 3:                                                \
-      return pass<false, true, true>(tile);                \
-    case 4:                                                \
-      return pass<true, false, false>(tile);               \
-    case 5:                                                \
-      return pass<true, false, true>(tile);                \
-    case 6:                                                \
-      return pass<true, true, false>(tile);                \
-    default:                                               \
-      return pass<true, true, true>(tile);                 \
+// Picks the instantiation of pass<Labels, Exclude, Symmetric>.
+#define S3H_DISPATCH(pass, tile, kind)                                 \
+  switch ((kind.labels ? 4 : 0) + (kind.exclude ? 2 : 0) +             \
+          (kind.symmetric ? 1 : 0)) {                                  \
+    case 0:                                                            \
+      return pass<Labels::kNone, false, false>(tile);                  \
+    case 1:                                                            \
+      return pass<Labels::kNone, false, true>(tile);                   \
+    case 2:                                                            \
+      return pass<Labels::kNone, true, false>(tile);                   \
+    case 3:                                                            \
+      return pass<Labels::kNone, true, true>(tile);                    \
+    case 4:                                                            \
+      if (kind.apart) return pass<Labels::kApart, false, false>(tile); \
+      return pass<Labels::kBias, false, false>(tile);                  \
+    case 5:                                                            \
+      return pass<Labels::kBias, false, true>(tile);                   \
+    case 6:                                                            \
+      return pass<Labels::kBias, true, false>(tile);                   \
+    default:                                                           \
+      return pass<Labels::kBias, true, true>(tile);                    \
   }
 
 void forward(const Tile& tile, TileKind kind) {
@@ -330,6 +275,8 @@ void backward(const Tile& tile, TileKind kind) {
   if (kind.exact) {
     S3H_DISPATCH(backward_exact, tile, kind)
   }
+  // The factor of equal labels serves for sums apart too.
+  kind.apart = false;
   S3H_DISPATCH(backward_fast, tile, kind)
 }
 

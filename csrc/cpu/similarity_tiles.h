@@ -5,7 +5,8 @@
 // neighbours in depth where `pairs` is set. A tile is a range of row panels
 // against a range of column panels. A micro-tile, `rows` x `panel`, keeps its
 // dot products in registers over the whole depth, and the exponential is taken
-// there: scores are never stored. All scores are in units of log 2.
+// there: scores are stored in small problems alone, for the backward. All
+// scores are in units of log 2.
 #pragma once
 
 #include <cstdint>
@@ -29,6 +30,9 @@ struct TileSide {
   const float* lse;
   const float* lse_rest;
   const float* grad;
+  // Rows only, `apart`: of the keys with the row's label.
+  const float* own_lse;
+  const float* own_lse_rest;
 };
 
 struct Tile {
@@ -38,9 +42,18 @@ struct Tile {
   // Brings a dot product to units of log 2, in two parts; 1 where the packed
   // numbers have it in them.
   float score_scale, score_scale_rest;
+  // Fast: 2^score, exact: scores, before biases; [rows of the whole problem]
+  // [panel] for each column panel, from the tile's first row on. The next
+  // column panel's is kept_step further, the one after it kept_growth more.
+  // The forward writes to `keep` and the backward reads `kept`; nullptr: none.
+  float* keep;
+  const float* kept;
+  int64_t kept_step, kept_growth;
   // Forward. Lanes are summed up by the caller: [row count, lanes].
   float* row_sum;
-  float* row_max;     // exact only
+  float* row_max;  // exact only
+  float* own_sum;  // apart only
+  float* own_max;
   float* column_sum;  // [column count], symmetric only
   float* column_max;
   // Backward: gradient of the scores [rows, ld], and where `pairs` is set its
@@ -54,6 +67,7 @@ struct Tile {
 struct TileKind {
   bool exact;  // running maximum; otherwise no shift is needed at all
   bool labels;
+  bool apart;      // keys of the row's label have sums of their own
   bool exclude;    // row.self is set
   bool symmetric;  // forward: column sums too; backward: both roles' gradient
 };

@@ -92,13 +92,14 @@ SimilarityProblem<T, Element> similarities(const SupConProblem<T, Element>& p) {
 
 template <typename T, typename Element>
 int64_t supcon(const SupConProblem<T, Element>& p, const Threads& threads,
-               double* lse, T* loss) {
+               double* lse, T* loss, float* kept) {
   // Of the unit of lse.
   constexpr double kLog = std::is_same_v<T, double> ? 1.0 : kLn2;
   if constexpr (std::is_same_v<T, double>)
     logsumexp_rows(similarities(p), threads, lse);
   else
-    logsumexp_tiled(similarities(p), threads, p.deterministic, lse);
+    logsumexp_tiled(similarities(p), threads, p.deterministic,
+                    {lse, nullptr, kept});
   const Positives<T, Element> positives(p, threads);
   std::vector<T> reduced(
       static_cast<size_t>(p.reduction == Reduction::kNone ? 0 : p.n));
@@ -131,7 +132,8 @@ int64_t supcon(const SupConProblem<T, Element>& p, const Threads& threads,
 // W the sum of w_j z_j over the class. Where all g_i are equal, W = w_i S.
 template <typename T, typename Element>
 void supcon_backward(const SupConProblem<T, Element>& p, const Threads& threads,
-                     const T* grad, const double* lse, Element* grad_features) {
+                     const T* grad, double* lse, Element* grad_features,
+                     float* kept) {
   const Positives<T, Element> positives(p, threads);
   const bool each = p.reduction == Reduction::kNone;
   const T unit = p.reduction == Reduction::kMean
@@ -173,16 +175,16 @@ void supcon_backward(const SupConProblem<T, Element>& p, const Threads& threads,
                             grad_features, nullptr, attract);
   else
     logsumexp_tiled_backward<Element>(similarities(p), threads, p.deterministic,
-                                      upstream.data(), lse, grad_features,
-                                      nullptr, attract);
+                                      upstream.data(), {lse, nullptr, kept},
+                                      grad_features, nullptr, attract);
 }
 
-#define S3H_INSTANTIATE(T, Element)                                           \
-  template int64_t supcon<T, Element>(const SupConProblem<T, Element>&,       \
-                                      const Threads&, double*, T*);           \
-  template void supcon_backward<T, Element>(const SupConProblem<T, Element>&, \
-                                            const Threads&, const T*,         \
-                                            const double*, Element*);
+#define S3H_INSTANTIATE(T, Element)                                            \
+  template int64_t supcon<T, Element>(const SupConProblem<T, Element>&,        \
+                                      const Threads&, double*, T*, float*);    \
+  template void supcon_backward<T, Element>(const SupConProblem<T, Element>&,  \
+                                            const Threads&, const T*, double*, \
+                                            Element*, float*);
 S3H_INSTANTIATE(float, float)
 S3H_INSTANTIATE(float, Bfloat16)
 S3H_INSTANTIATE(double, double)

@@ -31,15 +31,16 @@ struct SupConProblem {
 
 // lse: [n], for the backward, in float arithmetic in units of log 2; loss: [n]
 // unreduced, else [1]; the mean is over counted rows, of none it is 0. Returns
-// how many rows are counted.
+// how many rows are counted. kept: scores for the backward (similarity.h), in
+// float arithmetic; or nullptr.
 template <typename T, typename Element>
 int64_t supcon(const SupConProblem<T, Element>& problem, const Threads& threads,
-               double* lse, T* loss);
+               double* lse, T* loss, float* kept = nullptr);
 
 // grad: like loss; grad_features: [n, depth].
 template <typename T, typename Element>
 void supcon_backward(const SupConProblem<T, Element>& problem,
-                     const Threads& threads, const T* grad, const double* lse,
-                     Element* grad_features);
+                     const Threads& threads, const T* grad, double* lse,
+                     Element* grad_features, float* kept = nullptr);
 
 }  // namespace s3h::cpu

@@ -49,6 +49,36 @@ void require_close(const char* what, const Case& c, const T* ours,
   }
 }
 
+// With scores that the forward keeps the results have the same bits.
+template <typename Element>
+void check_kept(const Case& c, const SimilarityProblem<float, Element>& p,
+                const float* grad, const double* lse,
+                const Element* grad_queries, const Element* grad_keys) {
+  const auto kept = exact(std::vector<float>(
+      static_cast<size_t>(s3h::cpu::kept_scores(c.n, c.m, c.symmetric))));
+  const auto again = exact(std::vector<double>(static_cast<size_t>(c.n)));
+  const auto queries =
+      exact(std::vector<Element>(static_cast<size_t>(c.n * c.depth)));
+  const auto keys =
+      exact(std::vector<Element>(static_cast<size_t>(c.m * c.depth)));
+  s3h::cpu::logsumexp_tiled(p, kThreads, false,
+                            {again.get(), nullptr, kept.get()});
+  s3h::cpu::logsumexp_tiled_backward(
+      p, kThreads, false, grad, {again.get(), nullptr, kept.get()},
+      queries.get(), c.symmetric ? nullptr : keys.get());
+  const auto require_same = [&](const char* what, const auto* ours,
+                                const auto* right, int64_t count) {
+    for (int64_t i = 0; i < count; ++i)
+      require_close(what, c, ours + i, {get(right[i])}, 0);
+  };
+  require_same("lse beside kept scores", again.get(), lse, c.n);
+  require_same("grad queries from kept scores", queries.get(), grad_queries,
+               c.n * c.depth);
+  if (!c.symmetric)
+    require_same("grad keys from kept scores", keys.get(), grad_keys,
+                 c.m * c.depth);
+}
+
 template <typename T, typename Element>
 void check(const Case& c) {
   std::mt19937 random(7);
@@ -146,10 +176,13 @@ void check(const Case& c) {
     s3h::cpu::logsumexp_rows_backward(p, kThreads, grad.get(), ours.get(),
                                       grad_queries.get(), keys_target);
   } else {
-    s3h::cpu::logsumexp_tiled(p, kThreads, c.deterministic, ours.get());
+    s3h::cpu::logsumexp_tiled(p, kThreads, c.deterministic, {ours.get()});
     s3h::cpu::logsumexp_tiled_backward(p, kThreads, c.deterministic, grad.get(),
-                                       ours.get(), grad_queries.get(),
+                                       {ours.get()}, grad_queries.get(),
                                        keys_target);
+    if (!c.deterministic)
+      check_kept(c, p, grad.get(), ours.get(), grad_queries.get(),
+                 grad_keys.get());
     for (int64_t i = 0; i < c.n; ++i) ours[i] *= s3h::cpu::kLn2;
   }
   require_close("lse", c, ours.get(), lse, kTolerance);
@@ -212,9 +245,10 @@ void check_denormals(double temperature, const T* bias) {
     s3h::cpu::logsumexp_rows_backward(p, kWatched, grad.get(), lse.get(),
                                       to_rows.get(), to_keys.get());
   } else {
-    s3h::cpu::logsumexp_tiled(p, kWatched, false, lse.get());
+    s3h::cpu::logsumexp_tiled(p, kWatched, false, {lse.get()});
     s3h::cpu::logsumexp_tiled_backward(p, kWatched, false, grad.get(),
-                                       lse.get(), to_rows.get(), to_keys.get());
+                                       {lse.get()}, to_rows.get(),
+                                       to_keys.get());
   }
   require_none(to_rows.get(), kCount * kDepth);
   require_none(to_keys.get(), 2 * kDepth);

@@ -43,7 +43,17 @@ class Cpu {
     return pairs ? ScalarType::BFloat16 : compute_type(queries);
   }
 
-  // The same for the class sums.
+  // How many scores a forward keeps for its backward.
+  static int64_t score_count(bool keep, ScalarType type, bool deterministic,
+                             int64_t n, int64_t m, bool symmetric) {
+    if (!keep) return 0;
+    STD_TORCH_CHECK(type == ScalarType::Float && !deterministic,
+                    "keep_scores is for sums in float32 that need not be "
+                    "deterministic");
+    return cpu::kept_scores(n, m, symmetric);
+  }
+
+  // The type that matrices are handed over to the class sums in.
   static ScalarType class_sums_type(const Tensor& queries) {
     return compute_type(queries);
   }

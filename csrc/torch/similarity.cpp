@@ -74,6 +74,12 @@ struct SimilarityInputs {
             pointer<int64_t>(self_index)};
   }
 
+  template <class Backend>
+  int64_t score_count(bool keep, bool deterministic) const {
+    return Backend::score_count(keep, type, deterministic, n, m,
+                                !keys.has_value());
+  }
+
   // What the backward needs beside lse: nothing where that is a float64.
   int64_t kept_rows() const { return type == ScalarType::Double ? 0 : n; }
 
@@ -94,12 +100,13 @@ constexpr auto kept_type =
     Backend::kCuda ? ScalarType::Float : ScalarType::Double;
 
 template <class Backend>
-std::tuple<Tensor, Tensor> similarity_logsumexp(
+std::tuple<Tensor, Tensor, Tensor> similarity_logsumexp(
     const Tensor& queries, const OptionalTensor& keys, double temperature,
     const OptionalTensor& key_bias, const OptionalTensor& query_labels,
     const OptionalTensor& key_labels, const OptionalTensor& same_label_bias,
     double same_label_value, const OptionalTensor& self_index,
-    bool assume_normalized, bool deterministic, bool allow_tf32) {
+    bool assume_normalized, bool deterministic, bool allow_tf32,
+    [[maybe_unused]] bool keep_scores) {
   const SimilarityInputs in(Backend::similarity_type(queries), queries, keys,
                             temperature, key_bias, query_labels, key_labels,
                             same_label_bias, same_label_value, self_index);
@@ -107,6 +114,10 @@ std::tuple<Tensor, Tensor> similarity_logsumexp(
   const Tensor lse = new_empty(in.queries, {in.n}, in.type);
   const Tensor kept =
       new_empty(in.queries, {in.kept_rows()}, kept_type<Backend>);
+  int64_t kept_scores = 0;
+  if constexpr (!Backend::kCuda)
+    kept_scores = in.template score_count<Backend>(keep_scores, deterministic);
+  const Tensor scores = new_empty(in.queries, {kept_scores}, ScalarType::Float);
   if constexpr (Backend::kCuda) {
     const s3h::cuda::SimilarityProblem problem{in.problem<void>(),
                                                Backend::scalar(in.matrix)};
@@ -128,24 +139,26 @@ std::tuple<Tensor, Tensor> similarity_logsumexp(
         in.matrix, [&]<typename T, typename Element>() {
           if constexpr (std::is_same_v<T, float>)
             s3h::cpu::logsumexp_tiled(in.problem<float, Element>(),
-                                      backend.threads(), deterministic, found);
+                                      backend.threads(), deterministic,
+                                      {found, nullptr, scores_of(scores)});
         });
     std::transform(found, found + in.n, mutable_data<float>(lse), [](double x) {
       return static_cast<float>(x * s3h::cpu::kLn2);
     });
   }
-  return {lse, kept};
+  return {lse, kept, scores};
 }
 
 template <class Backend>
 std::tuple<Tensor, Tensor> similarity_logsumexp_backward(
     const Tensor& grad_in, const Tensor& lse_in, const Tensor& kept_in,
-    bool need_queries, bool need_keys, const Tensor& queries,
-    const OptionalTensor& keys, double temperature,
+    const Tensor& scores_in, bool need_queries, bool need_keys,
+    const Tensor& queries, const OptionalTensor& keys, double temperature,
     const OptionalTensor& key_bias, const OptionalTensor& query_labels,
     const OptionalTensor& key_labels, const OptionalTensor& same_label_bias,
     double same_label_value, const OptionalTensor& self_index,
-    bool assume_normalized, bool deterministic, bool allow_tf32) {
+    bool assume_normalized, bool deterministic, bool allow_tf32,
+    [[maybe_unused]] bool keep_scores) {
   const SimilarityInputs in(Backend::similarity_type(queries), queries, keys,
                             temperature, key_bias, query_labels, key_labels,
                             same_label_bias, same_label_value, self_index);
@@ -178,6 +191,9 @@ std::tuple<Tensor, Tensor> similarity_logsumexp_backward(
                         to_keys, stream);
                   });
   } else {
+    const Tensor scores = *vector_of(
+        scores_in, in.template score_count<Backend>(keep_scores, deterministic),
+        ScalarType::Float, in.device, "scores");
     Backend::template with_types<Bfloat16>(
         in.matrix, [&]<typename T, typename Element>() {
           const auto problem = in.problem<T, Element>();
@@ -190,7 +206,8 @@ std::tuple<Tensor, Tensor> similarity_logsumexp_backward(
           else
             s3h::cpu::logsumexp_tiled_backward(
                 problem, backend.threads(), deterministic, data<float>(grad),
-                data<double>(kept), queries_out, keys_out);
+                {mutable_data<double>(kept), nullptr, scores_of(scores)},
+                queries_out, keys_out);
         });
   }
   return {as_type(grad_queries, queries.scalar_type()),

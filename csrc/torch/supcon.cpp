@@ -44,6 +44,11 @@ struct Inputs {
             deterministic};
   }
 
+  int64_t score_count(bool keep) const {
+    const int64_t n = features.size(0);
+    return Cpu::score_count(keep, type, deterministic, n, n, true);
+  }
+
   // Of the loss, and so of its gradient.
   bool has_rows() const { return reduction == Reduction::kNone; }
 
@@ -57,9 +62,10 @@ struct Inputs {
   bool deterministic;
 };
 
-std::tuple<Tensor, Tensor, Tensor> supcon(
+std::tuple<Tensor, Tensor, Tensor, Tensor> supcon(
     const Tensor& features, const Tensor& labels, double temperature,
-    int64_t num_classes, int64_t reduction, bool deterministic) {
+    int64_t num_classes, int64_t reduction, bool deterministic,
+    bool keep_scores) {
   const Inputs in(features, labels, temperature, num_classes, reduction,
                   deterministic);
   const Cpu backend(features.device());
@@ -68,18 +74,21 @@ std::tuple<Tensor, Tensor, Tensor> supcon(
   const Tensor loss = in.has_rows() ? new_empty(in.features, {n}, in.type)
                                     : new_empty(in.features, {}, in.type);
   const Tensor counted = new_empty(in.features, {}, ScalarType::Long);
+  const Tensor scores =
+      new_empty(in.features, {in.score_count(keep_scores)}, ScalarType::Float);
   Cpu::with_types<Bfloat16>(in.matrix, [&]<typename T, typename Element>() {
-    *mutable_data<int64_t>(counted) =
-        s3h::cpu::supcon(in.problem<T, Element>(), backend.threads(),
-                         mutable_data<double>(lse), mutable_data<T>(loss));
+    *mutable_data<int64_t>(counted) = s3h::cpu::supcon(
+        in.problem<T, Element>(), backend.threads(), mutable_data<double>(lse),
+        mutable_data<T>(loss), scores_of(scores));
   });
-  return {loss, counted, lse};
+  return {loss, counted, lse, scores};
 }
 
 Tensor supcon_backward(const Tensor& grad_in, const Tensor& lse_in,
-                       const Tensor& features, const Tensor& labels,
-                       double temperature, int64_t num_classes,
-                       int64_t reduction, bool deterministic) {
+                       const Tensor& scores_in, const Tensor& features,
+                       const Tensor& labels, double temperature,
+                       int64_t num_classes, int64_t reduction,
+                       bool deterministic, bool keep_scores) {
   const Inputs in(features, labels, temperature, num_classes, reduction,
                   deterministic);
   const Cpu backend(features.device());
@@ -88,12 +97,14 @@ Tensor supcon_backward(const Tensor& grad_in, const Tensor& lse_in,
                   "grad must have the loss's elements");
   const Tensor grad = as_contiguous(grad_in, in.type);
   const Tensor lse = *vector_of(lse_in, n, ScalarType::Double, "lse");
+  const Tensor scores = *vector_of(scores_in, in.score_count(keep_scores),
+                                   ScalarType::Float, "scores");
   const Tensor out =
       new_empty(in.features, {n, in.features.size(1)}, in.matrix);
   Cpu::with_types<Bfloat16>(in.matrix, [&]<typename T, typename Element>() {
     s3h::cpu::supcon_backward(in.problem<T, Element>(), backend.threads(),
-                              data<T>(grad), data<double>(lse),
-                              mutable_data<Element>(out));
+                              data<T>(grad), mutable_data<double>(lse),
+                              mutable_data<Element>(out), scores_of(scores));
   });
   return as_type(out, features.scalar_type());
 }

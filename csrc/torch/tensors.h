@@ -134,6 +134,11 @@ const T* pointer(const OptionalTensor& tensor) {
   return tensor.has_value() ? data<T>(*tensor) : nullptr;
 }
 
+// Scores that a forward keeps for its backward; an empty tensor: none.
+inline float* scores_of(const Tensor& scores) {
+  return scores.numel() == 0 ? nullptr : mutable_data<float>(scores);
+}
+
 // Where to write; what is not asked for is not calculated.
 inline void* target(const Tensor& tensor, bool wanted) {
   return wanted ? tensor.mutable_data_ptr() : nullptr;

@@ -88,7 +88,6 @@ def first_quick(cases: Iterable[Any]) -> list[Any]:
     return [first, *(pytest.param(case, marks=pytest.mark.slow) for case in others)]
 
 
-
 @functools.cache
 def build(variant: str, program: str) -> Path:
     """Builds what has changed of a program; returns where it is."""

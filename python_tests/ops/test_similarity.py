@@ -432,7 +432,9 @@ def test_double_backward_is_refused():
         grad.sum().backward()
 
 
-def op_arguments(n, m, depth, name="plain", symmetric=False, dtype=torch.float32):
+def op_arguments(
+    n, m, depth, name="plain", symmetric=False, dtype=torch.float32, keep=False
+):
     q, k = matrices(n, m, depth, dtype)
     found = options(name, n, n if symmetric else m, symmetric)
     bias = found.get("same_label_bias")
@@ -450,6 +452,7 @@ def op_arguments(n, m, depth, name="plain", symmetric=False, dtype=torch.float32
         False,
         False,
         False,
+        keep,
     )
 
 
@@ -461,18 +464,27 @@ def op_arguments(n, m, depth, name="plain", symmetric=False, dtype=torch.float32
         (9, 9, 5, "label", True),
         (9, 7, 5, "own", False, torch.float64),
         (9, 7, 5, "plain", False, torch.bfloat16),
+        (9, 7, 5, "bias-label-self", False, torch.float32, True),
+        (9, 9, 5, "label", True, torch.bfloat16, True),
     ],
     ids=str,
 )
 def test_opcheck(arguments):
+    given = op_arguments(*arguments)
+    checks = ["schema", "autograd_registration", "faketensor", "aot_dispatch_dynamic"]
+    # What is kept is not written to its end: its shape alone can be compared.
     torch.library.opcheck(
-        torch.ops.s3h.similarity_logsumexp.default, op_arguments(*arguments)
+        torch.ops.s3h.similarity_logsumexp.default,
+        given,
+        test_utils=[f"test_{name}" for name in (checks[:3] if given[-1] else checks)],
     )
 
 
-def test_opcheck_backward():
+@pytest.mark.parametrize("keep", [False, True])
+def test_opcheck_backward(keep):
     forward = [
-        a.detach() if isinstance(a, Tensor) else a for a in op_arguments(9, 7, 5)
+        a.detach() if isinstance(a, Tensor) else a
+        for a in op_arguments(9, 7, 5, keep=keep)
     ]
     saved = torch.ops.s3h.similarity_logsumexp(*forward)
     torch.library.opcheck(
@@ -674,9 +686,9 @@ def test_bad_input(change, error, message):
 def test_the_op_itself_checks_what_memory_safety_needs():
     op = torch.ops.s3h.similarity_logsumexp
     with pytest.raises(RuntimeError, match="key_bias must have 5 elements"):
-        op(Q, K, 0.1, torch.zeros(3), *(None,) * 3, 0.0, None, False, False, False)
+        op(Q, K, 0.1, torch.zeros(3), *(None,) * 3, 0.0, None, *(False,) * 4)
     with pytest.raises(RuntimeError, match="keys must be"):
-        op(Q, K[:, :2], 0.1, *(None,) * 4, 0.0, None, False, False, False)
+        op(Q, K[:, :2], 0.1, *(None,) * 4, 0.0, None, *(False,) * 4)
 
 
 LEVEL_CHECK = """

@@ -116,7 +116,7 @@ def test_tensors_of_another_device_are_refused_by_the_op():
     q, k = matrices(6, 5, 4)
     with pytest.raises(RuntimeError, match="device"):
         torch.ops.s3h.similarity_logsumexp(
-            q.cuda(), k, 0.1, *(None,) * 4, 0.0, None, False, False, False
+            q.cuda(), k, 0.1, *(None,) * 4, 0.0, None, *(False,) * 4
         )
 
 

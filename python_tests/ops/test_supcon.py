@@ -13,6 +13,15 @@ from s3h_ext.ops import supcon, supervised_contrastive
 from s3h_ext.ops.reference import supervised_contrastive_dense as dense
 
 REDUCTIONS = ["mean", "sum", "none"]
+CHECKS = [
+    f"test_{name}"
+    for name in (
+        "schema",
+        "autograd_registration",
+        "faketensor",
+        "aot_dispatch_dynamic",
+    )
+]
 
 
 def draw(n, depth=9, classes=5, dtype=torch.float64, seed=0):
@@ -131,25 +140,38 @@ def test_gradcheck(reduction):
 
 
 @pytest.mark.parametrize("reduction", [0, 1, 2])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_opcheck(reduction, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "keep"),
+    [
+        (torch.float32, False),
+        (torch.float32, True),
+        (torch.float64, False),
+        (torch.bfloat16, True),
+    ],
+)
+def test_opcheck(reduction, dtype, keep):
     z, labels = draw(9, 4, classes=2, dtype=dtype)
-    settings = (0.1, 3, reduction, False)
+    settings = (0.1, 3, reduction, False, keep)
     torch.library.opcheck(
-        torch.ops.s3h.supcon.default, (z.requires_grad_(), labels, *settings)
+        torch.ops.s3h.supcon.default,
+        (z.requires_grad_(), labels, *settings),
+        # What is kept is not written to its end: its shape alone can be compared.
+        test_utils=CHECKS[:3] if keep else CHECKS,
     )
-    loss, _, lse = torch.ops.s3h.supcon(z.detach(), labels, *settings)
+    loss, _, lse, scores = torch.ops.s3h.supcon(z.detach(), labels, *settings)
     torch.library.opcheck(
         torch.ops.s3h.supcon_backward.default,
-        (torch.ones_like(loss), lse, z.detach(), labels, *settings),
+        (torch.ones_like(loss), lse, scores, z.detach(), labels, *settings),
     )
 
 
 def test_only_the_loss_has_a_gradient():
     z, labels = draw(9)
-    loss, counted, lse = torch.ops.s3h.supcon(
-        z.requires_grad_(), labels, 0.1, -1, 1, False
+    loss, counted, lse, scores = torch.ops.s3h.supcon(
+        z.float().requires_grad_(), labels, 0.1, -1, 1, False, True
     )
+    assert scores.numel() > 0
+    assert not scores.requires_grad
     assert loss.requires_grad
     assert not counted.requires_grad
     assert not lse.requires_grad
@@ -232,15 +254,24 @@ def test_bad_input(change, error, message):
 
 
 def test_the_op_itself_checks_what_memory_safety_needs():
-    operators = torch.ops.s3h
+    operators, none = torch.ops.s3h, torch.empty(0)
     with pytest.raises(RuntimeError, match="labels must have 4 elements"):
-        operators.supcon(Z, Y[:2], 0.1, -1, 1, False)
+        operators.supcon(Z, Y[:2], 0.1, -1, 1, False, False)
     with pytest.raises(RuntimeError, match="reduction must be 0"):
-        operators.supcon(Z, Y, 0.1, -1, 3, False)
+        operators.supcon(Z, Y, 0.1, -1, 3, False, False)
     with pytest.raises(RuntimeError, match="grad must have the loss's elements"):
-        operators.supcon_backward(Z[:, 0], Z[:, 0], Z, Y, 0.1, -1, 1, False)
+        operators.supcon_backward(
+            Z[:, 0], Z[:, 0], none, Z, Y, 0.1, -1, 1, False, False
+        )
     with pytest.raises(RuntimeError, match="lse must have 4 elements"):
-        operators.supcon_backward(Z[0, 0], Z[0], Z, Y, 0.1, -1, 1, False)
+        operators.supcon_backward(Z[0, 0], Z[0], none, Z, Y, 0.1, -1, 1, False, False)
+    with pytest.raises(RuntimeError, match="keep_scores is for sums in float32"):
+        operators.supcon(Z, Y, 0.1, -1, 1, True, True)
+    _, _, lse, scores = operators.supcon(Z, Y, 0.1, -1, 1, False, True)
+    with pytest.raises(RuntimeError, match="scores must have"):
+        operators.supcon_backward(
+            Z[0, 0], lse, scores[1:], Z, Y, 0.1, -1, 1, False, True
+        )
 
 
 LEVEL_CHECK = """

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from s3h_ext.losses._reduction import Reduction, check_reduction
 from s3h_ext.ops import class_sum_dots, gather_rows
 from s3h_ext.ops._arguments import (
+    Reduction,
     check_matrices,
+    check_reduction,
     check_temperature,
     check_tensor,
     compute_dtype,

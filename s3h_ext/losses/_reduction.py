@@ -5,17 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Literal, NamedTuple, ParamSpec, Protocol, cast, overload
+from typing import Any, NamedTuple, ParamSpec, Protocol, cast, overload
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from s3h_ext.ops._arguments import Reduction, check_reduction
 from s3h_ext.ops.all_gather import process_count
 
 P = ParamSpec("P")
-
-Reduction = Literal["mean", "sum", "none"]
 
 
 class ContrastiveStats(NamedTuple):
@@ -28,14 +27,6 @@ class ContrastiveStats(NamedTuple):
 
     counted: Tensor
     skipped: Tensor
-
-
-def check_reduction(reduction: Reduction) -> Reduction:
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(
-            f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}"
-        )
-    return reduction
 
 
 class Reduced(NamedTuple):

@@ -20,12 +20,11 @@ from s3h_ext.losses._common import (
 from s3h_ext.losses._reduction import (
     ContrastiveStats,
     Reduced,
-    Reduction,
     reduce,
     with_stats,
 )
 from s3h_ext.ops import class_sum_dots, similarity_logsumexp
-from s3h_ext.ops._arguments import check_temperature, check_tensor
+from s3h_ext.ops._arguments import Reduction, check_temperature, check_tensor
 
 
 @with_stats

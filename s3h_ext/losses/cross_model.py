@@ -20,12 +20,11 @@ from s3h_ext.losses._common import (
 from s3h_ext.losses._reduction import (
     ContrastiveStats,
     Reduced,
-    Reduction,
     reduce,
     with_stats,
 )
 from s3h_ext.ops import class_sum_dots, gather_rows, similarity_logsumexp
-from s3h_ext.ops._arguments import check_matrices, check_temperature
+from s3h_ext.ops._arguments import Reduction, check_matrices, check_temperature
 
 
 @with_stats

@@ -20,13 +20,17 @@ from s3h_ext.losses._common import (
 from s3h_ext.losses._reduction import (
     ContrastiveStats,
     Reduced,
-    Reduction,
     reduce,
     with_stats,
 )
 from s3h_ext.losses._seen import Classes, see_batch, see_keys
 from s3h_ext.losses.classification import Counts, read_counts
-from s3h_ext.ops._arguments import check_matrices, check_temperature, check_vector
+from s3h_ext.ops._arguments import (
+    Reduction,
+    check_matrices,
+    check_temperature,
+    check_vector,
+)
 
 
 @with_stats

@@ -12,13 +12,13 @@ from s3h_ext.losses._common import ContrastiveModule, check_labels
 from s3h_ext.losses._reduction import (
     ContrastiveStats,
     Reduced,
-    Reduction,
     reduce,
     with_stats,
 )
 from s3h_ext.losses.classification import Counts, read_counts
 from s3h_ext.ops import gather_rows
 from s3h_ext.ops._arguments import (
+    Reduction,
     check_matrices,
     check_temperature,
     check_tensor,

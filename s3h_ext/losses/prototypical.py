@@ -12,12 +12,19 @@ from s3h_ext.losses._common import ContrastiveModule, check_labels, check_type
 from s3h_ext.losses._reduction import (
     ContrastiveStats,
     Reduced,
-    Reduction,
     reduce,
     with_stats,
 )
 from s3h_ext.ops import similarity_logsumexp
-from s3h_ext.ops._arguments import check_matrices, check_temperature, check_tensor
+from s3h_ext.ops._arguments import (
+    Reduction,
+    check_matrices,
+    check_temperature,
+    check_tensor,
+    refuse_forward_mode,
+)
+from s3h_ext.ops.all_gather import process_count
+from s3h_ext.ops.prototypical import contrast_prototypes
 
 
 @with_stats
@@ -65,16 +72,37 @@ def prototypical_supcon_loss(
     temperature = check_temperature(temperature)
     check_matrices(features, None, "features")
     check_tensor("prototypes", prototypes)
-    if prototypes.ndim == 2:
-        prototypes = prototypes[:, None, :]
-    if prototypes.ndim != 3 or prototypes.shape[-1] != features.shape[-1]:
+    if prototypes.ndim not in (2, 3) or prototypes.shape[-1] != features.shape[-1]:
         raise ValueError(
             f"prototypes must be [C, {features.shape[-1]}] or "
             f"[C, K, {features.shape[-1]}], got shape {tuple(prototypes.shape)}"
         )
     prototypes = check_type("prototypes", prototypes, features)
-    num_classes, per_class, depth = prototypes.shape
+    num_classes = prototypes.shape[0]
     labels = check_labels("labels", labels, features, "features", num_classes)
+    alone = not gather or process_count() == 1
+    wide = torch.float64 in (features.dtype, prototypes.dtype)
+    if alone and features.device.type == "cpu" and not wide:
+        refuse_forward_mode("prototypical_supcon_loss", features, prototypes)
+        loss, number = contrast_prototypes(
+            features, prototypes, labels, temperature, reduction
+        )
+        return Reduced(loss, number, len(labels))
+    losses, counted = _composed(features, labels, prototypes, temperature)
+    return reduce(losses, counted, reduction, gather)
+
+
+def _composed(
+    features: Tensor, labels: Tensor, prototypes: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """The losses by the operations that every device and type has.
+
+    Returns:
+        ``[N]`` losses, and which anchors count.
+    """
+    if prototypes.ndim == 2:
+        prototypes = prototypes[:, None, :]
+    num_classes, per_class, depth = prototypes.shape
     owners = torch.arange(num_classes, device=labels.device)
     lse = similarity_logsumexp(
         features,
@@ -87,12 +115,12 @@ def prototypical_supcon_loss(
     )
     inside = (labels >= 0) & (labels < num_classes)
     if num_classes == 0:
-        return reduce(lse, inside, reduction, gather)
+        return lse, inside
     own = prototypes.index_select(0, torch.where(inside, labels, 0))
     scores = (own.to(lse.dtype) * features.to(lse.dtype)[:, None, :]).sum(dim=-1)
     attraction = (scores / temperature).logsumexp(dim=1)
-    counted = inside & (lse > -math.inf)
-    return reduce(lse - attraction, counted, reduction, gather)
+    counted = inside & (lse != -math.inf)
+    return lse - attraction, counted
 
 
 class PrototypicalSupConLoss(ContrastiveModule):

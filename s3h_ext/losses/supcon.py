@@ -24,7 +24,6 @@ from s3h_ext.losses._common import (
 from s3h_ext.losses._reduction import (
     ContrastiveStats,
     Reduced,
-    Reduction,
     reduce,
     with_stats,
 )
@@ -36,9 +35,9 @@ from s3h_ext.losses._seen import (
     see_keys,
     see_own_views,
 )
-from s3h_ext.ops import supervised_contrastive
-from s3h_ext.ops._arguments import check_temperature
+from s3h_ext.ops._arguments import Reduction, check_temperature, refuse_forward_mode
 from s3h_ext.ops.all_gather import process_count
+from s3h_ext.ops.supcon import contrast_rows
 
 ContrastMode = Literal["all", "one"]
 
@@ -150,13 +149,8 @@ def supcon_loss(
     batch = gather_keys(rows, labels, gather and in_batch)
     every_row = mask is None and keys is None and weights is None and anchored == views
     if every_row and batch.rows is None and rows.device.type == "cpu":
-        loss, number = supervised_contrastive(
-            rows,
-            labels,
-            temperature=temperature,
-            num_classes=num_classes,
-            reduction=reduction,
-        )
+        refuse_forward_mode("supcon_loss", rows)
+        loss, number = contrast_rows(rows, labels, temperature, num_classes, reduction)
         return Reduced(loss, number, len(rows))
     anchors = rows
     if anchored < views:

@@ -11,6 +11,7 @@ from s3h_ext.ops.prototypes import (
     apply_prototypes_,
     update_prototypes_,
 )
+from s3h_ext.ops.prototypical import prototypical_contrastive
 from s3h_ext.ops.similarity import similarity_logsumexp
 from s3h_ext.ops.supcon import supervised_contrastive
 from s3h_ext.ops.view_boxes import ViewBoxes, sample_view_boxes
@@ -27,6 +28,7 @@ __all__ = [
     "augment_images",
     "class_sum_dots",
     "gather_rows",
+    "prototypical_contrastive",
     "render_views",
     "sample_view_boxes",
     "similarity_logsumexp",

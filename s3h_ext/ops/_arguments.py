@@ -6,7 +6,7 @@ import math
 import numbers
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,10 @@ from torch.autograd import forward_ad
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+Reduction = Literal["mean", "sum", "none"]
+#: As the schemas count them.
+REDUCTIONS = ("none", "mean", "sum")
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -110,6 +114,15 @@ def check_temperature(temperature: Any) -> float:
     if not 0.0 < number < math.inf:
         raise ValueError(f"temperature must be finite and above 0, got {temperature}")
     return number
+
+
+def check_reduction(reduction: Reduction) -> Reduction:
+    """Returns the reduction: one of the three."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(
+            f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}"
+        )
+    return reduction
 
 
 def check_vector(name: str, tensor: Tensor, size: int, device: torch.device) -> None:

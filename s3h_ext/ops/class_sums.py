@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from s3h_ext.ops._arguments import (
@@ -85,12 +84,9 @@ def class_sum_dots(
         check_integers("key_classes", key_classes, keys.shape[0], device)
     if num_classes < 0:
         raise ValueError(f"num_classes must not be negative, got {num_classes}")
-    operators: Any = torch.ops.s3h
     return cast(
         Tensor,
-        operators.class_sum_dots(
-            queries, keys, query_classes, key_classes, num_classes
-        ),
+        _call(queries, keys, query_classes, key_classes, num_classes),
     )
 
 
@@ -118,13 +114,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     save_arguments(ctx, inputs, ())
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(operator: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     need_queries, need_keys = ctx.needs_input_grad[:2]
     arguments, _ = saved_arguments(ctx)
-    operators: Any = torch.ops.s3h
-    grad_queries, grad_keys = operators.class_sum_dots_backward(
-        grad, need_queries, need_keys, *arguments
-    )
+    grad_queries, grad_keys = operator(grad, need_queries, need_keys, *arguments)
     return (
         grad_queries if need_queries else None,
         grad_keys if need_keys else None,
@@ -138,4 +131,4 @@ implement(
 )
 registry.register_fake("s3h::class_sum_dots", _fake_forward, lib=LIBRARY)
 registry.register_fake("s3h::class_sum_dots_backward", _fake_backward, lib=LIBRARY)
-differentiate_once("class_sum_dots", _backward, _setup_context)
+_call = differentiate_once("class_sum_dots", _backward, _setup_context)

@@ -28,21 +28,24 @@ from s3h_ext.ops._autograd import (
     saved_arguments,
 )
 from s3h_ext.ops._library import CUDA, LIBRARY, implement, registry
+from s3h_ext.ops._scores import keeps_scores, kept_size
 from s3h_ext.ops.plain import similarity as plain
 
 _ARGUMENTS = (
     "Tensor queries, Tensor? keys, float temperature, Tensor? key_bias, "
     "Tensor? query_labels, Tensor? key_labels, Tensor? same_label_bias, "
     "float same_label_value, Tensor? self_index, bool assume_normalized, "
-    "bool deterministic, bool allow_tf32"
+    "bool deterministic, bool allow_tf32, bool keep_scores"
 )
 # The second result is what the backward takes for the digits that a float32 lse lacks:
 # on the CPU float64, the same in units of log 2; on CUDA float32, the correction of
-# csrc/cuda/similarity_log.cuh; [0] where lse suffices.
-LIBRARY.define(f"similarity_logsumexp({_ARGUMENTS}) -> (Tensor, Tensor)")
+# csrc/cuda/similarity_log.cuh; [0] where lse suffices. The third one is the scores,
+# where they are kept for the backward, else [0].
+LIBRARY.define(f"similarity_logsumexp({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)")
 LIBRARY.define(
     "similarity_logsumexp_backward(Tensor grad, Tensor lse, Tensor kept, "
-    f"bool need_queries, bool need_keys, {_ARGUMENTS}) -> (Tensor, Tensor)"
+    f"Tensor scores, bool need_queries, bool need_keys, {_ARGUMENTS}) -> "
+    "(Tensor, Tensor)"
 )
 
 implement(
@@ -65,7 +68,8 @@ def similarity_logsumexp(
 ) -> Tensor:
     r"""Returns ``lse_i = log Σ_j exp(q_i·k_j / τ + b_j + [y_i = y_j] c_i)``.
 
-    The N×M scores are formed in tiles and never stored, in the backward neither.
+    The N×M scores are formed in tiles, and once more in the backward; they are stored
+    for it on the CPU alone, where there is a gradient and they take less than 8 MiB.
     With ``keys=None`` the queries are the keys and no row sees itself; that is the
     caller's word, never guessed from identity. A row without any key is -inf and
     has zero gradient.
@@ -138,8 +142,8 @@ def similarity_logsumexp(
             )
     if query_labels is None and (bias is not None or value != 0):
         raise ValueError("same_label_bias needs query_labels, which are None")
-    operators: Any = torch.ops.s3h
-    lse, _ = operators.similarity_logsumexp(
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    lse, _, _ = _call(
         queries,
         keys,
         temperature,
@@ -150,8 +154,9 @@ def similarity_logsumexp(
         value,
         self_index,
         assume_normalized,
-        torch.are_deterministic_algorithms_enabled(),
+        deterministic,
         queries.dtype == torch.float32 and _allow_tf32(),
+        keeps_scores(queries, keys, deterministic),
     )
     return cast(Tensor, lse)
 
@@ -171,8 +176,11 @@ def _allow_tf32() -> bool:
 _allow_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _fake_forward(queries: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+def _fake_forward(
+    queries: Tensor, keys: Tensor | None, *args: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     rows = queries.shape[0]
+    columns = rows if keys is None else keys.shape[0]
     dtype = compute_dtype(queries.dtype)
     device = queries.device.type
     native = device == "cpu" or (device == "cuda" and CUDA is not None and CUDA.loaded)
@@ -182,6 +190,10 @@ def _fake_forward(queries: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
             rows if native and dtype == torch.float32 else 0,
             dtype=torch.float64 if device == "cpu" else torch.float32,
         ),
+        queries.new_empty(
+            kept_size(rows, columns, keys is None) if args[-1] else 0,
+            dtype=torch.float32,
+        ),
     )
 
 
@@ -189,6 +201,7 @@ def _fake_backward(
     grad: Tensor,
     lse: Tensor,
     kept: Tensor,
+    scores: Tensor,
     need_queries: bool,
     need_keys: bool,
     queries: Tensor,
@@ -204,21 +217,21 @@ def _fake_backward(
 
 
 def _setup_context(
-    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
 ) -> None:
-    ctx.mark_non_differentiable(output[1])
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     save_arguments(ctx, inputs, output)
 
 
 def _backward(
-    ctx: Any, grad: Tensor | None, *others: None
+    operator: Any, ctx: Any, grad: Tensor | None, *others: None
 ) -> tuple[Tensor | None, ...]:
     arguments, saved = saved_arguments(ctx)
     if grad is None:
         return (None,) * len(arguments)
     need_queries, need_keys = ctx.needs_input_grad[:2]
-    grad_queries, grad_keys = torch.ops.s3h.similarity_logsumexp_backward(
+    grad_queries, grad_keys = operator(
         grad, *saved, need_queries, need_keys, *arguments
     )
     return (
@@ -232,4 +245,4 @@ registry.register_fake("s3h::similarity_logsumexp", _fake_forward, lib=LIBRARY)
 registry.register_fake(
     "s3h::similarity_logsumexp_backward", _fake_backward, lib=LIBRARY
 )
-differentiate_once("similarity_logsumexp", _backward, _setup_context)
+_call = differentiate_once("similarity_logsumexp", _backward, _setup_context)

@@ -8,14 +8,17 @@ few hundred rows that is most of the time.
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from s3h_ext.ops._arguments import (
+    REDUCTIONS,
+    Reduction,
     check_integers,
     check_matrices,
+    check_reduction,
     check_temperature,
     compute_dtype,
     refuse_forward_mode,
@@ -26,16 +29,16 @@ from s3h_ext.ops._autograd import (
     saved_arguments,
 )
 from s3h_ext.ops._library import LIBRARY, implement, registry
+from s3h_ext.ops._scores import keeps_scores, kept_size
 
 _ARGUMENTS = (
     "Tensor features, Tensor labels, float temperature, int num_classes, "
-    "int reduction, bool deterministic"
+    "int reduction, bool deterministic, bool keep_scores"
 )
-LIBRARY.define(f"supcon({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)")
-LIBRARY.define(f"supcon_backward(Tensor grad, Tensor lse, {_ARGUMENTS}) -> Tensor")
-
-# As the schema counts them.
-_REDUCTIONS = ("none", "mean", "sum")
+LIBRARY.define(f"supcon({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)")
+LIBRARY.define(
+    f"supcon_backward(Tensor grad, Tensor lse, Tensor scores, {_ARGUMENTS}) -> Tensor"
+)
 
 
 def supervised_contrastive(
@@ -44,7 +47,7 @@ def supervised_contrastive(
     *,
     temperature: float,
     num_classes: int | None = None,
-    reduction: Literal["none", "mean", "sum"] = "mean",
+    reduction: Reduction = "mean",
 ) -> tuple[Tensor, Tensor]:
     r"""Returns the loss ``L_out`` of Khosla et al. (2020, eq. 2) and what it counts.
 
@@ -87,19 +90,30 @@ def supervised_contrastive(
     check_integers("labels", labels, features.shape[0], features.device)
     if num_classes is not None and num_classes < 0:
         raise ValueError(f"num_classes must not be negative, got {num_classes}")
-    if reduction not in _REDUCTIONS:
-        raise ValueError(
-            f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}"
-        )
     refuse_forward_mode("supervised_contrastive", features)
-    operators: Any = torch.ops.s3h
-    loss, counted, _ = operators.supcon(
+    return contrast_rows(
+        features, labels, check_temperature(temperature), num_classes, reduction
+    )
+
+
+def contrast_rows(
+    features: Tensor,
+    labels: Tensor,
+    temperature: float,
+    num_classes: int | None,
+    reduction: Reduction,
+) -> tuple[Tensor, Tensor]:
+    """:func:`supervised_contrastive` of arguments that are checked."""
+    check_reduction(reduction)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    loss, counted, _, _ = _call(
         features,
         labels,
-        check_temperature(temperature),
+        temperature,
         -1 if num_classes is None else num_classes,
-        _REDUCTIONS.index(reduction),
-        torch.are_deterministic_algorithms_enabled(),
+        REDUCTIONS.index(reduction),
+        deterministic,
+        keeps_scores(features, None, deterministic),
     )
     return cast(Tensor, loss), cast(Tensor, counted)
 
@@ -111,43 +125,48 @@ def _fake_forward(
     num_classes: int,
     reduction: int,
     deterministic: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    keep_scores: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = features.shape[0]
     dtype = compute_dtype(features.dtype)
     return (
         features.new_empty((rows,) if reduction == 0 else (), dtype=dtype),
         features.new_empty((), dtype=torch.int64),
         features.new_empty(rows, dtype=torch.float64),
+        features.new_empty(
+            kept_size(rows, rows, True) if keep_scores else 0, dtype=torch.float32
+        ),
     )
 
 
 def _fake_backward(
-    grad: Tensor, lse: Tensor, features: Tensor, *arguments: Any
+    grad: Tensor, lse: Tensor, scores: Tensor, features: Tensor, *arguments: Any
 ) -> Tensor:
     return features.new_empty(features.shape)
 
 
 def _setup_context(
-    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 ) -> None:
-    _, counted, lse = output
-    ctx.mark_non_differentiable(counted, lse)
+    _, counted, lse, scores = output
+    ctx.mark_non_differentiable(counted, lse, scores)
     ctx.set_materialize_grads(False)
-    save_arguments(ctx, inputs, (lse,))
+    save_arguments(ctx, inputs, (lse, scores))
 
 
-def _backward(ctx: Any, grad: Tensor | None, *others: None) -> tuple[Any, ...]:
+def _backward(
+    operator: Any, ctx: Any, grad: Tensor | None, *others: None
+) -> tuple[Any, ...]:
     arguments, saved = saved_arguments(ctx)
     if grad is None:
         return (None,) * len(arguments)
-    operators: Any = torch.ops.s3h
-    result = operators.supcon_backward(grad, *saved, *arguments)
+    result = operator(grad, *saved, *arguments)
     return (result, *(None,) * (len(arguments) - 1))
 
 
 implement(supcon=None, supcon_backward=None)
 registry.register_fake("s3h::supcon", _fake_forward, lib=LIBRARY)
 registry.register_fake("s3h::supcon_backward", _fake_backward, lib=LIBRARY)
-differentiate_once(
+_call = differentiate_once(
     "supcon", _backward, _setup_context, shown_as="supervised_contrastive"
 )

@@ -95,11 +95,11 @@ def _chunks(rows: int, columns: int) -> list[slice]:
 
 
 @outside_autocast
-def similarity_logsumexp(*arguments: Any) -> tuple[Tensor, Tensor]:
+def similarity_logsumexp(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The operator ``s3h::similarity_logsumexp``.
 
     Returns:
-        ``[N]``, float64 for float64 queries, else float32; and an empty one, for the
+        ``[N]``, float64 for float64 queries, else float32; and two empty ones, for the
         backward needs no more.
     """
     problem, keys = Problem(*arguments[: len(Problem._fields)]).resolved()
@@ -107,7 +107,8 @@ def similarity_logsumexp(*arguments: Any) -> tuple[Tensor, Tensor]:
     for rows in _chunks(lse.shape[0], keys.shape[0]):
         lse[rows] = logsumexp(problem.scores(rows, keys))
     on_cpu = lse.device.type == "cpu"
-    return lse, lse.new_empty(0, dtype=torch.float64 if on_cpu else torch.float32)
+    kept = lse.new_empty(0, dtype=torch.float64 if on_cpu else torch.float32)
+    return lse, kept, lse.new_empty(0, dtype=torch.float32)
 
 
 @outside_autocast
@@ -115,6 +116,7 @@ def similarity_logsumexp_backward(
     grad: Tensor,
     lse: Tensor,
     kept: Tensor,
+    scores: Tensor,
     need_queries: bool,
     need_keys: bool,
     *arguments: Any,
@@ -132,10 +134,10 @@ def similarity_logsumexp_backward(
     grad_queries = torch.zeros_like(queries if need_queries else queries[:0])
     grad_keys = torch.zeros_like(keys if need_keys else keys[:0])
     for rows in _chunks(queries.shape[0], keys.shape[0]):
-        scores = problem.scores(rows, keys)
+        x = problem.scores(rows, keys)
         empty = lse[rows] == -math.inf
-        # Not e^(scores - lse): where scores are large, lse lacks the digits.
-        weights = scores.softmax(dim=1) * (grad[rows] / problem.temperature)[:, None]
+        # Not e^(x - lse): where scores are large, lse lacks the digits.
+        weights = x.softmax(dim=1) * (grad[rows] / problem.temperature)[:, None]
         weights = weights.masked_fill(empty[:, None], 0.0)
         if need_queries:
             grad_queries[rows] += weights @ keys

@@ -1,0 +1,116 @@
+// The walk over a tile's micro-tiles, for similarity_tiles.cpp.
+//
+// Micro-tile: kRows x kVecs vectors of accumulators (AVX-512: 8 x 3 of 16
+// lanes, 24 of the 32 registers; AVX2 and baseline: 4 x 3, 12 of 16). Per step
+// of the depth it loads kVecs vectors of the column panel and broadcasts kRows
+// elements of the row panel. The row panel is walked inside the column panel,
+// which stays in the first-level cache.
+#pragma once
+
+#include "similarity.h"
+#include "similarity_tiles.h"
+#include "vec.h"
+
+namespace s3h::cpu::S3H_LEVEL {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kRows = 8;
+#else
+constexpr int kRows = 4;
+#endif
+constexpr int kVecs = 3;
+constexpr int kPanel = kVecs * kLanes;
+static_assert(kWidestPanel % kPanel == 0, "kept_scores() counts on it");
+
+// Depth that is added up in sequence: long sums in sequence lose digits.
+constexpr int64_t kChain = 128;
+
+template <int Vecs>
+S3H_INLINE void dot_chain(const float* rows, const float* columns,
+                          int64_t steps, Vec (&acc)[kRows][Vecs]) {
+  S3H_UNROLL for (int r = 0; r < kRows; ++r)
+      S3H_UNROLL for (int c = 0; c < Vecs; ++c) acc[r][c] = Vec{};
+  for (int64_t k = 0; k < steps; ++k) {
+    Vec b[Vecs];
+    S3H_UNROLL for (int c = 0; c < Vecs; ++c) b[c] =
+        load(columns + k * kPanel + c * kLanes);
+    S3H_UNROLL for (int r = 0; r < kRows; ++r) {
+      const Vec a = broadcast(rows[k * kPanel + r]);
+      S3H_UNROLL for (int c = 0; c < Vecs; ++c) acc[r][c] =
+          multiply_add(a, b[c], acc[r][c]);
+    }
+  }
+}
+
+// Dot products of kRows rows, from `row` of their panel, with a column panel.
+template <int Vecs>
+S3H_INLINE void dot_products(const float* rows, const float* columns,
+                             int64_t steps, Vec (&acc)[kRows][Vecs]) {
+  dot_chain(rows, columns, steps < kChain ? steps : kChain, acc);
+  for (int64_t k = kChain; k < steps; k += kChain) {
+    Vec part[kRows][Vecs];
+    dot_chain(rows + k * kPanel, columns + k * kPanel,
+              steps - k < kChain ? steps - k : kChain, part);
+    S3H_UNROLL for (int r = 0; r < kRows; ++r)
+        S3H_UNROLL for (int c = 0; c < Vecs; ++c) acc[r][c] += part[r][c];
+  }
+}
+
+#if defined(__AVX512BF16__)
+constexpr bool kPairs = true;
+#else
+constexpr bool kPairs = false;
+#endif
+
+// The micro-tiles of one column panel, Vecs vectors of it.
+template <bool Exact, int Vecs, typename Body>
+S3H_INLINE void for_rows(const Tile& t, int64_t column, int64_t kept,
+                         const Body& body) {
+  const int64_t panel_size = t.steps * kPanel;
+  const float* columns = t.column.panels + column / kPanel * panel_size;
+  for (int64_t row = 0; row < t.row.count; row += kRows) {
+    const int64_t at = kept + row * kPanel;
+    Vec acc[kRows][Vecs];
+    if (t.kept != nullptr) {
+      S3H_UNROLL for (int r = 0; r < kRows; ++r)
+          S3H_UNROLL for (int c = 0; c < Vecs; ++c) acc[r][c] =
+              load(t.kept + at + r * kPanel + c * kLanes);
+    } else {
+      const float* rows =
+          t.row.panels + row / kPanel * panel_size + row % kPanel;
+      dot_products(rows, columns, t.steps, acc);
+      S3H_UNROLL for (int r = 0; r < kRows; ++r)
+          S3H_UNROLL for (int c = 0; c < Vecs; ++c) {
+        const Vec dot = acc[r][c];
+        acc[r][c] = Exact ? rounded(dot * t.score_scale +
+                                    rounded(dot * t.score_scale_rest))
+                          : exp2_bounded(kPairs ? dot * t.score_scale : dot);
+        if (t.keep != nullptr)
+          store(t.keep + at + r * kPanel + c * kLanes, acc[r][c]);
+      }
+    }
+    body(row, column, acc);
+  }
+}
+
+// Calls body(row, column, values) for every micro-tile with a row and a vector
+// of columns that exist. Exact: the values are scores, else 2^score.
+template <bool Exact, typename Body>
+S3H_INLINE void for_micro_tiles(const Tile& t, const Body& body) {
+  int64_t kept = 0, step = t.kept_step;
+  for (int64_t column = 0; column < t.column.count; column += kPanel) {
+    const int64_t left = t.column.count - column;
+    if (left > 2 * kLanes)
+      for_rows<Exact, 3>(t, column, kept, body);
+    else if (left > kLanes)
+      for_rows<Exact, 2>(t, column, kept, body);
+    else
+      for_rows<Exact, 1>(t, column, kept, body);
+    kept += step;
+    step += t.kept_growth;
+  }
+}
+
+}  // namespace
+}  // namespace s3h::cpu::S3H_LEVEL
