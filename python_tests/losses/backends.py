@@ -22,14 +22,14 @@ class PlainLogsumexp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, queries, keys, arguments):
         ctx.given = queries, keys, *arguments.values()
-        lse, ctx.kept = similarity.similarity_logsumexp(*ctx.given)
+        lse, *ctx.kept = similarity.similarity_logsumexp(*ctx.given)
         ctx.lse = lse
         return lse.clone()
 
     @staticmethod
     def backward(ctx, grad):
         of_queries, of_keys = similarity.similarity_logsumexp_backward(
-            grad, ctx.lse, ctx.kept, True, True, *ctx.given
+            grad, ctx.lse, *ctx.kept, True, True, *ctx.given
         )
         return of_queries, None if ctx.given[1] is None else of_keys, None
 

@@ -50,8 +50,7 @@ def log_bessel(squares: Tensor, order: float) -> Tensor:
     """
     if squares.dtype != torch.float64:
         raise TypeError(f"squares must be float64, got {squares.dtype}")
-    operators: Any = torch.ops.s3h
-    return cast(Tensor, operators.log_bessel(squares, order))
+    return cast(Tensor, _call(squares, order))
 
 
 def _fake_forward(squares: Tensor, order: float) -> Tensor:
@@ -66,12 +65,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     save_arguments(ctx, inputs, ())
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+def _backward(operator: Any, ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     arguments, _ = saved_arguments(ctx)
-    operators: Any = torch.ops.s3h
-    return operators.log_bessel_backward(grad, *arguments), None
+    return operator(grad, *arguments), None
 
 
 registry.register_fake("s3h::log_bessel", _fake_forward, lib=LIBRARY)
 registry.register_fake("s3h::log_bessel_backward", _fake_backward, lib=LIBRARY)
-differentiate_once("log_bessel", _backward, _setup_context)
+_call = differentiate_once("log_bessel", _backward, _setup_context)

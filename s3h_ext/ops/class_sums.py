@@ -67,6 +67,7 @@ def class_sum_dots(
         ValueError: a shape, device, number or combination is not as above.
 
     Example:
+        >>> import torch
         >>> rows = torch.eye(3)
         >>> class_sum_dots(
         ...     rows, rows, query_classes=torch.tensor([0, 0, 1]),
