@@ -144,7 +144,7 @@ def split_run(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("form", ["onnx", "pt2"])
+@pytest.mark.parametrize("form", ["onnx", pytest.param("pt2", marks=pytest.mark.slow)])
 def test_split_classes_are_exported_as_classes(split_run, form):
     if form == "onnx":
         pytest.importorskip("onnxruntime")

@@ -288,3 +288,12 @@ def test_what_does_not_fit():
         proco_loss(unit(N, 8), torch.arange(N) % C, unit(C, 8), COUNTS[1:])
     with pytest.raises(ValueError, match="labels must be below 4"):
         ProCoLoss(COUNTS, dim=8)(unit(N, 8), torch.arange(N))
+
+
+def test_a_row_without_a_class_adds_nothing_to_the_estimates():
+    loss_fn = ProCoLoss([3, 2], dim=4)
+    rows = F.normalize(torch.randn(4, 4), dim=1)
+    rows[1] = torch.nan
+    loss_fn.update(rows, torch.tensor([0, -1, 1, 0]))
+    assert loss_fn.masses.tolist() == [2, 1]
+    torch.testing.assert_close(loss_fn.sums[0], (rows[0] + rows[3]).double())

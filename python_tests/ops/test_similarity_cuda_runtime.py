@@ -144,7 +144,8 @@ def test_compiled_code_follows_the_tf32_setting(device):
 
     def backend(graph, example_inputs):
         nodes = [n for n in graph.graph.nodes if "similarity" in str(n.target)]
-        seen.append(nodes[0].args[-1])
+        *_, allow_tf32, _ = nodes[0].args
+        seen.append(allow_tf32)
         return graph.forward
 
     compiled = torch.compile(

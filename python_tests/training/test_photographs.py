@@ -367,7 +367,9 @@ assert attempt("/parts", 0) == 0
 """
 
 
-@pytest.mark.parametrize("source", ["pil", "dali"])
+@pytest.mark.parametrize(
+    "source", ["pil", pytest.param("dali", marks=pytest.mark.slow)]
+)
 def test_killed_and_resumed_it_has_the_bits_of_an_undisturbed_run(
     root, tmp_path, source
 ):

@@ -107,7 +107,7 @@ S3H = "--method S3H --method.recipe crop --method.projection_hidden 16".split()
 @pytest.mark.parametrize(
     "method",
     [
-        pytest.param([], id="ce"),
+        pytest.param([], id="ce", marks=pytest.mark.slow),
         pytest.param(CWS, id="cws"),
         pytest.param(S3H, id="s3h", marks=pytest.mark.slow),
     ],
@@ -226,7 +226,7 @@ def run_script(code, folder, *arguments, epochs=EPOCHS):
 
 
 @pytest.mark.parametrize(
-    ("times", "epochs"), [(2, 4), pytest.param(10, 12, marks=pytest.mark.slow)]
+    ("times", "epochs"), [(1, 2), pytest.param(10, 12, marks=pytest.mark.slow)]
 )
 def test_sigkill_at_random_moments_changes_no_bit(tmp_path, times, epochs):
     folder = tmp_path / "killed"

@@ -218,7 +218,8 @@ class ProCoLoss(ContrastiveModule):
             (features, labels), _ = gather_rows(features, labels)
         known = (labels >= 0) & (labels < classes)
         place, share = torch.where(known, labels, 0), known.to(self.sums.dtype)
-        rows = features.to(self.sums.dtype) * share[:, None]
+        # By selection: 0 times what a row without a class holds may be NaN.
+        rows = features.to(self.sums.dtype).masked_fill(~known[:, None], 0)
         for sums, masses in (
             (self.sums, self.masses),
             (self.next_sums, self.next_masses),
