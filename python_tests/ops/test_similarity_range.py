@@ -57,7 +57,7 @@ def gradients(function, leaves, kwargs, dtype=None):
     return torch.autograd.grad((values * weights.to(values)).sum(), leaves)
 
 
-def check_law(ours, plain, leaves, terms=0.0, **kwargs):
+def check_law(ours, plain, leaves, terms=0.0, roundings=4, **kwargs):
     """Three times the error of the same thing in plain float32, and a few roundings.
 
     ``terms``: the norm of what the gradient is a difference of, where that is larger.
@@ -71,7 +71,7 @@ def check_law(ours, plain, leaves, terms=0.0, **kwargs):
         norm = max(right.norm(), terms)
         stored = torch.finfo(mine.dtype).eps if mine.element_size() == 2 else 0.0
         error = (mine.double() - right).norm()
-        allowed = 3 * (other.double() - right).norm() + (4 * EPS + stored) * norm
+        allowed = 3 * (other.double() - right).norm() + (roundings * EPS + stored) * norm
         assert error <= allowed, (error / norm, allowed / norm)
 
 
@@ -282,8 +282,11 @@ def test_one_class_of_thousands_of_rows(kind):
     def ours(z):
         return supcon_loss(z, labels, temperature=0.1, reduction="none")
 
-    # Attraction and repulsion of identical rows cancel.
-    check_law(ours, plain, [z], terms=n**0.5 / 0.1)
+    # Attraction and repulsion of identical rows cancel. Equal terms are rounded in the
+    # same direction again and again: how far depends on how many are added in sequence,
+    # which differs between instruction sets.
+    roundings = 16 if kind == "identical" else 4
+    check_law(ours, plain, [z], terms=n**0.5 / 0.1, roundings=roundings)
 
 
 @pytest.mark.parametrize("n", [1000, 10_000])
