@@ -118,7 +118,7 @@ def test_info_takes_no_option(capsys):
         ("cifar100-lt/ce", "python -m s3h_ext.data download cifar100 --root "),
         ("cifar10-lt/s3h-if10", "python -m s3h_ext.data download cifar10 --root "),
         ("octmnist-lt/ce", "python -m s3h_ext.data download octmnist --root "),
-        ("imagenet-lt/ce", "docs/photographs.md says where they come from"),
+        ("imagenet-lt/ce", "see docs/photographs.md for where to get them"),
     ],
 )
 def test_data_that_are_not_there_come_with_what_to_do(

@@ -140,7 +140,7 @@ def test_lists_may_have_moved(digits_run, monkeypatch):
     ("changes", "said"),
     [
         ({}, []),
-        ({"classes": ("a", "c", "b")}, ["the classes in another order"]),
+        ({"classes": ("a", "c", "b")}, ["classes in a different order"]),
         ({"classes": ("a", "b", "x")}, ["other classes, without c and with x"]),
         (
             {"classes": ("a", "b"), "train_images": (9, 4)},
@@ -148,7 +148,7 @@ def test_lists_may_have_moved(digits_run, monkeypatch):
         ),
         (
             {"train_images": (9, 5, 1)},
-            ["other numbers of training images: b 4 -> 5"],
+            ["different numbers of training images: b 4 -> 5"],
         ),
         ({"mean": (0.25,) * 3}, [f"pixels' mean {(0.5,) * 3} -> {(0.25,) * 3}"]),
         (
@@ -175,5 +175,5 @@ def test_other_data_than_the_runs_are_refused_with_what_differs(
     assert main([str(digits_run), "--device", "cpu"]) == 2
     message = capsys.readouterr().err
     assert "error: --data.root: digits-lt is not what" in message
-    assert "other numbers of training images: " in message
+    assert "different numbers of training images: " in message
     assert message.count("->") == 1

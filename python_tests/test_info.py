@@ -34,7 +34,7 @@ def test_cuda_kernels_without_a_cuda_torch(monkeypatch, tmp_path, there):
     monkeypatch.setattr(info, "CUDA", None)
     monkeypatch.setattr(info, "CUDA_LIBRARY_PATH", library)
     text = info.describe()["CUDA kernels"]
-    assert ("this torch has no CUDA" in text) == there
+    assert ("this PyTorch has no CUDA" in text) == there
     assert ("plain PyTorch" in text) != there
 
 

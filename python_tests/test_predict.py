@@ -67,14 +67,14 @@ def test_bad_images_are_reported_and_the_rest_is_done(
     answers = json.loads(output.read_text())
     assert [answer["path"] for answer in answers] == images
     assert ["error" in answer for answer in answers] == [True, False, True, False]
-    assert answers[2]["error"] == "there is no such file"
+    assert answers[2]["error"] == "no such file"
     assert len(answers[1]["predictions"]) == 5
     assert answers[1]["predictions"] == answers[3]["predictions"]
     total = [p["probability"] for p in answers[1]["predictions"]]
     assert total == sorted(total, reverse=True)
     messages = capsys.readouterr().err
     assert f"{broken}: cannot be read as an image" in messages
-    assert f"{missing}: there is no such file" in messages
+    assert f"{missing}: no such file" in messages
     assert "2 of the images could not be read" in messages
 
 
@@ -107,7 +107,7 @@ def test_a_list_on_stdin_with_a_name_that_is_no_text(digits_run, folder, tmp_pat
     assert result.returncode == 1
     lines = result.stdout.splitlines()
     assert lines[1].startswith(odd + b",,")
-    assert b"nowhere\xfe.png,there is no such file" in lines[3]
+    assert b"nowhere\xfe.png,no such file" in lines[3]
     assert lines[1].split(b",")[-3:] == lines[2].split(b",")[-3:]
 
 

@@ -105,13 +105,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--output: expected a folder, got the file {printable(folder)}")
     if folder.resolve() == options.run.resolve():
         parser.error(
-            "--output: expected another folder than the run's own, which holds the "
-            f"results of its training, got {printable(folder)}"
+            "--output: expected a folder other than the run's own, which holds the "
+            f"results of its training; got {printable(folder)}"
         )
     if options.output is None and folder.is_symlink():
         parser.error(
-            f"--output: {printable(folder)} is a link, which is not followed; name the "
-            "folder that you mean"
+            f"--output: {printable(folder)} is a link, and links are not followed; "
+            "name the folder itself"
         )
     try:
         CPU.require()
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         left_out = dict(feed.unreadable.errors)
         if options.split == "train":
-            left_out |= dict.fromkeys(run.card.unreadable, "left out of the training")
+            left_out |= dict.fromkeys(run.card.unreadable, "left out of training")
         summary = _summary(run, options.split, found, left_out)
         folder.mkdir(parents=True, exist_ok=True)
         write_evaluation(

@@ -62,7 +62,7 @@ def check_images(
             images.append(_prepared(prepare, test.path(i)))
     if not images:
         raise ValueError(
-            f"images: none of {len(chosen)} test images can be read; give others"
+            f"images: none of {len(chosen)} test images can be read; give other images"
         )
     return torch.cat(images)
 

@@ -86,7 +86,7 @@ def describe() -> str:
     """Return how this process's memory is paged, in words for a log."""
     if _asked(os.environ) and _mode() in ("madvise", "always"):
         return f"huge pages: GLIBC_TUNABLES={os.environ['GLIBC_TUNABLES']}"
-    return f"huge pages: not asked for, the kernel's mode is {_mode()}"
+    return f"huge pages: not requested; the kernel's mode is {_mode()}"
 
 
 def _asked(environment: Mapping[str, str]) -> bool:

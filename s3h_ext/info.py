@@ -34,7 +34,7 @@ def _dali() -> str:
 
 def _gpu() -> str:
     if torch.version.cuda is None:
-        return "none: this torch is built without CUDA"
+        return "none: this PyTorch is built without CUDA"
     if not torch.cuda.is_available():
         return f"none found; torch is built for CUDA {torch.version.cuda}"
     names = []
@@ -51,7 +51,7 @@ def _cuda_kernels() -> str:
     if CUDA is not None:
         return f"built ({how}), but every call fails: {CUDA.error}"
     if CUDA_LIBRARY_PATH.is_file():
-        return f"built ({how}), not loaded: this torch has no CUDA"
+        return f"built ({how}), not loaded: this PyTorch has no CUDA"
     return f"not built ({how}): {_FALLBACK}"
 
 

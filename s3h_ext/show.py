@@ -319,14 +319,14 @@ def _parser() -> Parser:
         "--data.root DIR, --seed 3, ...",
         allow_abbrev=False,
     )
-    parser.add_argument("--out", required=True, help="the PNG file to write")
-    parser.add_argument("--images", type=int, default=4, help="images of the step")
+    parser.add_argument("--out", required=True, help="PNG file to write")
+    parser.add_argument("--images", type=int, default=4, help="images in the step")
     parser.add_argument("--epoch", type=int, default=0)
     parser.add_argument("--step", type=int, default=0)
     parser.add_argument(
         "--recipe",
         nargs="+",
-        help="show these recipes on the same images, instead of the method's streams",
+        help="show these recipes on the same images instead of the method's streams",
     )
     return parser
 

@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if world.first:
             print(
-                f"\nstopped {trainer.place}; to go on, run the same command "
+                f"\nstopped {trainer.place}; to resume, run the same command "
                 f"with --output {shlex.quote(str(output))} --resume",
                 file=sys.stderr,
             )
@@ -91,8 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}; {last} {output}", file=sys.stderr)
         if isinstance(error, DivergedError) and saved:
             print(
-                "--resume would go the same way again; a new run with a lower "
-                "--optim.lr or a longer --optim.warmup_epochs may not",
+                "--resume would diverge again; a new run with a lower --optim.lr or a "
+                "longer --optim.warmup_epochs may not",
                 file=sys.stderr,
             )
         return 1
@@ -114,7 +114,7 @@ def _announce(trainer: Trainer) -> None:
     for line in (*class_lines(trainer.dataset), *trainer.dataset.notes):
         print(printable(line), file=sys.stderr)
     if trainer.state.epochs_done:
-        print(f"going on after epoch {trainer.state.epochs_done}", file=sys.stderr)
+        print(f"resuming after epoch {trainer.state.epochs_done}", file=sys.stderr)
 
 
 if __name__ == "__main__":

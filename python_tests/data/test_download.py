@@ -122,7 +122,7 @@ def test_a_file_without_an_archive_stays_as_it_is(server, tmp_path):
     assert get(source, tmp_path) == tmp_path / "octmnist.npz"
     assert len(server.requests) == 1
     (tmp_path / "octmnist.npz").write_bytes(b"mine")
-    with pytest.raises(DownloadError, match="not the official one"):
+    with pytest.raises(DownloadError, match="not the official data set"):
         get(source, tmp_path)
     assert (tmp_path / "octmnist.npz").read_bytes() == b"mine"
 
@@ -236,7 +236,7 @@ def test_a_wrong_archive_put_there_by_hand_is_left_alone(server, tmp_path):
 def test_a_folder_that_is_there_is_never_touched(server, tmp_path):
     (tmp_path / "cifar-100-python").mkdir()
     (tmp_path / "cifar-100-python" / "train").write_bytes(b"cut")
-    with pytest.raises(DownloadError, match="not the official one"):
+    with pytest.raises(DownloadError, match="not the official data set"):
         get(source_for(server), tmp_path)
     assert (tmp_path / "cifar-100-python" / "train").read_bytes() == b"cut"
     assert server.requests == []
@@ -281,7 +281,7 @@ def test_a_disk_that_fills_up_keeps_what_came(server, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(module, "_copy", full)
-        with pytest.raises(DownloadError, match="disk is full.*goes on"):
+        with pytest.raises(DownloadError, match="disk is full.*to resume"):
             get(source_for(server), tmp_path)
     get(source_for(server), tmp_path)
     assert server.requests[-1][1] == "bytes=1000-"
@@ -348,14 +348,14 @@ def plain(name):
         (plain("box/../../evil"), "leaves the folder"),
         (plain("box\\..\\evil"), "leaves the folder"),
         (plain("other/evil"), "not in the folder box"),
-        (plain("box"), "in place of the folder"),
+        (plain("box"), "instead of the folder"),
         (plain("box/a"), "twice"),
         (plain("box/a/b"), r"box/a"),
-        (link("box/link", "/etc"), "no plain file"),
-        (link("box/link", "../.."), "no plain file"),
-        (link("box/link", "/etc/passwd", tarfile.LNKTYPE), "no plain file"),
-        (link("box/pipe", "", tarfile.FIFOTYPE), "no plain file"),
-        (link("box/device", "", tarfile.CHRTYPE), "no plain file"),
+        (link("box/link", "/etc"), "not a regular file"),
+        (link("box/link", "../.."), "not a regular file"),
+        (link("box/link", "/etc/passwd", tarfile.LNKTYPE), "not a regular file"),
+        (link("box/pipe", "", tarfile.FIFOTYPE), "not a regular file"),
+        (link("box/device", "", tarfile.CHRTYPE), "not a regular file"),
     ],
 )
 def test_a_member_that_would_leave_the_folder_is_refused(tmp_path, member, message):

@@ -179,7 +179,7 @@ def test_wrong_profile_arguments(change, name):
 
 def test_a_class_that_is_too_small_is_an_error():
     labels = np.array([0] * 10 + [1] * 3)
-    with pytest.raises(ValueError, match=r"class 1 has 3 images.*asks for 5"):
+    with pytest.raises(ValueError, match=r"class 1 has 3 images.*needs 5"):
         pick_subset(labels, np.array([10, 5]))
 
 

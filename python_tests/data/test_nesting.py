@@ -31,26 +31,29 @@ DROPPED = {"cat": 5, "dog": 5, "dog/cat": 4}
         (
             SIGN,
             "the 200 images of class 'Dataset' lie in folders below it ('0', '1', '2', "
-            "'3', '4' and 5 more): each counts as the class it is in. If these folders "
-            "are the classes, the root is too high: give {root}/Dataset",
+            "'3', '4' and 5 more): each image has the class of its top folder. If these "
+            "folders are the classes, the root is too high: give {root}/Dataset",
         ),
         (
             BRAIN,
             "the 190 images of class 'augmented data' lie in folders below it ('no', "
-            "'yes'): each counts as the class it is in. Folders in them have the names "
-            "of classes: 'no', 'yes'. If these folders are the classes, the root is "
+            "'yes'): each image has the class of its top folder. Subfolders with the "
+            "name of a class: 'no', 'yes'. If these folders are the classes, the root is "
             "too high: give {root}/augmented data",
         ),
         (DEEP, "the root is too high: give {root}/repo/Dataset"),
         (
             PARTS,
-            "Several classes hold folders of the same names: 'cat', 'dog'. If these "
+            "Several classes have subfolders of the same name: 'cat', 'dog'. If these "
             "folders are the classes, the root is too high: give one of '{root}/part "
-            "1', '{root}/part 2', or put the folders of all of them into one",
+            "1', '{root}/part 2', or move all their folders into one",
         ),
-        (MASKS, "hold folders of the same names: 'images', 'masks'"),
-        (PATIENTS, "class 'c' lie in folders below it ('c0', 'c1'); those of 2 more"),
-        (DROPPED, "Folders in them have the names of classes: 'cat'"),
+        (MASKS, "have subfolders of the same name: 'images', 'masks'"),
+        (
+            PATIENTS,
+            "class 'c' lie in folders below it ('c0', 'c1'); the same in 2 more",
+        ),
+        (DROPPED, "Subfolders with the name of a class: 'cat'"),
     ],
 )
 def test_folders_in_classes_are_told_and_the_deeper_root_is_named(
@@ -67,7 +70,7 @@ def test_folders_in_classes_are_told_and_the_deeper_root_is_named(
     assert main(["check", "folder", "--root", str(root)]) == 0
     text = capsys.readouterr().out
     assert f"{warning}\n" in text
-    assert text.endswith("nothing is wrong, but see the warning\n")
+    assert text.endswith("no errors, but see the warning\n")
 
 
 @pytest.mark.parametrize(

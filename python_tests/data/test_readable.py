@@ -80,8 +80,8 @@ def test_a_class_without_a_readable_image_is_left_out_by_name(tmp_path):
         for index, label in enumerate(labels):
             assert f"/{left.class_names[label]}/" in files.name(index)
     assert left.notes[-1] == (
-        "left out, as none of their training images can be read: 'class 1', with 2 "
-        "test images"
+        "left out, because none of their training images can be read: 'class 1' "
+        "(and 2 test images)"
     )
 
 
@@ -90,9 +90,11 @@ def test_too_little_is_refused(tmp_path):
     grow(root, (0, 2, 0), split="test")
     data = load_dataset("folder", root=root)
     first, second = damage(root, "train", 0), damage(root, "train", 1)
-    with pytest.raises(ValueError, match="test: all images are of 'class 1'"):
+    with pytest.raises(ValueError, match="test: all images belong to 'class 1'"):
         without_unreadable(data, second)
-    with pytest.raises(ValueError, match="two classes or more .* 'class 0', 'class 1'"):
+    with pytest.raises(
+        ValueError, match="at least two classes, .* 'class 0', 'class 1'"
+    ):
         without_unreadable(data, first | second)
 
 
@@ -104,7 +106,7 @@ def test_check_decodes_every_split_and_lists_every_bad_file(tmp_path, capsys):
     lost |= damage(root, "test", 1)
     command = ["check", "folder", "--root", str(root)]
     assert main([*command]) == 1  # one of the bad files is not there
-    assert "1 of 47 images are not there" in capsys.readouterr().out
+    assert "1 of 47 images are missing" in capsys.readouterr().out
     assert main([*command, "--decode"]) == 1
     said = capsys.readouterr()
     wrong = [line for line in said.out.splitlines() if line.startswith("wrong: ")]
@@ -113,9 +115,9 @@ def test_check_decodes_every_split_and_lists_every_bad_file(tmp_path, capsys):
     assert len(wrong) == len(bad) + len(lost) + 4
     assert "train: 7 of 47 images cannot be read" in said.out
     assert "test: 1 of 3 images cannot be read" in said.out
-    assert "train: no image can be read of 'class 1'" in said.out
-    assert "test: no image can be read of 'class 1'" in said.out
-    assert "train without what cannot be read: 40 images, 40 to 0 a class" in said.out
+    assert "train: no readable image of 'class 1'" in said.out
+    assert "test: no readable image of 'class 1'" in said.out
+    assert "train without unreadable images: 40 images, 40 to 0 a class" in said.out
     assert "reading train: 100%" in said.err
 
 

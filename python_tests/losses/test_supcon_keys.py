@@ -284,7 +284,7 @@ COMBINATIONS = [
     ({**LABELS, "mask": torch.ones(B, B)}, "labels and mask must not be given"),
     ({**LABELS, "key_labels": torch.arange(M)}, "key_labels must be None without keys"),
     ({**LABELS, "self_index": torch.arange(B)}, "self_index must be None without keys"),
-    ({**LABELS, "keys": unit(M, D)}, "key_labels must be given where labels and keys"),
+    ({**LABELS, "keys": unit(M, D)}, "key_labels must be given with labels and keys"),
     ({**LABELS, "in_batch": False}, "keys must be given with in_batch=False"),
     ({}, "features must be .* two views or more where labels and mask are None"),
     (KEYS, "features must be .* two views or more where labels and mask are None"),

@@ -81,7 +81,7 @@ def test_only_damaged_ones_is_an_error(tmp_path):
     with (
         pytest.warns(UserWarning, match="skipped"),
         pytest.raises(
-            CheckpointError, match="no sound checkpoint among epoch_00001.safetensors"
+            CheckpointError, match="no valid checkpoint among epoch_00001.safetensors"
         ),
     ):
         latest_checkpoint(RunFolder(tmp_path), CONFIG)

@@ -163,7 +163,7 @@ def test_a_python_program_beside_the_run_is_not_found_either(stranger):
     command = [sys.executable, "-m", "s3h_ext.predict", stranger.name, "x.png"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "A file of options imports nothing" in done.stderr
+    assert "Its module was not imported" in done.stderr
     assert not stranger.executed.exists()
 
 
@@ -248,7 +248,7 @@ def test_a_module_that_is_not_there_is_named(stranger, capsys):
 
 def test_what_is_imported_may_be_named(stranger):
     with_method(stranger, f"{stranger.module}.Foreign")
-    with pytest.raises(OptionError, match="A file of options imports nothing"):
+    with pytest.raises(OptionError, match="Its module was not imported"):
         load_run(stranger.folder)
     module = importlib.import_module(stranger.module)
     assert isinstance(load_run(stranger.folder).method, module.Foreign)

@@ -91,7 +91,7 @@ def test_the_last_update_of_an_epoch_spoils_no_checkpoint(
         state = load_checkpoint(path)
         assert not list(spoiled({k: state[k] for k in ("method", "optimizer")}))
         assert not state["unfinished_epoch"]
-    assert ("--resume would go the same way again" in error) == bool(kept)
+    assert ("--resume would diverge again" in error) == bool(kept)
     assert not (tmp_path / "summary.json").exists()
     if every == "1":
         assert kept[0].name == f"epoch_{step // STEPS - 1:05d}.safetensors"

@@ -65,7 +65,7 @@ def test_a_run_says_what_it_was_fed_and_what_it_left_out(tmp_path, capsys, monke
     assert main(arguments) == 0
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["unreadable_images"] == len(bad)
-    # (35 + 11) * 0.8, of each class, without what cannot be read
+    # (35 + 11) * 0.8, of each class, without unreadable images
     counts = [
         28
         - len([n for n in read_card(RunFolder(folder)).unreadable if n[-3:] == "jpg"]),

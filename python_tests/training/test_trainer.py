@@ -639,7 +639,7 @@ def test_a_second_stage_without_a_first_is_refused(tmp_path, capsys):
         "init_from: ClassifierRetraining is a second stage" in capsys.readouterr().err
     )
     assert main([*arguments, "TauNormalization", "--init_from", str(tmp_path)]) == 2
-    assert "holds no sound checkpoint" in capsys.readouterr().err
+    assert "has no valid checkpoint" in capsys.readouterr().err
 
 
 def test_a_first_stage_that_has_seen_what_is_held_out_is_refused(

@@ -21,10 +21,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     get = commands.add_parser(
-        "download", help="fetch a data set, or go on with it; verify and unpack it"
+        "download",
+        help="download a data set, or resume its download; verify and unpack it",
     )
     look = commands.add_parser(
-        "check", help="say whether a data set is complete, official, and what is in it"
+        "check", help="check that a data set is complete and official; summarise it"
     )
     downloads = sorted({name for name, _ in OFFICIAL_FILES})
     for command, names in ((get, downloads), (look, [*downloads, *PHOTOGRAPHS])):
@@ -33,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--size", type=int, choices=OCTMNIST_SIZES, help="pixels, for octmnist"
         )
-    get.add_argument("--url", help="another address of the same file")
+    get.add_argument("--url", help="another address for the same file")
     get.add_argument("--keep_archive", action="store_true", help="after unpacking it")
     get.add_argument("--quiet", action="store_true", help="no progress bar")
     look.add_argument(
@@ -41,11 +42,11 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         nargs="+",
         default=[],
-        help="factors that must be possible with these data",
+        help="imbalance factors to test against these data",
     )
     look.add_argument("--profile", choices=PROFILES, default="exp")
     look.add_argument(
-        "--lists", help="folder of the list files of photographs, if not the root"
+        "--lists", help="folder with the list files of photographs, if not the root"
     )
     look.add_argument(
         "--decode",
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             progress=not options.quiet,
         )
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on from here"
+        goes_on = "; run the same command again to resume"
         print(
             "\nstopped" + (goes_on if options.command == "download" else ""),
             file=sys.stderr,

@@ -104,7 +104,7 @@ def load_dataset(
         raise ValueError(f"lists: {name} has no lists; expected None, got {lists}")
     if test_fraction is not None and name != "folder":
         raise ValueError(
-            f"test_fraction: {name} has a test split of its own; expected None, got "
+            f"test_fraction: {name} has its own test split; expected None, got "
             f"{test_fraction}"
         )
     check(number_in("(0, 1)", "a share"), test_fraction=test_fraction)
@@ -128,7 +128,7 @@ def load_dataset(
     if val_fraction != 0:
         if val is not None:
             raise ValueError(
-                f"val_fraction: {name} has a validation split of its own; expected 0, "
+                f"val_fraction: {name} has its own validation split; expected 0, "
                 f"got {val_fraction}"
             )
         kept, held = hold_out(train.labels, fraction=val_fraction, seed=seed)
@@ -250,7 +250,7 @@ def _remedy(name: str, root: str | Path) -> str:
     if name == "folder":
         return ""
     if name in PHOTOGRAPHS:
-        return "; docs/photographs.md says where they come from"
+        return "; see docs/photographs.md for where to get them"
     source = name.removesuffix("-lt")
     command = (
         f"python -m s3h_ext.data download {source} --root {shlex.quote(str(root))}"

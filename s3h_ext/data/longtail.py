@@ -137,8 +137,8 @@ def pick_subset(
         members = np.flatnonzero(labels == label)
         if len(members) < count:
             raise ValueError(
-                f"labels: class {label} has {len(members)} images, the profile asks "
-                f"for {count}; images are never repeated, so use a larger imbalance "
+                f"labels: class {label} has {len(members)} images, the profile needs "
+                f"{count}; images are never repeated, so use a larger imbalance "
                 "factor or a more complete archive"
             )
         random.shuffle(members)
@@ -181,7 +181,7 @@ def hold_out(
         held[members[:count]] = True
     if fraction > 0 and not held.any():
         raise ValueError(
-            f"{argument}: {fraction} of the largest class, "
-            f"{np.bincount(labels).max()} images, holds out none"
+            f"{argument}: {fraction} of the largest class "
+            f"(size {np.bincount(labels).max()}) is less than one image"
         )
     return np.flatnonzero(~held), np.flatnonzero(held)

@@ -40,8 +40,8 @@ class Stream:
         check_choice("sampler", self.sampler, SAMPLERS)
         if get_recipe(self.recipe).montage and self.mixing is not None:
             raise ValueError(
-                "mixing: expected None for a montage, which shows several images "
-                f"already, got {self.mixing.kind!r} for {self.recipe!r}"
+                "mixing: expected None for a montage, which already shows "
+                f"several images; got {self.mixing.kind!r} for {self.recipe!r}"
             )
         check(COUNT, views=self.views)
 
@@ -79,7 +79,7 @@ def check_plan(
     for name, stream in streams.items():
         if stream.follows not in (None, *leaders):
             raise ValueError(
-                "follows: expected a stream with images of its own "
+                "follows: expected a stream with its own images "
                 f"({', '.join(leaders)}), got {stream.follows!r} in stream {name!r}"
             )
     return steps

@@ -219,7 +219,7 @@ def check_amounts(
         raise ValueError(f"{name} must be on {features.device}, got {values.device}")
     if values.requires_grad:
         raise ValueError(
-            f"{name} must not require a gradient: none is calculated for it; "
+            f"{name} must not require a gradient, because none is computed; "
             f"pass {name}.detach()"
         )
     if _readable(values) and values.dtype != torch.bool:

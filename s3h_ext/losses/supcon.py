@@ -202,7 +202,7 @@ def _check_combination(
     in_batch: bool,
     contrast_mode: ContrastMode,
 ) -> None:
-    """Refuses arguments that say nothing, or two things, together."""
+    """Refuses arguments that are missing or contradict each other."""
     if labels is not None and mask is not None:
         raise ValueError("labels and mask must not be given together")
     for name, value in (("key_labels", key_labels), ("self_index", self_index)):
@@ -211,16 +211,16 @@ def _check_combination(
     if keys is None and not in_batch:
         raise ValueError("keys must be given with in_batch=False, got None")
     if labels is not None and keys is not None and key_labels is None:
-        raise ValueError("key_labels must be given where labels and keys are, got None")
+        raise ValueError("key_labels must be given with labels and keys, got None")
     if contrast_mode == "one" and features.ndim == 2:
         raise ValueError(
-            "features must be [B, V, D] with contrast_mode='one', whose anchors are "
-            f"the first views, got shape {tuple(features.shape)}"
+            "features must be [B, V, D] with contrast_mode='one', which takes "
+            f"the first views as anchors; got shape {tuple(features.shape)}"
         )
     if labels is None and mask is None and check_views(features) < 2:
         raise ValueError(
-            "features must be [B, V, D] with two views or more where labels and mask "
-            f"are None, got shape {tuple(features.shape)}"
+            "features must be [B, V, D] with at least two views if labels and mask "
+            f"are None; got shape {tuple(features.shape)}"
         )
 
 

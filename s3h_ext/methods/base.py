@@ -33,8 +33,8 @@ def require_labelled(recipe: str, argument: str = "recipe") -> str:
     """
     if get_recipe(recipe, argument).montage:
         raise ValueError(
-            f"{argument}: expected one whose views show one image each, got "
-            f"{recipe!r}: a montage shows several, and has no one label to train on"
+            f"{argument}: expected a recipe with one image per view, got "
+            f"{recipe!r}: a montage shows several and so has no single label"
         )
     return recipe
 

@@ -103,15 +103,15 @@ class Baseline(ClassifierMethod):
         ):
             if value != default and loss != owner:
                 raise ValueError(
-                    f"{name}: belongs to the loss {owner!r}; expected {default} with "
-                    f"{loss!r}, got {value}"
+                    f"{name}: only the loss {owner!r} uses it; expected {default} "
+                    f"with {loss!r}, got {value}"
                 )
         check(number_in("[0, 1)", "a share"), reweight_from=reweight_from)
         check(number_in("[0, 1)"), weight_beta=weight_beta)
         if reweight_from and not weight_beta:
             raise ValueError(
-                "weight_beta: there are no weights to be used from reweight_from "
-                f"{reweight_from:g} on; expected a number in (0, 1), got 0"
+                "weight_beta: reweight_from {reweight_from:g} needs class weights; "
+                "expected a number in (0, 1), got 0"
             )
         if loss == "logit-adjusted" and weight_beta:
             raise ValueError(
@@ -120,9 +120,9 @@ class Baseline(ClassifierMethod):
             )
         if mixing is not None and (loss in ("focal", "ldam") or weight_beta):
             raise ValueError(
-                "mixing: expected None except with 'cross-entropy', without "
-                f"weight_beta, and 'logit-adjusted'; got {mixing.kind!r} with {loss!r}"
-                f" and weight_beta {weight_beta:g}"
+                "mixing: expected None, except with 'logit-adjusted' or with "
+                "'cross-entropy' without weight_beta; got "
+                f"{mixing.kind!r} with {loss!r} and weight_beta {weight_beta:g}"
             )
         self.loss_name: LossName = loss
         self.mixing = mixing

@@ -212,7 +212,7 @@ class ClasswiseSplitting(Method):
         if inner.mixing is not None:
             raise ValueError(
                 "inner.mixing: expected None, got "
-                f"{inner.mixing.kind!r}: an image of two classes has no one sub-class"
+                f"{inner.mixing.kind!r}: a mixed image has no single sub-class"
             )
         check_choice("mapping", mapping, get_args(MappingName))
         check_choice("metric", metric, get_args(Metric))

@@ -153,8 +153,8 @@ class Hybrid(ClassifierMethod):
         if contrast != classifier:
             raise ValueError(
                 f"classifier_recipe: expected views of {contrast[0]} x {contrast[1]} "
-                f"pixels as {self.recipe!r} gives them, got {self.classifier_recipe!r} "
-                f"with {classifier[0]} x {classifier[1]}"
+                f"pixels, like those of {self.recipe!r}, got "
+                f"{self.classifier_recipe!r} with {classifier[0]} x {classifier[1]}"
             )
 
     def begin_epoch(self, progress: float) -> bool:

@@ -226,7 +226,7 @@ class S3H(ClassifierMethod):
             raise ValueError(
                 "model.backbone: expected maps of at least 2 x 2, for the quadrants of "
                 f"{self.contrast_recipe!r}, got {rows} x {columns} from {height} x "
-                f"{width} pixels; take another backbone, or a larger data.size"
+                f"{width} pixels; use another backbone or a larger data.size"
             )
 
     def _encode(self, images: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:

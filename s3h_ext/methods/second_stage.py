@@ -104,8 +104,8 @@ class TauNormalization(SecondStage):
         classifier = model.classifier
         if not isinstance(classifier, LinearClassifier):
             raise ValueError(
-                "method: TauNormalization needs a linear classifier; a cosine one has "
-                "unit weights already"
+                "method: TauNormalization needs a linear classifier; a cosine one "
+                "already has unit weights"
             )
         with torch.no_grad():
             norms = classifier.weight.norm(dim=1, keepdim=True)

@@ -104,7 +104,7 @@ def check_matrices(queries: Tensor, keys: Tensor | None, name: str = "queries") 
 def check_temperature(temperature: Any) -> float:
     """Returns the temperature as a float: a positive, finite number."""
     if not isinstance(temperature, numbers.Real):
-        remedy = "; for a learned one divide the rows by its square root and pass 1.0"
+        remedy = "; to learn it, divide the rows by its square root and pass 1.0"
         raise TypeError(
             f"temperature must be a number, got {type(temperature).__name__}"
             + (remedy if isinstance(temperature, Tensor) else "")
@@ -145,7 +145,7 @@ def check_bias(
         raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
     if tensor.requires_grad:
         raise ValueError(
-            f"{name} must not require a gradient: none is calculated for it; "
+            f"{name} must not require a gradient, because none is computed; "
             f"pass {name}.detach()"
         )
 

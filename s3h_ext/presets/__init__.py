@@ -78,10 +78,4 @@ def preset_table() -> str:
             lines.append(
                 f"  {method:<20}{cells}  {papers[0] if papers else ''}".rstrip()
             )
-    return (
-        "--preset NAME, where NAME is as in cifar100-lt/ce. Behind it: the published "
-        "top-1 accuracy in percent,\nat imbalance factors 100, 50 and 10; for the last "
-        "two write cifar100-lt/ce-if50, cifar100-lt/ce-if10.\n"
-        + "\n".join(lines)
-        + "\n"
-    )
+    return "\n".join([_ABOUT.rstrip(), *lines, ""])

@@ -60,7 +60,7 @@ def try_analysis(
             )
     except Exception as error:
         print(
-            f"warning: the report has no part on {method.label}: "
+            f"warning: the report has no section on {method.label}: "
             f"{type(error).__name__}: {error}",
             file=sys.stderr,
         )

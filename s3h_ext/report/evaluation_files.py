@@ -121,7 +121,7 @@ def read_results(folder: RunFolder) -> RunResults:
         if not path.is_file():
             raise FileNotFoundError(
                 f"run: {folder} has no {path.name}, which a report needs; repeat the "
-                "run's own command with --resume to write it"
+                "run's command with --resume to write it"
             )
     classes = _read(
         folder.per_class,
@@ -146,8 +146,8 @@ def read_results(folder: RunFolder) -> RunResults:
         np.add.at(totals, confusion[:, 0], confusion[:, 2])
     if totals.sum() == 0 or totals.tolist() != list(test_counts):
         raise ValueError(
-            f"{folder.confusion}: its rows do not add up to the test images "
-            "of per_class.csv"
+            f"{folder.confusion}: its rows do not sum to the test images "
+            "in per_class.csv"
         )
     bins = _read(
         folder.calibration,
@@ -160,8 +160,8 @@ def read_results(folder: RunFolder) -> RunResults:
     )
     if sum(images for images, _, _ in bins) != totals.sum():
         raise ValueError(
-            f"{folder.calibration}: its bins do not add up to the test images "
-            "of per_class.csv"
+            f"{folder.calibration}: its bins do not sum to the test images "
+            "in per_class.csv"
         )
     in_bins, accuracy, confidence = zip(*bins, strict=True)
     return RunResults(

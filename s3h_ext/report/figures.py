@@ -103,7 +103,7 @@ def group_outcomes(results: RunResults) -> tuple[list[str], np.ndarray]:
 
     Returns:
         The names of the ``R`` groups that have test images, and ``[R, 4]``: predicted
-        right; taken for another class with many, medium, few training images.
+        right; confused with another class with many, medium, few training images.
     """
     groups = class_groups(results.class_counts)
     true, predicted, images = results.confusion.T
@@ -273,7 +273,7 @@ def _draw_confusion(figure: Figure, results: RunResults) -> None:
     mesh = axes.imshow(share, cmap="Blues", norm=_power_norm(), interpolation="nearest")
     bar = figure.colorbar(mesh, ax=axes, shrink=0.8, pad=0.02)
     bar.set_ticks([0, 1, 5, 10, 25, 50, 75, 100])
-    bar.set_label("share of the test images of the true class (%)")
+    bar.set_label("share of the true class's test images (%)")
     axes.grid(visible=False)
     # With few classes the picture is narrow; the order is in its caption.
     axes.set_title("Confusion matrix", pad=22)
@@ -318,7 +318,7 @@ def _draw_group_confusion(figure: Figure, results: RunResults) -> None:
     )
     _annotate(axes, table, 13, "{:.1f}")
     axes.grid(visible=False)
-    axes.set_title("What became of the test images of each group (% of the row)")
+    axes.set_title("Predictions for the test images of each group (% of the row)")
     axes.set_xticks(
         range(4), ["right class", *(f"wrong,\na {name}-shot class" for name in GROUPS)]
     )
@@ -341,7 +341,7 @@ def _draw_reliability(figure: Figure, results: RunResults) -> None:
         width,
         color="#7FA6D0",
         edgecolor="white",
-        label="accuracy of the bin",
+        label="accuracy in the bin",
     )
     low = np.minimum(bins.accuracy, bins.confidence)[filled]
     gap = np.abs(bins.accuracy - bins.confidence)[filled]

@@ -73,8 +73,8 @@ def try_report(folder: RunFolder) -> Path | None:
     except Exception as error:
         print(
             f"warning: no report: {type(error).__name__}: {error}\n"
-            f"The run itself is complete, its results are in {folder}; "
-            f"to draw the report later: python -m s3h_ext.report "
+            f"The run itself is complete; its results are in {folder}. "
+            f"To draw the report later: python -m s3h_ext.report "
             f"{shlex.quote(str(folder))}",
             file=sys.stderr,
         )
@@ -151,7 +151,7 @@ def _group_table(results: RunResults) -> Table:
             ]
         )
     header = ["group", "classes", "training images", "test images", "accuracy"]
-    header += [f"taken for another {name}-shot class" for name in GROUPS]
+    header += [f"confused with another {name}-shot class" for name in GROUPS]
     return header, rows
 
 

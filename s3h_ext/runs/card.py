@@ -79,7 +79,7 @@ class DatasetCard:
                 + " and ".join(f"{word} {_some(n)}" for word, n in parts if n)
             )
         elif self.classes != other.classes:
-            found.append("the classes in another order")
+            found.append("classes in a different order")
         else:
             counts = zip(
                 self.classes, self.train_images, other.train_images, strict=True
@@ -88,7 +88,7 @@ class DatasetCard:
                 f"{name} {then} -> {now}" for name, then, now in counts if then != now
             ]
             if changed:
-                found.append(f"other numbers of training images: {_some(changed)}")
+                found.append(f"different numbers of training images: {_some(changed)}")
         for name in ("name", "image_shape", "mean", "std", "recipe"):
             then, now = getattr(self, name), getattr(other, name)
             if then != now:

@@ -140,7 +140,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         header = json.loads(content[8 : 8 + length]).get("__metadata__", {})
         if (found := header.get("format")) == FORMAT:
             if int(header["checksum"]) != _checksum(header["state"], tensors):
-                raise ValueError("its checksum is wrong")
+                raise ValueError("checksum mismatch")
             state = {
                 # Options are plain values.
                 name: _unpack(part, {} if name == "config" else tensors)
@@ -271,16 +271,16 @@ def latest_checkpoint(
         if wrong:
             longer = any(name.startswith("epochs was") for name in wrong)
             raise CheckpointError(
-                f"{path}: written by a run with other options: {'; '.join(wrong)}. "
-                "Give the same options, or another --output"
+                f"{path}: written by a run with different options: {'; '.join(wrong)}. "
+                "Give the same options or another --output"
                 + longer
-                * f". To train longer on its network, begin a new run from it "
-                f"when it is finished: --init_from {shlex.quote(str(run))}"
+                * f". To train its network for longer, finish it and start a new run "
+                f"from it: --init_from {shlex.quote(str(run))}"
             )
         return path, state
     if paths := checkpoint_paths(run):
         raise CheckpointError(
-            f"{run.checkpoints}: no sound checkpoint among "
+            f"{run.checkpoints}: no valid checkpoint among "
             f"{', '.join(path.name for path in paths)}"
         )
     return None

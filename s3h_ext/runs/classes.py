@@ -80,10 +80,10 @@ def explain(message: str) -> str | None:
         return None
     name, module = found[1], found[1].rpartition(".")[0]
     if module in sys.modules:
-        return f"method: {name} is no subclass of s3h_ext.methods.Method"
+        return f"method: {name} is not a subclass of s3h_ext.methods.Method"
     return (
-        f"method: {name} is not one of s3h_ext's, and its module is not imported. A "
-        "file of options imports nothing, for that would run its code. If you trust "
-        f"it: --method {name} for train, --import {module} for evaluate, predict and "
-        "export; from Python, import it first"
+        f"method: {name} is not part of s3h_ext. Its module was not imported, because "
+        "that would run its code. If you trust it, give --method "
+        f"{name} to train, and --import {module} to evaluate, predict "
+        "and export; in Python, import it first"
     )

@@ -41,8 +41,8 @@ def check_options(config: TrainConfig, processes: int = 1) -> list[str]:
     trains = not isinstance(config.method, TauNormalization)
     if config.model.weights is not None and config.init_from is not None:
         raise ValueError(
-            "model.weights: expected nothing beside init_from, whose network replaces "
-            f"them, got {config.model.weights}"
+            "model.weights: expected no value with init_from, whose network replaces "
+            f"these weights; got {config.model.weights}"
         )
     if trains and config.optim.warmup_epochs >= config.epochs:
         raise ValueError(
@@ -75,8 +75,8 @@ def _late(config: TrainConfig) -> Iterator[str]:
         for milestone in config.optim.milestones:
             if math.ceil(milestone * epochs - 1e-9) >= epochs:
                 yield (
-                    f"optim.milestones: {milestone:g} of {run} is its end, and no rate "
-                    "is lowered there"
+                    f"optim.milestones: {milestone:g} of {run} is its end, so the rate "
+                    "is not lowered there"
                 )
     last = (epochs - 1) / epochs  # the progress of the last epoch
     for prefix, method in _nested(config.method):
@@ -104,7 +104,7 @@ def _late(config: TrainConfig) -> Iterator[str]:
                 "0 and is not trained"
             )
         if isinstance(method, S3H) and method.momentum_schedule == "cosine":
-            yield f"{prefix}.momentum_schedule: in {run} the momentum does not move"
+            yield f"{prefix}.momentum_schedule: the momentum stays constant in {run}"
     samplers = {stream.sampler for stream in config.method.streams().values()}
     if epochs == 1 and "progressive" in samplers:
         yield f"epochs: in {run} the progressive sampler is the instance-balanced one"
@@ -120,7 +120,7 @@ def _nested(method: Method, prefix: str = "method") -> Iterator[tuple[str, Metho
 _EFFECTS: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
     "data.profile": (
         lambda c: c.data.name not in PHOTOGRAPHS or c.data.imbalance is not None,
-        "where data.imbalance is not set",
+        "without data.imbalance",
     ),
     "data.split_seed": (
         lambda c: c.data.val_fraction > 0,
@@ -128,11 +128,11 @@ _EFFECTS: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
     ),
     "data.workers": (
         lambda c: c.data.name in PHOTOGRAPHS,
-        "on images in memory",
+        "for images in memory",
     ),
     "data.unreadable": (
         lambda c: c.data.name in PHOTOGRAPHS,
-        "on images in memory",
+        "for images in memory",
     ),
     "model.scale": (
         lambda c: c.model.classifier == "cosine",
@@ -140,7 +140,7 @@ _EFFECTS: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
     ),
     "optim.milestones": (
         lambda c: c.optim.schedule == "step",
-        "with another optim.schedule than step",
+        "unless optim.schedule is step",
     ),
     "optim.gamma": (
         lambda c: c.optim.schedule == "step" and len(c.optim.milestones) > 0,
@@ -170,7 +170,7 @@ def _idle(config: TrainConfig, processes: int) -> Iterator[str]:
             yield f"{option}: has no effect {beside}, got {given[option]}"
     for option in _ALONE:
         if processes == 1 and option in given:
-            yield f"{option}: has no effect in one process, got {given[option]}"
+            yield f"{option}: has no effect with a single process, got {given[option]}"
     for prefix, method in _nested(config.method):
         if not isinstance(method, S3H) or method.partner == "momentum":
             continue

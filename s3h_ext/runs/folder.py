@@ -120,8 +120,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OSError(
-                f"output: expected a folder that can be made, got {self}: "
-                f"{error.strerror}"
+                f"output: cannot create the folder {self}: {error.strerror}"
             ) from error
 
     def check_free(self) -> None:
@@ -132,7 +131,7 @@ class RunFolder:
         """
         if self.config.exists() or any(self.checkpoints.glob("epoch_*")):
             raise FileExistsError(
-                f"output: {self} already holds a run; add --resume to go on with it, "
+                f"output: {self} already holds a run; add --resume to continue it, "
                 "or give another --output"
             )
 
@@ -149,8 +148,8 @@ class RunFolder:
         for inside in (self.checkpoints, self.tensorboard):
             if inside.is_symlink():
                 raise FileExistsError(
-                    f"output: {inside} is a link, which is not followed; link the "
-                    "folder of the run itself, or name it with --output"
+                    f"output: {inside} is a link, and links are not followed; link the "
+                    "run folder itself, or name it with --output"
                 )
         place = self.path.resolve()
         if place in _held:
@@ -162,8 +161,8 @@ class RunFolder:
             if error.errno in _TAKEN:
                 file.close()
                 raise FileExistsError(
-                    f"output: another process is training in {place}; wait for its "
-                    "end, or give another --output"
+                    f"output: another process is training in {place}; wait "
+                    "until it ends, or give another --output"
                 ) from None
         _held[place] = file
 

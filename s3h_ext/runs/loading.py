@@ -66,7 +66,7 @@ def _finished_checkpoint(run: RunFolder) -> tuple[Path, Mapping[str, Any]]:
     """Return the newest checkpoint of a finished run."""
     found = next(sound_checkpoints(run), None)
     if found is None:
-        raise CheckpointError(f"init_from: {run} holds no sound checkpoint")
+        raise CheckpointError(f"init_from: {run} has no valid checkpoint")
     path, state = found
     done, epochs = state["epochs_done"], state["config"].get("epochs", 0)
     # A method that trains nothing is finished without an epoch.
@@ -95,7 +95,7 @@ def _load_network(model: ImageClassifier, path: Path, state: Mapping[str, Any]) 
 def _check_first_run(
     run: RunFolder, saved: Mapping[str, Any], dataset: LongTailDataset, data: DataConfig
 ) -> None:
-    """Refuse to go on from a run that has seen other classes, or what is held out here.
+    """Refuse a first run on other classes, or on images that are held out here.
 
     ``saved`` are that run's options of data; ``dataset`` and ``data`` are of this one.
     """
@@ -105,15 +105,14 @@ def _check_first_run(
     if card.classes != tuple(dataset.class_names):
         raise CheckpointError(
             f"init_from: expected a run on the classes of {dataset.name}, got {run}, "
-            f"on others of {card.name}"
+            f"trained on other classes ({card.name})"
         )
     # A folder without test images; where they are apart both have None.
     shares = saved.get("test_fraction"), data.test_fraction
     if shares[0] != shares[1] and {None, TEST_FRACTION} != set(shares):
         raise CheckpointError(
-            f"init_from: {run} was trained on other images, test images of this run "
-            f"among them; expected the same data.test_fraction in both, got "
-            f"{shares[0]} and {shares[1]}"
+            f"init_from: {run} was trained on test images of this run; expected the "
+            f"same data.test_fraction in both, got {shares[0]} and {shares[1]}"
         )
     if dataset.val is None:
         return
@@ -122,8 +121,8 @@ def _check_first_run(
         same = same and saved.get("split_seed", 0) == data.split_seed
     if not same:
         raise CheckpointError(
-            f"init_from: {run} was trained on other images, those held out here among "
-            "them; expected the same data.val_fraction and data.split_seed in both"
+            f"init_from: {run} was trained on images that this run holds out; expected "
+            "the same data.val_fraction and data.split_seed in both"
         )
 
 
@@ -155,7 +154,7 @@ def take_weights(
         return title or first.path.resolve().name
     if config.method.needs_first_stage:
         raise ValueError(
-            f"init_from: {type(config.method).__name__} is a second stage and needs "
+            f"init_from: {type(config.method).__name__} is a second stage; expected "
             "the folder of a finished run, got None"
         )
     return None
@@ -274,13 +273,13 @@ def split_images(
     data = replace(data, root=root or data.root, lists=lists or data.lists)
     if split == "unused" and data.name in PHOTOGRAPHS:
         raise ValueError(
-            f"split: {data.name} is cut from no archive, so it has no unused images; "
-            "expected train, val or test"
+            f"split: {data.name} does not come from an archive, so it has no unused "
+            "images; expected train, val or test"
         )
     dataset = without_unreadable(open_dataset(data), run.card.unreadable)
     if different := run.card.differences(DatasetCard.of(dataset)):
         raise ValueError(
-            f"data.root: {dataset.name} is not what {run.folder} was trained on: "
+            f"data.root: {dataset.name} differs from the data of {run.folder}: "
             f"{'; '.join(different)}"
         )
     if split == "unused":
@@ -289,6 +288,6 @@ def split_images(
     if images is None:
         raise ValueError(
             f"split: {run.folder} holds out no validation images "
-            "(data.val_fraction 0); expected train, test or, of an archive, unused"
+            "(data.val_fraction 0); expected train, test or (archives only) unused"
         )
     return replace(dataset, test=images)

@@ -208,8 +208,7 @@ def _content(value: str) -> Mapping[Any, Any]:
 
 
 _NO_OTHER = (
-    "{}: expected the options themselves, got {!r:.200}; a file of options names no "
-    "other one"
+    "{}: expected options, got {!r:.200}; an options file cannot include another"
 )
 
 
@@ -231,7 +230,7 @@ def _choose(chosen: dict[str, object], option: str, value: object) -> None:
         if "class_path" in value:
             if extra := value.keys() - {"class_path", "init_args"}:
                 raise OptionError(
-                    f"{option}: expected class_path and init_args alone, got "
+                    f"{option}: expected only class_path and init_args, got "
                     f"{', '.join(map(str, extra)):.200} too"
                 )
             _choose(chosen, option, value["class_path"])

@@ -32,7 +32,7 @@ def resolve_device(name: str) -> torch.device:
         or (device.index or 0) >= torch.cuda.device_count()
     ):
         raise ValueError(
-            f"device: {name!r} is not on this machine, torch sees "
+            f"device: {name!r} does not exist; PyTorch sees "
             f"{torch.cuda.device_count()} CUDA devices"
         )
     return device

@@ -42,7 +42,7 @@ def _no_preset(name: str) -> str:
     if others:
         text += (
             f"\n{method} is a preset of {', '.join(others)}; docs/photographs.md and "
-            "--method.help say which options make it on other data"
+            "--method.help give its options for other data"
         )
     return text
 

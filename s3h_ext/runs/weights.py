@@ -22,7 +22,7 @@ def load_weights(backbone: Backbone, path: Path) -> None:
     ``torch.save`` wrote it, and is read without the power to execute code.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: no such file.
         ValueError: it holds no state dictionary, or one of another network.
     """
     if not path.is_file():

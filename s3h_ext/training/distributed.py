@@ -195,8 +195,8 @@ class World:
                 raise
             raise LostProcessError(
                 f"process {self.rank} of {self.size} on {socket.gethostname()} lost "
-                "the others: one of them has ended, its own message says why, or did "
-                f"not answer in time ({str(error).splitlines()[0][:200]})"
+                "the others: one of them ended (see its own message) or did not answer "
+                f"in time ({str(error).splitlines()[0][:200]})"
             ) from error
 
     def close(self) -> None:
@@ -252,14 +252,14 @@ def join_world(device: str, config: DistributedConfig) -> World:
         return World()
     if "RANK" not in os.environ:
         raise ValueError(
-            f"WORLD_SIZE is {size} and RANK is not set; start several processes by "
-            "torchrun, a single one without WORLD_SIZE"
+            f"WORLD_SIZE is {size} and RANK is not set; start several processes with "
+            "torchrun, or unset WORLD_SIZE to start one"
         )
     rank = int(os.environ["RANK"])
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
     if device.startswith("cuda:"):
         raise ValueError(
-            f"device: several processes take a GPU each; expected cuda, got {device}"
+            f"device: several processes take one GPU each; expected cuda, got {device}"
         )
     timeout = timedelta(seconds=config.timeout)
     world = World(rank, size, local_rank)

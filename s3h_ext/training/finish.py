@@ -137,7 +137,7 @@ def _empty_groups(summary: Mapping[str, Any]) -> list[str]:
     empty = [f"{sizes} ({name})" for name, sizes in groups if summary[name] is None]
     if not empty:
         return []
-    return [f"no tested class has {' or '.join(empty)} training images"]
+    return [f"no test class has {' or '.join(empty)} training images"]
 
 
 def results_table(summary: Mapping[str, Any]) -> str:

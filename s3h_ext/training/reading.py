@@ -59,7 +59,7 @@ def read_once(dataset: LongTailDataset, feed: Feed, world: World) -> LongTailDat
         if split == "train":
             names = [files.name(index) for index in bad.tolist()]
         elif lost := _lost(dataset, files, bad):
-            notes.append(f"{split}: no image that can be read of {some(lost)}")
+            notes.append(f"{split}: no readable image of {some(lost)}")
     dataset = without_unreadable(dataset, names)
     return replace(dataset, notes=(*dataset.notes, *notes)) if notes else dataset
 

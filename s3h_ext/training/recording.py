@@ -154,8 +154,8 @@ class Replayer:
         cause = error.__context__ or error
         reason = str(cause).strip().partition("\n")[0]
         warnings.warn(
-            f"{name} cannot be recorded as a CUDA graph and runs as it is ({reason}); "
-            "--graphs off does so from the start",
+            f"{name} cannot be recorded as a CUDA graph and runs without one "
+            f"({reason}); --graphs off skips the attempt",
             stacklevel=3,
         )
 

@@ -106,13 +106,13 @@ class Trainer(TrainingRun):
         test = self._evaluated.get("test") or self.evaluate("test")
         if self.average is not None:
             last = self._measure("test")
-            log.note(f"top1 {last.top1:.2f} with the last weights, not averaged")
+            log.note(f"top1 {last.top1:.2f} with the last weights, without averaging")
         self._left_out.note(log)
         for name, (fallen, drawn) in self.source.fallbacks().items():
             if fallen:
                 log.note(
-                    f"{fallen} of the {drawn} crops drawn for {name!r} since step "
-                    f"{begun_at} met their constraint in no try and are its fallback"
+                    f"{fallen} of {drawn} crops drawn for {name!r} since step "
+                    f"{begun_at} found no box within the constraint (fallback used)"
                 )
         log.note(f"finished: top1 {test.top1:.2f} on the test split")
         return test

@@ -72,9 +72,7 @@ class CheckReport:
         verdict = [f"wrong: {problem}" for problem in self.problems]
         if not verdict:
             doubtful = any(line.startswith("warning: ") for line in self.lines)
-            verdict = [
-                "nothing is wrong, but see the warning" if doubtful else "all is well"
-            ]
+            verdict = ["no errors, but see the warning" if doubtful else "all is well"]
         return "\n".join([*self.lines, *verdict])
 
 
@@ -121,7 +119,7 @@ def check(
             f"{', '.join(f'{factor:g}' for factor in imbalance)}"
         )
     if name in PHOTOGRAPHS and size is not None:
-        raise ValueError(f"size: {name} is checked in any; expected None, got {size}")
+        raise ValueError(f"size: {name} has no fixed size; expected None, got {size}")
     if name not in LISTED and lists is not None:
         raise ValueError(f"lists: {name} has no lists; expected None, got {lists}")
     if name not in PHOTOGRAPHS and decode:
@@ -156,14 +154,14 @@ def _check_archive(
     except ArchiveError as error:
         report.problems.append(f"{error}. Move it away and fetch it again: {get}")
     except OSError as error:
-        report.problems.append(f"{error}. See whether the files may be read")
+        report.problems.append(f"{error}. Check the files' permissions")
 
 
 def _check_cifar(source: OfficialFile, root: Path, report: CheckReport) -> None:
     archive = read_archive(source.name, root)
     folder = find_folder(source.name, root)
     foreign = [m for m, md5 in source.members.items() if md5_of(folder / m) != md5]
-    report.lines.append(f"{source.name} in {folder}: all files are there")
+    report.lines.append(f"{source.name} in {folder}: all files present")
     _add_official(report, foreign)
     for split, part in (("train", archive.train), ("test", archive.test)):
         _add_split(report, split, part.labels, archive.class_names, complete=True)
@@ -186,7 +184,7 @@ def _check_octmnist(
         split: read_octmnist_split(path, split, size=size or OCTMNIST_SIZES[0])
         for split in SPLITS
     }
-    report.lines.append(f"octmnist in {path}: all arrays are there")
+    report.lines.append(f"octmnist in {path}: all arrays present")
     _add_official(report, [path.name] if md5_of(path) != source.md5 else [])
     for split, part in splits.items():
         _add_split(report, split, part.labels, OCT_CLASSES, complete=True)
@@ -215,7 +213,7 @@ def _check_photographs(
         paths = map(files.path, range(len(files)))
         if gone := [path for path in paths if not os.path.isfile(path)]:
             report.problems.append(
-                f"{split}: {len(gone)} of {len(files)} images are not there, the first "
+                f"{split}: {len(gone)} of {len(files)} images are missing, the first "
                 f"is {gone[0]}"
             )
 
@@ -225,9 +223,9 @@ def _check_lists(name: str, folder: Path, report: CheckReport) -> None:
     for split, standard in LISTED[name].lists.items():
         path = folder / standard.file
         if not path.is_file():
-            report.lines.append(f"{split}: there is no {path}")
+            report.lines.append(f"{split}: {path} is missing")
             continue
-        verdict = f"its hash is not known here; {standard.images} lines expected"
+        verdict = f"no known hash; expected {standard.images} lines"
         if standard.blob is not None:
             try:
                 same.append(blob_hash(path.read_bytes()) == standard.blob)
@@ -251,24 +249,24 @@ def _decode(
         f"{path}: {reason}" for path, reason in sorted(unreadable.errors.items())
     ]
     report.problems.append(
-        f"{split}: {len(bad)} of {len(files)} images cannot be read. Mend or remove "
+        f"{split}: {len(bad)} of {len(files)} images cannot be read. Repair or remove "
         "them, or train without them: --data.unreadable skip"
     )
     rest = np.delete(files.labels, bad)
-    _add_split(report, f"{split} without what cannot be read", rest, names)
+    _add_split(report, f"{split} without unreadable images", rest, names)
     if len(lost := np.setdiff1d(files.labels, rest)):
         report.problems.append(
-            f"{split}: no image can be read of {some([names[i] for i in lost])}"
+            f"{split}: no readable image of {some([names[i] for i in lost])}"
         )
 
 
 def _add_official(report: CheckReport, foreign: Sequence[str]) -> None:
     report.official = not foreign
     report.lines.append(
-        f"not the official files (other checksums: {', '.join(foreign)}); images drawn "
-        "from them need not be those of published results"
+        f"not the official files (checksums differ: {', '.join(foreign)}); a subset "
+        "may differ from that of published results"
         if foreign
-        else "the official files, by their checksums"
+        else "the official files (checksums match)"
     )
 
 
@@ -325,17 +323,17 @@ def _add_factors(
         asked = sorted({*map(float, FACTORS), *map(float, imbalance)})
         possible = [f for f in asked if cut_counts(counts, f, profile) is not None]
         report.lines.append(
-            f"{natural}; of the factors {', '.join(f'{f:g}' for f in asked)}, "
-            f"profile {profile}, can be cut: "
+            f"{natural}; possible factors with profile {profile}, of "
+            f"{', '.join(f'{f:g}' for f in asked)}: "
             f"{', '.join(f'{f:g}' for f in possible) or 'none'}"
         )
-    more = "" if by_size else "more images than are there, or "
+    more = "" if by_size else "need more images than it has, or "
     for factor in imbalance:
         kept = cut_counts(counts, factor, profile, by_size=by_size)
         if kept is None:
             report.problems.append(
-                f"imbalance {factor:g} cannot be cut with profile {profile}: a class "
-                f"would have {more}none. Use another factor, or a more complete archive"
+                f"imbalance {factor:g} is impossible with profile {profile}: a class "
+                f"would {more}be empty. Use another factor or a more complete archive"
             )
         elif by_size:
             report.lines.append(

@@ -94,7 +94,7 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
     Strings of Python 2 pickles come as ``bytes``; keys always as ``str``.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: no such file.
         ArchiveError: the file is truncated, is no pickle, asks for a global that is not
             part of a plain numpy array, or holds no dictionary.
     """
@@ -106,7 +106,7 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
         content = load_plain(raw, _ALLOWED)
     except RefusedGlobalError as error:
         raise ArchiveError(
-            f"{path}: the pickle asks for the global {error}; only plain numpy arrays "
+            f"{path}: the pickle imports {error}; only plain numpy arrays "
             "are allowed, so it was not read further"
         ) from None
     except Exception as error:
@@ -219,7 +219,7 @@ def find_folder(kind: str, root: Path) -> Path:
     packed = next(
         (path for path in sorted(root.glob("cifar-*.tar.gz")) if path.is_file()), None
     )
-    hint = f"; {packed.name} lies there: unpack it" if packed is not None else ""
+    hint = f"; {packed.name} is in that folder: unpack it" if packed is not None else ""
     raise FileNotFoundError(
         f"root: expected the unpacked folder {layout.folder} (files "
         f"{', '.join(wanted)}) in {root}, or that folder itself{hint}"

@@ -68,7 +68,7 @@ def download(
         keep_archive: Do not remove a fetched archive after unpacking it.
         progress: Show a progress bar.
         timeout: Seconds to wait for the server.
-        attempts: How often to go on with a transfer that breaks off.
+        attempts: How often to resume a transfer that breaks off.
         pause: Seconds to wait before that.
 
     Returns:
@@ -100,8 +100,8 @@ def download(
         if _is_official(source, final):
             return final
         raise DownloadError(
-            f"{final}: is there already and is not the official one. It was left as it "
-            "is; move it away, or give another --root"
+            f"{final}: exists but is not the official data set, so it was not changed. "
+            "Move it away, or give another --root"
         )
     with _only_one(root / f".{source.file}.lock"):
         archive = root / source.file
@@ -110,8 +110,8 @@ def download(
             _fetch(source, archive, _Options(progress, timeout, attempts, pause))
         elif (md5 := md5_of(archive)) != source.md5:
             raise DownloadError(
-                f"{archive}: expected MD5 {source.md5}, got {md5}. Remove it, and it "
-                "will be fetched anew"
+                f"{archive}: expected MD5 {source.md5}, got {md5}. Remove it and run "
+                "the command again to download it"
             )
         if source.folder is None:
             return archive
@@ -137,7 +137,7 @@ def _only_one(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DownloadError(
-                f"{path.parent}: another process is fetching this just now"
+                f"{path.parent}: another process is downloading this file"
             ) from error
         except OSError as error:
             # A file system without locks; the checksum tells a mixed file.
@@ -161,9 +161,9 @@ def _fetch(source: OfficialFile, archive: Path, options: _Options) -> None:
         part.unlink()
         if not resumed:
             raise DownloadError(
-                f"{source.url}: expected MD5 {source.md5}, got {md5}. What came was "
-                "removed. The server, or something on the way, gives another file: "
-                "try again, or another address with --url"
+                f"{source.url}: expected MD5 {source.md5}, got {md5}. The file was "
+                "removed. The server, or a proxy, sends a different file: try again, "
+                "or give another address with --url"
             )
         # What lay there from an earlier call may have been of another file.
         resumed = False
@@ -188,8 +188,8 @@ def _transfer(source: OfficialFile, part: Path, options: _Options) -> None:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DownloadError(
-                    f"{part.parent}: the disk is full. Make room and run the same "
-                    "command again; it goes on where it stopped"
+                    f"{part.parent}: the disk is full. Free some space and run "
+                    "the same command again to resume"
                 ) from error
             if not isinstance(error, (ConnectionError, TimeoutError)):
                 raise
@@ -201,16 +201,16 @@ def _transfer(source: OfficialFile, part: Path, options: _Options) -> None:
         failures = 1 if after > before else failures + 1
         if failures >= options.attempts or (failures > 1 and before == after == 0):
             raise DownloadError(
-                f"{source.url}: {reason}. {after} bytes are there; run the same "
-                f"command again to go on. {_by_hand(source, part)}"
+                f"{source.url}: {reason}. {after} bytes were received; run the same "
+                f"command again to resume. {_by_hand(source, part)}"
             )
         time.sleep(options.pause)
 
 
 def _by_hand(source: OfficialFile, part: Path) -> str:
     return (
-        "Another address of the same file can be given with --url, or put "
-        f"{source.file} into {part.parent} by hand"
+        f"You can give another address with --url, or put {source.file} into "
+        f"{part.parent} by hand"
     )
 
 

@@ -61,7 +61,9 @@ def read_image_folder(
     train, notes = files["train"], []
     check_classes(train.labels, names)
     if beside := passed_over(root):
-        notes.append(f"left out, as they are beside {folders['train']}: {some(beside)}")
+        notes.append(
+            f"ignored, because they are beside {folders['train']}: {some(beside)}"
+        )
     is_root = folders["train"] == root
     if nested := _nesting_note(train, names, folders["train"], is_root):
         notes.append(nested)
@@ -86,8 +88,8 @@ def read_image_folder(
         )
     elif test_fraction is not None:
         raise ValueError(
-            f"test_fraction: {folders['test']} has the test images; expected None, got "
-            f"{test_fraction}"
+            f"test_fraction: {folders['test']} already holds the test images; "
+            f"expected None, got {test_fraction}"
         )
     elif folders["test"].name == "val":
         notes.append(f"{folders['test']} is the test split")
@@ -95,7 +97,7 @@ def read_image_folder(
         if split in files and len(files[split]) == 0:
             raise ValueError(
                 f"{folders[split]}: expected a folder of images for each class, found "
-                "none; if it has no labels, move it elsewhere"
+                "none; if its images have no labels, move it elsewhere"
             )
     if imbalance is not None:
         available = np.bincount(train.labels, minlength=len(names)).astype(np.int64)
@@ -145,8 +147,8 @@ def split_folders(root: Path) -> dict[str, Path]:
     if stray := [n for n in beside if _BESIDE_TRAIN.fullmatch(n.lower())]:
         raise ValueError(
             f"root: expected 'val' and 'test' beside 'train' in {root}, got "
-            f"{', '.join(map(repr, stray))}; rename it, or move it elsewhere if it is "
-            "to be left out"
+            f"{', '.join(map(repr, stray))}; rename it, or move it elsewhere to "
+            "leave it out"
         )
     if beside and not _folders(root / "train"):
         raise ValueError(
@@ -210,7 +212,7 @@ def read_folder(
     if unknown:
         raise ValueError(
             f"{root}: expected the classes of the training images, got {some(unknown)} "
-            "as well"
+            "too"
         )
     base = root if relative_to is None else relative_to
     prefix = "" if base == root else f"{root.relative_to(base)}/"
@@ -272,19 +274,19 @@ def _nesting_note(
     if not parts:
         return None
     if len(parts) > 3:
-        parts[3:] = [f"those of {len(parts) - 3} more classes too"]
-    text = f"warning: {'; '.join(parts)}: each counts as the class it is in"
+        parts[3:] = [f"the same in {len(parts) - 3} more classes"]
+    text = f"warning: {'; '.join(parts)}: each image has the class of its top folder"
     if like := sorted(uses.keys() & set(classes)):
-        text += f". Folders in them have the names of classes: {some(like)}"
+        text += f". Subfolders with the name of a class: {some(like)}"
     if shared := sorted(name for name, count in uses.items() if count > 1):
-        text += f". Several classes hold folders of the same names: {some(shared)}"
+        text += f". Several classes have subfolders of the same name: {some(shared)}"
     if not is_root:
         remedy = f"put them directly into {folder}"
     elif len(deeper) == 1:
         remedy = f"the root is too high: give {deeper[0]}"
     else:
         remedy = (
-            f"the root is too high: give one of {some(deeper, 3)}, or put the folders "
-            "of all of them into one"
+            f"the root is too high: give one of {some(deeper, 3)}, or move all "
+            "their folders into one"
         )
     return f"{text}. If these folders are the classes, {remedy}"

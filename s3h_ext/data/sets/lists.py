@@ -140,14 +140,14 @@ def read_listed(name: str, root: Path, folder: Path) -> LongTailDataset:
         content = path.read_bytes()
         hashes[split] = blob_hash(content)
         if standard.blob is not None and hashes[split] != standard.blob:
-            notes.append(f"{path.name} is not the standard list, by its hash")
+            notes.append(f"{path.name} is not the standard list (hashes differ)")
         files[split] = parse_list(content, path, root, spec.classes)
     _untangle(spec, files, hashes, notes)
     for split in ("train", "test"):
         if split not in files:
             raise FileNotFoundError(
                 f"{name}: expected {spec.lists[split].file} in {folder}; "
-                "docs/photographs.md says where to get it"
+                "see docs/photographs.md for where to get it"
             )
     for split, images in files.items():
         if not images.path(0).is_file():
@@ -185,7 +185,7 @@ def _untangle(
         files.setdefault("test", files["val"])
         del files["val"]
         notes.append(
-            f"{val.file} holds the test list: it is used for testing alone, and there "
+            f"{val.file} holds the test list: it is used only for testing, and there "
             "is no validation split"
         )
     for first, second in combinations(files, 2):

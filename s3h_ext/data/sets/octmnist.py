@@ -54,7 +54,7 @@ def read_octmnist(root: str | Path, size: int | None = None) -> Archive:
 
     Raises:
         ValueError: there is no such size.
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: no such file.
         ArchiveError: see :func:`read_octmnist_split`.
     """
     path = Path(root) / find_official("octmnist", size).file
@@ -75,7 +75,7 @@ def read_octmnist_split(
     Every byte passes the zip file's checksums. No pickle is looked at.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: no such file.
         ArchiveError: the file is damaged, or does not hold uint8 images
             ``[N, size, size]`` and uint8 labels ``[N, 1]`` in 0 .. 3.
     """
@@ -126,7 +126,7 @@ def _read(
             if images is not None:
                 images[start : start + part] = pixels.reshape(part, size, size, 1)
         if file.read(1):
-            raise ArchiveError(f"{path}: {key}: longer than its shape says")
+            raise ArchiveError(f"{path}: {key}: longer than its shape")
     return NpzSplit(labels, histogram, images)
 
 
@@ -142,14 +142,14 @@ def _array(
             (2, 0): np.lib.format.read_array_header_2_0,
         }.get(version)
         if reader is None:
-            raise ArchiveError(f"{path}: {key}: numpy format {version} is not known")
+            raise ArchiveError(f"{path}: {key}: unknown numpy format {version}")
         shape, fortran, dtype = reader(file)
         if dtype != np.uint8:
             raise ArchiveError(f"{path}: {key}: expected uint8, got {dtype}")
         if fortran and len(shape) > 1:
             raise ArchiveError(
                 f"{path}: {key}: expected C order, got Fortran order; save it again "
-                "from numpy.ascontiguousarray"
+                "after numpy.ascontiguousarray"
             )
         yield file, shape
 
@@ -157,5 +157,5 @@ def _array(
 def _exactly(file: IO[bytes], count: int) -> bytes:
     content = file.read(count)
     if len(content) != count:
-        raise EOFError("an array is shorter than its shape says")
+        raise EOFError("an array is shorter than its shape")
     return content

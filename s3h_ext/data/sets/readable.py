@@ -84,7 +84,7 @@ def _without_classes(
     lost = [names[label] for label in np.flatnonzero(~present)]
     if present.sum() < 2:
         raise ValueError(
-            "train: expected images of two classes or more that can be read, found "
+            "train: expected readable images of at least two classes, found "
             f"none of {some(lost)}"
         )
     numbers = np.cumsum(present, dtype=np.int64) - 1
@@ -99,12 +99,12 @@ def _without_classes(
     rest = others(test)
     if not len(rest):
         raise ValueError(
-            f"test: all images are of {some(lost)}, of which no training image can be "
-            "read"
+            f"test: all images belong to {some(lost)}, and no training image of these "
+            "can be read"
         )
     note = (
-        f"left out, as none of their training images can be read: {some(lost)}, with "
-        f"{len(test) - len(rest)} test images"
+        f"left out, because none of their training images can be read: {some(lost)} "
+        f"(and {len(test) - len(rest)} test images)"
     )
     return replace(
         dataset,

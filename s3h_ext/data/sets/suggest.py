@@ -42,7 +42,7 @@ def suggest(counts: NDArray[np.int64], root: str) -> list[str]:
     factor = counts.max() / counts.min()
     options: dict[str, object] = {"preset": "folder/ce"}
     options["data.root"] = shlex.quote(root)
-    reason = f"the largest class has {factor:.3g} times the images of the smallest"
+    reason = f"the largest class has {factor:.3g} times as many images as the smallest"
     if factor >= LONG_TAILED:
         options["preset"] = "folder/s3h"
     elif factor >= UNEQUAL:
@@ -56,14 +56,16 @@ def suggest(counts: NDArray[np.int64], root: str) -> list[str]:
         options |= {"batch_size": batch, "optim.lr": RATE * batch / BATCH_SIZE}
         reasons.append(
             f"batch {batch}: an epoch of {images} images has "
-            f"{math.ceil(images / batch)} steps; the rate in proportion"
+            f"{math.ceil(images / batch)} steps; learning rate scaled with the batch"
         )
     epochs = min(LONGEST, max(SHORTEST, math.ceil(STEPS * batch / images)))
     options["epochs"] = epochs
     steps = epochs * math.ceil(images / batch)
     reasons.append(f"{epochs} epochs: {steps} steps; {STEPS} make CIFAR-100-LT's runs")
     options["data.val_fraction"] = 0.1
-    reasons.append("a tenth held out to choose by; the last training goes without it")
+    reasons.append(
+        "a tenth held out to compare choices; train the final model without this option"
+    )
     if few := int((counts < TOO_FEW).sum()):
         reasons.append(
             f"{few} of {len(counts)} classes have fewer than {TOO_FEW} images: their "

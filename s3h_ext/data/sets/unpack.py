@@ -76,7 +76,7 @@ def _extract(archive: Path, scratch: Path, folder: str) -> None:
             source = tar.extractfile(member)
             assert source is not None  # only for what is no plain file
             if (scratch / place).exists():
-                raise ValueError(f"the member {member.name[:100]!r} is there twice")
+                raise ValueError(f"the member {member.name[:100]!r} occurs twice")
             with source, (scratch / place).open("xb") as file:
                 shutil.copyfileobj(source, file)
         # What follows the last member holds the checksum of a packed file.
@@ -95,9 +95,9 @@ def _safe_path(member: tarfile.TarInfo, folder: str) -> PurePosixPath:
     if place.parts[:1] != (folder,):
         raise ValueError(f"the member {name} is not in the folder {folder}")
     if not (member.isdir() or member.isreg()) or member.issparse():
-        raise ValueError(f"the member {name} is no plain file (link or device)")
+        raise ValueError(f"the member {name} is not a regular file (link or device)")
     if member.size < 0:
         raise ValueError(f"the member {name} has a negative size")
     if member.isreg() and len(place.parts) < 2:
-        raise ValueError(f"the member {name} is a file in place of the folder")
+        raise ValueError(f"the member {name} is a file instead of the folder")
     return place

@@ -80,7 +80,7 @@ class Unreadable:
         reason = str(error) or type(error).__name__
         if self.policy == "error":
             raise UnreadableImageError(
-                f"{path}: expected an image, got: {reason}. Mend or remove it, or "
+                f"{path}: expected an image, got: {reason}. Repair or remove it, or "
                 "leave such images out with --data.unreadable skip; python -m "
                 "s3h_ext.data check NAME --root DIR --decode lists all of them"
             ) from error

@@ -141,7 +141,7 @@ class FilePixels:
         def decoded(images: list[Tensor | None]) -> DecodedPixels:
             return DecodedPixels(self, asked.popleft(), images)
 
-        # Not a generator, whose frame would keep the images of the step before.
+        # Not a generator, whose frame would keep the images in the step before.
         return map(decoded, self.decoder.images(asking(), largest))
 
 

@@ -26,13 +26,13 @@ def read_picture(path: Path, channels: int) -> NDArray[np.uint8]:
     """Decode an image file as training does, to uint8 ``[H, W, channels]``.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: no such file.
         ValueError: the file is no image, or damaged.
     """
     try:
         pixels = decode_image(path.read_bytes()).numpy()
     except FileNotFoundError:
-        raise FileNotFoundError("there is no such file") from None
+        raise FileNotFoundError("no such file") from None
     except IsADirectoryError:
         raise ValueError("a folder, not an image") from None
     except Exception as error:  # a damaged file can fail anywhere in a decoder

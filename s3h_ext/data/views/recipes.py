@@ -158,7 +158,7 @@ class Recipe:
             names = [repr(name) for name, recipe in RECIPES.items() if recipe == self]
             raise ValueError(
                 f"recipe: {' or '.join(names) or 'this one'} changes colours and needs "
-                f"images of 3 channels, got {channels}; take one without jitter and "
+                f"images of 3 channels, got {channels}; use one without jitter and "
                 "grey, such as 'crop-flip'"
             )
 
@@ -225,8 +225,7 @@ class Recipe:
         if isinstance(height, Tensor) or isinstance(width, Tensor):
             if self.out_size is None:
                 raise ValueError(
-                    "out_size: expected a size for images that differ in theirs, got "
-                    "None"
+                    "out_size: expected a size, because image sizes differ; got None"
                 )
             shape = torch.broadcast_shapes(index.shape, views.shape)
             sides = (torch.as_tensor(side).expand(shape) for side in (height, width))
