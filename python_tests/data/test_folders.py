@@ -99,7 +99,7 @@ def test_splits_of_a_folder(tmp_path):
 def test_nothing_is_held_out_of_a_folder_with_test_images(tmp_path, split):
     for name in ("train", split):
         grow(tmp_path, prefix=name)
-    said = f"test_fraction: .*{split} already holds the test images; expected None, got 0.3"
+    said = f"test_fraction: .*{split} already holds the test images; .*0.3"
     with pytest.raises(ValueError, match=said):
         load_dataset("folder", root=tmp_path, test_fraction=0.3)
 

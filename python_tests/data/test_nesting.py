@@ -31,15 +31,15 @@ DROPPED = {"cat": 5, "dog": 5, "dog/cat": 4}
         (
             SIGN,
             "the 200 images of class 'Dataset' lie in folders below it ('0', '1', '2', "
-            "'3', '4' and 5 more): each image has the class of its top folder. If these "
-            "folders are the classes, the root is too high: give {root}/Dataset",
+            "'3', '4' and 5 more): each image has the class of its top folder. If "
+            "these folders are the classes, the root is too high: give {root}/Dataset",
         ),
         (
             BRAIN,
             "the 190 images of class 'augmented data' lie in folders below it ('no', "
             "'yes'): each image has the class of its top folder. Subfolders with the "
-            "name of a class: 'no', 'yes'. If these folders are the classes, the root is "
-            "too high: give {root}/augmented data",
+            "name of a class: 'no', 'yes'. If these folders are the classes, the root "
+            "is too high: give {root}/augmented data",
         ),
         (DEEP, "the root is too high: give {root}/repo/Dataset"),
         (
