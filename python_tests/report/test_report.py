@@ -97,6 +97,11 @@ def tables(tree):
     ]
 
 
+def key_numbers(tree):
+    """The names and the values at the head of the page."""
+    return [[each.text for each in tree.iter(tag)] for tag in ("dt", "dd")]
+
+
 def pictures(tree):
     sources = [image.get("src") for image in tree.iter("img")]
     prefix = "data:image/png;base64,"
@@ -108,7 +113,7 @@ def test_a_run_ends_with_a_report_of_its_own_numbers(trained):
     folder = trained.folder.path
     tree = parsed((folder / "report.html").read_text())
     summary = json.loads((folder / "summary.json").read_text())
-    header, values = tables(tree)[0]
+    header, values = key_numbers(tree)
     assert header == [
         *("top-1", "many", "medium", "few", "macro-F1", "worst class"),
         "calibration error",
@@ -348,7 +353,7 @@ def test_classes_without_test_images_and_undefined_calibration(tmp_path):
     summary |= {"few": None, "calibration_error": None}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     tree = parsed(write_report(RunFolder(tmp_path)).read_text())
-    _, values = tables(tree)[0]
+    _, values = key_numbers(tree)
     assert (values[3], values[6]) == ("-", "-")
     *_, classes, _run = tables(tree)
     assert classes[3] == ["c", "", "5", "0", "-", "-"]

@@ -124,10 +124,11 @@ def _mean_subclasses(found: Subclasses) -> tuple[float, float]:
     return float(rows[divided].mean()), float(found.perplexity()[divided].mean())
 
 
-def _key_numbers(summary: dict[str, Any]) -> Table:
+def _key_numbers(summary: dict[str, Any]) -> list[tuple[str, str]]:
     header = ["top-1", *GROUPS, "macro-F1", "worst class", "calibration error"]
     names = ["top1", *GROUPS, "macro_f1", "worst_class", "calibration_error"]
-    return header, [[_percent(summary.get(name)) for name in names]]
+    values = (_percent(summary.get(name)) for name in names)
+    return list(zip(header, values, strict=True))
 
 
 def _group_table(results: RunResults) -> Table:
@@ -151,7 +152,7 @@ def _group_table(results: RunResults) -> Table:
             ]
         )
     header = ["group", "classes", "training images", "test images", "accuracy"]
-    header += [f"confused with another {name}-shot class" for name in GROUPS]
+    header += [f"wrong: {name}" for name in GROUPS]
     return header, rows
 
 
