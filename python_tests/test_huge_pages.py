@@ -81,7 +81,7 @@ def test_it_takes_a_kernel_and_a_library_that_can(kernel, monkeypatch):
     for mode, wanted in (("always", True), ("madvise", True), ("never", False)):
         kernel(mode)
         assert (huge_pages.asking({}) is not None) == wanted
-    assert "not asked for, the kernel's mode is never" in huge_pages.describe()
+    assert "not requested; the kernel's mode is never" in huge_pages.describe()
     kernel("madvise")
     for version in ((2, 34), (0,)):
         monkeypatch.setattr(huge_pages, "_glibc", lambda version=version: version)

@@ -207,7 +207,7 @@ def test_check_says_what_is_there(tmp_path, capsys):
     too_long = f"train/{'a' * 300}.JPEG 0"
     write_lists(tmp_path, train=[*train, too_long], test=every_class("val"))
     assert main(arguments) == 1
-    assert "1 of 1001 images are not there" in capsys.readouterr().out
+    assert "1 of 1001 images are missing" in capsys.readouterr().out
 
 
 BIG = """

@@ -42,7 +42,7 @@ def test_cifar10_is_the_same_at_this_factor_and_at_higher_ones(
             load_dataset("cifar10-lt", root=tiny_cifar.root, **options),
             load_dataset("cifar10-lt", root=there, **options),
         )
-    with pytest.raises(ValueError, match="images, the profile asks for"):
+    with pytest.raises(ValueError, match="images, the profile needs"):
         load_dataset("cifar10-lt", root=there, imbalance=2, profile=profile)
 
 

@@ -36,6 +36,19 @@ def test_the_command_parses_to_what_the_counts_ask_for(
     assert not any("fewer than 5" in reason for reason in reasons)
 
 
+@pytest.mark.parametrize(
+    ("side", "size", "backbone"),
+    [
+        *[(8, 32, "resnet32"), (32, 32, "resnet32"), (70, 64, "resnet32")],
+        *[(100, 96, "resnet50"), (112, None, "resnet50"), (3000, None, "resnet50")],
+    ],
+)
+def test_small_images_get_small_views_and_a_small_network(side, size, backbone):
+    command, *_ = suggest(np.array([400, 90]), "photos", side)
+    config, _ = parse_options(shlex.split(command)[3:])
+    assert (config.data.size, config.model.backbone) == (size, backbone)
+
+
 def test_classes_of_which_nothing_can_be_measured_are_counted():
     *_, last = suggest(np.array([400, 4, 1]), "photos")
     assert last.startswith("2 of 3 classes have fewer than 5 images")
@@ -49,6 +62,6 @@ def test_the_check_of_a_folder_ends_with_the_command(tmp_path):
                 image = Image.new("RGB", (8, 8), (place, 0, 0))
                 image.save(tmp_path / split / name / f"{place}.png")
     report = check("folder", tmp_path)
-    command, *reasons = suggest(np.array([12, 3]), str(tmp_path))
+    command, *reasons = suggest(np.array([12, 3]), str(tmp_path), side=8)
     end = report.lines[-1 - len(reasons) :]
     assert end == [f"to begin with: {command}", *(f"  {each}" for each in reasons)]

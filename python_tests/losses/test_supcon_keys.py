@@ -286,8 +286,8 @@ COMBINATIONS = [
     ({**LABELS, "self_index": torch.arange(B)}, "self_index must be None without keys"),
     ({**LABELS, "keys": unit(M, D)}, "key_labels must be given with labels and keys"),
     ({**LABELS, "in_batch": False}, "keys must be given with in_batch=False"),
-    ({}, "features must be .* two views or more where labels and mask are None"),
-    (KEYS, "features must be .* two views or more where labels and mask are None"),
+    ({}, "features must be .* at least two views if labels and mask are None"),
+    (KEYS, "features must be .* at least two views if labels and mask are None"),
     (
         {**LABELS, "contrast_mode": "one"},
         "features must be .* with contrast_mode='one'",

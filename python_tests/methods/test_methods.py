@@ -263,7 +263,7 @@ def test_bad_hybrid_options_are_refused(options, message):
         ({"weight_beta": 1.0}, r"^weight_beta: expected a number in \[0, 1\), got 1.0"),
         ({"weight_beta": float("nan")}, "^weight_beta: expected a number"),
         ({"loss": "logit-adjusted", "weight_beta": 0.9}, "weight_beta: "),
-        ({"reweight_from": 0.8}, "weight_beta: there are no .*from 0.8 on; .*, got 0"),
+        ({"reweight_from": 0.8}, "weight_beta: reweight_from 0.8 needs .*, got 0"),
     ],
 )
 def test_bad_baseline_options_are_refused(options, message):
@@ -273,7 +273,7 @@ def test_bad_baseline_options_are_refused(options, message):
 
 @pytest.mark.parametrize("method", [Baseline, BCL, ClassifierRetraining, Hybrid, S3H])
 def test_a_montage_is_not_trained_on_the_label_of_one_image(method):
-    with pytest.raises(ValueError, match="one image each, got 'montage-2x2': a"):
+    with pytest.raises(ValueError, match="one image per view, got 'montage-2x2': a"):
         method(recipe="montage-2x2").streams()
     with pytest.raises(ValueError, match="did you mean 'montage-2x2'"):
         method(recipe="montage").streams()

@@ -5,7 +5,7 @@ import pytest
 from s3h_ext.methods import Baseline
 from s3h_ext.presets import preset_names
 from s3h_ext.runs.config import DataConfig, TrainConfig
-from s3h_ext.runs.consistency import _EFFECTS, check_options
+from s3h_ext.runs.consistency import _EFFECTS, check_length, check_options
 from s3h_ext.runs.options import parse_options
 from s3h_ext.train import main
 from s3h_ext.training.trainer import Trainer
@@ -30,8 +30,8 @@ WARNED = {
         "checkpoint_every: in a run of 15 epochs only the last epoch is saved, got 16",
     ),
     "--preset cifar100-lt/ce --eval_every 1 --epochs 9": (
-        "optim.milestones: 0.9 of a run of 9 epochs is its end, and no rate is lowered "
-        "there",
+        "optim.milestones: 0.9 of a run of 9 epochs is its end, so the rate is not "
+        "lowered there",
     ),
     "--preset cifar100-lt/ce-drw --eval_every 1 --epochs 6 --optim.milestones [0.5] "
     "--method.reweight_from 0.9": (
@@ -57,7 +57,7 @@ WARNED = {
     ),
     "--preset digits-lt/s3h --epochs 1 --optim.warmup_epochs 0 --method.partner "
     "momentum --method.momentum_schedule cosine": (
-        "method.momentum_schedule: in a run of 1 epoch the momentum does not move",
+        "method.momentum_schedule: the momentum stays constant in a run of 1 epoch",
     ),
     "--preset digits-lt/ce --epochs 1 --optim.warmup_epochs 0 --method.sampler "
     "progressive": (
@@ -196,3 +196,20 @@ def test_warnings_are_printed_and_logged(tmp_path, capsys):
     ):
         assert f"warning: {text}" in printed
         assert text in log
+
+
+@pytest.mark.parametrize("preset", ["folder/ce", "folder/s3h", "digits-lt/ce"])
+@pytest.mark.parametrize("images", [2, 60, 1000, 2559, 2560, 10**6])
+def test_a_small_folder_is_told_of_options_that_fit(preset, images):
+    config, _ = parse_options(["--preset", preset, "--data.root", "photos"])
+    found = check_length(config, images)
+    assert bool(found) == (preset.startswith("folder/") and images < 2560)
+    if not found:
+        return
+    options = found[0].partition("better: ")[2].split()
+    better, _ = parse_options(["--preset", preset, *options])
+    assert check_length(better, images) == []
+    assert 16 <= better.batch_size < 128
+    ratio = better.batch_size / config.batch_size
+    assert better.optim.lr == pytest.approx(config.optim.lr * ratio)
+    assert better.epochs == 200

@@ -366,7 +366,7 @@ def test_a_folder_in_a_run_that_is_a_link_is_refused(stranger, capsys, name):
     (stranger.folder / name).symlink_to(mine.resolve())
     before = sorted(mine.iterdir())
     assert COMMANDS["resume"](stranger.name) == 2
-    assert f"{name} is a link, which is not followed" in capsys.readouterr().err
+    assert f"{name} is a link, and links are not followed" in capsys.readouterr().err
     assert sorted(mine.iterdir()) == before
 
 

@@ -178,8 +178,8 @@ def test_everything_follows_the_images_that_can_be_read(
     assert main([*arguments, "--data.unreadable", "skip"]) == 0
     said, log = capsys.readouterr().err, (run / "train.log").read_text()
     note = (
-        "left out, as none of their training images can be read: 'class 2', with 1 "
-        "test images"
+        "left out, because none of their training images can be read: 'class 2' (and "
+        "1 test images)"
     )
     for text in (said, log):
         assert all(text.count(f"left out: {path}: ") == 1 for path in bad)

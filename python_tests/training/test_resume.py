@@ -117,7 +117,7 @@ def test_a_second_stage_goes_on_without_its_first(tmp_path, first_stage):
     summary = rest.fit()
     assert rest.state.epochs_done == 2
     assert summary["first_stage"].startswith("digits-lt/ce (")
-    with pytest.raises(CheckpointError, match="init_from: .* holds no sound"):
+    with pytest.raises(CheckpointError, match="init_from: .* has no valid"):
         trainer_of(tmp_path / "other", *arguments)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from s3h_ext.data.load import PHOTOGRAPHS
+from s3h_ext.data.sets.suggest import fitting
 from s3h_ext.methods import (
     S3H,
     Baseline,
@@ -26,7 +27,7 @@ from s3h_ext.runs.config import TrainConfig, flatten
 from s3h_ext.runs.options import preset_options
 from s3h_ext.runs.presets import short_warmup
 
-__all__ = ["check_options"]
+__all__ = ["check_length", "check_options"]
 
 
 def check_options(config: TrainConfig, processes: int = 1) -> list[str]:
@@ -61,6 +62,28 @@ def check_options(config: TrainConfig, processes: int = 1) -> list[str]:
                 f"not end within {config.epochs}; the rate rises over {warmup:g}"
             )
     return notes
+
+
+def check_length(config: TrainConfig, images: int) -> list[str]:
+    """Return a warning, with options that fit, if a folder is small for its batches.
+
+    Args:
+        config: of the run.
+        images: how many the run trains on.
+    """
+    batch, epochs = fitting(images)
+    if config.data.name != "folder" or config.batch_size <= batch:
+        return []
+    if isinstance(config.method, TauNormalization):
+        return []
+    each = math.ceil(images / config.batch_size)
+    rate = config.optim.lr * batch / config.batch_size
+    return [
+        f"batch_size: an epoch of {images} images has only {each} "
+        f"step{'s' if each > 1 else ''}, the whole run {each * config.epochs}. These "
+        f"options suit the folder better: --batch_size {batch} --optim.lr {rate:g} "
+        f"--epochs {epochs}"
+    ]
 
 
 def _late(config: TrainConfig) -> Iterator[str]:

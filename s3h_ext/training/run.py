@@ -32,7 +32,7 @@ from s3h_ext.runs.checkpoint import (
     set_rng_state,
 )
 from s3h_ext.runs.config import TrainConfig
-from s3h_ext.runs.consistency import check_options
+from s3h_ext.runs.consistency import check_length, check_options
 from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.loading import build_network, open_dataset, take_weights
 from s3h_ext.runs.precision import resolve_precision
@@ -91,6 +91,8 @@ class TrainingRun:
             self.dataset = without_unreadable(self.dataset, known)
         elif data.unreadable == "skip":
             self.dataset = read_once(self.dataset, self.feed, world)
+        if checkpoint is None:
+            self.warnings += check_length(config, len(self.dataset.train))
         torch.manual_seed(config.seed)
         model = build_network(config, self.dataset)
         if checkpoint is None:  # which has it all, and the files may have moved

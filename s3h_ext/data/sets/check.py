@@ -25,7 +25,7 @@ from s3h_ext.data.sets.registry import (
     find_official,
     md5_of,
 )
-from s3h_ext.data.sets.suggest import suggest
+from s3h_ext.data.sets.suggest import suggest, usual_side
 from s3h_ext.data.source.decode import Unreadable
 
 __all__ = ["CheckReport", "check", "cut_counts"]
@@ -125,14 +125,17 @@ def check(
     if name not in PHOTOGRAPHS and decode:
         raise ValueError(f"decode: {name} has no image files to decode")
     report = CheckReport()
+    train = None
     if name in PHOTOGRAPHS:
-        _check_photographs(name, Path(root), lists, report, decode)
+        train = _check_photographs(name, Path(root), lists, report, decode)
     else:
         _check_archive(name, Path(root), size, report)
     if report.class_counts and not report.problems:
         _add_factors(report, imbalance, profile, by_size=not name.startswith("cifar"))
         if name == "folder":
-            command, *reasons = suggest(np.array(report.class_counts), str(root))
+            counts = np.array(report.class_counts)
+            side = None if train is None else usual_side(train)
+            command, *reasons = suggest(counts, str(root), side)
             report.lines += [f"to begin with: {command}", *(f"  {r}" for r in reasons)]
     return report
 
@@ -193,14 +196,15 @@ def _check_octmnist(
 
 def _check_photographs(
     name: str, root: Path, lists: str | Path | None, report: CheckReport, decode: bool
-) -> None:
+) -> ImageFiles | None:
+    """Adds what there is to say; returns the training images."""
     if name in LISTED:
         _check_lists(name, Path(lists or root), report)
     try:
         data = load_dataset(name, root=root, lists=lists)
     except (ValueError, OSError) as error:
         report.problems.append(f"{error}. {HOW_TO_GET[name]}")
-        return
+        return None
     report.lines += data.notes
     for split in ("train", "val", "test"):
         files: ImageFiles | None = getattr(data, split)
@@ -216,6 +220,7 @@ def _check_photographs(
                 f"{split}: {len(gone)} of {len(files)} images are missing, the first "
                 f"is {gone[0]}"
             )
+    return data.train if isinstance(data.train, ImageFiles) else None
 
 
 def _check_lists(name: str, folder: Path, report: CheckReport) -> None:

@@ -7,8 +7,11 @@ import shlex
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-__all__ = ["suggest"]
+from s3h_ext.data.dataset import ImageFiles
+
+__all__ = ["fitting", "suggest", "usual_side"]
 
 #: What the presets of folders are made for.
 BATCH_SIZE, RATE = 128, 0.05
@@ -21,14 +24,33 @@ SHORTEST, LONGEST = 30, 200
 UNEQUAL, LONG_TAILED = 5, 20
 #: Images of a class of which a held-out part says nothing.
 TOO_FEW = 5
+#: Photographs are shown in views of 224 pixels; smaller ones than the first number gain
+#: nothing from that, and up to the second number a network for small images suits them.
+SMALL, TINY = 112, 64
+#: Images whose size is looked at.
+LOOKED_AT = 100
 
 
-def suggest(counts: NDArray[np.int64], root: str) -> list[str]:
+def fitting(images: int) -> tuple[int, int]:
+    """Return the batch size and the epochs that suit a number of training images.
+
+    Example:
+        >>> fitting(60), fitting(100_000)
+        ((16, 200), (128, 30))
+    """
+    batch = BATCH_SIZE
+    while batch > SMALLEST_BATCH and images < STEPS_AN_EPOCH * batch:
+        batch //= 2
+    return batch, min(LONGEST, max(SHORTEST, math.ceil(STEPS * batch / images)))
+
+
+def suggest(counts: NDArray[np.int64], root: str, side: int | None = None) -> list[str]:
     """Return the command of a first training, and a line for each of its choices.
 
     Args:
         counts: training images of each class, int64 ``[C]``, none of them 0.
         root: the folder of the images.
+        side: their usual shorter side in pixels, if known.
 
     Example:
         >>> command, *reasons = suggest(np.array([900, 90, 9]), "photos")
@@ -49,16 +71,18 @@ def suggest(counts: NDArray[np.int64], root: str) -> list[str]:
         options["method.loss"] = "logit-adjusted"
     reasons = [f"{options['preset']}: {reason}"]
 
-    batch = BATCH_SIZE
-    while batch > SMALLEST_BATCH and images < STEPS_AN_EPOCH * batch:
-        batch //= 2
+    if side is not None and side < SMALL:
+        options["data.size"] = size = max(32, 32 * round(side / 32))
+        if size <= TINY:
+            options["model.backbone"] = "resnet32"
+        reasons.append(f"size {size}: the shorter side of most images is about {side}")
+    batch, epochs = fitting(images)
     if batch != BATCH_SIZE:
         options |= {"batch_size": batch, "optim.lr": RATE * batch / BATCH_SIZE}
         reasons.append(
             f"batch {batch}: an epoch of {images} images has "
             f"{math.ceil(images / batch)} steps; learning rate scaled with the batch"
         )
-    epochs = min(LONGEST, max(SHORTEST, math.ceil(STEPS * batch / images)))
     options["epochs"] = epochs
     steps = epochs * math.ceil(images / batch)
     reasons.append(f"{epochs} epochs: {steps} steps; {STEPS} make CIFAR-100-LT's runs")
@@ -73,3 +97,19 @@ def suggest(counts: NDArray[np.int64], root: str) -> list[str]:
         )
     words = " ".join(f"--{name} {value}" for name, value in options.items())
     return [f"python -m s3h_ext.train {words}", *reasons]
+
+
+def usual_side(files: ImageFiles) -> int | None:
+    """Return the median of the images' shorter sides in pixels, by their headers.
+
+    It looks at a hundred of them, and returns None if none can be read.
+    """
+    step = max(1, len(files) // LOOKED_AT)
+    sides = []
+    for index in range(0, len(files), step):
+        try:
+            with Image.open(files.path(index)) as image:
+                sides.append(min(image.size))
+        except Exception:  # the check of the files says what is wrong
+            continue
+    return int(np.median(sides)) if sides else None
