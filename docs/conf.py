@@ -12,6 +12,7 @@ project = "s3h_ext"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = "s3h_ext"
+html_show_copyright = False
 myst_heading_anchors = 3
 napoleon_use_ivar = True
 autodoc_default_options = {"members": True}

@@ -50,7 +50,7 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """Image files and their labels; nothing is opened before it is shown.
+    """Image files and their labels; files are opened only when they are used.
 
     All paths share one string of bytes, and a subset shares it with the whole: a
     million of them take some 80 MB in place of the 200 MB of as many Python objects.
@@ -139,7 +139,7 @@ class ImageFiles:
 
 @dataclass(frozen=True, eq=False)
 class LongTailDataset:
-    """A long-tailed training set, an optional part of it to select by, a test set.
+    """A long-tailed training set, an optional validation set, and a test set.
 
     Attributes:
         name: As given to :func:`load_dataset`.
@@ -152,7 +152,7 @@ class LongTailDataset:
         class_names: One name per class.
         mean: Per channel, of pixels in [0, 1].
         std: Per channel, of pixels in [0, 1].
-        notes: What a reader of results should know of the data, a sentence each.
+        notes: Remarks about the data for readers of results, one sentence each.
         unreadable: Names of training images that were left out because they cannot be
             read, relative to the root.
     """

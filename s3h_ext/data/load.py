@@ -60,8 +60,8 @@ def load_dataset(
 ) -> LongTailDataset:
     """Loads a data set and cuts its training half to a long tail.
 
-    Which images stay is fixed (the published draw, :func:`~.longtail.pick_subset`) and
-    does not depend on ``seed``; ``seed`` chooses the validation part alone.
+    The subset is fixed (the published draw, :func:`~.longtail.pick_subset`); ``seed``
+    only chooses the validation part.
 
     Args:
         name: ``"digits-lt"`` (built in), ``"cifar10-lt"``, ``"cifar100-lt"``,
@@ -91,7 +91,7 @@ def load_dataset(
         ValueError: an argument is out of range, the data are unusable, or a class has
             fewer images than the profile asks for.
         FileNotFoundError: ``root`` does not hold the data.
-        ImportError: the digits are wanted and scikit-learn is missing.
+        ImportError: scikit-learn, which has the digits, is missing.
 
     Example:
         >>> load_dataset("digits-lt").class_counts.tolist()
@@ -184,12 +184,12 @@ def unused_images(
     val_fraction: float = 0.0,
     seed: int = 0,
 ) -> ImageSet:
-    """Returns what :func:`load_dataset` leaves of an archive's training images.
+    """Returns the training images of an archive that :func:`load_dataset` leaves out.
 
-    These are what the long-tailed cut leaves over, which is much of the rare classes,
-    and what is held out, which alone there is of the most frequent one: together a
-    measure for every class that needs no test image. The published protocols have no
-    such images to choose by, so say so where a choice rests on them. The arguments are
+    They are the images removed by the long-tailed cut (many of each rare class) and the
+    held-out ones (the only ones of the most frequent class). Together they measure
+    every class without test images. Published protocols do not use such images, so say
+    so if you base a choice on them. The arguments are
     those of :func:`load_dataset`.
 
     Raises:

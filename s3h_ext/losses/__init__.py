@@ -7,32 +7,31 @@ the denominators are calls of :func:`s3h_ext.ops.similarity_logsumexp`. On the C
 SupCon is both in one operation (:func:`s3h_ext.ops.supervised_contrastive`). No N×M
 matrix is ever formed.
 
-Common to all of them: rows are used as they are given and should have unit length
-(``F.normalize``). On the CPU longer ones cost time alone; the CUDA kernels count on
-unit rows, and overflow to inf where a score passes 88. An anchor for which the loss is
-undefined (no positive, or nothing in its denominator) adds nothing and is not counted
-by ``reduction="mean"``. A row with a negative label has no class: it is no anchor, and
-as a key it equals nothing. In a queue, and in the ``key_labels`` of SupCon, a negative
-label marks an empty place, which adds nothing, whatever it holds. Labels are integers
-of any type but uint64. One that is not below the number of classes, where that is
-known, is a ``ValueError`` on the CPU, and no class on a GPU and under
-``torch.compile``, where looking at it would wait.
+All of them use rows as given, which should have unit length (``F.normalize``). On the
+CPU, other lengths only cost time; the CUDA kernels expect unit rows and overflow to inf
+if a score exceeds 88. An anchor for which the loss is undefined (no positive, or an
+empty denominator) contributes nothing and is not counted by ``reduction="mean"``. A row
+with a negative label has no class: it is not an anchor, and as a key it matches
+nothing. In a queue, and in SupCon's ``key_labels``, a negative label marks an empty
+slot, whose content is ignored. Labels are integers of any type except uint64. If the
+number of classes is known, a label that is not below it is a ``ValueError`` on the CPU;
+on a GPU and under ``torch.compile``, where the check would synchronise, it is no class.
 
-In several processes (``torch.distributed``) each has the rows of its part of the batch.
-With ``gather=True`` its rows are the anchors, the rows of all processes are the keys,
-gradients flow back to the processes they belong to
-(:func:`s3h_ext.ops.gather_rows`), and an anchor does not see itself. Every process
-returns R times its share, R being their number: the mean over the processes is the loss
-of the joint batch, and the gradients that ``DistributedDataParallel`` averages are its
-gradients. With ``reduction="none"`` it returns its anchors' losses as they are, and
-their sum is to be multiplied by R. All processes have to call it. Without ``gather`` a
-process contrasts its own rows alone.
+With several processes (``torch.distributed``), each has the rows of its part of the
+batch. With ``gather=True``, its rows are the anchors and the rows of all processes are
+the keys; gradients flow back to the process that owns a row
+(:func:`s3h_ext.ops.gather_rows`), and an anchor does not see itself. Each of R
+processes returns R times its share, so the mean over the processes is the loss of the
+joint batch, and the gradients averaged by ``DistributedDataParallel`` are its
+gradients. With ``reduction="none"``, it returns the unscaled losses of its anchors:
+multiply their sum by R. All processes must make the call. Without ``gather``, a process
+contrasts only its own rows.
 
 The losses of classifiers (:mod:`s3h_ext.losses.classification`) take logits and, where
-the classes' sizes matter, their training counts; a row with a negative label is not
-counted by them either. Cross-entropy and the logit-adjusted loss take the two labels of
-mixed images too (:class:`MixedLabels`). ``effective_number_weights`` makes class
-weights of counts.
+the classes' sizes matter, their training counts; they also ignore rows with a negative
+label. Cross-entropy and the logit-adjusted loss also take the two labels of mixed
+images (:class:`MixedLabels`). ``effective_number_weights`` turns counts into class
+weights.
 """
 
 from s3h_ext.losses._reduction import ContrastiveStats

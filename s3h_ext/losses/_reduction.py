@@ -18,7 +18,7 @@ P = ParamSpec("P")
 
 
 class ContrastiveStats(NamedTuple):
-    """What a loss counted; tensors on the loss's device, so reading them may wait.
+    """Counts of anchors, as tensors on the loss's device: reading them may synchronise.
 
     Attributes:
         counted: ``[]`` int64, anchors that entered the loss.

@@ -43,14 +43,14 @@ def balanced_contrastive_loss(
     ``L_i = −1/|P(i)| Σ_{p in P(i)} log( exp(s_ip) / Σ_{a≠i} exp(s_ia)/w_ia )``,
     ``w_ia = n_{y_a} − [a in P(i)]``
 
-    The keys are the rows and, where given, one centre for each class; P(i) are the
-    keys with the anchor's label except i, its centre among them, and n_c is the number
-    of keys of class c, anchor and centre included. A class thus weighs the same in the
-    denominator however many keys it has. A key without a class weighs 1. An anchor
-    without a positive is skipped; with centres there is none but those without a class.
+    The keys are the rows and, if given, one centre per class. P(i) are the keys with
+    the anchor's label except i, including its centre; n_c is the number of keys of
+    class c, including anchor and centre. So each class has the same weight in the
+    denominator, however many keys it has. A key without a class has the weight 1. An
+    anchor without a positive is skipped; with centres, only anchors without a class.
 
-    Of several sets of centres the loss is the mean of the losses with each of them; the
-    rows meet each other once for all, by ``lse(A ∪ B) = logaddexp(lse(A), lse(B))``.
+    With several sets of centres, the loss is the mean over the sets; the scores between
+    rows are computed only once, by ``lse(A ∪ B) = logaddexp(lse(A), lse(B))``.
 
     Args:
         features: ``[B, V, D]`` or ``[N, D]``.

@@ -47,23 +47,22 @@ def cross_model_contrastive_loss(
 
     ``L_i = −1/|P(i)| Σ_{p in P(i)} log( exp(s_ip) / Σ_{a≠e_i} exp(s_ia)/w_ia )``
 
-    The equation of :func:`balanced_contrastive_loss` with keys that are not the
-    anchors: the other model's rows, then a queue, then one centre for each class. e_i
-    is the key that row i must not see, if any, of the same image and so with its label;
+    The equation of :func:`balanced_contrastive_loss`, with keys that differ from the
+    anchors: the other model's rows, then a queue, then one centre per class. e_i is the
+    key that row i must not see, if any; it shows the same image and so has its label.
     w_ia is the number of keys of a's class that row i sees. Keys that require a
-    gradient get one: detach a momentum model's. An anchor without a positive is
-    skipped. A queue that is not full yet has empty places: they add nothing, to the
-    loss or to a gradient, whatever they hold.
+    gradient get one, so detach those of a momentum model. An anchor without a positive
+    is skipped. Empty slots of a queue add nothing to the loss or a gradient.
 
     Args:
         features: ``[N, D]``.
         labels: ``[N]`` integers below C; negative: no class.
         keys: ``[M, D]`` from the other model.
-        key_labels: ``[M]`` integers below C; negative: no class, the key is seen as
-            what it is, a row that equals nothing.
+        key_labels: ``[M]`` integers below C; negative: no class, the key matches no
+            anchor.
         centres: ``[C, D]`` or None.
         queue: ``[Q, D]`` earlier keys, or None.
-        queue_labels: ``[Q]`` integers below C; negative: an empty place. With
+        queue_labels: ``[Q]`` integers below C; negative: an empty slot. With
             ``queue`` only.
         self_index: ``[N]``: e_i, an index into ``keys``; any other value: none.
         temperature: τ.

@@ -51,7 +51,7 @@ def paco_loss(
     reduction: Reduction = "mean",
     gather: bool = False,
 ) -> Reduced:
-    r"""Contrast with rows and with learnable class centres at once, PaCo and GPaCo.
+    r"""Contrast with rows and learnable class centres: PaCo and GPaCo.
 
     ``L_i = −Σ_{p in P(i) ∪ C} w_ip log( exp(x_ip) / Z_i ) / Σ_p w_ip``,
     ``Z_i = Σ_{c in C} exp(x_ic) + γ Σ_{a in A(i)} exp(x_ia)``
@@ -69,12 +69,12 @@ def paco_loss(
 
     Args:
         features: ``[N, D]``, rows of unit length, the anchors.
-        labels: ``[N]`` integers below C; negative: no class, the row is no anchor and
-            stays in the others' denominators.
+        labels: ``[N]`` integers below C; negative: no class; the row is not an anchor
+            but stays in the others' denominators.
         logits: ``[N, C]`` of the anchors.
         keys: ``[M, D]`` further keys, the same in every process, or None.
-        key_labels: ``[M]`` integers below C, with ``keys``; negative: an empty place,
-            which adds nothing, whatever it holds.
+        key_labels: ``[M]`` integers below C, with ``keys``; negative: an empty slot,
+            whose content is ignored.
         class_counts: ``[C]``, numbers above 0 in proportion to the classes' shares.
         alpha: α, of rows that are positives.
         beta: β, of the own class's centre.
@@ -206,7 +206,7 @@ class PaCoLoss(ContrastiveModule):
         )
 
     def settings(self) -> dict[str, Any]:
-        """Returns the function's arguments: the logits say how many classes."""
+        """Returns the function's arguments; the logits set the number of classes."""
         settings = super().settings()
         del settings["num_classes"]
         names = "class_counts alpha beta gamma smoothing logit_temperature".split()

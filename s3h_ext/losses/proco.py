@@ -56,9 +56,9 @@ def proco_loss(
     most 10⁵, as in the released code; Banerjee et al.'s (JMLR 2005)
     ``R (D − R²) / (1 − R²)`` is smaller by R²/D of it.
 
-    Everything is calculated in float64 and in logarithms, so no dimension or
-    concentration overflows. Beside its arguments it holds a few N × C matrices, as a
-    classifier of C classes does, and none of N × C × D.
+    It computes in float64 and in logarithms, so no dimension or concentration
+    overflows. Like a classifier of C classes, it needs a few N × C matrices, but none
+    of N × C × D.
 
     Args:
         features: ``[N, D]``, rows of unit length.
@@ -125,12 +125,12 @@ def _check_means(means: Tensor, features: Tensor) -> Tensor:
 class ProCoLoss(ContrastiveModule):
     """:func:`proco_loss` with the classes' means, estimated while it trains.
 
-    In training mode a call first adds its rows to the estimates, as the released code
-    does; in eval mode it leaves them alone. An epoch starts from the means of the
-    epoch before it, to which its own rows are added: call :meth:`begin_epoch`. A class
-    that has not been seen has a mean of length 0.9 in a random direction. All of this
-    is in buffers, so a run that loads the ``state_dict`` goes on bit for bit. Of two
-    views the paper calls the loss twice and takes the mean.
+    In training mode, a call first adds its rows to the estimates, as the released code
+    does; in eval mode it does not change them. An epoch starts from the means of the
+    previous one and adds its own rows: call :meth:`begin_epoch`. The mean of an unseen
+    class has the length 0.9 and a random direction. All state is in buffers, so a run
+    that loads the ``state_dict`` continues bit for bit. For two views, the paper calls
+    the loss twice and takes the mean.
 
     Args:
         class_counts: training images of each class, ``C`` numbers >= 1.
@@ -185,7 +185,7 @@ class ProCoLoss(ContrastiveModule):
             self.register_buffer(name, torch.zeros_like(counts))
 
     def settings(self) -> dict[str, Any]:
-        """Returns the function's arguments: the counts say how many classes."""
+        """Returns the function's arguments; the counts set the number of classes."""
         settings = super().settings()
         del settings["num_classes"]
         return settings
@@ -197,7 +197,7 @@ class ProCoLoss(ContrastiveModule):
 
     @torch.no_grad()
     def begin_epoch(self) -> None:
-        """Starts from the last epoch's own estimates, and new ones of this epoch."""
+        """Starts from the last epoch's estimates, and new ones for this epoch."""
         self.sums.copy_(self.next_sums)
         self.masses.copy_(self.next_masses)
         self.next_sums.zero_()

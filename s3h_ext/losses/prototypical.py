@@ -41,8 +41,8 @@ def prototypical_supcon_loss(
 
     ``L_i = −log( exp(z_i·p_{y_i}/τ) / Σ_{j≠y_i} exp(z_i·p_j/τ) )``
 
-    The own class is *not* in the denominator, so the loss is no softmax and can be
-    negative. With K prototypes a class, ``exp(z_i·p_j/τ)`` becomes the mean over the
+    The own class is *not* in the denominator, so the loss is not a softmax and can be
+    negative. With K prototypes per class, ``exp(z_i·p_j/τ)`` becomes the mean over the
     class's prototypes, in numerator and denominator alike; K = 1 is the paper's loss.
     With a single class, or a negative label, the anchor is skipped. Memory is
     O((N·K + C·K)·D).
@@ -50,7 +50,7 @@ def prototypical_supcon_loss(
     Args:
         features: ``[N, D]``.
         labels: ``[N]`` integers below C; negative: no class.
-        prototypes: ``[C, D]`` or ``[C, K, D]``; learnable where they require grad.
+        prototypes: ``[C, D]`` or ``[C, K, D]``; learnable if they require grad.
         temperature: τ.
         reduction: ``"mean"`` over counted anchors, ``"sum"``, or ``"none"`` ``[N]``.
         gather: count the anchors of all processes, see :mod:`s3h_ext.losses`.
@@ -135,7 +135,7 @@ class PrototypicalSupConLoss(ContrastiveModule):
         super().__init__(temperature, reduction, gather=gather)
 
     def settings(self) -> dict[str, Any]:
-        """Returns the function's arguments: prototypes say how many classes."""
+        """Returns the function's arguments; prototypes set the number of classes."""
         settings = super().settings()
         del settings["num_classes"]
         return settings

@@ -11,25 +11,25 @@ from s3h_ext.ops._arguments import check_matrices
 
 
 class FeatureQueue(nn.Module):
-    """Keeps the last rows that were put in: XBM's memory, MoCo's queue.
+    """Keeps the most recent rows: XBM's memory, MoCo's queue.
 
-    Give ``features`` and ``labels`` to :func:`s3h_ext.losses.supcon_loss` as ``keys``
-    and ``key_labels``; empty places, whose label is -1, add nothing there. All of the
-    state is in buffers, so a run that loads its ``state_dict`` goes on bit for bit.
-    Nothing is read back from the device: steps can be recorded as CUDA graphs.
+    Pass ``features`` and ``labels`` to :func:`s3h_ext.losses.supcon_loss` as ``keys``
+    and ``key_labels``; empty slots have the label -1 and add nothing. All state is in
+    buffers, so a run that loads the ``state_dict`` continues bit for bit. Nothing is
+    read back from the device: steps can be recorded as CUDA graphs.
 
     Attributes:
-        features: ``[Q, D]``; zeros in empty places.
-        labels: ``[Q]`` int64; -1 in empty places.
-        position: ``[]`` int64, the place that is written next, which is the oldest.
+        features: ``[Q, D]``; zeros in empty slots.
+        labels: ``[Q]`` int64; -1 in empty slots.
+        position: ``[]`` int64, the slot to be overwritten next, which is the oldest.
 
     Args:
-        size: Q, how many rows are kept.
+        size: Q, the number of rows.
         dim: D.
-        dtype: of the features; rows are converted to it. A 16-bit queue beside float32
-            rows is understood by the losses.
-        gather: put in the rows of all processes, in the order of their ranks. The
-            queues of all processes are then the same, which ``keys`` have to be.
+        dtype: of the features; rows are converted to it. The losses accept a 16-bit
+            queue with float32 rows.
+        gather: enqueue the rows of all processes in the order of their ranks, so that
+            all queues are the same, as ``keys`` must be.
 
     Raises:
         ValueError: a size is below 1.
@@ -73,20 +73,20 @@ class FeatureQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Puts rows in the place of the oldest ones.
+        """Overwrites the oldest rows.
 
-        No gradient flows to them. It may come before the backward of a loss that was
-        given the queue with its labels: the loss keeps a copy. Of more than Q rows the
-        last stay.
+        No gradient flows to them. You may call it before the backward of a loss that
+        used the queue with its labels, because the loss keeps a copy. Of more than Q
+        rows, the last Q are kept.
 
         Args:
             features: ``[N, D]``, of unit length as the losses expect them.
-            labels: ``[N]`` integers; a negative one leaves its place empty. None: 0 for
-                every row, for losses that do not ask for labels.
+            labels: ``[N]`` integers; a negative one leaves its slot empty. None: 0 for
+                every row, for losses without labels.
 
         Returns:
-            ``[N]``, the places of the rows, which are the loss's ``self_index`` where a
-            row must not see itself in the queue; -1 for a row that did not stay.
+            ``[N]``, the slots of the rows; -1 for a row that was not kept. Pass it as
+            ``self_index`` if a row must not see itself in the queue.
 
         Raises:
             ValueError: a shape or device is not as above.

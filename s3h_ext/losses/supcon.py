@@ -63,48 +63,46 @@ def supcon_loss(
 
     ``L_i = −1/|P(i)| Σ_{p in P(i)} log( exp(z_i·z_p/τ) / Σ_{a∈A(i)} exp(z_i·z_a/τ) )``
 
-    A(i) are the keys that anchor i sees: the other rows of the batch, and ``keys``,
-    such as a :class:`FeatureQueue`'s, where there are any. P(i), its positives, are
-    those of them that have the anchor's label. The denominator holds all of A(i),
-    positives included. There is no τ/τ_base factor. An anchor without a positive is
-    skipped.
+    A(i) are the keys that anchor i sees: the other rows of the batch and any ``keys``,
+    such as those of a :class:`FeatureQueue`. P(i), its positives, are the keys in A(i)
+    with the anchor's label. The denominator includes all of A(i). There is no τ/τ_base
+    factor. An anchor without a positive is skipped.
 
-    Without labels the positives are the other views of the same sample. This is the
-    loss of SimCLR (Chen et al., ICML 2020, eq. 1), and with ``in_batch=False`` and
-    ``contrast_mode="one"`` that of MoCo (He et al., CVPR 2020, eq. 1) against its
-    queue. A mask says of any two samples whether they are positives, or how much:
+    Without labels, the positives are the other views of the same sample. This is the
+    loss of SimCLR (Chen et al., ICML 2020, eq. 1); with ``in_batch=False`` and
+    ``contrast_mode="one"``, that of MoCo (He et al., CVPR 2020, eq. 1) with its queue.
+    A mask gives a weight for each pair of samples, 0 if they are not positives:
     ``L_i = −Σ_p m_ip log(…) / Σ_p m_ip``.
 
     Args:
         features: ``[B, V, D]`` (V views of each sample) or ``[N, D]`` (N samples of one
-            view), rows of unit length (``F.normalize``): they are used as they are
-            given, and :mod:`s3h_ext.losses` says what becomes of others.
-        labels: ``[B]`` or ``[N]`` integers below ``num_classes``; negative: no class,
-            the row is no anchor and stays in the others' denominators. None: positives
-            are the views of a sample, or what the mask says.
-        mask: ``[B, K]`` of bool or floating point, not negative, in place of labels:
-            the weight of the samples that are contrasted with, those of the batch (with
-            ``gather`` of all processes) first, then ``keys``. An anchor does not see
-            itself, whatever the mask says. Multi-label: ``(y @ y.T) > 0`` of labels
-            ``[B, C]``.
+            view), rows of unit length (``F.normalize``); see :mod:`s3h_ext.losses`
+            for others.
+        labels: ``[B]`` or ``[N]`` integers below ``num_classes``; negative: no class;
+            the row is not an anchor but stays in the others' denominators. None:
+            positives are the views of a sample, or given by the mask.
+        mask: ``[B, K]`` of bool or floating point, not negative, instead of labels:
+            the weights of the samples of the batch (with ``gather``, of all processes),
+            then of ``keys``. An anchor never sees itself, whatever the mask.
+            Multi-label: ``(y @ y.T) > 0`` of labels ``[B, C]``.
         keys: ``[M, D]`` further keys, the same in every process. They get a gradient
-            where they require one.
-        key_labels: ``[M]`` integers below ``num_classes``; negative: an empty place,
-            which adds nothing, whatever it holds. With ``labels`` they must be given;
-            without, they say no more than which places are empty.
-        self_index: one integer for each anchor: which of ``keys`` it must not see, as
-            the queue's copy of itself; any other value: none.
+            if they require one.
+        key_labels: ``[M]`` integers below ``num_classes``; negative: an empty slot,
+            whose content is ignored. Required with ``labels``; without, they only mark
+            empty slots.
+        self_index: one integer per anchor: the index in ``keys`` that it must not see,
+            such as its own copy in the queue; any other value: none.
         in_batch: whether the batch's samples see each other. False: an anchor sees
             ``keys`` and, as positives, the other views of its own sample.
-        contrast_mode: ``"all"``: every row is an anchor; ``"one"``: the first view of
-            each sample is one. What anchors see does not change.
+        contrast_mode: ``"all"``: every row is an anchor; ``"one"``: only the first
+            view of each sample is one. The keys do not change.
         weights: ``[B]`` or ``[N]`` of the samples, not negative; the mean is the
             weighted one, ``Σ w_i L_i / Σ w_i``.
         temperature: τ.
         reduction: ``"mean"`` over counted anchors, ``"sum"``, or ``"none"``, which
-            gives each anchor's (sample-major), with 0 at skipped ones.
-        num_classes: upper bound of the labels, where known; without it classes are
-            found by sorting. Neither waits for the device.
+            returns one loss per anchor (sample-major), 0 for skipped ones.
+        num_classes: upper bound of the labels, if known; otherwise classes are found
+            by sorting. Neither synchronises with the device.
         gather: contrast with the rows of all processes, see :mod:`s3h_ext.losses`.
         return_stats: also return :class:`ContrastiveStats`.
 

@@ -56,7 +56,7 @@ def pool_quadrants(feature_map: Tensor) -> Tensor:
 
 
 class CascadedHeads(nn.Module):
-    """Projection heads of which each one works on the output of the one before.
+    """Projection heads in sequence, each on the output of the previous one.
 
     The first is Linear, batch norm, ReLU, Linear; the others begin with a batch norm
     without parameters. Two of them are the heads of CBTS (Zhao et al., IEEE TMM 2025,

@@ -21,7 +21,7 @@ def process_count(group: dist.ProcessGroup | None = None) -> int:
 def gather_rows(
     *tensors: Tensor, group: dist.ProcessGroup | None = None
 ) -> tuple[tuple[Tensor, ...], int]:
-    r"""Joins the rows of all processes, in the order of their ranks.
+    r"""Concatenates the rows of all processes in the order of their ranks.
 
     Processes may hold different numbers of rows. The gradient of a row is the sum of
     what all processes' losses give for it: each process has to use the result, and

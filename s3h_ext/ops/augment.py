@@ -24,7 +24,7 @@ LIBRARY.define(
 
 
 class Operation(IntEnum):
-    """What :func:`augment_images` can do, and what its magnitude means.
+    """The operations of :func:`augment_images` and the meaning of their magnitudes.
 
     Geometric operations take the nearest pixel, the ``CUBIC`` ones Pillow's bicubic;
     what comes from outside the image is the fill. ``AUTO_CONTRAST``, ``INVERT`` and
@@ -67,9 +67,9 @@ def augment_images(
     grey level where a compiler contracts Pillow's own arithmetic. The result does not
     depend on the number of threads, on the other views or on the device.
 
-    On a GPU it is one kernel, which waits for nothing and can be captured in a CUDA
-    graph. Where the CUDA kernels were not built, what the views show of CUDA tensors is
-    copied to the host, worked on there and copied back, and the call waits for that.
+    On a GPU it is one kernel, which does not synchronise and can be captured in a CUDA
+    graph. If the CUDA kernels were not built, the images of CUDA tensors are copied to
+    the host, processed there and copied back, which synchronises.
 
     Args:
         images: uint8 ``[N, H, W, C]``, C = 1 or 3.

@@ -47,9 +47,8 @@ def class_sum_dots(
     r"""Returns ``q_i · Σ_{j: y_j = y_i} k_j``.
 
     With ``keys=None`` the queries are the keys, and row i is left out of its sum.
-    Inputs of 16 bits are summed and answered in float32. Under autocast, queries and
-    keys of different types meet in the wider one. Gradients flow to queries and keys,
-    once. The result does not depend on the number of threads.
+    Inputs of 16 bits are summed and answered in float32. Under autocast, mixed
+    types are converted to the wider one. Gradients flow to queries and keys, once. The result does not depend on the number of threads.
 
     Args:
         queries: ``[N, D]`` float32, float64, bfloat16 or float16.
@@ -57,7 +56,7 @@ def class_sum_dots(
         query_classes: ``[N]`` integers; a class outside [0, num_classes) has no sum,
             and 0 for its rows.
         key_classes: ``[M]`` integers, with ``keys`` only.
-        num_classes: how many sums there are.
+        num_classes: number of sums.
 
     Returns:
         ``[N]``, float64 for float64 queries, else float32.

@@ -11,7 +11,7 @@ __all__ = ["Patches"]
 
 @dataclass(frozen=True)
 class Patches:
-    """What to render: P patches, each a part of a source image put into a view.
+    """What to render: P patches, each a part of a source image drawn into a view.
 
     A patch is cut out of its image, mirrored, resized into its rectangle (or mapped by
     its affine matrix), and coloured, in this order.
@@ -19,7 +19,7 @@ class Patches:
     Attributes:
         image: int64 ``[P]``, the source image of each patch.
         box: int64 ``[P, 4]``: top, left, height, width in source pixels, sides from 1
-            to 65536. A box may leave its image: it sees black there.
+            to 65536. Parts outside the image are black.
         flip: bool ``[P]``, mirror the box left to right; ``None`` for no patch.
         colour: float32 ``[P, C, C + 1]`` on pixels in [0, 1], the last column an
             offset, the result clamped to [0, 1]; ``None`` for no change. NaN in a
@@ -30,11 +30,11 @@ class Patches:
             horizontal coordinate, as PIL's ``Image.transform``. It replaces the resize
             and is not antialiased. ``None``: the box is resized to the rectangle.
         view: int64 ``[P]``, the view that each patch goes to; ``None``: the view of its
-            own number. Where patches of a view overlap, the later one is seen.
+            own number. Later patches cover earlier ones.
         rect: int64 ``[P, 4]``, the destination in the view: top, left, height, width,
             inside it; ``None``: the whole view.
         views: How many views there are; ``None``: P, or one more than the largest
-            ``view``. Where no patch goes a view is black.
+            ``view``. Uncovered parts of a view are black.
         nearest: Whether affine maps take the nearest pixel instead of interpolating
             bilinearly.
         fill: What an affine map shows outside the box, on pixels in [0, 1].

@@ -44,7 +44,7 @@ LIBRARY.define(
 
 
 class PrototypeUpdate(NamedTuple):
-    """What a batch adds to the state.
+    """The contribution of a batch to the state.
 
     Attributes:
         assignments: int64 ``[N]``, each sample's row; -1 where it was ignored.
@@ -97,12 +97,12 @@ def accumulate_prototypes(
     metric: Metric = "euclidean",
     out: PrototypeUpdate | None = None,
 ) -> PrototypeUpdate:
-    r"""Assigns each sample to the nearest prototype of its own class, and adds up.
+    r"""Assigns each sample to the nearest prototype of its class, and sums per row.
 
     Euclidean: ``argmin_k |f - p_k|²``; cosine: ``argmin_k 1 - f·p_k / |f|``, for unit
-    prototypes. The first of equals wins. Unborn rows (mass 0) take no sample, except
-    that the first row of a class always may. Nothing is differentiated. The result
-    does not depend on the number of threads, and on CUDA not on the run. Nothing syncs
+    prototypes. Ties go to the first. Unused rows (mass 0) get no sample, except that
+    the first row of a class always may. There are no gradients. The result does not
+    depend on the number of threads, nor on CUDA on the run. Nothing syncs
     with the host on CUDA: an out-of-range label triggers a device-side assert, and
     offsets are not validated.
 
@@ -114,9 +114,9 @@ def accumulate_prototypes(
         masses: ``[S]``, of the prototypes' type.
         offsets: int64 ``[C + 1]``, rising from 0 to S.
         metric: ``"euclidean"`` or ``"cosine"``.
-        out: an update of the same state that is not needed any more; its memory, but
-            for the assignments, is used again. In a training loop this saves an
-            allocation of the size of the state in each step.
+        out: a previous update of the same state; its memory, except for the
+            assignments, is reused. In a training loop this saves an allocation of the
+            size of the state in each step.
 
     Returns:
         The batch's part of the update, in the prototypes' type.
@@ -163,15 +163,14 @@ def accumulate_prototypes(
 def all_reduce_update(
     update: PrototypeUpdate, group: dist.ProcessGroup | None = None
 ) -> PrototypeUpdate:
-    """Joins the updates of all processes; each of them gets the whole.
+    """Combines the updates of all processes; each process gets the result.
 
-    Sums, counts and distortions are added. Of the farthest samples of a class the
-    farthest one wins, of equally far ones that of the lowest rank: with consecutive
-    parts of a batch on consecutive ranks that is what one process with the whole batch
-    finds.
+    Sums, counts and distortions are added. Of the farthest samples of a class, the
+    farthest one is kept; ties go to the lowest rank. If consecutive ranks hold
+    consecutive parts of a batch, one process with the whole batch finds the same.
 
     Args:
-        update: of this process; every process has the same shapes but for N.
+        update: of this process; shapes may differ between processes only in N.
         group: the processes, all if None.
 
     Returns:
@@ -214,7 +213,7 @@ def apply_prototypes_(
     momentum: float = 0.99,
     expire_below: float = 0.1,
 ) -> None:
-    r"""Takes an update into the state, in place.
+    r"""Applies an update to the state, in place.
 
     For every class in the batch and each of its rows k:
 
@@ -292,10 +291,11 @@ def update_prototypes_(
     momentum: float = 0.99,
     expire_below: float = 0.1,
 ) -> Tensor:
-    """Assigns a batch and takes it into the state, in place.
+    """Assigns a batch and applies its update to the state, in place.
 
-    Does what :func:`accumulate_prototypes` and :func:`apply_prototypes_` do in turn, to
-    the same bits, and keeps no batch sums: class by class, while they are in the cache.
+    Gives the same bits as :func:`accumulate_prototypes` followed by
+    :func:`apply_prototypes_`, but works class by class in the cache and stores no
+    batch sums.
 
     Args:
         features: ``[N, D]``, as in :func:`accumulate_prototypes`.

@@ -49,16 +49,15 @@ def prototypical_contrastive(
     temperature: float,
     reduction: Reduction = "mean",
 ) -> tuple[Tensor, Tensor]:
-    r"""Returns the loss of Wang et al. (CVPR 2021, Hybrid-PSC) and what it counts.
+    r"""Returns the loss of Wang et al. (CVPR 2021, Hybrid-PSC) and its count.
 
     ``L_i = log Σ_{j: c_j ≠ y_i} exp(z_i·p_j/τ) − log Σ_{j: c_j = y_i} exp(z_i·p_j/τ)``
 
-    c_j is the class of prototype j. A row is not counted, and its loss is 0, where its
-    label is no class or where there is no other class. On the CPU only;
+    c_j is the class of prototype j. A row is not counted, and its loss is 0, if its
+    label is no class or there is no other class. On the CPU only;
     :func:`s3h_ext.losses.prototypical_supcon_loss` serves every device and float64.
-    Gradients flow to features and prototypes, once. Scores are calculated as by
-    :func:`s3h_ext.ops.similarity_logsumexp`, so the same statements hold on 16 bits,
-    on autocast and on determinism.
+    Gradients flow to features and prototypes, once. For 16-bit types,
+    autocast and determinism, see :func:`s3h_ext.ops.similarity_logsumexp`.
 
     Args:
         features: ``[N, D]`` float32, bfloat16 or float16.

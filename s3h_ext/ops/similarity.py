@@ -68,30 +68,29 @@ def similarity_logsumexp(
 ) -> Tensor:
     r"""Returns ``lse_i = log Σ_j exp(q_i·k_j / τ + b_j + [y_i = y_j] c_i)``.
 
-    The N×M scores are formed in tiles, and once more in the backward; they are stored
-    for it on the CPU alone, where there is a gradient and they take less than 8 MiB.
-    With ``keys=None`` the queries are the keys and no row sees itself; that is the
-    caller's word, never guessed from identity. A row without any key is -inf and
-    has zero gradient.
+    The N×M scores are computed in tiles, and again in the backward. Only the CPU stores
+    them for it, if there is a gradient and they take less than 8 MiB.
+    With ``keys=None`` the queries are the keys and no row sees itself; passing the
+    same tensor twice does not imply this. A row without any key is -inf and has zero
+    gradient.
 
     Inputs of 16 bits are multiplied as they are, accumulated and answered in float32.
     CUDA kernels multiply float32 to float32 accuracy, by TF32 only where torch may too
     (``torch.backends.cuda.matmul.allow_tf32``).
-    Under autocast, queries and keys of different types meet in the wider one; nothing
-    is cast down. Gradients flow to queries and keys, once: a second derivative is
-    refused.
+    Under autocast, queries and keys of different types are converted to the wider one.
+    Gradients flow to queries and keys; a second derivative is an error.
 
     Args:
         queries: ``[N, D]`` float32, float64, bfloat16 or float16.
         keys: ``[M, D]`` of the same type, or None for the symmetric case.
         temperature: τ, a positive finite number.
         key_bias: b, ``[M]`` floating point (``[N]`` in the symmetric case); -inf
-            takes a key out. Must not require a gradient.
+            excludes a key. Must not require a gradient.
         query_labels: y, ``[N]`` integers; a negative label equals nothing. In the
             symmetric case they are the keys' labels too.
         key_labels: ``[M]`` integers; with ``query_labels`` and ``keys`` only.
-        same_label_bias: c, a number or ``[N]``, added where labels agree; -inf takes
-            those pairs out. Must not require a gradient.
+        same_label_bias: c, a number or ``[N]``, added where labels agree; -inf excludes
+            those pairs. Must not require a gradient.
         self_index: ``[N]`` integers: the key that row i must not see; any value
             outside [0, M) means none. Not with ``keys=None``.
         assume_normalized: rows are expected to have unit length: a CUDA kernel then

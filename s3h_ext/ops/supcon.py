@@ -49,16 +49,15 @@ def supervised_contrastive(
     num_classes: int | None = None,
     reduction: Reduction = "mean",
 ) -> tuple[Tensor, Tensor]:
-    r"""Returns the loss ``L_out`` of Khosla et al. (2020, eq. 2) and what it counts.
+    r"""Returns the loss ``L_out`` of Khosla et al. (2020, eq. 2) and its count.
 
     ``L_i = log Σ_{a≠i} exp(z_i·z_a/τ) − z_i·(S_{y_i} − z_i) / (τ (n_{y_i} − 1))``
 
     S_c and n_c are the sum and the number of the rows of class c. A row that is alone
-    in its class, or has none, is not counted: its loss is 0, yet it stays in the
+    in its class, or has no class, is not counted: its loss is 0, but it stays in the
     others' denominators. On the CPU only; :func:`s3h_ext.losses.supcon_loss` serves
-    every device. Gradients flow to the features, once. Rows are calculated as by
-    :func:`s3h_ext.ops.similarity_logsumexp`, so the same statements hold on 16 bits
-    and on determinism.
+    every device. Gradients flow to the features, once. For 16-bit types and
+    determinism, see :func:`s3h_ext.ops.similarity_logsumexp`.
 
     Args:
         features: ``[N, D]`` float32, float64, bfloat16 or float16. Rows should have

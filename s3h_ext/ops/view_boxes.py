@@ -56,7 +56,7 @@ def sample_view_boxes(
     Args:
         sizes: int64 ``[N, 2]``, height and width of each image in [1, 2**24); or one
             pair for all.
-        constraint: Where to look; a crop alone is meant in the whole image. Under
+        constraint: Where to look; a crop alone covers the whole image. Under
             ``torch.compile`` a :class:`Constraint` made outside.
         seed: In [0, 2**32).
         epoch: In [0, 2**32).
@@ -65,13 +65,13 @@ def sample_view_boxes(
         stream: Which stream of draws, in [0, 256).
 
     Returns:
-        Boxes and fallback flags, on the device of ``sample_index``. The flags are there
-        to be counted: many of them say that the constraint does not suit the images.
+        Boxes and fallback flags, on the device of ``sample_index``. Count the
+        flags: if many are set, the constraint does not suit the images.
 
     Raises:
-        TypeError: a tensor is not int64, or the constraint is none.
-        ValueError: a wrong shape, or a number out of range. Values inside CUDA tensors
-            are not looked at, for that would wait for the device.
+        TypeError: a tensor is not int64, or the constraint is not a constraint.
+        ValueError: a wrong shape, or a number out of range. Values in CUDA tensors
+            are not checked, because that would synchronise.
 
     Example:
         >>> from s3h_ext.ops.view_constraints import FOUR_CORNERS, RandomResizedCrop

@@ -65,6 +65,8 @@ def suggest(counts: NDArray[np.int64], root: str, side: int | None = None) -> li
     options: dict[str, object] = {"preset": "folder/ce"}
     options["data.root"] = shlex.quote(root)
     reason = f"the largest class has {factor:.3g} times as many images as the smallest"
+    if factor == 1:
+        reason = "all classes have the same number of images"
     if factor >= LONG_TAILED:
         options["preset"] = "folder/s3h"
     elif factor >= UNEQUAL:

@@ -60,10 +60,10 @@ class Batch(Tensors):
             ``images[v]`` and ``images.flatten(0, 1)`` are channels-last without a copy.
         labels: int64 ``[B]``.
         indices: int64 ``[B]``, positions in the image set.
-        quadrants: What montages show; ``None`` for other views. The crops of all B
+        quadrants: Of montages; ``None`` for other views. The crops of all B
             images are spread over all montages, so ``labels`` says nothing about a
             single one.
-        mixed: What is mixed into the views; ``None`` in a stream without mixing.
+        mixed: The images mixed into the views; ``None`` without mixing.
     """
 
     images: Tensor

@@ -79,7 +79,7 @@ class ResidentPixels:
 
 
 class FilePixels:
-    """Photographs, decoded as they are wanted and rendered on the device.
+    """Photographs, decoded on demand and rendered on the device.
 
     An image is decoded once for all its views and streams of a step, including the
     views it is mixed into.
