@@ -47,8 +47,9 @@ def class_sum_dots(
     r"""Returns ``q_i · Σ_{j: y_j = y_i} k_j``.
 
     With ``keys=None`` the queries are the keys, and row i is left out of its sum.
-    Inputs of 16 bits are summed and answered in float32. Under autocast, mixed
-    types are converted to the wider one. Gradients flow to queries and keys, once. The result does not depend on the number of threads.
+    Inputs of 16 bits are summed and answered in float32. Under autocast, mixed types
+    are converted to the wider one. Gradients flow to queries and keys, once. The result
+    does not depend on the number of threads.
 
     Args:
         queries: ``[N, D]`` float32, float64, bfloat16 or float16.
