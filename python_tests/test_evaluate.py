@@ -111,7 +111,9 @@ def test_a_split_that_was_not_held_out(tmp_path, capsys):
 def test_photographs_have_no_unused_images(digits_run, monkeypatch):
     run = load_run(digits_run, device="cpu")
     monkeypatch.setattr(run.config.data, "name", "folder")
-    with pytest.raises(ValueError, match=r"split: folder is cut from no archive"):
+    with pytest.raises(
+        ValueError, match=r"split: folder does not come from an archive"
+    ):
         split_images(run, "unused")
 
 

@@ -83,9 +83,9 @@ def test_a_cut_archive_gives_every_higher_factor(tiny_cifar):
     steeper = load_dataset("cifar10-lt", root=tiny_cifar.root, imbalance=40)
     assert steeper.class_counts[0] == 40
     assert steeper.class_counts[-1] == 1
-    with pytest.raises(ValueError, match=r"class 1 has 30 images.*asks for 33"):
+    with pytest.raises(ValueError, match=r"class 1 has 30 images.*needs 33"):
         load_dataset("cifar10-lt", root=tiny_cifar.root, imbalance=5)
-    with pytest.raises(ValueError, match=r"class 1 has 30 images.*asks for 40"):
+    with pytest.raises(ValueError, match=r"class 1 has 30 images.*needs 40"):
         load_dataset("cifar10-lt", root=tiny_cifar.root, imbalance=10, profile="step")
 
 

@@ -198,7 +198,7 @@ TEMPERATURES = [
     (math.inf, ValueError, "finite and above 0, got inf"),
     ("0.1", TypeError, "a number, got str"),
     (None, TypeError, "a number, got NoneType"),
-    (torch.tensor(0.1), TypeError, "a number, got Tensor; for a learned one"),
+    (torch.tensor(0.1), TypeError, "a number, got Tensor; to learn it"),
 ]
 
 

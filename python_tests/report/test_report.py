@@ -302,7 +302,7 @@ def test_an_analysis_that_fails_costs_its_part_of_the_report_alone(
     monkeypatch.setattr(trainer.method, "analyse", fail)
     trainer.fit()
     said = capsys.readouterr().err
-    assert "the report has no part on cws-ce: OutOfMemoryError: no room" in said
+    assert "the report has no section on cws-ce: OutOfMemoryError: no room" in said
     assert (tmp_path / "report.html").is_file()
 
 

@@ -247,7 +247,7 @@ def test_a_group_of_options_is_given_inline_or_as_a_file(tmp_path):
         config, _ = parse_options(["--preset", "digits-lt/ce", "--optim", given])
         assert (config.optim.lr, config.optim.gamma) == (0.3, 0.5)
         assert config.optim.schedule == "cosine"  # of the preset
-    with pytest.raises(OptionError, match="optim: expected the options themselves"):
+    with pytest.raises(OptionError, match="optim: expected options"):
         parse_options(["--config", f"{{optim: {path}}}"])
 
 

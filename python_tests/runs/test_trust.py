@@ -252,7 +252,9 @@ def test_what_is_imported_may_be_named(stranger):
         load_run(stranger.folder)
     module = importlib.import_module(stranger.module)
     assert isinstance(load_run(stranger.folder).method, module.Foreign)
-    with pytest.raises(OptionError, match=r"make is no subclass of s3h_ext\.methods"):
+    with pytest.raises(
+        OptionError, match=r"make is not a subclass of s3h_ext\.methods"
+    ):
         parse_options(["--config", f"{{method: {stranger.module}.make}}"])
 
 

@@ -184,7 +184,7 @@ def test_everything_follows_the_images_that_can_be_read(
     for text in (said, log):
         assert all(text.count(f"left out: {path}: ") == 1 for path in bad)
         assert note in text
-        assert "test: no image that can be read of 'class 3'" in text
+        assert "test: no readable image of 'class 3'" in text
         assert "3 classes: 'class 0' 6, 'class 1' 6, 'class 3' 3\n" in text
     card = read_card(RunFolder(run))
     assert card.classes == ("class 0", "class 1", "class 3")
