@@ -25,6 +25,7 @@ class CommandError(RuntimeError):
 FAILURES = (CommandError, ValueError, TypeError, OSError, ImportError)
 SPLITS = ("test", "val", "train", "unused")
 FORMATS = ("onnx", "pt2")
+CLASSIFIERS = ("head", "logit-adjusted", "tau-norm", "nearest-mean", "knn")
 
 
 class Parser(argparse.ArgumentParser):
@@ -93,14 +94,71 @@ def evaluate_parser() -> Parser:
         help="default: test; unused: training images of the archive that the run has "
         "not seen",
     )
+    parser.add_argument(
+        "--classifier",
+        choices=CLASSIFIERS,
+        default="head",
+        help="on the run's features; default: head, the run's own",
+    )
+    parser.add_argument(
+        "--tau",
+        type=float,
+        help="strength of logit-adjusted (default: 1) and tau-norm (default: of 0 to "
+        "2, the best on held-out images by balanced accuracy)",
+    )
+    parser.add_argument(
+        "--choose_on",
+        choices=("val", "unused"),
+        help="held-out images to choose tau-norm's tau on; default: val",
+    )
+    parser.add_argument(
+        "--neighbours", type=int, help="training images that vote in knn; default: 20"
+    )
+    parser.add_argument(
+        "--auc",
+        action="store_true",
+        help="compute the area under the ROC curve, each class against the others",
+    )
     _add_data(parser)
     parser.add_argument("--batch_size", type=int, help="default: as in the run")
     _add_device(parser)
     parser.add_argument(
-        "--output", type=Path, help="folder; default: RUN/evaluation-SPLIT"
+        "--output",
+        type=Path,
+        help="folder; default: RUN/evaluation-SPLIT, with -CLASSIFIER if not head",
     )
     _add_import(parser)
     return parser
+
+
+def check_classifier(parser: Parser, options: argparse.Namespace) -> None:
+    """Refuse options of :func:`evaluate_parser` that do not go with each other."""
+    chooses = options.classifier == "tau-norm" and options.tau is None
+    if options.tau is not None and options.classifier not in CLASSIFIERS[1:3]:
+        parser.error(
+            f"--tau: expected it with --classifier {' or '.join(CLASSIFIERS[1:3])}, "
+            f"got it with {options.classifier}"
+        )
+    if options.choose_on is not None and not chooses:
+        parser.error(
+            "--choose_on: expected it with --classifier tau-norm and without --tau, "
+            f"got {options.choose_on}"
+        )
+    if options.neighbours is not None and options.classifier != "knn":
+        parser.error(
+            "--neighbours: expected it with --classifier knn, got it with "
+            f"{options.classifier}"
+        )
+    if chooses and options.split in ("val", "unused"):
+        parser.error(
+            f"--split: tau is chosen on held-out images, so they are no test of it; "
+            f"expected test or train, or a --tau, got {options.split}"
+        )
+    if options.classifier == "knn" and options.split == "train":
+        parser.error(
+            "--split: with knn a training image would be its own nearest neighbour; "
+            "expected test, val or unused, got train"
+        )
 
 
 def predict_parser() -> Parser:

@@ -8,14 +8,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from s3h_ext.command_line import FAILURES, evaluate_parser
+from s3h_ext.command_line import FAILURES, check_classifier, evaluate_parser
 
 if __name__ == "__main__":
     evaluate_parser().parse_args()  # before PyTorch is imported
 
 import numpy as np
 
-from s3h_ext.data import Feed
+from s3h_ext.data import EvaluationBatches, Feed
 from s3h_ext.data.load import PHOTOGRAPHS
 from s3h_ext.files import write_text
 from s3h_ext.ops._library import CPU
@@ -25,9 +25,14 @@ from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.loading import Run, load_run, split_images
 from s3h_ext.runs.precision import device_name
 from s3h_ext.text import printable
-from s3h_ext.training.evaluation import evaluate_method
+from s3h_ext.training.evaluation import Predict, evaluate_method
+from s3h_ext.training.posthoc import make_classifier
 
-_MEASURES = ("top1", "many", "medium", "few", "macro_f1", "worst_class")
+_MEASURES = (
+    *("top1", "balanced_accuracy", "many", "medium", "few", "macro_f1"),
+    "worst_class",
+)
+_WHERE = ("root", "lists", "batch_size")
 
 
 def evaluate_run(
@@ -38,6 +43,8 @@ def evaluate_run(
     lists: str | None = None,
     batch_size: int | None = None,
     feed: Feed | None = None,
+    predict: Predict | None = None,
+    auc: bool = False,
 ) -> Evaluation:
     """Return the metrics of a run's network on a split of its data set.
 
@@ -49,23 +56,40 @@ def evaluate_run(
         lists: folder of the list files, likewise.
         batch_size: of the evaluation, likewise.
         feed: what reads the images and notes those that it cannot read, likewise.
+        predict: of :func:`~s3h_ext.training.posthoc.make_classifier`, in place of the
+            run's own classifier.
+        auc: compute the area under the ROC curve too.
 
     Raises:
         ValueError: the run has no such split, or these are not its data.
         FileNotFoundError: the data are not there.
     """
-    dataset = split_images(run, split, root, lists)
-    batches = (feed or _feed(run)).evaluation(
-        dataset.test,
-        dataset,
-        batch_size=run.config.eval_batch_size if batch_size is None else batch_size,
-        device=run.device,
-    )
+    batches = _batches(run, split, root, lists, batch_size, feed or _feed(run))
     return evaluate_method(
         run.method,
         batches,
-        dataset.class_counts,
+        np.array(run.card.train_images),
         precision=run.precision,
+        device=run.device,
+        predict=predict,
+        auc=auc,
+    )
+
+
+def _batches(
+    run: Run,
+    split: str,
+    root: str | None,
+    lists: str | None,
+    batch_size: int | None,
+    feed: Feed,
+    argument: str = "split",
+) -> EvaluationBatches:
+    dataset = split_images(run, split, root, lists, argument=argument)
+    return feed.evaluation(
+        dataset.test,
+        dataset,
+        batch_size=run.config.eval_batch_size if batch_size is None else batch_size,
         device=run.device,
     )
 
@@ -89,6 +113,7 @@ def _summary(
         "epochs_done": run.epochs_done,
         **({"steps_done": run.steps_done} if run.steps_done else {}),
         **{name: getattr(found, name) for name in _MEASURES},
+        **({} if found.auc is None else {"auc": found.auc}),
         # Not a number where a confidence is none, and JSON knows no NaN.
         "calibration_error": error if math.isfinite(error) else None,
         "precision": run.precision,
@@ -100,7 +125,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     parser = evaluate_parser()
     options = parser.parse_args(arguments)
-    folder = options.output or RunFolder(options.run).evaluation(options.split)
+    check_classifier(parser, options)
+    folder = options.output or RunFolder(options.run).evaluation(
+        options.split, options.classifier
+    )
     if folder.exists() and not folder.is_dir():
         parser.error(f"--output: expected a folder, got the file {printable(folder)}")
     if folder.resolve() == options.run.resolve():
@@ -117,18 +145,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         CPU.require()
         run = load_run(options.run, device=options.device)
         feed = _feed(run)
+        where = {name: getattr(options, name) for name in _WHERE}
+        others = _feed(run)  # whose unreadable images are none of the split's
+        classifier = make_classifier(
+            run,
+            options.classifier,
+            lambda split: _batches(
+                run, split, **where, feed=others, argument="choose_on"
+            ),
+            tau=options.tau,
+            choose_on=options.choose_on or "val",
+            neighbours=20 if options.neighbours is None else options.neighbours,
+        )
         found = evaluate_run(
             run,
             options.split,
-            root=options.root,
-            lists=options.lists,
-            batch_size=options.batch_size,
+            **where,
             feed=feed,
+            predict=classifier.predict,
+            auc=options.auc,
         )
         left_out = dict(feed.unreadable.errors)
         if options.split == "train":
             left_out |= dict.fromkeys(run.card.unreadable, "left out of training")
-        summary = _summary(run, options.split, found, left_out)
+        summary = _summary(run, options.split, found, left_out) | classifier.facts
         folder.mkdir(parents=True, exist_ok=True)
         write_evaluation(
             RunFolder(folder),
@@ -143,6 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path, reason in sorted(left_out.items()):
         print(f"left out: {printable(path)}: {reason}", file=sys.stderr)
     for name, value in summary.items():
+        if isinstance(value, dict):
+            continue  # the sweep is in the file
         shown = f"{value:.2f}" if isinstance(value, float) else printable(value)
         print(f"{name:18}{'-' if value is None else shown}")
     print(printable(folder))

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import f1_score, recall_score
+from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
 
 from s3h_ext.report.metrics import (
     calibrate,
     class_groups,
     evaluate_predictions,
+    macro_auc,
     metrics_of_cells,
 )
 
@@ -144,3 +145,26 @@ def test_bad_predictions_are_refused(truth, predicted, confidence, message):
         evaluate_predictions(
             np.array(truth, int), np.array(predicted, int), confidence, np.ones(2)
         )
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes")
+def test_balanced_accuracy_is_scikit_learns():
+    rng = np.random.default_rng(5)
+    truth = np.r_[np.zeros(40, int), rng.integers(0, 3, 20)]
+    predicted = rng.integers(0, 5, 60)  # classes 3 and 4 have no image
+    found = evaluate_predictions(truth, predicted, np.ones(60), np.ones(5, int))
+    expected = balanced_accuracy_score(truth, np.minimum(predicted, 3))
+    assert found.balanced_accuracy == pytest.approx(100 * expected)
+
+
+def test_area_under_the_curve_counts_pairs_in_the_right_order():
+    rng = np.random.default_rng(6)
+    truth = rng.integers(0, 3, 50)
+    scores = rng.integers(0, 4, (50, 4)) / 4  # with equals; class 3 has no image
+    areas = []
+    for label in range(3):
+        own, other = scores[truth == label, label], scores[truth != label, label]
+        order = np.sign(own[:, None] - other)
+        areas.append((order.mean() + 1) / 2)
+    assert macro_auc(truth, scores) == pytest.approx(100 * np.mean(areas))
+    assert macro_auc(np.zeros(5, int), scores[:5]) is None

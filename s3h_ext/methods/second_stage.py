@@ -9,10 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s3h_ext.checks import check, number_in
+from s3h_ext.checks import check
 from s3h_ext.data import Batch, LongTailDataset, Stream
 from s3h_ext.methods.base import Method, require_labelled
-from s3h_ext.models import GroupedClassifier, ImageClassifier, LinearClassifier
+from s3h_ext.models import (
+    TAU_RANGE,
+    GroupedClassifier,
+    ImageClassifier,
+    LinearClassifier,
+    normalize_weights,
+)
 
 Stage = TypeVar("Stage", bound="SecondStage")
 
@@ -81,15 +87,16 @@ class TauNormalization(SecondStage):
     .. math:: \tilde w_c = w_c / \lVert w_c \rVert^\tau
 
     The bias is dropped, as in the paper. Nothing is trained: the run only evaluates.
-    Choose ``tau`` with ``--data.val_fraction``, never on the test split.
+    Choose ``tau`` with ``--data.val_fraction``, never on the test split, as
+    ``python -m s3h_ext.evaluate RUN --classifier tau-norm`` does.
 
     Args:
-        tau: 0 leaves the weights alone, 1 makes them unit vectors.
+        tau: in [0, 2]; 0 leaves the weights alone, 1 makes them unit vectors.
     """
 
     def __init__(self, tau: float = 0.7) -> None:
         super().__init__()
-        check(number_in("[0, 1]"), tau=tau)
+        check(TAU_RANGE, tau=tau)
         self.tau = tau
 
     @property
@@ -108,8 +115,7 @@ class TauNormalization(SecondStage):
                 "already has unit weights"
             )
         with torch.no_grad():
-            norms = classifier.weight.norm(dim=1, keepdim=True)
-            classifier.weight.div_(norms**self.tau)
+            classifier.weight.copy_(normalize_weights(classifier.weight, self.tau))
             if classifier.bias is not None:
                 classifier.bias.zero_()
         classifier.requires_grad_(False)

@@ -18,6 +18,12 @@ from s3h_ext.models.momentum import (
     momentum_copy,
     update_momentum_copy_,
 )
+from s3h_ext.models.posthoc import (
+    TAU_RANGE,
+    NearestMean,
+    NearestNeighbours,
+    normalize_weights,
+)
 from s3h_ext.models.projection import (
     CascadedHeads,
     class_directions,
@@ -32,6 +38,7 @@ BackboneName = Literal[
 ClassifierName = Literal["linear", "cosine"]
 
 __all__ = [
+    "TAU_RANGE",
     "Backbone",
     "BackboneName",
     "CascadedHeads",
@@ -43,6 +50,8 @@ __all__ = [
     "LinearClassifier",
     "MLPHead",
     "MappingName",
+    "NearestMean",
+    "NearestNeighbours",
     "ResNet",
     "apart_from_running_statistics",
     "build_backbone",
@@ -50,6 +59,7 @@ __all__ = [
     "build_model",
     "class_directions",
     "momentum_copy",
+    "normalize_weights",
     "pool_quadrants",
     "pool_whole",
     "update_momentum_copy_",

@@ -57,6 +57,11 @@ class Metrics:
     worst_class: float
     per_class: np.ndarray
 
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean of the per-class accuracies, over the classes that have images."""
+        return float(np.nanmean(self.per_class))
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -95,10 +100,12 @@ class Evaluation(Metrics):
         confusion: int64 ``[K, 3]``, the cells of the confusion matrix that are not 0,
             sorted: true class, predicted class, images.
         calibration: confidence against accuracy.
+        auc: :func:`macro_auc`, where it was asked for.
     """
 
     confusion: np.ndarray
     calibration: Calibration
+    auc: float | None = None
 
 
 def calibrate(
@@ -186,6 +193,31 @@ def evaluate_predictions(
     confusion = np.column_stack((pairs // classes, pairs % classes, images))
     metrics = metrics_of_cells(confusion, class_counts)
     return Evaluation(**vars(metrics), confusion=confusion, calibration=calibration)
+
+
+def macro_auc(truth: np.ndarray, probabilities: np.ndarray) -> float | None:
+    """Return the mean of the classes' areas under the ROC curve, in percent.
+
+    Each class is held against all the others, as MedMNIST does; a class that has no
+    image, or all of them, does not count. ``None`` where no class counts.
+
+    Args:
+        truth: int ``[N]``, the right classes.
+        probabilities: ``[N, C]``.
+
+    Example:
+        >>> p = np.array([[0.9, 0.1], [0.4, 0.6], [0.6, 0.4]])
+        >>> macro_auc(np.array([0, 1, 0]), p)
+        100.0
+    """
+    from sklearn.metrics import roc_auc_score  # slow to import
+
+    counts = np.bincount(truth, minlength=probabilities.shape[1])
+    areas = [
+        roc_auc_score(truth == label, probabilities[:, label])
+        for label in np.flatnonzero((counts > 0) & (counts < len(truth))).tolist()
+    ]
+    return 100.0 * float(np.mean(areas)) if areas else None
 
 
 def metrics_of_cells(cells: np.ndarray, class_counts: np.ndarray) -> Metrics:

@@ -57,9 +57,10 @@ class RunFolder:
     def __str__(self) -> str:
         return str(self.path)
 
-    def evaluation(self, split: str) -> Path:
-        """The folder of a later evaluation, ``evaluation-SPLIT``."""
-        return self.path / f"evaluation-{split}"
+    def evaluation(self, split: str, classifier: str = "head") -> Path:
+        """The folder of a later evaluation, ``evaluation-SPLIT[-CLASSIFIER]``."""
+        other = "" if classifier == "head" else f"-{classifier}"
+        return self.path / f"evaluation-{split}{other}"
 
     def export(self, form: str) -> Path:
         """The exported network, ``model.onnx`` or ``model.pt2``."""

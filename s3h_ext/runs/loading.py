@@ -254,7 +254,12 @@ def load_run(path: Path, *, device: str = "auto") -> Run:
 
 
 def split_images(
-    run: Run, split: str, root: str | None = None, lists: str | None = None
+    run: Run,
+    split: str,
+    root: str | None = None,
+    lists: str | None = None,
+    *,
+    argument: str = "split",
 ) -> LongTailDataset:
     """Return the run's data set with the split ``split`` as its test images.
 
@@ -264,6 +269,7 @@ def split_images(
             (:func:`~s3h_ext.data.unused_images`).
         root: folder of the data, where it is not the run's own.
         lists: folder of the list files, likewise.
+        argument: what errors call ``split``.
 
     Raises:
         ValueError: the run has no such split, or these are not its data.
@@ -273,8 +279,8 @@ def split_images(
     data = replace(data, root=root or data.root, lists=lists or data.lists)
     if split == "unused" and data.name in PHOTOGRAPHS:
         raise ValueError(
-            f"split: {data.name} does not come from an archive, so it has no unused "
-            "images; expected train, val or test"
+            f"{argument}: {data.name} does not come from an archive, so it has no "
+            "unused images"
         )
     dataset = without_unreadable(open_dataset(data), run.card.unreadable)
     if different := run.card.differences(DatasetCard.of(dataset)):
@@ -287,7 +293,7 @@ def split_images(
     images = getattr(dataset, split)
     if images is None:
         raise ValueError(
-            f"split: {run.folder} holds out no validation images "
-            "(data.val_fraction 0); expected train, test or (archives only) unused"
+            f"{argument}: {run.folder} holds out no validation images "
+            "(data.val_fraction 0); archives also have unused images"
         )
     return replace(dataset, test=images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,12 +12,12 @@ from torch import Tensor
 from s3h_ext.data import Batch
 from s3h_ext.data.source.decode import UnreadableImageError
 from s3h_ext.methods import Method
-from s3h_ext.report.metrics import Evaluation, evaluate_predictions
+from s3h_ext.report.metrics import Evaluation, evaluate_predictions, macro_auc
 from s3h_ext.runs.precision import autocast
 from s3h_ext.training.distributed import World
 from s3h_ext.training.finite import DivergedError
 
-__all__ = ["evaluate_method", "predict_batches"]
+__all__ = ["Predict", "evaluate_method", "predict_batches"]
 
 #: Normalised images ``[B, C, H, W]`` -> logits ``[B, num_classes]``.
 Predict = Callable[[Tensor], Tensor]
@@ -29,8 +30,11 @@ def predict_batches(
     precision: str,
     device: torch.device,
     predict: Predict | None = None,
+    probabilities: bool = False,
 ) -> tuple[np.ndarray, ...]:
     """Return true and predicted classes, confidences and if logits are finite, ``[N]``.
+
+    With ``probabilities`` the last are those of all classes, ``[N, C]``.
 
     Args:
         method: its train/eval mode is restored.
@@ -38,11 +42,13 @@ def predict_batches(
         precision: ``"fp32"`` or ``"bf16"``.
         device: where the batches are.
         predict: in place of the method's own.
+        probabilities: return them.
     """
     predict = predict or method.predict
     # Kept on the device to the end: no batch waits for its results.
     empty = torch.zeros(0, dtype=torch.int64, device=device)
     found: list[tuple[Tensor, ...]] = [(empty, empty, empty.float(), empty.bool())]
+    every: list[Tensor] = []
     training = method.training
     method.eval()
     with torch.inference_mode(), autocast(precision, device, cache=False):
@@ -51,14 +57,14 @@ def predict_batches(
             confidence = (logits.amax(1) - logits.logsumexp(1)).exp()
             finite = logits.isfinite().all(1)
             found.append((batch.labels, logits.argmax(1), confidence, finite))
+            if probabilities:  # of thousands of classes: too many for a GPU
+                # In float32 those of a sure network are all 1.
+                every.append(logits.cpu().double().softmax(1))
     method.train(training)
-    truth, predicted, confidence, sound = map(torch.cat, zip(*found, strict=True))
-    return (
-        truth.cpu().numpy(),
-        predicted.cpu().numpy(),
-        confidence.cpu().numpy(),
-        sound.cpu().numpy(),
-    )
+    columns = [*map(torch.cat, zip(*found, strict=True))]
+    if every:
+        columns.append(torch.cat(every))
+    return tuple(column.cpu().numpy() for column in columns)
 
 
 def evaluate_method(
@@ -70,6 +76,7 @@ def evaluate_method(
     device: torch.device,
     world: World | None = None,
     predict: Predict | None = None,
+    auc: bool = False,
 ) -> Evaluation:
     """Return the metrics of a method on a split.
 
@@ -81,16 +88,24 @@ def evaluate_method(
         device: where the batches are.
         world: the processes that have a part of the split each; all get the result.
         predict: in place of the method's own.
+        auc: compute it too, which keeps the probabilities of all classes in memory.
 
     Raises:
         DivergedError: the logits of some image are not finite.
         UnreadableImageError: no image could be read.
     """
     found = predict_batches(
-        method, batches, precision=precision, device=device, predict=predict
+        method,
+        batches,
+        precision=precision,
+        device=device,
+        predict=predict,
+        probabilities=auc,
     )
     parts = (world or World()).gather(found)
-    truth, predicted, confidence, sound = map(np.concatenate, zip(*parts, strict=True))
+    truth, predicted, confidence, sound, *every = map(
+        np.concatenate, zip(*parts, strict=True)
+    )
     if not len(truth):
         raise UnreadableImageError("evaluation: no image of the split could be read")
     if not sound.all():
@@ -98,4 +113,5 @@ def evaluate_method(
             f"evaluation: the logits of {(~sound).sum()} of {len(sound)} images are "
             "not finite"
         )
-    return evaluate_predictions(truth, predicted, confidence, class_counts)
+    result = evaluate_predictions(truth, predicted, confidence, class_counts)
+    return replace(result, auc=macro_auc(truth, *every)) if auc else result
