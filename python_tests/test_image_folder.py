@@ -9,7 +9,7 @@ from PIL import Image
 
 from s3h_ext import evaluate, export, predict, train
 from s3h_ext.report import __main__ as report
-from s3h_ext.report.table_files import plain_text
+from s3h_ext.table_files import plain_text
 
 #: Classes and how many images they have: unequal by nature, and names as people give.
 CLASSES = {

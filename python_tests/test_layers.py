@@ -9,7 +9,16 @@ import s3h_ext
 ROOT = Path(s3h_ext.__file__).parent
 #: From the ground up: a module imports from its own room and from those before it.
 FLOORS = (
-    {"__init__", "checks", "files", "text", "presets", "command_line", "huge_pages"},
+    {
+        "__init__",
+        "checks",
+        "files",
+        "text",
+        "table_files",
+        "presets",
+        "command_line",
+        "huge_pages",
+    },
     {"ops"},
     {"losses", "models"},
     {"data"},

@@ -20,9 +20,9 @@ import torch
 from s3h_ext.data.views.pictures import find_pictures, read_picture
 from s3h_ext.files import write_pieces
 from s3h_ext.ops._library import CPU
-from s3h_ext.report.table_files import format_row
 from s3h_ext.runs.loading import Run, load_run
 from s3h_ext.runs.precision import autocast
+from s3h_ext.table_files import format_row
 from s3h_ext.text import printable
 from s3h_ext.training.finite import DivergedError
 

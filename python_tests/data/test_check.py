@@ -10,7 +10,7 @@ from s3h_ext.data.sets import check as module
 from s3h_ext.data.sets.archive import ArchiveError, statistics
 from s3h_ext.data.sets.check import check, cut_counts
 from s3h_ext.data.sets.cifar import read_archive
-from s3h_ext.data.sets.octmnist import read_octmnist_split
+from s3h_ext.data.sets.medmnist import read_medmnist_split
 from s3h_ext.data.sets.registry import OfficialFile, md5_of
 
 COUNTS = {"train": (12, 4, 3, 20), "val": (2, 1, 1, 3), "test": (1, 1, 1, 1)}
@@ -160,7 +160,7 @@ def test_octmnist(tmp_path, monkeypatch, compressed, size):
     assert report.class_counts == [12, 4, 3, 20]
     assert "train: 39 images, 20 to 3 a class, 4 classes" in report.text()
     assert "'normal' 20, 'choroidal neovascularization' 12, " in report.text()
-    split = read_octmnist_split(path, "train", size=size)
+    split = read_medmnist_split("octmnist", path, "train", size=size)
     assert split.labels.tolist() == arrays["train_labels"].ravel().tolist()
     pixels = arrays["train_images"] / 255
     ((mean,), (std,)) = statistics(split.histogram)
@@ -192,12 +192,12 @@ BAD = oct_arrays()
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        (without(BAD, "val_labels"), "expected the arrays val_labels"),
-        ({**BAD, "train_labels": BAD["train_labels"] + 4}, r"labels 0 \.\. 3, got 7"),
-        ({**BAD, "train_labels": BAD["train_labels"][:, 0]}, r"\[N, 1\]"),
+        (without(BAD, "train_labels"), "expected the arrays train_labels"),
+        ({**BAD, "train_labels": BAD["train_labels"] + 4}, r"labels 0 \.\. 3, .* to 7"),
+        ({**BAD, "train_labels": BAD["train_labels"].T}, r"\[N, 1\]"),
         ({**BAD, "train_labels": BAD["train_labels"][:5]}, r"expected uint8 \(5, 28"),
         ({**BAD, "train_labels": BAD["train_labels"][:0]}, r"\[N, 1\]"),
-        ({**BAD, "train_labels": BAD["train_labels"].astype(np.int64)}, "got int64"),
+        ({**BAD, "train_labels": BAD["train_labels"] / 1}, "got float64"),
         ({**BAD, "train_images": BAD["train_images"][:, :27]}, r"28, 28\), got"),
         ({**BAD, "train_images": BAD["train_images"] / 255}, "got float64"),
         (
@@ -209,7 +209,7 @@ BAD = oct_arrays()
 def test_a_wrong_octmnist_is_refused(tmp_path, arrays, message):
     np.savez(tmp_path / "octmnist.npz", **arrays)
     with pytest.raises(ArchiveError, match=message):
-        read_octmnist_split(tmp_path / "octmnist.npz", "train", size=28)
+        read_medmnist_split("octmnist", tmp_path / "octmnist.npz", "train", size=28)
     assert check("octmnist", tmp_path).problems
 
 
@@ -223,7 +223,7 @@ def test_a_pickle_inside_is_not_run(tmp_path, monkeypatch):
     arrays = {**BAD, "train_labels": np.array([[Payload()]], dtype=object)}
     np.savez(tmp_path / "octmnist.npz", **arrays)
     with pytest.raises(ArchiveError, match="got object"):
-        read_octmnist_split(tmp_path / "octmnist.npz", "train", size=28)
+        read_medmnist_split("octmnist", tmp_path / "octmnist.npz", "train", size=28)
     assert not (tmp_path / "executed").exists()
 
 
@@ -237,7 +237,7 @@ def test_a_claimed_size_is_not_believed(tmp_path):
             for kind in ("images", "labels"):
                 archive.writestr(f"{split}_{kind}.npy", file.getvalue())
     with pytest.raises(ArchiveError, match=r"\[N, 1\]"):
-        read_octmnist_split(tmp_path / "octmnist.npz", "train", size=28)
+        read_medmnist_split("octmnist", tmp_path / "octmnist.npz", "train", size=28)
 
 
 def test_a_damaged_octmnist_is_refused(tmp_path):
@@ -247,11 +247,11 @@ def test_a_damaged_octmnist_is_refused(tmp_path):
     for length in range(0, len(whole), 997):
         path.write_bytes(whole[:length])
         with pytest.raises(ArchiveError, match="damaged"):
-            read_octmnist_split(path, "train", size=28)
+            read_medmnist_split("octmnist", path, "train", size=28)
     place = whole.index(b"train_images") + 2000
     path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
     with pytest.raises(ArchiveError, match="CRC"):
-        read_octmnist_split(path, "train", size=28)
+        read_medmnist_split("octmnist", path, "train", size=28)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])

@@ -201,9 +201,9 @@ def test_check_says_what_is_there(tmp_path, capsys):
     assert re.search(message, capsys.readouterr().err)
     assert main([*arguments, "--size", "64"]) == 1
     assert "size: imagenet-lt has no fixed size" in capsys.readouterr().err
-    elsewhere = ["check", "folder", "--root", str(tmp_path), "--lists", str(tmp_path)]
+    elsewhere = ["check", "cifar10", "--root", str(tmp_path), "--lists", str(tmp_path)]
     assert main(elsewhere) == 1
-    assert "lists: folder has no lists; expected None" in capsys.readouterr().err
+    assert "--lists: cifar10 has no lists; expected None" in capsys.readouterr().err
     too_long = f"train/{'a' * 300}.JPEG 0"
     write_lists(tmp_path, train=[*train, too_long], test=every_class("val"))
     assert main(arguments) == 1

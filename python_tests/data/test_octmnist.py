@@ -6,7 +6,7 @@ import torch
 
 from s3h_ext.data import Feed, Stream, load_dataset
 from s3h_ext.data.longtail import sorted_profile
-from s3h_ext.data.sets.octmnist import OCT_CLASSES
+from s3h_ext.data.sets.medmnist import MEDMNIST
 from s3h_ext.models import build_model
 
 TRAIN = [33484, 10213, 7754, 46026]  # the official counts
@@ -49,7 +49,7 @@ def test_a_file_of_the_official_size_is_cut_to_our_definition(full, factor, coun
     data = load_dataset("octmnist-lt", root=root, imbalance=factor)
     assert data.class_counts.tolist() == counts
     assert data.image_shape == (28, 28, 1)
-    assert data.class_names == OCT_CLASSES
+    assert data.class_names == MEDMNIST["octmnist"]
     assert len(data.test) == 1000
     # Images and labels belong together, and no image is there twice.
     assert np.array_equal(data.train.images[:, 0, 0, 0], data.train.labels)

@@ -26,6 +26,7 @@ PAGES = [
 #: Pages whose Python blocks are one program, from top to bottom.
 PROGRAMS = [
     "README.md",
+    "docs/data.md",
     "docs/extending.md",
     "docs/recipes.md",
     "docs/views.md",

@@ -71,7 +71,9 @@ def check_law(ours, plain, leaves, terms=0.0, roundings=4, **kwargs):
         norm = max(right.norm(), terms)
         stored = torch.finfo(mine.dtype).eps if mine.element_size() == 2 else 0.0
         error = (mine.double() - right).norm()
-        allowed = 3 * (other.double() - right).norm() + (roundings * EPS + stored) * norm
+        allowed = (
+            3 * (other.double() - right).norm() + (roundings * EPS + stored) * norm
+        )
         assert error <= allowed, (error / norm, allowed / norm)
 
 

@@ -155,6 +155,8 @@ class LongTailDataset:
         notes: Remarks about the data for readers of results, one sentence each.
         unreadable: Names of training images that were left out because they cannot be
             read, relative to the root.
+        indices: Of images cut from an archive, their places in its training split,
+            int64 ``[N]``; ``None`` for others.
     """
 
     name: str
@@ -166,6 +168,7 @@ class LongTailDataset:
     std: tuple[float, ...]
     notes: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
+    indices: NDArray[np.int64] | None = None
 
     @property
     def num_classes(self) -> int:

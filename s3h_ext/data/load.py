@@ -25,9 +25,11 @@ from s3h_ext.data.sets.cifar import read_archive
 from s3h_ext.data.sets.digits import read_digits
 from s3h_ext.data.sets.folders import read_image_folder
 from s3h_ext.data.sets.lists import LISTED, read_listed
-from s3h_ext.data.sets.octmnist import read_octmnist
+from s3h_ext.data.sets.medmnist import MEDMNIST, read_medmnist
+from s3h_ext.data.sets.naming import check_classes
+from s3h_ext.data.sets.npz import read_arrays
 
-__all__ = ["DATASETS", "PHOTOGRAPHS", "load_dataset", "unused_images"]
+__all__ = ["BY_SIZE", "DATASETS", "PHOTOGRAPHS", "load_dataset", "unused_images"]
 
 #: Data sets that are files on the disk.
 PHOTOGRAPHS = (*LISTED, "folder")
@@ -38,8 +40,13 @@ DATASETS: dict[str, float | None] = {
     "cifar10-lt": 100.0,
     "cifar100-lt": 100.0,
     "octmnist-lt": 100.0,
+    **dict.fromkeys(MEDMNIST),
+    "arrays": None,
     **dict.fromkeys(PHOTOGRAPHS),
 }
+
+#: Archives whose classes differ in size by nature and are cut from the largest on.
+BY_SIZE = ("octmnist-lt", *MEDMNIST, "arrays")
 
 # Both CIFARs are normalised by CIFAR-10's statistics, as every published baseline does.
 _CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
@@ -56,6 +63,7 @@ def load_dataset(
     profile: str = "exp",
     val_fraction: float = 0.0,
     test_fraction: float | None = None,
+    label_pattern: str | None = None,
     seed: int = 0,
 ) -> LongTailDataset:
     """Loads a data set and cuts its training half to a long tail.
@@ -65,16 +73,19 @@ def load_dataset(
 
     Args:
         name: ``"digits-lt"`` (built in), ``"cifar10-lt"``, ``"cifar100-lt"``,
-            ``"octmnist-lt"``; ``"imagenet-lt"``, ``"inat18"``, ``"places-lt"`` by their
-            lists; or ``"folder"``, any image folder.
-        root: Where the unpacked CIFAR folder, ``octmnist.npz`` or the photographs are;
-            if ``None``, the environment variable ``S3H_DATA_ROOT``. Not used for the
-            digits.
+            ``"octmnist-lt"``; ``"octmnist"`` and the other sets of MedMNIST
+            (:data:`~.sets.medmnist.MEDMNIST`); ``"arrays"``, an ``.npz`` file of one's
+            own; ``"imagenet-lt"``, ``"inat18"``, ``"places-lt"`` by their lists; or
+            ``"folder"``, any images in files.
+        root: Where the unpacked CIFAR folder, ``octmnist.npz`` or the photographs are,
+            or the file of ``"arrays"``; if ``None``, the environment variable
+            ``S3H_DATA_ROOT``. Not used for the digits.
         lists: Folder of the list files; ``None`` for ``root``, and for data sets that
-            have none.
+            have none. For ``"folder"`` see :func:`~.sets.own_lists.read_own_lists`.
         imbalance: Largest over smallest class; ``None`` for the data set's default (20
-            for the digits, 100 for the others; photographs are left as they are).
-        size: Side of OCTMNIST's images: 28 (``None``), 64, 128 or 224; for photographs
+            for the digits, 100 for CIFAR and ``"octmnist-lt"``; the others are left as
+            they are).
+        size: Side of MedMNIST's images: 28 (``None``), 64, 128 or 224; for photographs
             the side of their views, 224 (``None``) or any other; ``None`` for the
             others, which come in one size.
         profile: ``"exp"`` or ``"step"``.
@@ -82,6 +93,8 @@ def load_dataset(
         test_fraction: Share of each class that becomes the test split of a folder that
             has none, in (0, 1); always the same images. ``None`` for 0.2, for a folder
             that has one, and for data sets other than ``"folder"``.
+        label_pattern: For ``"folder"``, a regular expression whose group finds the
+            class in the path of an image below its split.
         seed: Of the hold-out, in [0, 2**32).
 
     Returns:
@@ -100,8 +113,13 @@ def load_dataset(
     check_choice("name", name, DATASETS)
     check_choice("profile", profile, PROFILES)
     check(SEED, seed=seed)
-    if lists is not None and name not in LISTED:
+    if lists is not None and name not in PHOTOGRAPHS:
         raise ValueError(f"lists: {name} has no lists; expected None, got {lists}")
+    if label_pattern is not None and (name != "folder" or lists is not None):
+        raise ValueError(
+            f"label_pattern: {'its lists give' if lists else name + ' has'} the labels "
+            f"already; expected None, got {label_pattern!r}"
+        )
     if test_fraction is not None and name != "folder":
         raise ValueError(
             f"test_fraction: {name} has its own test split; expected None, got "
@@ -109,14 +127,21 @@ def load_dataset(
         )
     check(number_in("(0, 1)", "a share"), test_fraction=test_fraction)
     if name not in PHOTOGRAPHS:
-        if size is not None and name != "octmnist-lt":
+        if size is not None and name.removesuffix("-lt") not in MEDMNIST:
             raise ValueError(
                 f"size: {name} comes in one size; expected None, got {size}"
             )
         return _cut_archive(name, root, imbalance, size, profile, val_fraction, seed)
     folder = _root(name, root)
     if name == "folder":
-        dataset = read_image_folder(folder, imbalance, profile, test_fraction)
+        dataset = read_image_folder(
+            folder,
+            imbalance,
+            profile,
+            test_fraction,
+            lists=None if lists is None else Path(lists),
+            pattern=label_pattern,
+        )
     elif imbalance is None:
         dataset = read_listed(name, folder, folder if lists is None else Path(lists))
     else:
@@ -127,10 +152,7 @@ def load_dataset(
     train, val = dataset.train, dataset.val
     if val_fraction != 0:
         if val is not None:
-            raise ValueError(
-                f"val_fraction: {name} has its own validation split; expected 0, "
-                f"got {val_fraction}"
-            )
+            raise _own_split(name, val_fraction)
         kept, held = hold_out(train.labels, fraction=val_fraction, seed=seed)
         train, val = train.subset(kept), train.subset(held)
     side = 224 if size is None else size
@@ -153,6 +175,8 @@ def _cut_archive(
     seed: int,
 ) -> LongTailDataset:
     archive = _read(name, root, size)
+    if archive.val is not None and val_fraction != 0:
+        raise _own_split(name, val_fraction)
     kept, held = _long_tail(name, archive, imbalance, profile, val_fraction, seed)
     train = archive.train.subset(kept)
     mean: tuple[float, ...] = _CIFAR_MEAN
@@ -166,11 +190,19 @@ def _cut_archive(
     return LongTailDataset(
         name=name,
         train=train,
-        val=archive.train.subset(held) if len(held) else None,
+        val=archive.train.subset(held) if len(held) else archive.val,
         test=archive.test,
         class_names=archive.class_names,
         mean=mean,
         std=std,
+        indices=kept,
+    )
+
+
+def _own_split(name: str, val_fraction: float) -> ValueError:
+    return ValueError(
+        f"val_fraction: {name} has its own validation split; expected 0, got "
+        f"{val_fraction}"
     )
 
 
@@ -222,8 +254,11 @@ def _long_tail(
     # elsewhere it is the largest, so that an archive cut to a long tail serves as well.
     largest = available.min() if name == "digits-lt" else available.max()
     imbalance = DATASETS[name] if imbalance is None else imbalance
-    assert imbalance is not None  # only photographs have no factor of their own
-    if name == "octmnist-lt":
+    if imbalance is None:
+        check_classes(labels, archive.class_names)
+        kept, held = hold_out(labels, fraction=val_fraction, seed=seed)
+        return kept, held
+    if name in BY_SIZE:
         counts = sorted_profile(available, imbalance=imbalance, profile=profile)
     else:
         counts = class_profile(
@@ -237,8 +272,9 @@ def _long_tail(
 def _root(name: str, root: str | Path | None) -> Path:
     root = root or os.environ.get("S3H_DATA_ROOT")
     if root is None:
+        what = "an .npz file" if name == "arrays" else "the folder that holds the files"
         raise ValueError(
-            f"root: expected the folder that holds the files of {name}, got "
+            f"root: expected {what} of {name}, got "
             "None, and the environment variable S3H_DATA_ROOT is not set"
             f"{_remedy(name, 'DIR')}"
         )
@@ -247,7 +283,7 @@ def _root(name: str, root: str | Path | None) -> Path:
 
 def _remedy(name: str, root: str | Path) -> str:
     """Returns what to do about data that are not there."""
-    if name == "folder":
+    if name in ("folder", "arrays"):
         return ""
     if name in PHOTOGRAPHS:
         return "; see docs/photographs.md for where to get them"
@@ -263,8 +299,13 @@ def _read(name: str, root: str | Path | None, size: int | None) -> Archive:
         return read_digits()
     folder = _root(name, root)
     try:
+        if name == "arrays":
+            return read_arrays(folder)
         if name == "octmnist-lt":
-            return read_octmnist(folder, size)
+            # What is held out is to be as long-tailed as the training images.
+            return replace(read_medmnist("octmnist", folder, size), val=None)
+        if name in MEDMNIST:
+            return read_medmnist(name, folder, size)
         return read_archive(name.removesuffix("-lt"), folder)
     except FileNotFoundError as error:
         size_option = "" if size is None else f" --size {size}"

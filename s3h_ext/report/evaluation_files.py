@@ -13,8 +13,8 @@ import numpy as np
 
 from s3h_ext.files import write_text
 from s3h_ext.report.metrics import Calibration, Evaluation, Metrics, metrics_of_cells
-from s3h_ext.report.table_files import format_rows, plain_text
 from s3h_ext.runs.folder import RunFolder
+from s3h_ext.table_files import format_rows, plain_text
 
 __all__ = ["RunResults", "read_results", "write_evaluation"]
 

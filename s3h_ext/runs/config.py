@@ -32,16 +32,19 @@ class DataConfig:
 
     Args:
         name: data set: ``digits-lt`` (built in), ``cifar10-lt``, ``cifar100-lt``,
-            ``octmnist-lt``; ``imagenet-lt``, ``inat18``, ``places-lt`` with their
-            standard lists; ``folder`` for any folder of images.
-        root: folder of the unpacked archives or the photographs; defaults to the
-            environment variable ``S3H_DATA_ROOT``. ``digits-lt`` needs none.
-        lists: folder of the list files of photographs, if it is not ``root``.
-        imbalance: largest class size divided by the smallest. Not set: the default of
-            the data set, 20 for digits, 100 for the others; photographs are not cut. Of
-            photographs, only ``folder`` can be cut.
-        size: image side in pixels: for ``octmnist-lt`` 28 (the default), 64, 128 or
-            224; for views of photographs 224 (the default) or any other.
+            ``octmnist-lt``; a set of MedMNIST as it is, such as ``dermamnist``;
+            ``arrays`` for an ``.npz`` file; ``imagenet-lt``, ``inat18``, ``places-lt``
+            with their standard lists; ``folder`` for any image files.
+        root: folder of the unpacked archives or the photographs, or the file of
+            ``arrays``; defaults to the environment variable ``S3H_DATA_ROOT``.
+            ``digits-lt`` needs none.
+        lists: folder of the list files of photographs, if it is not ``root``; for
+            ``folder``: of ``train.csv`` and its like, or one such file.
+        imbalance: largest class size divided by the smallest. Not set: 20 for
+            ``digits-lt``, 100 for CIFAR and ``octmnist-lt``; the others are left as
+            they are. ``imagenet-lt``, ``inat18`` and ``places-lt`` cannot be cut.
+        size: image side in pixels: for MedMNIST 28 (the default), 64, 128 or 224; for
+            views of photographs 224 (the default) or any other.
         profile: class sizes fall exponentially (``exp``) or in one step (``step``).
         val_fraction: fraction of the training images of each class to hold out for
             model selection, which never uses test images.
@@ -49,6 +52,8 @@ class DataConfig:
             is fixed, as in the published tables.
         test_fraction: for ``folder`` without test images: fraction of each class to
             hold out for testing, always the same images. Not set: 0.2.
+        label_pattern: for ``folder``: regular expression whose group, ``label`` or the
+            first, finds the class in the path of an image below its split.
         source: where batches come from: ``resident`` for images in memory; ``pil`` or
             ``dali`` to decode photographs. ``auto``: ``resident`` or ``pil``.
         workers: threads that read and decode photographs; 0: one per CPU.
@@ -62,6 +67,18 @@ class DataConfig:
         "cifar10-lt",
         "cifar100-lt",
         "octmnist-lt",
+        "pathmnist",
+        "dermamnist",
+        "octmnist",
+        "pneumoniamnist",
+        "retinamnist",
+        "breastmnist",
+        "bloodmnist",
+        "tissuemnist",
+        "organamnist",
+        "organcmnist",
+        "organsmnist",
+        "arrays",
         "imagenet-lt",
         "inat18",
         "places-lt",
@@ -75,6 +92,7 @@ class DataConfig:
     val_fraction: float = 0.0
     split_seed: int = 0
     test_fraction: float | None = None
+    label_pattern: str | None = None
     source: SourceName = "auto"
     workers: int = 0
     unreadable: UnreadablePolicy = "error"

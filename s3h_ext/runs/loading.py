@@ -42,7 +42,11 @@ __all__ = [
 def open_dataset(data: DataConfig) -> LongTailDataset:
     """Load the data set of a configuration, with the errors of `load_dataset`."""
     return load_dataset(
-        data.name, lists=data.lists, test_fraction=data.test_fraction, **_cut(data)
+        data.name,
+        lists=data.lists,
+        test_fraction=data.test_fraction,
+        label_pattern=data.label_pattern,
+        **_cut(data),
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from s3h_ext import __version__
 from s3h_ext.data import Batch, LongTailDataset
 from s3h_ext.data.load import DATASETS
+from s3h_ext.data.train_list import list_hash
 from s3h_ext.report.analysis import try_analysis
 from s3h_ext.report.evaluation_files import write_evaluation
 from s3h_ext.report.metrics import GROUP_SIZES, GROUPS, Evaluation
@@ -87,6 +88,8 @@ def run_summary(
             "cuda": torch.version.cuda if device.type == "cuda" else None,
         },
     }
+    if drawn := list_hash(dataset):
+        summary["train_list_sha256"] = drawn
     if config.optim.ema_decay is not None:
         summary["ema_decay"] = config.optim.ema_decay
     if state.first_stage is not None:

@@ -11,8 +11,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from s3h_ext.files import open_to_append, write_text
-from s3h_ext.report.table_files import format_rows
 from s3h_ext.runs.folder import RunFolder
+from s3h_ext.table_files import format_rows
 from s3h_ext.text import printable
 
 Row = Mapping[str, float | int | None]

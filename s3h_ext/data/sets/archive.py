@@ -18,11 +18,15 @@ class ArchiveError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Archive:
-    """All images of an archive, in the files' order, and one name per class."""
+    """All images of an archive, in the files' order, and one name per class.
+
+    ``val`` is an archive's own validation split, where it has one.
+    """
 
     train: ImageSet
     test: ImageSet
     class_names: tuple[str, ...]
+    val: ImageSet | None = None
 
 
 def histograms(images: NDArray[np.uint8]) -> NDArray[np.int64]:

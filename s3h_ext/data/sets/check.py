@@ -11,16 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3h_ext.data.dataset import ImageFiles
-from s3h_ext.data.load import PHOTOGRAPHS, load_dataset
+from s3h_ext.data.load import BY_SIZE, PHOTOGRAPHS, load_dataset
 from s3h_ext.data.longtail import class_profile, sorted_profile
 from s3h_ext.data.sets.archive import ArchiveError, histograms, statistics
 from s3h_ext.data.sets.cifar import find_folder, read_archive
 from s3h_ext.data.sets.lists import LISTED, blob_hash
+from s3h_ext.data.sets.medmnist import MEDMNIST, read_medmnist_split
 from s3h_ext.data.sets.naming import classes_by_size, empty_classes, some
-from s3h_ext.data.sets.octmnist import OCT_CLASSES, SPLITS, read_octmnist_split
+from s3h_ext.data.sets.npz import SPLITS, read_arrays
 from s3h_ext.data.sets.readable import find_unreadable
 from s3h_ext.data.sets.registry import (
-    OCTMNIST_SIZES,
+    MEDMNIST_SIZES,
     OfficialFile,
     find_official,
     md5_of,
@@ -46,7 +47,7 @@ HOW_TO_GET = {
     "http://places2.csail.mit.edu, unpack it to train/ and val/ in the root, and put "
     "Places_LT_{train,val,test}.txt next to them; see docs/photographs.md",
     "folder": "Lay the images out as ROOT/CLASS/IMAGE, or as "
-    "ROOT/{train,val,test}/CLASS/IMAGE",
+    "ROOT/{train,val,test}/CLASS/IMAGE; or name --lists or --label_pattern",
 }
 
 
@@ -84,6 +85,7 @@ def check(
     profile: str = "exp",
     size: int | None = None,
     lists: str | Path | None = None,
+    label_pattern: str | None = None,
     decode: bool = False,
 ) -> CheckReport:
     """Checks a data set in ``root``.
@@ -92,14 +94,16 @@ def check(
     that is said, and is no problem.
 
     Args:
-        name: ``"cifar10"``, ``"cifar100"``, ``"octmnist"``, or a data set of
-            photographs: ``"imagenet-lt"``, ``"inat18"``, ``"places-lt"``, ``"folder"``.
+        name: ``"cifar10"``, ``"cifar100"``, a set of MedMNIST, ``"arrays"``, or a data
+            set of photographs: ``"imagenet-lt"``, ``"inat18"``, ``"places-lt"``,
+            ``"folder"``.
         root: As for :func:`~s3h_ext.data.load_dataset`.
         imbalance: Factors that must be possible with these data; none for data sets
             that are long-tailed by their lists.
         profile: ``"exp"`` or ``"step"``.
-        size: Image side in pixels, for OCTMNIST: 28, 64, 128 or 224.
-        lists: Folder of the list files of photographs; ``None`` for ``root``.
+        size: Image side in pixels, for MedMNIST: 28, 64, 128 or 224.
+        lists: As for :func:`~s3h_ext.data.load_dataset`.
+        label_pattern: Likewise.
         decode: Of photographs, decode every file, with a progress bar on stderr, and
             list those that cannot be read; if not, every file must be there, and none
             is opened.
@@ -120,22 +124,27 @@ def check(
         )
     if name in PHOTOGRAPHS and size is not None:
         raise ValueError(f"size: {name} has no fixed size; expected None, got {size}")
-    if name not in LISTED and lists is not None:
+    if name not in PHOTOGRAPHS and lists is not None:
         raise ValueError(f"lists: {name} has no lists; expected None, got {lists}")
     if name not in PHOTOGRAPHS and decode:
         raise ValueError(f"decode: {name} has no image files to decode")
     report = CheckReport()
     train = None
     if name in PHOTOGRAPHS:
-        train = _check_photographs(name, Path(root), lists, report, decode)
+        train = _check_photographs(
+            name, Path(root), lists, label_pattern, report, decode
+        )
     else:
         _check_archive(name, Path(root), size, report)
     if report.class_counts and not report.problems:
-        _add_factors(report, imbalance, profile, by_size=not name.startswith("cifar"))
+        by_size = name in (*BY_SIZE, *PHOTOGRAPHS)
+        _add_factors(report, imbalance, profile, by_size=by_size)
         if name == "folder":
             counts = np.array(report.class_counts)
             side = None if train is None else usual_side(train)
-            command, *reasons = suggest(counts, str(root), side)
+            options = {"lists": lists, "label_pattern": label_pattern}
+            given = {name: str(value) for name, value in options.items() if value}
+            command, *reasons = suggest(counts, str(root), side, **given)
             report.lines += [f"to begin with: {command}", *(f"  {r}" for r in reasons)]
     return report
 
@@ -143,13 +152,16 @@ def check(
 def _check_archive(
     name: str, root: Path, size: int | None, report: CheckReport
 ) -> None:
+    if name == "arrays":
+        _check_arrays(root, report)
+        return
     source = find_official(name, size)
     get = f"python -m s3h_ext.data download {name} --root {root}"
     if size is not None:
         get += f" --size {size}"
     try:
-        if name == "octmnist":
-            _check_octmnist(source, root, report, size)
+        if name in MEDMNIST:
+            _check_medmnist(source, root, report, size)
         else:
             _check_cifar(source, root, report)
     except FileNotFoundError as error:
@@ -171,37 +183,57 @@ def _check_cifar(source: OfficialFile, root: Path, report: CheckReport) -> None:
     _add_statistics(report, histograms(archive.train.images))
 
 
-def _check_octmnist(
+def _check_medmnist(
     source: OfficialFile, root: Path, report: CheckReport, size: int | None
 ) -> None:
     path = root / source.file
     if not path.is_file():
         others = [
             str(side)
-            for side in OCTMNIST_SIZES
-            if (root / find_official("octmnist", side).file).is_file()
+            for side in MEDMNIST_SIZES
+            if (root / find_official(source.name, side).file).is_file()
         ]
         hint = f"; there is --size {', '.join(others)}" if others else ""
         raise FileNotFoundError(f"{path}: no such file{hint}")
     splits = {
-        split: read_octmnist_split(path, split, size=size or OCTMNIST_SIZES[0])
+        split: read_medmnist_split(
+            source.name, path, split, size=size or MEDMNIST_SIZES[0]
+        )
         for split in SPLITS
     }
-    report.lines.append(f"octmnist in {path}: all arrays present")
+    report.lines.append(f"{source.name} in {path}: all arrays present")
     _add_official(report, [path.name] if md5_of(path) != source.md5 else [])
     for split, part in splits.items():
-        _add_split(report, split, part.labels, OCT_CLASSES, complete=True)
+        _add_split(report, split, part.labels, MEDMNIST[source.name], complete=True)
     _add_statistics(report, splits["train"].histogram)
 
 
+def _check_arrays(path: Path, report: CheckReport) -> None:
+    try:
+        archive = read_arrays(path)
+    except (ArchiveError, OSError) as error:
+        report.problems.append(f"{error}. docs/data.md says what the file holds")
+        return
+    report.lines.append(f"arrays in {path}")
+    for split in SPLITS:
+        if part := getattr(archive, split):
+            _add_split(report, split, part.labels, archive.class_names)
+    _add_statistics(report, histograms(archive.train.images))
+
+
 def _check_photographs(
-    name: str, root: Path, lists: str | Path | None, report: CheckReport, decode: bool
+    name: str,
+    root: Path,
+    lists: str | Path | None,
+    label_pattern: str | None,
+    report: CheckReport,
+    decode: bool,
 ) -> ImageFiles | None:
     """Adds what there is to say; returns the training images."""
     if name in LISTED:
         _check_lists(name, Path(lists or root), report)
     try:
-        data = load_dataset(name, root=root, lists=lists)
+        data = load_dataset(name, root=root, lists=lists, label_pattern=label_pattern)
     except (ValueError, OSError) as error:
         report.problems.append(f"{error}. {HOW_TO_GET[name]}")
         return None

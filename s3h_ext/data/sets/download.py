@@ -61,9 +61,10 @@ def download(
     had been fetched.
 
     Args:
-        name: ``"cifar10"``, ``"cifar100"``, ``"octmnist"``, or a source of one's own.
+        name: ``"cifar10"``, ``"cifar100"``, a set of MedMNIST, or a source of one's
+            own.
         root: Folder to put it in; made if it is not there.
-        size: Image side in pixels, for OCTMNIST: 28, 64, 128 or 224.
+        size: Image side in pixels, for MedMNIST: 28, 64, 128 or 224.
         url: Another address of the very same file, a mirror for instance.
         keep_archive: Do not remove a fetched archive after unpacking it.
         progress: Show a progress bar.

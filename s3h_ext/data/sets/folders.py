@@ -15,6 +15,7 @@ from s3h_ext.data.dataset import ImageFiles, LongTailDataset
 from s3h_ext.data.longtail import hold_out, pick_subset, sorted_profile
 from s3h_ext.data.sets.lists import IMAGENET
 from s3h_ext.data.sets.naming import check_classes, some
+from s3h_ext.data.sets.own_lists import label_by_pattern, read_own_lists
 
 __all__ = [
     "EXTENSIONS",
@@ -46,26 +47,47 @@ _BESIDE_TRAIN = re.compile(r"(?:val|valid|validation|test|testing|dev|eval)[\W\d
 
 
 def read_image_folder(
-    root: Path, imbalance: float | None, profile: str, test_fraction: float | None
+    root: Path,
+    imbalance: float | None,
+    profile: str,
+    test_fraction: float | None,
+    *,
+    lists: Path | None = None,
+    pattern: str | None = None,
 ) -> LongTailDataset:
     """Reads the data set ``"folder"``; opens no image.
 
     The arguments and errors are those of :func:`~s3h_ext.data.load_dataset`.
     """
-    folders = split_folders(root)
-    names = class_folders(folders["train"])
-    files = {
-        split: read_folder(folder, names, relative_to=root)
-        for split, folder in folders.items()
-    }
-    train, notes = files["train"], []
+    notes: list[str] = []
+    folders = {"train": lists or root}
+    if lists is not None:
+        files, names = read_own_lists(root, lists)
+    else:
+        folders = split_folders(root)
+        if pattern is None:
+            names = class_folders(folders["train"])
+            files = {
+                split: read_folder(folder, names, relative_to=root)
+                for split, folder in folders.items()
+            }
+        else:
+            paths = {
+                split: (_prefix(folder, root), image_names(folder))
+                for split, folder in folders.items()
+            }
+            files, names = label_by_pattern(root, paths, pattern)
+        if beside := passed_over(root):
+            notes.append(
+                f"ignored, because they are beside {folders['train']}: {some(beside)}"
+            )
+    train = files["train"]
     check_classes(train.labels, names)
-    if beside := passed_over(root):
-        notes.append(
-            f"ignored, because they are beside {folders['train']}: {some(beside)}"
-        )
     is_root = folders["train"] == root
-    if nested := _nesting_note(train, names, folders["train"], is_root):
+    nested = None
+    if lists is None and pattern is None:
+        nested = _nesting_note(train, names, folders["train"], is_root)
+    if nested:
         notes.append(nested)
     if "test" not in files:
         test_fraction = TEST_FRACTION if test_fraction is None else test_fraction
@@ -77,21 +99,25 @@ def read_image_folder(
                 argument="test_fraction",
             )
         except ValueError as error:
+            remedy = f"put them into {root / 'test'}, the training images into "
+            remedy += str(root / "train")
+            if lists is not None:
+                remedy = "list them in test.csv beside train.csv"
             raise ValueError(
-                f"{error}; {root} has no test images: put them into {root / 'test'}, "
-                f"the training images into {root / 'train'}"
+                f"{error}; {lists or root} has no test images: {remedy}"
             ) from error
         train, files["test"] = train.subset(kept), train.subset(held)
         notes.append(
-            f"{root} has no test split: {len(held)} images, {test_fraction:g} of each "
-            "class, were held out as one"
+            f"{lists or root} has no test split: {len(held)} images, "
+            f"{test_fraction:g} of each class, were held out as one"
         )
     elif test_fraction is not None:
         raise ValueError(
-            f"test_fraction: {folders['test']} already holds the test images; "
+            f"test_fraction: {folders.get('test', lists)} already holds the test "
+            "images; "
             f"expected None, got {test_fraction}"
         )
-    elif folders["test"].name == "val":
+    elif lists is None and folders["test"].name == "val":
         notes.append(f"{folders['test']} is the test split")
     for split in ("val", "test"):
         if split in files and len(files[split]) == 0:
@@ -108,6 +134,11 @@ def read_image_folder(
         *IMAGENET,
         notes=tuple(notes),
     )
+
+
+def _prefix(folder: Path, root: Path) -> str:
+    """Returns what a folder's paths relative to the root begin with."""
+    return "" if folder == root else f"{folder.relative_to(root)}/"
 
 
 def _only_splits(folders: Sequence[str]) -> bool:
@@ -215,7 +246,7 @@ def read_folder(
             "too"
         )
     base = root if relative_to is None else relative_to
-    prefix = "" if base == root else f"{root.relative_to(base)}/"
+    prefix = _prefix(root, base)
     names, labels = [], []
     for label, name in enumerate(classes):
         images = sorted(image_names(root / name, f"{prefix}{name}/", within=(root,)))

@@ -20,7 +20,7 @@ import numpy as np
 from s3h_ext.data.dataset import ImageFiles, LongTailDataset
 from s3h_ext.data.sets.naming import check_classes
 
-__all__ = ["LISTED", "blob_hash", "parse_list", "read_listed"]
+__all__ = ["LISTED", "blob_hash", "parse_list", "read_listed", "shared_names"]
 
 
 @dataclass(frozen=True)
@@ -189,14 +189,16 @@ def _untangle(
             "is no validation split"
         )
     for first, second in combinations(files, 2):
-        if shared := _shared(files[first], files[second]):
+        if shared := shared_names(files[first], files[second]):
             raise ValueError(
                 f"{spec.lists[second].file}: expected no image of the {first} list, "
                 f"got {len(shared)}, such as {os.fsdecode(min(shared))}"
             )
 
 
-def _shared(first: ImageFiles, second: ImageFiles) -> set[bytes]:
+def shared_names(first: ImageFiles, second: ImageFiles) -> set[bytes]:
+    """Returns the paths that two sets of files have both."""
+
     def names(files: ImageFiles) -> set[bytes]:
         ends = (files.starts + files.lengths).tolist()
         return {

@@ -44,13 +44,16 @@ def fitting(images: int) -> tuple[int, int]:
     return batch, min(LONGEST, max(SHORTEST, math.ceil(STEPS * batch / images)))
 
 
-def suggest(counts: NDArray[np.int64], root: str, side: int | None = None) -> list[str]:
+def suggest(
+    counts: NDArray[np.int64], root: str, side: int | None = None, **data: str
+) -> list[str]:
     """Return the command of a first training, and a line for each of its choices.
 
     Args:
         counts: training images of each class, int64 ``[C]``, none of them 0.
         root: the folder of the images.
         side: their usual shorter side in pixels, if known.
+        data: further options of the data, such as ``lists``.
 
     Example:
         >>> command, *reasons = suggest(np.array([900, 90, 9]), "photos")
@@ -63,7 +66,7 @@ def suggest(counts: NDArray[np.int64], root: str, side: int | None = None) -> li
     images = int(counts.sum())
     factor = counts.max() / counts.min()
     options: dict[str, object] = {"preset": "folder/ce"}
-    options["data.root"] = shlex.quote(root)
+    options |= {f"data.{k}": shlex.quote(v) for k, v in {"root": root, **data}.items()}
     reason = f"the largest class has {factor:.3g} times as many images as the smallest"
     if factor == 1:
         reason = "all classes have the same number of images"

@@ -5,8 +5,8 @@ import pytest
 
 from s3h_ext.predict import _to_csv
 from s3h_ext.report.evaluation_files import _read
-from s3h_ext.report.table_files import format_row, format_rows, plain_text
 from s3h_ext.runs.folder import RunFolder
+from s3h_ext.table_files import format_row, format_rows, plain_text
 from s3h_ext.training.runlog import RunLog
 
 TEXTS = ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1", "\n=1", "'=1", "''=1", "'x", "'", ""]

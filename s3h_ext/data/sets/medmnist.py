@@ -1,0 +1,114 @@
+"""MedMNIST's 2-D sets with one label an image, from their official files.
+
+Yang et al., "MedMNIST v2", Scientific Data 2023. Classes and channels are those of its
+``medmnist/info.py``. ChestMNIST is not here: its images have several labels each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from s3h_ext.data.dataset import ImageSet
+from s3h_ext.data.sets.archive import Archive
+from s3h_ext.data.sets.npz import SPLITS, Layout, NpzSplit, read_npz_split
+from s3h_ext.data.sets.registry import find_official
+
+__all__ = ["MEDMNIST", "read_medmnist", "read_medmnist_split"]
+
+_ORGANS = (
+    *("bladder", "femur-left", "femur-right", "heart", "kidney-left", "kidney-right"),
+    *("liver", "lung-left", "lung-right", "pancreas", "spleen"),
+)
+_COLOURED = ("pathmnist", "dermamnist", "retinamnist", "bloodmnist")
+
+#: Name -> the names of its classes.
+MEDMNIST: Mapping[str, tuple[str, ...]] = {
+    "pathmnist": (
+        "adipose",
+        "background",
+        "debris",
+        "lymphocytes",
+        "mucus",
+        "smooth muscle",
+        "normal colon mucosa",
+        "cancer-associated stroma",
+        "colorectal adenocarcinoma epithelium",
+    ),
+    "dermamnist": (
+        "actinic keratoses and intraepithelial carcinoma",
+        "basal cell carcinoma",
+        "benign keratosis-like lesions",
+        "dermatofibroma",
+        "melanoma",
+        "melanocytic nevi",
+        "vascular lesions",
+    ),
+    "octmnist": (
+        "choroidal neovascularization",
+        "diabetic macular edema",
+        "drusen",
+        "normal",
+    ),
+    "pneumoniamnist": ("normal", "pneumonia"),
+    "retinamnist": ("0", "1", "2", "3", "4"),
+    "breastmnist": ("malignant", "normal, benign"),
+    "bloodmnist": (
+        "basophil",
+        "eosinophil",
+        "erythroblast",
+        "immature granulocytes(myelocytes, metamyelocytes and promyelocytes)",
+        "lymphocyte",
+        "monocyte",
+        "neutrophil",
+        "platelet",
+    ),
+    "tissuemnist": (
+        "Collecting Duct, Connecting Tubule",
+        "Distal Convoluted Tubule",
+        "Glomerular endothelial cells",
+        "Interstitial endothelial cells",
+        "Leukocytes",
+        "Podocytes",
+        "Proximal Tubule Segments",
+        "Thick Ascending Limb",
+    ),
+    "organamnist": _ORGANS,
+    "organcmnist": _ORGANS,
+    "organsmnist": _ORGANS,
+}
+
+
+def read_medmnist(name: str, root: str | Path, size: int | None = None) -> Archive:
+    """Reads the images of a set of :data:`MEDMNIST`, one byte a pixel and channel.
+
+    Args:
+        name: Of the set.
+        root: Folder of the ``.npz`` file.
+        size: Side of the images: 28 (``None``), 64, 128 or 224.
+
+    Raises:
+        ValueError: there is no such size.
+        FileNotFoundError: there is no such file.
+        ArchiveError: see :func:`~s3h_ext.data.sets.npz.read_npz_split`.
+    """
+    path = Path(root) / find_official(name, size).file
+    sets = {}
+    for split in SPLITS:
+        part = read_medmnist_split(name, path, split, size=size or 28, keep=True)
+        assert part.images is not None
+        sets[split] = ImageSet(part.images, part.labels)
+    return Archive(sets["train"], sets["test"], MEDMNIST[name], sets["val"])
+
+
+def read_medmnist_split(
+    name: str, path: Path, split: str, *, size: int, keep: bool = False
+) -> NpzSplit:
+    """Reads one split of a file, which has uint8 ``[N, size, size]`` or ``[..., 3]``.
+
+    Raises:
+        FileNotFoundError, ArchiveError: see
+            :func:`~s3h_ext.data.sets.npz.read_npz_split`.
+    """
+    shape = (size, size, 3) if name in _COLOURED else (size, size)
+    return read_npz_split(path, split, Layout(len(MEDMNIST[name]), shape), keep=keep)
