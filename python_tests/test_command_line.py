@@ -42,9 +42,10 @@ def test_every_option_may_be_spelt_either_way(command):
             option,
             *(f"--{option[2:].translate({95: x, 46: x})}" for x in "-_"),
         ):
-            for arguments in ([name, "7"], [f"{name}=7"]):
+            value = action.choices[0] if action.choices else "7"
+            for arguments in ([name, value], [f"{name}={value}"]):
                 found = parser.parse_args([*positional, *arguments])
-                assert str(getattr(found, action.dest)) == "7"
+                assert str(getattr(found, action.dest)) == value
     for action in parser._actions:
         assert action.help, f"{action.dest} has no help"
 

@@ -77,7 +77,9 @@ def test_class_frequencies(order, sampler):
     assert chi_square < 36
 
 
-@pytest.mark.parametrize("sampler", ["class-balanced", "square-root", "progressive"])
+@pytest.mark.parametrize(
+    "sampler", ["class-balanced", "square-root", "progressive", "3-per-class"]
+)
 def test_images_of_a_class_are_used_equally_and_repeats_counted(order, sampler):
     indices, repeats = order.draw(sampler, seed=4, epoch=1, progress=0.3)
     assert len(indices) == COUNTS.sum()
@@ -92,7 +94,7 @@ def test_images_of_a_class_are_used_equally_and_repeats_counted(order, sampler):
             assert uses.max() - uses.min() <= 1
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [*SAMPLERS, "4-per-class"])
 def test_orders_are_pure_functions(order, sampler):
     arguments = {"seed": 1, "epoch": 2, "stream": 3, "progress": 0.4}
     first = order.draw(sampler, **arguments)
@@ -160,3 +162,41 @@ def test_stream_checks_its_fields():
         Stream(recipe="crop-flop")
     with pytest.raises(ValueError, match="views"):
         Stream(views=0)
+
+
+@pytest.mark.parametrize("together", [1, 2, 4, 7])
+@pytest.mark.parametrize("steps", [1, 9, 32])
+def test_a_step_has_m_images_of_each_of_its_classes(order, together, steps):
+    total = int(COUNTS.sum())
+    sampler = f"{together}-per-class"
+    indices, _ = order.draw(sampler, seed=0, epoch=3, steps=steps)
+    labels = labels_of(order, indices)
+    shown = []
+    for step in range(steps):
+        part = labels[step * total // steps : (step + 1) * total // steps]
+        for start in range(0, len(part), together):
+            group = part[start : start + together]
+            assert (group == group[0]).all()
+            assert len(group) == min(together, len(part) - start)
+            shown.append(int(group[0]))
+    # In rounds of all classes that have images.
+    rounds = [shown[i : i + 6] for i in range(0, len(shown) - 5, 6)]
+    assert all(sorted(one) == [0, 1, 2, 4, 5, 6] for one in rounds)
+    assert len({tuple(one) for one in rounds}) > 1
+
+
+def test_images_of_a_group_differ_where_the_class_has_as_many(order):
+    indices, repeats = order.draw("8-per-class", seed=5, epoch=0, steps=5)
+    first = 8 * 6  # of the first round
+    for label in range(len(COUNTS)):
+        chosen = labels_of(order, indices[:first]) == label
+        used = indices[:first][chosen].unique()
+        assert len(used) == min(8, COUNTS[label])
+        most = repeats[:first][chosen].max() if len(used) else 0
+        assert most == (3 if label == 6 else 0)
+
+
+@pytest.mark.parametrize("name", ["0-per-class", "-1-per-class", "per-class", "4"])
+def test_samplers_that_do_not_exist(name):
+    with pytest.raises(ValueError, match="sampler: expected one of .* 4-per-class"):
+        Stream(sampler=name)

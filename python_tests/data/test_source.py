@@ -386,7 +386,7 @@ def test_read_only_arrays_are_welcome(image_set):
     assert make(ImageSet(images, labels)).steps_per_epoch == 4
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [*SAMPLERS, "2-per-class"])
 def test_one_image(sampler):
     single = ImageSet(np.zeros((1, 8, 8, 1), np.uint8), np.zeros(1, np.int64))
     source = make(
@@ -503,6 +503,21 @@ def test_processes_share_a_step_out(image_set, world_size, batch_size):
                 assert max(sizes) - min(sizes) <= 1
                 found = sources.joined([share[name] for share in shares])
                 assert all(map(torch.equal, found, batch.tensors()))
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_m_images_a_class_resumes_and_is_shared_out(image_set, start):
+    streams = {"a": Stream("4-per-class", "crop-flip", views=2)}
+    whole = make(image_set, streams, batch_size=16)
+    steps = list(whole.epoch(1))[start:]
+    assert all(len(step["a"].labels.unique()) == 4 for step in steps[:1])
+    parts = [
+        make(image_set, streams, batch_size=16, rank=rank, world_size=2).epoch(1, start)
+        for rank in range(2)
+    ]
+    for step, *shares in zip(steps, *parts, strict=True):
+        found = sources.joined([share["a"] for share in shares])
+        assert all(map(torch.equal, found, step["a"].tensors()))
 
 
 def test_more_processes_than_images_in_a_step_are_refused(image_set):

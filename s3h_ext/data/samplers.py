@@ -4,12 +4,15 @@
     class-balanced     p_c = 1 / C
     square-root        p_c proportional to sqrt(n_c)
     progressive        p_c moves from n_c / N to 1 / C with the progress of the training
+    M-per-class        M images of one class, then M of another, from a step's start on
 
 Kang et al., "Decoupling representation and classifier for long-tailed recognition",
 ICLR 2020, section 3.1 and equation 2.
 """
 
 from __future__ import annotations
+
+import re
 
 import numpy as np
 import torch
@@ -19,7 +22,7 @@ from torch import Tensor
 from s3h_ext.checks import check, check_choice, number_in
 from s3h_ext.ops.philox import philox_words
 
-__all__ = ["SAMPLERS", "EpochOrder", "class_probabilities"]
+__all__ = ["SAMPLERS", "EpochOrder", "check_sampler", "class_probabilities"]
 
 SAMPLERS = ("instance-balanced", "class-balanced", "square-root", "progressive")
 
@@ -27,6 +30,26 @@ SAMPLERS = ("instance-balanced", "class-balanced", "square-root", "progressive")
 # with the augmentation of any stream.
 _ORDER_STREAMS = 128
 _KEYS, _CLASSES = 0, 1
+
+
+def images_per_class(sampler: str) -> int | None:
+    """Returns the number of ``"M-per-class"``, ``None`` for other samplers."""
+    found = re.fullmatch(r"([1-9]\d{0,8})-per-class", sampler)
+    return int(found[1]) if found else None
+
+
+def check_sampler(argument: str, sampler: str) -> None:
+    """Refuses what is neither one of :data:`SAMPLERS` nor ``"M-per-class"``.
+
+    Example:
+        >>> check_sampler("sampler", "4-per-class")
+        >>> check_sampler("sampler", "square-rot")
+        Traceback (most recent call last):
+        ValueError: sampler: expected one of instance-balanced, class-balanced, \
+square-root, progressive, 4-per-class, got 'square-rot'; did you mean 'square-root'?
+    """
+    if images_per_class(sampler) is None:
+        check_choice(argument, sampler, (*SAMPLERS, "4-per-class"))
 
 
 def class_probabilities(
@@ -76,6 +99,12 @@ class EpochOrder:
     probability and then take the next image of that class's own permutation, starting
     over when it is used up, so that a class's images are used equally often.
 
+    ``M-per-class`` goes through the classes in rounds, each in an order of its own, and
+    takes the next M images of each, again from the class's own permutation. A class of
+    fewer images repeats them. Every step begins with a new class, and its last class
+    has fewer than M where its size is no multiple of M. A step that holds the end of a
+    round may hold a class twice.
+
     Args:
         labels: int64 ``[N]`` on the host.
         num_classes: C.
@@ -104,6 +133,7 @@ class EpochOrder:
         self._counts = counts.to(device)
         self._starts = (counts.cumsum(0) - counts).to(device)
         self._by_class = self._labels.argsort(stable=True)
+        self._present = torch.from_numpy(np.flatnonzero(self.class_counts)).to(device)
 
     def draw(
         self,
@@ -113,15 +143,18 @@ class EpochOrder:
         epoch: int,
         stream: int = 0,
         progress: float = 0.0,
+        steps: int = 1,
     ) -> tuple[Tensor, Tensor]:
         """Draws an epoch of N samples; a pure function of its arguments.
 
         Args:
-            sampler: One of :data:`SAMPLERS`.
+            sampler: One of :data:`SAMPLERS`, or ``"M-per-class"``.
             seed: In [0, 2**32).
             epoch: In [0, 2**32).
             stream: Number of the stream, in [0, 128).
             progress: Epochs done over all epochs, in [0, 1].
+            steps: Of the epoch, step s from place ``s * N // steps`` on; for
+                ``"M-per-class"`` alone.
 
         Returns:
             Sample indices, int64 ``[N]``, and how often each was drawn before in this
@@ -134,10 +167,12 @@ class EpochOrder:
             raise ValueError(
                 f"stream: expected 0 <= stream < {_ORDER_STREAMS}, got {stream}"
             )
-        # The probabilities come first: they check the sampler's name.
-        probabilities = class_probabilities(
-            sampler, self.class_counts, progress=progress
-        )
+        # What needs probabilities has them first: they check the sampler's name.
+        together = images_per_class(sampler)
+        if together is None:
+            probabilities = class_probabilities(
+                sampler, self.class_counts, progress=progress
+            )
         numbers = torch.arange(len(self._labels), device=self._labels.device)
         address = {"seed": seed, "epoch": epoch, "stream": _ORDER_STREAMS + stream}
         keys = philox_words(**address, index=numbers, view=_KEYS, draws=2)
@@ -147,12 +182,34 @@ class EpochOrder:
         if sampler == "instance-balanced":
             return shuffled, torch.zeros_like(shuffled)
         by_class = shuffled[self._labels[shuffled].argsort(stable=True)]
-        words = philox_words(**address, index=numbers, view=_CLASSES, draws=1)
-        classes = _class_of(probabilities, words.flatten())
+        if together is None:
+            words = philox_words(**address, index=numbers, view=_CLASSES, draws=1)
+            classes = _class_of(probabilities, words.flatten())
+        else:
+            classes = self._rounds(together, steps, address)
         rank = _rank_within_class(classes, len(self.class_counts))
         counts = self._counts[classes]
         image = by_class[self._starts[classes] + rank % counts]
         return image, rank // counts
+
+    def _rounds(self, together: int, steps: int, address: dict[str, int]) -> Tensor:
+        """Returns the classes of an epoch's draws by M-per-class, int64 ``[N]``."""
+        total, device = len(self._labels), self._labels.device
+        ends = torch.arange(steps + 1, device=device) * total // steps
+        sizes = ends.diff()
+        groups = -(-sizes // together)  # [steps]
+        step = torch.arange(steps, device=device).repeat_interleave(
+            sizes, output_size=total
+        )
+        place = torch.arange(total, device=device) - ends[step]
+        group = (groups.cumsum(0) - groups)[step] + place // together
+        # No more groups than this, whatever the sizes of the steps.
+        rounds = -(-(total // together + steps) // len(self._present))
+        numbers = torch.arange(rounds * len(self._present), device=device)
+        keys = philox_words(**address, index=numbers, view=_CLASSES, draws=2)
+        high, low = keys.unbind(-1)
+        orders = ((high << 31) | (low >> 1)).view(rounds, -1).argsort(stable=True)
+        return self._present[orders.flatten()[group]]
 
     def choose(
         self, sampler: str, classes: Tensor, members: Tensor, *, progress: float = 0.0

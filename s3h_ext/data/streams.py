@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from s3h_ext.checks import COUNT, SEED, check, check_choice
-from s3h_ext.data.samplers import SAMPLERS
+from s3h_ext.checks import COUNT, SEED, check
+from s3h_ext.data.samplers import check_sampler
 from s3h_ext.data.views.mixing import Mixing
 from s3h_ext.data.views.recipes import MAX_STREAMS, get_recipe
 
@@ -18,8 +18,8 @@ class Stream:
     """Draws one of a step's batches: its sampler, recipe and number of views.
 
     Attributes:
-        sampler: ``"instance-balanced"``, ``"class-balanced"``, ``"square-root"`` or
-            ``"progressive"``.
+        sampler: ``"instance-balanced"``, ``"class-balanced"``, ``"square-root"``,
+            ``"progressive"`` or ``"M-per-class"``, as in ``"4-per-class"``.
         recipe: A name of :data:`s3h_ext.data.views.recipes.RECIPES`.
         views: Views of each image; of a montage, as many as there are images.
         follows: Name of the stream whose images it shows again, in the same order; its
@@ -37,7 +37,7 @@ class Stream:
     mixing: Mixing | None = None
 
     def __post_init__(self) -> None:
-        check_choice("sampler", self.sampler, SAMPLERS)
+        check_sampler("sampler", self.sampler)
         if get_recipe(self.recipe).montage and self.mixing is not None:
             raise ValueError(
                 "mixing: expected None for a montage, which already shows "

@@ -187,6 +187,7 @@ class Source:
                 epoch=epoch,
                 stream=position,
                 progress=epoch / self.epochs,
+                steps=self.steps_per_epoch,
             )
             for position, (name, stream) in enumerate(self.streams.items())
             if stream.follows is None
