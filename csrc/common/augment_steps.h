@@ -21,12 +21,14 @@ enum class Operation : int64_t {
   kAutoContrast,
   kInvert,
   kEqualize,
-  kPosterize,   // bits kept, 0 .. 8
-  kSolarize,    // values from here on are inverted
-  kColour,      // factor, 1: unchanged
-  kContrast,    // factor, 1: unchanged
-  kBrightness,  // factor, 1: unchanged
-  kSharpness,   // factor, 1: unchanged
+  kPosterize,    // bits kept, 0 .. 8
+  kSolarize,     // values from here on are inverted
+  kColour,       // factor, 1: unchanged
+  kContrast,     // factor, 1: unchanged
+  kBrightness,   // factor, 1: unchanged
+  kSharpness,    // factor, 1: unchanged
+  kSolarizeAdd,  // added to values below 128
+  kBlur,         // standard deviation in pixels, 0 .. 64
   kCount
 };
 
@@ -52,5 +54,7 @@ S3H_COMMON bool is_bits(double value) {
   return value >= 0 && value <= 8 &&
          static_cast<double>(static_cast<int64_t>(value)) == value;
 }
+
+S3H_COMMON bool is_deviation(double value) { return value >= 0 && value <= 64; }
 
 }  // namespace s3h

@@ -68,6 +68,10 @@ S3H_COMMON uint8_t solarized(int64_t value, double threshold) {
   return clipped(static_cast<double>(value) < threshold ? value : 255 - value);
 }
 
+S3H_COMMON uint8_t solarize_added(int64_t value, double added) {
+  return clipped(value < 128 ? value + static_cast<int64_t>(added) : value);
+}
+
 // The smoothed byte at `at`, whose eight neighbours are `step` bytes to its
 // sides and `row` bytes above and below.
 S3H_COMMON uint8_t smoothed(const uint8_t* at, int64_t row, int64_t step) {

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <vector>
 
+#include "../common/augment_blur.h"
 #include "../common/augment_tones.h"
 
 namespace s3h::cpu {
@@ -109,6 +110,42 @@ void sharpness(const uint8_t* from, float factor, const Shape& s, uint8_t* to) {
     }
 }
 
+// Box means of the bytes at from[0], from[stride], ...
+void box_line(const uint8_t* from, int64_t length, int64_t stride,
+              const blur::Box& box, uint8_t* to) {
+  const auto at = [=](int64_t i) -> uint32_t {
+    return from[blur::inside(i, length) * stride];
+  };
+  uint32_t sum = 0;
+  for (int64_t i = -box.radius; i <= box.radius; ++i) sum += at(i);
+  for (int64_t i = 0; i < length; ++i) {
+    const uint32_t next = at(i + box.radius + 1);
+    to[i * stride] = blur::mean(sum, at(i - box.radius - 1) + next, box);
+    sum += next - at(i - box.radius);
+  }
+}
+
+// The result is in `data`.
+void gaussian_blur(double sigma, const Shape& s, uint8_t* data,
+                   uint8_t* other) {
+  if (sigma == 0) return;
+  const blur::Box box = blur::box_of(sigma);
+  const int64_t row = s.width * s.channels;
+  for (int pass = 0; pass < 2 * blur::kPasses; ++pass) {
+    const uint8_t* from = pass % 2 == 0 ? data : other;
+    uint8_t* to = pass % 2 == 0 ? other : data;
+    if (pass < blur::kPasses) {
+      for (int64_t y = 0; y < s.height; ++y)
+        for (int64_t c = 0; c < s.channels; ++c)
+          box_line(from + y * row + c, s.width, s.channels, box,
+                   to + y * row + c);
+    } else {
+      for (int64_t i = 0; i < row; ++i)
+        box_line(from + i, s.height, row, box, to + i);
+    }
+  }
+}
+
 // Returns whether the result is in `to`; otherwise it is in `from`.
 bool run(Operation operation, double magnitude, const Shape& s, uint8_t fill,
          uint8_t* from, uint8_t* to) {
@@ -167,6 +204,15 @@ bool run(Operation operation, double magnitude, const Shape& s, uint8_t fill,
     case Operation::kSharpness:
       sharpness(from, factor, s, to);
       return true;
+    case Operation::kSolarizeAdd:
+      apply_to_all(table_of([&](int64_t i) {
+                     return tones::solarize_added(i, magnitude);
+                   }),
+                   s, from);
+      return false;
+    case Operation::kBlur:
+      gaussian_blur(magnitude, s, from, to);
+      return false;
     case Operation::kNone:
     case Operation::kCount:
       return false;

@@ -110,6 +110,8 @@ __global__ void __launch_bounds__(kBlock, kResident)
       const auto operation = static_cast<Operation>(number);
       if (operation == Operation::kPosterize && !is_bits(magnitude))
         stop("magnitudes: POSTERIZE needs whole bits 0 .. 8");
+      if (operation == Operation::kBlur && !is_deviation(magnitude))
+        stop("magnitudes: BLUR needs 0 .. 64 pixels");
       if (run<kChannels>(operation, magnitude, height, width, p.fill, shared,
                          now, other)) {
         uint8_t* before = now;

@@ -2,6 +2,7 @@
 // an image; augment.cu says how they follow each other.
 #pragma once
 
+#include "../common/augment_blur.h"
 #include "../common/augment_maps.h"
 #include "../common/augment_steps.h"
 #include "../common/augment_tones.h"
@@ -20,6 +21,7 @@ static_assert(kBlock == kValues, "a thread for each value");
 struct alignas(16) Shared {
   maps::Fixed map;
   maps::Translation moved;
+  blur::Box box;
   double sums[kWarps];
   int64_t steps[3];
   uint32_t counts[3][kValues];
@@ -248,6 +250,43 @@ __device__ inline void shear_cubic(const uint8_t* from, bool vertical,
   block_barrier();
 }
 
+// By three box means along the rows and three along the columns; the result is
+// in `data`.
+template <int kChannels>
+__device__ inline void gaussian_blur(double sigma, int height, int width,
+                                     Shared& shared, uint8_t* data,
+                                     uint8_t* other) {
+  if (sigma == 0) return;
+  if (thread_x() == 0) shared.box = blur::box_of(sigma);
+  block_barrier();
+  const blur::Box box = shared.box;
+  const auto radius = static_cast<int>(box.radius);
+  for (int pass = 0; pass < 2 * blur::kPasses; ++pass) {
+    const uint8_t* from = pass % 2 == 0 ? data : other;
+    uint8_t* to = pass % 2 == 0 ? other : data;
+    const bool vertical = pass >= blur::kPasses;
+    const int length = vertical ? height : width;
+    const int stride = (vertical ? width : 1) * kChannels;
+    each_pixel(height, width, [&](int i, int y, int x) {
+      const int place = vertical ? y : x;
+      const uint8_t* line = from + (i * kChannels - place * stride);
+      for (int c = 0; c < kChannels; ++c) {
+        const auto at = [&](int offset) -> uint32_t {
+          const auto near =
+              static_cast<int>(blur::inside(place + offset, length));
+          return line[near * stride + c];
+        };
+        uint32_t sum = 0;
+        for (int offset = -radius; offset <= radius; ++offset)
+          sum += at(offset);
+        to[i * kChannels + c] =
+            blur::mean(sum, at(-radius - 1) + at(radius + 1), box);
+      }
+    });
+    block_barrier();
+  }
+}
+
 // Whether the result is in `to`; otherwise it is in `from`.
 template <int kChannels>
 __device__ inline bool run(Operation operation, double magnitude, int height,
@@ -311,6 +350,13 @@ __device__ inline bool run(Operation operation, double magnitude, int height,
     case Operation::kSharpness:
       sharpness<kChannels>(from, factor, height, width, to);
       return true;
+    case Operation::kSolarizeAdd:
+      through_table<kChannels>(tones::solarize_added(value, magnitude), pixels,
+                               shared, from);
+      return false;
+    case Operation::kBlur:
+      gaussian_blur<kChannels>(magnitude, height, width, shared, from, to);
+      return false;
     default:
       return false;
   }

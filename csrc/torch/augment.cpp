@@ -107,6 +107,10 @@ void check_steps(const int64_t* operations, const double* magnitudes,
       STD_TORCH_CHECK(s3h::is_bits(magnitudes[i]),
                       "magnitudes of POSTERIZE must be whole bits 0 .. 8, got ",
                       magnitudes[i]);
+    if (static_cast<s3h::Operation>(operations[i]) == s3h::Operation::kBlur)
+      STD_TORCH_CHECK(s3h::is_deviation(magnitudes[i]),
+                      "magnitudes of BLUR must be 0 .. 64 pixels, got ",
+                      magnitudes[i]);
   }
 }
 

@@ -59,6 +59,8 @@ def lists(size, channels, count=60, steps=3, seed=0, reach=None):
     magnitudes = (4 * magnitudes - 2) * 10.0 ** whole(-2, 2, count, steps)
     bits = whole(0, 8, count, steps).double()
     magnitudes = torch.where(operations == Operation.POSTERIZE, bits, magnitudes)
+    deviations = magnitudes.abs().clamp(max=64)
+    magnitudes = torch.where(operations == Operation.BLUR, deviations, magnitudes)
     return (
         images,
         operations,
@@ -97,7 +99,7 @@ def test_coordinates_and_magnitudes_at_the_ends_of_their_ranges():
     far = 1 << 20
     for tensor in (corners, holes):
         tensor[::2] = torch.where(tensor[::2] > 0, far, -far)
-    keep = operations == Operation.POSTERIZE
+    keep = (operations == Operation.POSTERIZE) | (operations == Operation.BLUR)
     magnitudes = torch.where(keep, magnitudes, far * magnitudes.sign())
     check((images, operations, magnitudes, source, corners, flips, holes))
     near = torch.zeros_like(holes)
@@ -147,6 +149,14 @@ def test_bits_out_of_range_stop(bits):
     problem = lists((6, 5), 3, count=4, steps=1)
     problem[1][2], problem[2][2] = int(Operation.POSTERIZE), bits
     with pytest.raises(RuntimeError, match="POSTERIZE"):
+        on_host(problem)
+
+
+@pytest.mark.parametrize("deviation", [-0.1, 64.5])
+def test_deviations_out_of_range_stop(deviation):
+    problem = lists((6, 5), 3, count=4, steps=1)
+    problem[1][2], problem[2][2] = int(Operation.BLUR), deviation
+    with pytest.raises(RuntimeError, match="BLUR"):
         on_host(problem)
 
 

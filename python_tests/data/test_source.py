@@ -510,7 +510,8 @@ def test_m_images_a_class_resumes_and_is_shared_out(image_set, start):
     streams = {"a": Stream("4-per-class", "crop-flip", views=2)}
     whole = make(image_set, streams, batch_size=16)
     steps = list(whole.epoch(1))[start:]
-    assert all(len(step["a"].labels.unique()) == 4 for step in steps[:1])
+    if start == 0:  # later ones may hold the end of a round
+        assert len(steps[0]["a"].labels.unique()) == 4
     parts = [
         make(image_set, streams, batch_size=16, rank=rank, world_size=2).epoch(1, start)
         for rank in range(2)

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch.library import opcheck
 
 from s3h_ext.ops import augment
@@ -96,6 +96,20 @@ PILLOW = {
     Operation.CONTRAST: (enhanced(ImageEnhance.Contrast), FACTORS),
     Operation.BRIGHTNESS: (enhanced(ImageEnhance.Brightness), FACTORS),
     Operation.SHARPNESS: (enhanced(ImageEnhance.Sharpness), FACTORS),
+    Operation.SOLARIZE_ADD: (
+        lambda image, added: image.point(
+            [
+                min(255, max(0, v + int(added))) if v < 128 else v
+                for _ in image.getbands()
+                for v in range(256)
+            ]
+        ),
+        [0.0, 0.9, 54.0, 110.0, 300.0, -20.0],
+    ),
+    Operation.BLUR: (
+        lambda image, sigma: image.filter(ImageFilter.GaussianBlur(float(sigma))),
+        [0.0, *np.linspace(0.1, 2.0, 9), 2.7, 5.0, 17.3, 64.0],
+    ),
 }
 
 
@@ -220,6 +234,12 @@ def mixed(count):
     )
 
 
+@pytest.mark.parametrize("deviation", [-0.1, 64.5])
+def test_deviations_out_of_range(deviation):
+    with pytest.raises(RuntimeError, match=r"BLUR must be 0 \.\. 64 pixels, got"):
+        run(samples(4, 4, 3), (Operation.BLUR, deviation))
+
+
 def test_views_do_not_depend_on_threads_or_neighbours():
     images = samples(16, 16, 3)
     source = torch.arange(300) % len(images)
@@ -270,7 +290,7 @@ SIZES = torch.ones(2, 1, dtype=torch.float64)
         ({"images": IMAGES.float()}, "images must be uint8"),
         ({"images": IMAGES[0]}, "images must be uint8"),
         ({"images": torch.zeros(2, 4, 4, 2, dtype=torch.uint8)}, "1 or 3 channels"),
-        ({"operations": STEPS + 6}, "numbers of Operation, got 17"),
+        ({"operations": STEPS + 8}, "numbers of Operation, got 19"),
         ({"operations": STEPS - 2}, "numbers of Operation, got -1"),
         ({"operations": STEPS.float()}, "operations must be int64"),
         ({"magnitudes": SIZES.float()}, "magnitudes must be float64"),

@@ -48,6 +48,8 @@ class Operation(IntEnum):
     CONTRAST = 14  #: factor of ``ImageEnhance.Contrast``
     BRIGHTNESS = 15  #: factor of ``ImageEnhance.Brightness``
     SHARPNESS = 16  #: factor of ``ImageEnhance.Sharpness``
+    SOLARIZE_ADD = 17  #: is added to values below 128, its fraction dropped
+    BLUR = 18  #: ``radius`` of ``ImageFilter.GaussianBlur``, 0 to 64
 
 
 def augment_images(

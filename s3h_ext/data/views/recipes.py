@@ -10,9 +10,9 @@ do:
     7 saturation   8 hue   9 region   10, 11 place in a montage
     12 + 2t, 13 + 2t   area and aspect ratio of try t of a resized crop
 
-Holes and policies have numbers of their own, those of stream 64 + s: 0 and 1 the
-hole's centre, from 2 on the policy's. Orders have those of stream 128 + s
-(:mod:`s3h_ext.data.samplers`). What is mixed into a view
+Holes and operations have numbers of their own, those of stream 64 + s: 0 and 1 the
+hole's centre, from 2 on the policy's, then 2 of the blur and 1 of solarising. Orders
+have those of stream 128 + s (:mod:`s3h_ext.data.samplers`). What is mixed into a view
 (:mod:`s3h_ext.data.views.mixing`) has those of stream 192 + s at the view's own
 address:
 
@@ -26,16 +26,19 @@ the image that it is mixed into, in stream s (and 64 + s).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from s3h_ext.checks import check_choice
+from s3h_ext.checks import check, check_choice, number_in
 from s3h_ext.data.tensors import Tensors
 from s3h_ext.data.views.colour import ColorJitter, draw_colour
 from s3h_ext.data.views.policies import AutoAugment, Policy, RandAugment
+from s3h_ext.data.views.timm_randaugment import TimmRandAugment, parse_randaugment
+from s3h_ext.ops.augment import Operation
 from s3h_ext.ops.philox import philox_uniform
 from s3h_ext.ops.view_boxes import sample_view_boxes
 from s3h_ext.ops.view_constraints import (
@@ -56,6 +59,8 @@ __all__ = ["MAX_STREAMS", "RECIPES", "Recipe", "ViewSpec", "get_recipe"]
 MAX_STREAMS = 64
 
 _FLIP, _GREY, _HUE, _KEY = 0, 3, 8, 10
+# Standard deviations of the blur, in pixels.
+_BLUR = (0.1, 2.0)
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,10 @@ class Recipe:
         jitter: Colour jitter or ``None``.
         grey: Probability of greyscale.
         policy: Operations on the bytes of the crop, after the colours.
+        blur: Probability of a Gaussian blur after that, with a standard deviation drawn
+            from 0.1 to 2 pixels (Chen et al., "SimCLR", ICML 2020; MoCo v2).
+        solarize: Probability of inverting values from 128 on, after the blur (Grill et
+            al., "BYOL", NeurIPS 2020).
         cutout: Side of a black square about a uniform centre, cut off at the border
             (DeVries and Taylor, arXiv 1708.04552); 0 for none. It comes last.
         montage: Whether a view is four crops, two by two. The crops of a batch are
@@ -132,7 +141,9 @@ class Recipe:
     flip: float = 0.0
     jitter: ColorJitter | None = None
     grey: float = 0.0
-    policy: Policy | None = None
+    policy: Policy | TimmRandAugment | None = None
+    blur: float = 0.0
+    solarize: float = 0.0
     cutout: int = 0
     montage: bool = False
     out_size: tuple[int, int] | None = None
@@ -140,6 +151,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.cutout < 0:
             raise ValueError(f"cutout: expected at least 0, got {self.cutout}")
+        probability = number_in("[0, 1]", "a probability")
+        check(probability, blur=self.blur, solarize=self.solarize)
         if self.out_size is not None and min(self.out_size) < 1:
             raise ValueError(f"out_size: expected positive sides, got {self.out_size}")
 
@@ -291,22 +304,36 @@ class Recipe:
         self, height: int, width: int, stream: int, address: dict[str, Any]
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Draws the operations, their magnitudes and the hole."""
-        operations = magnitudes = hole = None
-        if self.policy is None and self.cutout == 0:
-            return operations, magnitudes, hole
+        steps: list[tuple[Tensor, Tensor]] = []
+        hole = None
+        after = 2 + (0 if self.policy is None else self.policy.draws)
+        draws = after + (3 if self.blur or self.solarize else 0)
+        if draws == 2 and self.cutout == 0:
+            return None, None, None
         height, width = self.crop_size(height, width)
-        draws = 2 + (0 if self.policy is None else self.policy.draws)
         uniforms = philox_uniform(**address, stream=MAX_STREAMS + stream, draws=draws)
         uniforms = uniforms.to(torch.float64)
         if self.policy is not None:
-            operations, magnitudes = self.policy.describe(
-                uniforms[..., 2:], height, width
-            )
+            steps.append(self.policy.describe(uniforms[..., 2:], height, width))
+        if self.blur:
+            chosen, share = uniforms[..., after : after + 2].split(1, -1)
+            deviation = _BLUR[0] + (_BLUR[1] - _BLUR[0]) * share
+            blurred = torch.where(chosen < self.blur, int(Operation.BLUR), 0)
+            steps.append((blurred, deviation))
+        if self.solarize:
+            chosen = uniforms[..., after + 2 : after + 3]
+            inverted = torch.where(chosen < self.solarize, int(Operation.SOLARIZE), 0)
+            steps.append((inverted, torch.full_like(chosen, 128.0)))
         if self.cutout > 0:
             hole = torch.full((len(uniforms), 4), self.cutout, device=uniforms.device)
             for axis, side in enumerate((height, width)):
                 centre = (uniforms[..., axis] * side).to(torch.int64)
                 hole[..., axis] = centre - self.cutout // 2
+        if not steps:
+            return None, None, hole
+        operations, magnitudes = (
+            torch.cat(parts, dim=-1) for parts in zip(*steps, strict=True)
+        )
         return operations, magnitudes, hole
 
 
@@ -369,11 +396,57 @@ RECIPES = {
 }
 
 
+#: What may be added to a named recipe, and the number if none is given.
+_ADDED = {"blur": 0.5, "solarize": 0.2, "cutout": 16}
+
+
+def _addition(part: str, argument: str) -> tuple[str, Any]:
+    """Returns a field of a recipe and its value, ``None`` where the part is none."""
+    if part.split("-")[0] == "rand":
+        return "policy", parse_randaugment(part, argument)
+    found = re.fullmatch(r"(blur|solarize)(\d{1,4}(?:\.\d{1,6})?)?", part)
+    found = found or re.fullmatch(r"(cutout)(\d{1,4})?", part)
+    if found is None:
+        return "", None
+    value = _ADDED[found[1]]
+    return found[1], type(value)(found[2]) if found[2] else value
+
+
 def get_recipe(name: str, argument: str = "recipe") -> Recipe:
-    """Returns a named recipe.
+    """Returns a recipe by its name, with what is added to it.
+
+    Behind the name of one of :data:`RECIPES`, each after a ``+``: timm's string of
+    RandAugment (:mod:`~s3h_ext.data.views.timm_randaugment`), ``blur`` and ``solarize``
+    with a probability, ``cutout`` with a side; 0.5, 0.2 and 16 if none is given.
 
     Raises:
-        ValueError: there is no such recipe; the message names the nearest.
+        ValueError: there is no such recipe, whose message names the nearest; or a part
+            is none, or there already.
+
+    Example:
+        >>> recipe = get_recipe("crop-flip+rand-n2-m10-mstd0.5+cutout8")
+        >>> recipe.policy.deviation, recipe.cutout
+        (0.5, 8)
+        >>> get_recipe("supcon+blur+solarize0.1").solarize
+        0.1
     """
-    check_choice(argument, name, RECIPES)
-    return RECIPES[name]
+    if name in RECIPES:
+        return RECIPES[name]
+    base, *parts = name.split("+")
+    if parts and "+".join((base, parts[0])) in RECIPES:  # as autoaugment+cutout
+        base, parts = "+".join((base, parts[0])), parts[1:]
+    check_choice(argument, base, RECIPES)
+    added: dict[str, Any] = {}
+    for part in parts:
+        what, value = _addition(part, argument)
+        if value is None or what in added or getattr(RECIPES[base], what):
+            raise ValueError(
+                f"{argument}: expected behind {base!r} 'rand-...', 'blur', 'solarize' "
+                f"or 'cutout', each once and with a fitting number, got {part!r} in "
+                f"{name!r}"
+            )
+        added[what] = value
+    try:
+        return replace(RECIPES[base], **added)
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error} in {name!r}") from None
