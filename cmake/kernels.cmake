@@ -74,8 +74,9 @@ if(S3H_LEVELS)
       csrc/cpu/similarity_tiles.cpp csrc/cpu/views_rows.cpp)
   s3h_add_level(avx2 "${avx2}" ${sources})
   s3h_add_level(avx512 "${avx512}" ${sources})
-  # Only similarities have a use for products of bfloat16.
-  s3h_add_level(avx512_bf16 "${avx512};-mavx512bf16" csrc/cpu/similarity_tiles.cpp)
+  # For products of bfloat16, and for rounding to it.
+  s3h_add_level(avx512_bf16 "${avx512};-mavx512bf16" csrc/cpu/batch_norm_rows.cpp
+                csrc/cpu/similarity_tiles.cpp)
   string(APPEND S3H_CPU_LEVELS ", avx2, avx512, avx512_bf16")
 endif()
 

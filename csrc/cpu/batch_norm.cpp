@@ -17,7 +17,8 @@
 namespace s3h::cpu {
 namespace {
 
-constexpr int64_t kBlockElements = 1 << 15;
+// Small, for the sums inside of a block are float32's.
+constexpr int64_t kBlockElements = 1 << 13;
 // Below this many elements waking threads costs more than the work.
 constexpr int64_t kSerial = 1 << 14;
 
@@ -31,6 +32,8 @@ const BatchNormRows<Element>& row_kernels() {
       return half;
   };
 #if defined(S3H_X86_LEVELS)
+  if (bfloat16_conversions())
+    return pick(avx512_bf16::kBatchNormFloat, avx512_bf16::kBatchNormBfloat16);
   if (dispatch_level() >= Level::kAvx512)
     return pick(avx512::kBatchNormFloat, avx512::kBatchNormBfloat16);
   if (dispatch_level() >= Level::kAvx2)
@@ -39,19 +42,18 @@ const BatchNormRows<Element>& row_kernels() {
   return pick(baseline::kBatchNormFloat, baseline::kBatchNormBfloat16);
 }
 
-// Blocks of rows, two numbers of each block and channel, and four of each
+// Blocks of rows, three numbers of each block and channel, and four of each
 // channel.
 class Blocks {
  public:
   explicit Blocks(const BatchNormProblem& p)
       : rows_(p.rows),
         channels_(p.channels),
-        size_(std::max<int64_t>(64, kBlockElements / std::max<int64_t>(
-                                                         1, channels_) /
-                                        16 * 16)),
+        size_(std::max<int64_t>(
+            64, kBlockElements / std::max<int64_t>(1, channels_) / 16 * 16)),
         width_((channels_ + kChannelPadding - 1) / kChannelPadding *
                kChannelPadding),
-        sums_(space_.reserve<float>(2 * count() * width_)),
+        sums_(space_.reserve<float>(3 * count() * width_)),
         coefficients_(space_.reserve<float>(4 * width_)) {
     space_.allocate();
   }
@@ -63,9 +65,9 @@ class Blocks {
   // Of a block's first element.
   int64_t at(int64_t block) const { return block * size_ * channels_; }
 
-  // which: 0 or 1
+  // which: 0 to 2
   float* sum(int64_t block, int which) const {
-    return space_.at<float>(sums_) + (2 * block + which) * width_;
+    return space_.at<float>(sums_) + (3 * block + which) * width_;
   }
   // which: 0 to 3
   float* coefficient(int which) const {
@@ -101,28 +103,31 @@ void batch_norm_relu(const BatchNormProblem& p, const Threads& threads,
   const Blocks blocks(p);
   blocks.each(threads, false, [&](int64_t block) {
     kernels.moments(x + blocks.at(block), blocks.rows(block), p.channels,
-                    blocks.sum(block, 0), blocks.sum(block, 1));
+                    blocks.sum(block, 0), blocks.sum(block, 1),
+                    blocks.sum(block, 2));
   });
   float* const middle = blocks.coefficient(0);
   float* const scale = blocks.coefficient(1);
   float* const bias = blocks.coefficient(2);
   for (int64_t c = 0; c < p.channels; ++c) {
-    double average = 0, squares = 0;
-    int64_t seen = 0;
+    // Joined as by Chan, Golub and LeVeque (1979).
+    double average = 0, squares = 0, before = 0;
     for (int64_t block = 0; block < blocks.count(); ++block) {
-      const auto before = static_cast<double>(seen);
       const auto added = static_cast<double>(blocks.rows(block));
-      const double step = blocks.sum(block, 0)[c] - average;
+      const double sum = blocks.sum(block, 1)[c];
+      const double step = blocks.sum(block, 0)[c] + sum / added - average;
       const double share = added / (before + added);
       average += step * share;
-      squares += blocks.sum(block, 1)[c] + step * step * before * share;
-      seen += blocks.rows(block);
+      squares += blocks.sum(block, 2)[c] - sum * sum / added +
+                 step * step * before * share;
+      before += added;
     }
+    squares = std::max(squares, 0.0);
     mean[c] = static_cast<float>(average);
     variance[c] = static_cast<float>(squares / static_cast<double>(p.rows));
     middle[c] = mean[c];
-    scale[c] = static_cast<float>(p.weight[c] *
-                                  inverse_deviation(variance[c], p.eps));
+    scale[c] =
+        static_cast<float>(p.weight[c] * inverse_deviation(variance[c], p.eps));
     bias[c] = p.bias[c];
   }
   blocks.each(threads, true, [&](int64_t block) {
@@ -180,15 +185,14 @@ void batch_norm_relu_backward(const BatchNormProblem& p, const Threads& threads,
   });
 }
 
-#define S3H_INSTANTIATE(Element)                                              \
-  template void batch_norm_relu<Element>(const BatchNormProblem&,             \
-                                         const Threads&, const Element*,      \
-                                         const Element*, Element*, float*,    \
-                                         float*);                             \
-  template void batch_norm_relu_backward<Element>(                            \
-      const BatchNormProblem&, const Threads&, const Element*,                \
-      const Element*, const Element*, const float*, const float*, Element*,   \
-      float*, float*, Element*);
+#define S3H_INSTANTIATE(Element)                                               \
+  template void batch_norm_relu<Element>(                                      \
+      const BatchNormProblem&, const Threads&, const Element*, const Element*, \
+      Element*, float*, float*);                                               \
+  template void batch_norm_relu_backward<Element>(                             \
+      const BatchNormProblem&, const Threads&, const Element*, const Element*, \
+      const Element*, const float*, const float*, Element*, float*, float*,    \
+      Element*);
 S3H_INSTANTIATE(float)
 S3H_INSTANTIATE(Bfloat16)
 #undef S3H_INSTANTIATE

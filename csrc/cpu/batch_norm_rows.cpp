@@ -5,7 +5,6 @@
 // a tile first, then over the tiles.
 #include "batch_norm_rows.h"
 
-#include <algorithm>
 #include <cstring>
 #include <type_traits>
 
@@ -14,7 +13,6 @@
 namespace s3h::cpu::S3H_LEVEL {
 namespace {
 
-// A tile of the first loop stays in the registers.
 constexpr int kTile = kLanes == 16 ? 16 : 8;
 
 static_assert(kChannelPadding % kLanes == 0);
@@ -24,10 +22,10 @@ static_assert(kChannelPadding % kLanes == 0);
 
 typedef uint16_t HalfVec __attribute__((vector_size(kLanes * 2)));
 
-// Compilers take several steps for either conversion.
+// Left to themselves, compilers take several steps for a conversion.
 S3H_INLINE Vec widen(HalfVec v) {
 #if defined(__AVX512F__)
-  const BitVec wide = (BitVec)_mm512_cvtepu16_epi32((__m256i)v);
+  const BitVec wide = (BitVec)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)v);
 #else
   const BitVec wide = __builtin_convertvector(v, BitVec);
 #endif
@@ -36,13 +34,17 @@ S3H_INLINE Vec widen(HalfVec v) {
 
 // As from_float(float, Bfloat16&).
 S3H_INLINE HalfVec narrow(Vec v) {
+#if defined(__AVX512BF16__)
+  return (HalfVec)_mm512_maskz_cvtneps_pbh(0xffff, v);
+#else
   const BitVec bits = (BitVec)v;
   const BitVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const BitVec result = v == v ? rounded : BitVec{} + 0x7fc0u;
 #if defined(__AVX512F__)
-  return (HalfVec)_mm512_cvtepi32_epi16((__m512i)result);
+  return (HalfVec)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)result);
 #else
   return __builtin_convertvector(result, HalfVec);
+#endif
 #endif
 }
 
@@ -79,8 +81,7 @@ S3H_INLINE void tiles(int64_t rows, int64_t channels, const Body& body) {
     int64_t c = 0;
     for (; c + kLanes <= channels; c += kLanes)
       body(Row<Element, true>{}, size, row, c, int64_t{kLanes});
-    if (c < channels)
-      body(Row<Element, false>{}, size, row, c, channels - c);
+    if (c < channels) body(Row<Element, false>{}, size, row, c, channels - c);
   };
   int64_t row = 0;
   for (; row + kTile <= rows; row += kTile)
@@ -88,59 +89,38 @@ S3H_INLINE void tiles(int64_t rows, int64_t channels, const Body& body) {
   for (; row < rows; ++row) across(std::integral_constant<int, 1>{}, row);
 }
 
-template <int kRows>
-S3H_INLINE Vec sum_of(const Vec (&v)[kRows]) {
-  Vec sums[kRows];
-  S3H_UNROLL
-  for (int r = 0; r < kRows; ++r) sums[r] = v[r];
-  S3H_UNROLL
-  for (int half = kRows / 2; half > 0; half /= 2) {
-    S3H_UNROLL
-    for (int r = 0; r < half; ++r) sums[r] += sums[r + half];
-  }
-  return sums[0];
+// The first tile's sum begins, the others are added.
+S3H_INLINE void add_tile(int64_t row, Vec tile, float* sum) {
+  store(sum, row == 0 ? tile : load(sum) + tile);
 }
 
-// Two passes over each tile, and the tiles are joined as by Chan, Golub and
-// LeVeque (1979). Until the end `mean` is the distance from the first tile's
-// mean, so that a large one does not lose digits at each step.
 template <typename Element>
-void moments(const Element* x, int64_t rows, int64_t channels, float* mean,
-             float* squares) {
-  constexpr int64_t kMost = 16 * kChannelPadding;
-  for (int64_t from = 0; from < channels; from += kMost) {
-    const int64_t width = std::min(kMost, channels - from);
-    float first[kMost];
-    tiles<Element>(rows, width, [&](auto row_of, auto size, int64_t row,
-                                    int64_t c, int64_t count) S3H_ALWAYS {
-      using R = decltype(row_of);
-      constexpr int kRows = size;
-      Vec v[kRows];
-      S3H_UNROLL
-      for (int r = 0; r < kRows; ++r)
-        v[r] = R::read(x + (row + r) * channels + from + c, count);
-      const Vec own = sum_of(v) * (1.0f / kRows);
-      S3H_UNROLL
-      for (int r = 0; r < kRows; ++r) v[r] = (v[r] - own) * (v[r] - own);
-      const Vec distances = sum_of(v);
-      float* const mean_at = mean + from + c;
-      float* const squares_at = squares + from + c;
-      if (row == 0) {
-        store(first + c, own);
-        store(mean_at, Vec{});
-        store(squares_at, distances);
-        return;
-      }
-      const float share =
-          static_cast<float>(kRows) / static_cast<float>(row + kRows);
-      const Vec before = load(mean_at);
-      const Vec step = own - load(first + c) - before;
-      store(mean_at, before + step * share);
-      store(squares_at, load(squares_at) + distances +
-                            step * step * (share * static_cast<float>(row)));
-    });
-    for (int64_t c = 0; c < width; ++c) mean[from + c] += first[c];
-  }
+void moments(const Element* x, int64_t rows, int64_t channels, float* first,
+             float* sum, float* squares) {
+  tiles<Element>(rows, channels,
+                 [&](auto row_of, auto size, int64_t row, int64_t c,
+                     int64_t count) S3H_ALWAYS {
+                   using R = decltype(row_of);
+                   constexpr int kRows = size;
+                   if (row == 0) {
+                     Vec total{};
+                     S3H_UNROLL
+                     for (int r = 0; r < kRows; ++r)
+                       total += R::read(x + r * channels + c, count);
+                     store(first + c, total * (1.0f / kRows));
+                   }
+                   const Vec pivot = load(first + c);
+                   Vec total{}, squared{};
+                   S3H_UNROLL
+                   for (int r = 0; r < kRows; ++r) {
+                     const Vec away =
+                         R::read(x + (row + r) * channels + c, count) - pivot;
+                     total += away;
+                     squared += away * away;
+                   }
+                   add_tile(row, total, sum + c);
+                   add_tile(row, squared, squares + c);
+                 });
 }
 
 template <typename Element>
@@ -148,18 +128,21 @@ void normalise(const Element* x, const Element* residual, int64_t rows,
                int64_t channels, const float* mean, const float* scale,
                const float* bias, Element* out) {
   const auto run = [&](auto adds) S3H_ALWAYS {
-    tiles<Element>(rows, channels, [&](auto row_of, auto size, int64_t row,
-                                       int64_t c, int64_t count) S3H_ALWAYS {
-      using R = decltype(row_of);
-      const Vec m = load(mean + c), s = load(scale + c), b = load(bias + c);
-      S3H_UNROLL
-      for (int r = 0; r < size; ++r) {
-        const int64_t at = (row + r) * channels + c;
-        Vec y = (R::read(x + at, count) - m) * s + b;
-        if constexpr (adds) y += R::read(residual + at, count);
-        R::write(out + at, y < 0.0f ? Vec{} : y, count);
-      }
-    });
+    tiles<Element>(rows, channels,
+                   [&](auto row_of, auto size, int64_t row, int64_t c,
+                       int64_t count) S3H_ALWAYS {
+                     using R = decltype(row_of);
+                     constexpr int kRows = size;
+                     const Vec m = load(mean + c), s = load(scale + c),
+                               b = load(bias + c);
+                     S3H_UNROLL
+                     for (int r = 0; r < kRows; ++r) {
+                       const int64_t at = (row + r) * channels + c;
+                       Vec y = (R::read(x + at, count) - m) * s + b;
+                       if constexpr (adds) y += R::read(residual + at, count);
+                       R::write(out + at, y < 0.0f ? Vec{} : y, count);
+                     }
+                   });
   };
   if (residual == nullptr)
     run(std::false_type{});
@@ -177,23 +160,25 @@ void sums(const Element* grad, const Element* out, const Element* x,
           int64_t rows, int64_t channels, const float* mean, float* sum,
           float* product, Element* masked) {
   const auto run = [&](auto writes) S3H_ALWAYS {
-    tiles<Element>(rows, channels, [&](auto row_of, auto size, int64_t row,
-                                       int64_t c, int64_t count) S3H_ALWAYS {
-      using R = decltype(row_of);
-      const Vec m = load(mean + c);
-      Vec total{}, products{};
-      S3H_UNROLL
-      for (int r = 0; r < size; ++r) {
-        const int64_t at = (row + r) * channels + c;
-        const Vec g =
-            masked_by(R::read(out + at, count), R::read(grad + at, count));
-        if constexpr (writes) R::write(masked + at, g, count);
-        total += g;
-        products += g * (R::read(x + at, count) - m);
-      }
-      store(sum + c, row == 0 ? total : load(sum + c) + total);
-      store(product + c, row == 0 ? products : load(product + c) + products);
-    });
+    tiles<Element>(rows, channels,
+                   [&](auto row_of, auto size, int64_t row, int64_t c,
+                       int64_t count) S3H_ALWAYS {
+                     using R = decltype(row_of);
+                     constexpr int kRows = size;
+                     const Vec m = load(mean + c);
+                     Vec total{}, products{};
+                     S3H_UNROLL
+                     for (int r = 0; r < kRows; ++r) {
+                       const int64_t at = (row + r) * channels + c;
+                       const Vec g = masked_by(R::read(out + at, count),
+                                               R::read(grad + at, count));
+                       if constexpr (writes) R::write(masked + at, g, count);
+                       total += g;
+                       products += g * (R::read(x + at, count) - m);
+                     }
+                     add_tile(row, total, sum + c);
+                     add_tile(row, products, product + c);
+                   });
   };
   if (masked == nullptr)
     run(std::false_type{});
@@ -207,20 +192,23 @@ void gradient(const Element* grad, const Element* out, const Element* x,
               const float* scale, const float* centre, const float* slope,
               Element* to) {
   const auto run = [&](auto masks) S3H_ALWAYS {
-    tiles<Element>(rows, channels, [&](auto row_of, auto size, int64_t row,
-                                       int64_t c, int64_t count) S3H_ALWAYS {
-      using R = decltype(row_of);
-      const Vec m = load(mean + c), s = load(scale + c);
-      const Vec middle = load(centre + c), k = load(slope + c);
-      S3H_UNROLL
-      for (int r = 0; r < size; ++r) {
-        const int64_t at = (row + r) * channels + c;
-        Vec g = R::read(grad + at, count);
-        if constexpr (masks) g = masked_by(R::read(out + at, count), g);
-        const Vec away = R::read(x + at, count) - m;
-        R::write(to + at, s * (g - middle - away * k), count);
-      }
-    });
+    tiles<Element>(rows, channels,
+                   [&](auto row_of, auto size, int64_t row, int64_t c,
+                       int64_t count) S3H_ALWAYS {
+                     using R = decltype(row_of);
+                     constexpr int kRows = size;
+                     const Vec m = load(mean + c), s = load(scale + c);
+                     const Vec middle = load(centre + c), k = load(slope + c);
+                     S3H_UNROLL
+                     for (int r = 0; r < kRows; ++r) {
+                       const int64_t at = (row + r) * channels + c;
+                       Vec g = R::read(grad + at, count);
+                       if constexpr (masks)
+                         g = masked_by(R::read(out + at, count), g);
+                       const Vec away = R::read(x + at, count) - m;
+                       R::write(to + at, s * (g - middle - away * k), count);
+                     }
+                   });
   };
   if (out == nullptr)
     run(std::false_type{});

@@ -15,9 +15,11 @@ constexpr int64_t kChannelPadding = 16;
 // A range of rows, each of `channels` elements.
 template <typename Element>
 struct BatchNormRows {
-  // Means, and sums of squared distances from them.
-  void (*moments)(const Element* x, int64_t rows, int64_t channels, float* mean,
-                  float* squares);
+  // first: a mean of the first rows; sums of distances from it, and of their
+  // squares. So a mean far from zero costs no digits of the variance, and
+  // neither does an outlier: it is one of many blocks that starts with it.
+  void (*moments)(const Element* x, int64_t rows, int64_t channels,
+                  float* first, float* sum, float* squares);
   // out = max(0, (x - mean) scale + bias + residual); residual may be null
   void (*normalise)(const Element* x, const Element* residual, int64_t rows,
                     int64_t channels, const float* mean, const float* scale,
@@ -34,15 +36,16 @@ struct BatchNormRows {
                    Element* to);
 };
 
-#define S3H_DECLARE(level)                                    \
-  namespace level {                                           \
-  extern const BatchNormRows<float> kBatchNormFloat;          \
-  extern const BatchNormRows<Bfloat16> kBatchNormBfloat16;    \
+#define S3H_DECLARE(level)                                 \
+  namespace level {                                        \
+  extern const BatchNormRows<float> kBatchNormFloat;       \
+  extern const BatchNormRows<Bfloat16> kBatchNormBfloat16; \
   }
 S3H_DECLARE(baseline)
 #if defined(S3H_X86_LEVELS)
 S3H_DECLARE(avx2)
 S3H_DECLARE(avx512)
+S3H_DECLARE(avx512_bf16)
 #endif
 #undef S3H_DECLARE
 

@@ -103,7 +103,9 @@ void check(const Case& c) {
     require(std::abs(r.variance[channel] - variance) <= 1e-5 * variance,
             "variance", c, r.variance[channel], variance);
     double sum = 0, product = 0;
-    const auto g = [&](int64_t i) { return at(r.out, i) > 0 ? at(grad, i) : 0; };
+    const auto g = [&](int64_t i) {
+      return at(r.out, i) > 0 ? at(grad, i) : 0;
+    };
     for (int64_t i = 0; i < c.rows; ++i) {
       const double h = (at(x, i) - mean) * inverse;
       const double y = h * weight[channel] + bias[channel] +
