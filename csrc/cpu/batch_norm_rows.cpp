@@ -5,6 +5,7 @@
 // a tile first, then over the tiles.
 #include "batch_norm_rows.h"
 
+#include <algorithm>
 #include <cstring>
 #include <type_traits>
 
@@ -95,32 +96,31 @@ S3H_INLINE void add_tile(int64_t row, Vec tile, float* sum) {
 }
 
 template <typename Element>
-void moments(const Element* x, int64_t rows, int64_t channels, float* first,
+void moments(const Element* x, int64_t rows, int64_t channels, float* middle,
              float* sum, float* squares) {
-  tiles<Element>(rows, channels,
-                 [&](auto row_of, auto size, int64_t row, int64_t c,
-                     int64_t count) S3H_ALWAYS {
-                   using R = decltype(row_of);
-                   constexpr int kRows = size;
-                   if (row == 0) {
-                     Vec total{};
-                     S3H_UNROLL
-                     for (int r = 0; r < kRows; ++r)
-                       total += R::read(x + r * channels + c, count);
-                     store(first + c, total * (1.0f / kRows));
-                   }
-                   const Vec pivot = load(first + c);
-                   Vec total{}, squared{};
-                   S3H_UNROLL
-                   for (int r = 0; r < kRows; ++r) {
-                     const Vec away =
-                         R::read(x + (row + r) * channels + c, count) - pivot;
-                     total += away;
-                     squared += away * away;
-                   }
-                   add_tile(row, total, sum + c);
-                   add_tile(row, squared, squares + c);
-                 });
+  const int64_t spread = std::min<int64_t>(rows, kTile);
+  const auto tile = [&](auto row_of, auto size, int64_t row, int64_t c,
+                        int64_t count) S3H_ALWAYS {
+    using R = decltype(row_of);
+    constexpr int kRows = size;
+    Vec total{}, squared{};
+    if (row == 0) {
+      for (int64_t r = 0; r < spread; ++r)
+        total += R::read(x + r * (rows / spread) * channels + c, count);
+      store(middle + c, total * (1.0f / static_cast<float>(spread)));
+      total = Vec{};
+    }
+    const Vec from = load(middle + c);
+    S3H_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const Vec away = R::read(x + (row + r) * channels + c, count) - from;
+      total += away;
+      squared += away * away;
+    }
+    add_tile(row, total, sum + c);
+    add_tile(row, squared, squares + c);
+  };
+  tiles<Element>(rows, channels, tile);
 }
 
 template <typename Element>

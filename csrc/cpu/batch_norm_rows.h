@@ -15,11 +15,10 @@ constexpr int64_t kChannelPadding = 16;
 // A range of rows, each of `channels` elements.
 template <typename Element>
 struct BatchNormRows {
-  // first: a mean of the first rows; sums of distances from it, and of their
-  // squares. So a mean far from zero costs no digits of the variance, and
-  // neither does an outlier: it is one of many blocks that starts with it.
+  // middle: the mean of a few rows from all over; sums of the distances from
+  // it, and of their squares, so that a mean far from zero costs no digits.
   void (*moments)(const Element* x, int64_t rows, int64_t channels,
-                  float* first, float* sum, float* squares);
+                  float* middle, float* sum, float* squares);
   // out = max(0, (x - mean) scale + bias + residual); residual may be null
   void (*normalise)(const Element* x, const Element* residual, int64_t rows,
                     int64_t channels, const float* mean, const float* scale,
