@@ -55,9 +55,7 @@ def fuses(norm: Any, x: Tensor, residual: Tensor | None) -> bool:
         and x.ndim == 4
         and x.numel() > x.shape[1]  # of one value there is no variance
         and x.is_contiguous(memory_format=torch.channels_last)
-        and (
-            residual is None or (residual.dtype, residual.shape) == (x.dtype, x.shape)
-        )
+        and (residual is None or (residual.dtype, residual.shape) == (x.dtype, x.shape))
         and not (norm._forward_hooks or norm._forward_pre_hooks)
         and not (norm._backward_hooks or norm._backward_pre_hooks)
         and not torch.compiler.is_compiling()
