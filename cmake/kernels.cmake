@@ -3,6 +3,8 @@
 add_library(s3h_kernels STATIC
   csrc/cpu/augment.cpp
   csrc/cpu/augment_geometry.cpp
+  csrc/cpu/batch_norm.cpp
+  csrc/cpu/batch_norm_rows.cpp
   csrc/cpu/class_sums.cpp
   csrc/cpu/dispatch.cpp
   csrc/cpu/prototype_rows.cpp
@@ -68,12 +70,13 @@ if(S3H_LEVELS)
   set(avx2 -mavx2 -mfma)
   set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl
       -mprefer-vector-width=512)
-  set(sources csrc/cpu/prototype_rows.cpp csrc/cpu/similarity_tiles.cpp
-      csrc/cpu/views_rows.cpp)
+  set(sources csrc/cpu/batch_norm_rows.cpp csrc/cpu/prototype_rows.cpp
+      csrc/cpu/similarity_tiles.cpp csrc/cpu/views_rows.cpp)
   s3h_add_level(avx2 "${avx2}" ${sources})
   s3h_add_level(avx512 "${avx512}" ${sources})
-  # Only similarities have a use for products of bfloat16.
-  s3h_add_level(avx512_bf16 "${avx512};-mavx512bf16" csrc/cpu/similarity_tiles.cpp)
+  # For products of bfloat16, and for rounding to it.
+  s3h_add_level(avx512_bf16 "${avx512};-mavx512bf16" csrc/cpu/batch_norm_rows.cpp
+                csrc/cpu/similarity_tiles.cpp)
   string(APPEND S3H_CPU_LEVELS ", avx2, avx512, avx512_bf16")
 endif()
 

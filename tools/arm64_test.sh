@@ -12,7 +12,7 @@ for tool in "$cxx" qemu-aarch64; do
     exit 1
   fi
 done
-tests="augment_test prototypes_test prototypical_test similarity_test supcon_test view_boxes_test views_test"
+tests="augment_test batch_norm_test prototypes_test prototypical_test similarity_test supcon_test view_boxes_test views_test"
 build=build/arm64
 cmake -G Ninja -S . -B "$build" -DCMAKE_SYSTEM_NAME=Linux \
   -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER="$cxx" >/dev/null

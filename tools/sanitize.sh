@@ -22,12 +22,12 @@ for sanitizer in address,undefined thread; do
   build="build/$kind-$(echo "$sanitizer" | tr , -)"
   cmake -G Ninja -S . -B "$build" -DS3H_SANITIZE="$sanitizer" $built \
     -DCMAKE_BUILD_TYPE=Sanitize -DCMAKE_CXX_FLAGS="-O1 -g1" >/dev/null
-  cmake --build "$build" --target augment_test prototypes_test \
+  cmake --build "$build" --target augment_test batch_norm_test prototypes_test \
     prototypical_test similarity_test supcon_test view_boxes_test views_test
   run augment view_boxes
   for level in $levels; do
     echo "-- $sanitizer, $level"
     export S3H_CPU_LEVEL="$level"
-    run similarity views supcon prototypes prototypical
+    run similarity views supcon prototypes prototypical batch_norm
   done
 done

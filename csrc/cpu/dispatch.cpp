@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -39,18 +40,23 @@ bool bfloat16_pays() {
 #endif
 }
 
-Level choose() {
-  const Level level = highest();
+// What S3H_CPU_LEVEL asks for, if it does.
+std::optional<Level> wanted_level() {
   const char* wanted = std::getenv("S3H_CPU_LEVEL");
-  if (wanted == nullptr || *wanted == '\0')
-    return level == Level::kAvx512Bf16 && !bfloat16_pays() ? Level::kAvx512
-                                                           : level;
+  if (wanted == nullptr || *wanted == '\0') return std::nullopt;
   for (Level cap :
        {Level::kBaseline, Level::kAvx2, Level::kAvx512, Level::kAvx512Bf16})
-    if (std::strcmp(wanted, level_name(cap)) == 0) return std::min(level, cap);
+    if (std::strcmp(wanted, level_name(cap)) == 0) return cap;
   throw std::invalid_argument(
       "S3H_CPU_LEVEL must be baseline, avx2, avx512 or avx512_bf16, got '" +
       std::string(wanted) + "'");
+}
+
+Level choose() {
+  const Level level = highest();
+  if (const auto cap = wanted_level()) return std::min(level, *cap);
+  return level == Level::kAvx512Bf16 && !bfloat16_pays() ? Level::kAvx512
+                                                         : level;
 }
 
 }  // namespace
@@ -72,6 +78,13 @@ const char* level_name(Level level) {
 Level dispatch_level() {
   static const Level level = choose();
   return level;
+}
+
+bool bfloat16_conversions() {
+  static const bool there =
+      std::min(highest(), wanted_level().value_or(Level::kAvx512Bf16)) ==
+      Level::kAvx512Bf16;
+  return there;
 }
 
 }  // namespace s3h::cpu

@@ -11,6 +11,10 @@ enum class Level { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
 // which it does not go; anything else throws std::invalid_argument.
 Level dispatch_level();
 
+// Whether AVX512_BF16 is there to round to bfloat16, which pays on every CPU
+// that has it: the highest level, products or not.
+bool bfloat16_conversions();
+
 const char* level_name(Level level);
 
 }  // namespace s3h::cpu

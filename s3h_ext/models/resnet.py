@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s3h_ext.models.normalisation import norm_relu
+
 CIFAR_RESNET_DEPTHS = (20, 32, 44, 56)
 
 
@@ -49,14 +51,13 @@ class BasicBlock(nn.Module):
         self.padding = (planes - in_planes) // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
+        out = self.conv2(norm_relu(self.bn1, self.conv1(x)))
         if self.stride != 1 or self.padding:
             x = F.pad(
                 x[:, :, :: self.stride, :: self.stride],
                 (0, 0, 0, 0, self.padding, self.padding),
             )
-        return F.relu(out + x)
+        return norm_relu(self.bn2, out, x)
 
 
 class CifarResNet(Backbone):
@@ -103,7 +104,7 @@ class CifarResNet(Backbone):
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Return the un-pooled map ``[B, 64, H/4, W/4]`` of ``images [B, C, H, W]``."""
-        x = F.relu(self.bn1(self.conv1(images)))
+        x = norm_relu(self.bn1, self.conv1(images))
         feature_map: Tensor = self.layer3(self.layer2(self.layer1(x)))
         return feature_map
 
@@ -133,11 +134,10 @@ class Bottleneck(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = F.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
+        out = norm_relu(self.bn1, self.conv1(x))
+        out = norm_relu(self.bn2, self.conv2(out))
         shortcut = x if self.downsample is None else self.downsample(x)
-        return F.relu(out + shortcut)
+        return norm_relu(self.bn3, self.conv3(out), shortcut)
 
 
 class ResNet(Backbone):
@@ -188,6 +188,6 @@ class ResNet(Backbone):
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Return the un-pooled map ``[B, 2048, H/32, W/32]`` of ``[B, C, H, W]``."""
-        x = self.maxpool(F.relu(self.bn1(self.conv1(images))))
+        x = self.maxpool(norm_relu(self.bn1, self.conv1(images)))
         feature_map: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return feature_map

@@ -2,6 +2,7 @@
 
 from s3h_ext.ops.all_gather import gather_rows
 from s3h_ext.ops.augment import Operation, augment_images
+from s3h_ext.ops.batch_norm import batch_norm_relu
 from s3h_ext.ops.class_sums import class_sum_dots
 from s3h_ext.ops.patches import Patches
 from s3h_ext.ops.prototypes import (
@@ -26,6 +27,7 @@ __all__ = [
     "all_reduce_update",
     "apply_prototypes_",
     "augment_images",
+    "batch_norm_relu",
     "class_sum_dots",
     "gather_rows",
     "prototypical_contrastive",
