@@ -22,7 +22,7 @@ def train_list(dataset: LongTailDataset) -> str | None:
     Example:
         >>> from s3h_ext.data import load_dataset
         >>> train_list(load_dataset("digits-lt")).splitlines()[:3]
-        ['index,label', '754,0', '914,0']
+        ['index,label', '226,0', '64,0']
     """
     train, names = dataset.train, dataset.class_names
     rows: list[tuple[Any, ...]]

@@ -61,7 +61,7 @@ def suggest(
         python -m s3h_ext.train --preset folder/s3h --data.root photos --batch_size 32 \
 --optim.lr 0.0125 --epochs 200 --data.val_fraction 0.1
         >>> print(reasons[0])
-        folder/s3h: the largest class has 100 times the images of the smallest
+        folder/s3h: the largest class has 100 times as many images as the smallest
     """
     images = int(counts.sum())
     factor = counts.max() / counts.min()
