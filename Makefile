@@ -93,7 +93,7 @@ arm64-compile:
 arm64-test: $(STAMPS)/base
 	PATH="$(abspath $(BIN)):$$PATH" tools/arm64_test.sh
 
-cuda-compile: $(STAMPS)/base
+cuda-compile: $(STAMPS)/base $(STAMPS)/dev
 	PYTHON=$(BIN)/python tools/cuda_compile.sh
 
 # CUDA_ARCHS, as in TORCH_CUDA_ARCH_LIST: what its CUDA library is built for.

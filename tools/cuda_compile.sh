@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Compile every CUDA source, hold what the compiler reports of each kernel against
-# csrc/cuda/resources.csv, and link the op library, beside a CPU build of torch too, to
+# csrc/cuda/resources.csv and the model of their speed against speed.csv, and link the op library, beside a CPU build of torch too, to
 # look at the symbols that it asks for. Runs no kernel. Needs nvcc, no GPU.
 #
 #   PYTHON=.venv/bin/python tools/cuda_compile.sh   for sm_80 and sm_90, or CUDA_ARCHS
@@ -36,5 +36,13 @@ cmake --build "$tree" --target s3h_cuda ${MAX_JOBS:+-j "$MAX_JOBS"} -- --quiet \
   exit 1
 }
 "$python" tools/cuda_resources.py --release "$release" "$@" "$out/log"
+# The machine code of the architectures and the compiler that the table is of.
+if [ "$CUDA_ARCHS" = "8.0 9.0" ] && grep -q "nvcc $release" csrc/cuda/resources.csv; then
+  hot=()
+  for type in bf16 fp32; do
+    hot+=("$tree/CMakeFiles/s3h_cuda_kernels.dir/csrc/cuda/similarity_$type.cu.o")
+  done
+  "$python" tools/cuda_speed.py "$@" "${hot[@]}"
+fi
 "$python" tools/check_symbols.py "$out/_s3h_cuda.so"
 echo "cuda-compile: ${#sources[@]} sources compiled; none was run"

@@ -98,6 +98,26 @@ def test_long_rows_of_several_chunks_of_depth(dtype, depth, length):
     check_law(q, k, temperature=0.5)
 
 
+@pytest.mark.parametrize("depth", [128, 400, 1000])
+@pytest.mark.parametrize(
+    ("dtype", "length"), [(torch.bfloat16, 1e4), (torch.float16, 100.0)], ids=str
+)
+def test_cut_off_of_16_bit_scores(dtype, length, depth):
+    """Tensor cores add 16 elements of depth at a time and cut off each sum."""
+    q, k = matrices(24, 20, depth, dtype, length)
+    temperature = 0.5
+    upstream = torch.ones(24)
+    lse, _ = kernels.similarity(
+        q, k, upstream, temperature=temperature, need_queries=False, need_keys=False
+    )
+    q, k = q.double(), k.double()
+    exact = torch.logsumexp(q @ k.T / temperature, dim=1)
+    largest = (q.abs() @ k.abs().T).amax(dim=1) / temperature
+    allowed = math.ceil(depth / 16) * EPS * largest + 2 * EPS * (exact.abs() + 1)
+    error = (lse.double() - exact).abs()
+    assert (error <= allowed).all(), (error / allowed).max()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("length", [1e3, 1e4])
 def test_equal_keys_of_long_rows_share_a_weight(dtype, length):
