@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from s3h_ext import huge_pages
@@ -48,20 +50,24 @@ def measure(
     )
     given = [x, torch.ones(shape[1]), torch.zeros(shape[1])]
     given = [t.requires_grad_() for t in ([*given, added] if residual else given)]
-    forwards = {
+    forwards: dict[str, Callable[[], Tensor]] = {
         "ours": lambda: batch_norm_relu(*given)[0],
         "pytorch": lambda: in_steps(*given),
     }
     outs = {name: call() for name, call in forwards.items()}
-    backwards = {
-        name: lambda out=out: torch.autograd.grad(out, given, grad, retain_graph=True)
+    backwards: dict[str, Callable[[], object]] = {
+        name: partial(torch.autograd.grad, out, given, grad, retain_graph=True)
         for name, out in outs.items()
     }
     for call in backwards.values():
         call()
+    kinds: dict[str, Mapping[str, Callable[[], object]]] = {
+        "forward": forwards,
+        "backward": backwards,
+    }
     return {
         f"{name}_{direction}_ms": round(timing.median, 4)
-        for direction, calls in (("forward", forwards), ("backward", backwards))
+        for direction, calls in kinds.items()
         for name, timing in interleaved(calls, seconds).items()
     }
 
