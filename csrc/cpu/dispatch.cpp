@@ -6,8 +6,33 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(S3H_X86_LEVELS)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 namespace s3h::cpu {
 namespace {
+
+#if defined(S3H_X86_LEVELS)
+// Whether the tile unit multiplies bfloat16 here. Linux gives its 8 KiB of
+// registers to processes that ask for them.
+bool tile_unit() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAmxBf16) != 0 &&
+         (d & kAmxTile) != 0 &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 // The highest level that was built and that this CPU has.
 Level highest() {
@@ -19,7 +44,8 @@ Level highest() {
                       __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
-  if (avx512 && __builtin_cpu_supports("avx512bf16")) return Level::kAvx512Bf16;
+  if (avx512 && __builtin_cpu_supports("avx512bf16"))
+    return tile_unit() ? Level::kAmx : Level::kAvx512Bf16;
   if (avx512) return Level::kAvx512;
   if (avx2) return Level::kAvx2;
 #endif
@@ -45,11 +71,17 @@ Level choose() {
   if (wanted == nullptr || *wanted == '\0')
     return level == Level::kAvx512Bf16 && !bfloat16_pays() ? Level::kAvx512
                                                            : level;
-  for (Level cap :
-       {Level::kBaseline, Level::kAvx2, Level::kAvx512, Level::kAvx512Bf16})
-    if (std::strcmp(wanted, level_name(cap)) == 0) return std::min(level, cap);
+  for (Level cap : {Level::kBaseline, Level::kAvx2, Level::kAvx512,
+                    Level::kAmxEmulated, Level::kAvx512Bf16, Level::kAmx}) {
+    if (std::strcmp(wanted, level_name(cap)) != 0) continue;
+    // The emulation needs no more than AVX-512.
+    return cap == Level::kAmxEmulated && level == Level::kAvx512
+               ? cap
+               : std::min(level, cap);
+  }
   throw std::invalid_argument(
-      "S3H_CPU_LEVEL must be baseline, avx2, avx512 or avx512_bf16, got '" +
+      "S3H_CPU_LEVEL must be baseline, avx2, avx512, amx_emulated, avx512_bf16 "
+      "or amx, got '" +
       std::string(wanted) + "'");
 }
 
@@ -57,10 +89,14 @@ Level choose() {
 
 const char* level_name(Level level) {
   switch (level) {
+    case Level::kAmx:
+      return "amx";
     case Level::kAvx512Bf16:
       return "avx512_bf16";
     case Level::kAvx512:
       return "avx512";
+    case Level::kAmxEmulated:
+      return "amx_emulated";
     case Level::kAvx2:
       return "avx2";
     case Level::kBaseline:

@@ -123,5 +123,22 @@ S3H_INLINE Vec multiply_add(Vec a, Vec b, Vec acc) {
 #endif
 }
 
+#if defined(S3H_TILE_UNIT)
+// Numbers rounded to bfloat16, in pairs: neighbours, those of x before y's.
+S3H_INLINE Vec to_pairs(Vec x, Vec y) {
+#if defined(__AVX512BF16__)
+  return (Vec)_mm512_cvtne2ps_pbh(y, x);
+#else
+  const auto half = [](Vec number) {
+    const BitVec bits = (BitVec)number;
+    const BitVec even = bits + 0x7fff + (bits >> 16 & 1);
+    return _mm512_cvtepi32_epi16(
+        (__m512i)((number == number ? even : bits | 0x400000) >> 16));
+  };
+  return (Vec)_mm512_inserti64x4(_mm512_castsi256_si512(half(x)), half(y), 1);
+#endif
+}
+#endif
+
 }  // namespace
 }  // namespace s3h::cpu::S3H_LEVEL
