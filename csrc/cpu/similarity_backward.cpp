@@ -90,7 +90,8 @@ void Engine<Element>::backward_piece(const std::vector<Block>& blocks,
     tile.gradient_ld = tile_ld();
     const bool diagonal = block.rows.first == block.columns.first;
     const bool to_columns = columns != nullptr && !(triangular() && diagonal);
-    tile.gradient_pairs = to_columns ? scratch.pairs : nullptr;
+    // A tile unit transposes apart from the rest, and nothing that is not read.
+    tile.gradient_pairs = to_columns || !k_.tile_unit ? scratch.pairs : nullptr;
     tile.gradient_pairs_ld = pairs_ld();
     k_.backward(tile, kind(tile, p_.symmetric));
 
