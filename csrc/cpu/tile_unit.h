@@ -27,28 +27,31 @@ constexpr int kTileWords = 16;  // in a row
 inline void shape_tiles() {}
 inline void release_tiles() {}
 
+// Inlined, it would take minutes to compile.
+#define S3H_APART __attribute__((noinline))
+
 class Tiles {
  public:
   template <int To>
-  void zero() {
+  S3H_APART void zero() {
     std::memset(tile_[To], 0, sizeof tile_[To]);
   }
 
   // Rows are `stride` words apart.
   template <int To>
-  void load(const float* from, int64_t stride) {
+  S3H_APART void load(const float* from, int64_t stride) {
     for (int r = 0; r < kTileRows; ++r)
       std::memcpy(tile_[To][r], from + r * stride, sizeof tile_[To][r]);
   }
 
   template <int From>
-  void store(float* to, int64_t stride) const {
+  S3H_APART void store(float* to, int64_t stride) const {
     for (int r = 0; r < kTileRows; ++r)
       std::memcpy(to + r * stride, tile_[From][r], sizeof tile_[From][r]);
   }
 
   template <int To, int Left, int Right>
-  void multiply_add() {
+  S3H_APART void multiply_add() {
     for (int r = 0; r < kTileRows; ++r) {
       Vec even{}, odd{};
       for (int k = 0; k < kTileWords; ++k) {
@@ -66,6 +69,8 @@ class Tiles {
   static constexpr uint32_t kHigh = 0xffff0000;
   float tile_[8][kTileRows][kTileWords];
 };
+
+#undef S3H_APART
 
 #else
 

@@ -129,13 +129,18 @@ S3H_INLINE Vec to_pairs(Vec x, Vec y) {
 #if defined(__AVX512BF16__)
   return (Vec)_mm512_cvtne2ps_pbh(y, x);
 #else
-  const auto half = [](Vec number) {
+  Vec pairs;
+  const auto put = [&](Vec number, int64_t at) {
     const BitVec bits = (BitVec)number;
     const BitVec even = bits + 0x7fff + (bits >> 16 & 1);
-    return _mm512_cvtepi32_epi16(
-        (__m512i)((number == number ? even : bits | 0x400000) >> 16));
+    const BitVec rounded = (number == number ? even : bits | 0x400000) >> 16;
+    const __m256i halves =
+        _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)rounded);
+    std::memcpy(reinterpret_cast<char*>(&pairs) + at, &halves, sizeof halves);
   };
-  return (Vec)_mm512_inserti64x4(_mm512_castsi256_si512(half(x)), half(y), 1);
+  put(x, 0);
+  put(y, sizeof pairs / 2);
+  return pairs;
 #endif
 }
 #endif
