@@ -57,11 +57,12 @@ endfunction()
 
 set(S3H_CPU_LEVELS "baseline")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
-  set(S3H_LEVELS AVX2 AVX512 AVX512_BF16
+  set(S3H_LEVELS AVX2 AVX512 AVX512_BF16 AMX
       CACHE STRING "Instruction sets beside the baseline: these, or none")
-  # One definition stands for all of them.
-  if(NOT S3H_LEVELS MATCHES "^(AVX2;AVX512;AVX512_BF16)?$")
-    message(FATAL_ERROR "S3H_LEVELS must be 'AVX2;AVX512;AVX512_BF16' or empty, "
+  # One definition stands for all of them. A cache from before there was AMX has the
+  # three.
+  if(NOT S3H_LEVELS MATCHES "^(AVX2;AVX512;AVX512_BF16(;AMX)?)?$")
+    message(FATAL_ERROR "S3H_LEVELS must be 'AVX2;AVX512;AVX512_BF16;AMX' or empty, "
       "got '${S3H_LEVELS}'")
   endif()
 endif()
@@ -77,7 +78,13 @@ if(S3H_LEVELS)
   # For products of bfloat16, and for rounding to it.
   s3h_add_level(avx512_bf16 "${avx512};-mavx512bf16" csrc/cpu/batch_norm_rows.cpp
                 csrc/cpu/similarity_tiles.cpp)
-  string(APPEND S3H_CPU_LEVELS ", avx2, avx512, avx512_bf16")
+  # The tile unit, and a program that does the same, for tests.
+  s3h_add_level(amx "${avx512};-mavx512bf16" csrc/cpu/similarity_tiles.cpp)
+  s3h_add_level(amx_emulated "${avx512}" csrc/cpu/similarity_tiles.cpp)
+  target_compile_definitions(s3h_kernels_amx PRIVATE S3H_TILE_UNIT)
+  target_compile_definitions(s3h_kernels_amx_emulated PRIVATE S3H_TILE_UNIT
+    S3H_TILE_UNIT_EMULATED)
+  string(APPEND S3H_CPU_LEVELS ", avx2, avx512, avx512_bf16, amx")
 endif()
 
 # Bit-equal to Pillow, and boxes are the same bits on every machine: one rounding

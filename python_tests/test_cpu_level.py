@@ -53,7 +53,8 @@ def refusals(level):
 @pytest.mark.parametrize("level", ["AVX2", "avx-2", "sse", "avx2 "])
 def test_a_level_that_does_not_exist_is_an_error(level):
     message = (
-        f"S3H_CPU_LEVEL must be baseline, avx2, avx512 or avx512_bf16, got '{level}'"
+        "S3H_CPU_LEVEL must be baseline, avx2, avx512, amx_emulated, avx512_bf16 "
+        f"or amx, got '{level}'"
     )
     assert message in refusals(level)["info"]  # which goes on
     assert message in refusals(level)[CALLS[0]]
@@ -64,7 +65,7 @@ def test_every_family_says_so(call):
     assert "S3H_CPU_LEVEL must be baseline" in refusals("AVX2")[call]
 
 
-@pytest.mark.parametrize("level", ["", "baseline", "avx512_bf16"])
+@pytest.mark.parametrize("level", ["", "baseline", "avx512_bf16", "amx"])
 def test_a_level_that_exists_is_not(level):
     printed = run(f'print(describe()["CPU dispatch level"])\n{CALLS[0]}', level)
     if level == "baseline":

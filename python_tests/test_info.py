@@ -19,7 +19,9 @@ def test_describe_names_versions_and_what_is_built():
         "baseline",
         "avx2",
         "avx512",
+        "amx_emulated",
         "avx512_bf16",
+        "amx",
     }
     built = info.CUDA_LIBRARY_PATH.is_file()
     assert lines["CUDA kernels"].startswith("built" if built else "not built")

@@ -17,7 +17,7 @@ fi
 run() {
   printf '%s\n' "$@" | sed "s|.*|$build/&_test|" | xargs -P "$(nproc)" -n 1 env
 }
-levels="${*:-baseline avx2 avx512 avx512_bf16}"
+levels="${*:-baseline avx2 avx512 amx_emulated avx512_bf16 amx}"
 for sanitizer in address,undefined thread; do
   build="build/$kind-$(echo "$sanitizer" | tr , -)"
   cmake -G Ninja -S . -B "$build" -DS3H_SANITIZE="$sanitizer" $built \

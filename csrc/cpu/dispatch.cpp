@@ -7,8 +7,33 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(S3H_X86_LEVELS)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 namespace s3h::cpu {
 namespace {
+
+#if defined(S3H_X86_LEVELS)
+// Whether the tile unit multiplies bfloat16 here. Linux gives its 8 KiB of
+// registers to processes that ask for them.
+bool tile_unit() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAmxBf16) != 0 &&
+         (d & kAmxTile) != 0 &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 // The highest level that was built and that this CPU has.
 Level highest() {
@@ -20,7 +45,8 @@ Level highest() {
                       __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
-  if (avx512 && __builtin_cpu_supports("avx512bf16")) return Level::kAvx512Bf16;
+  if (avx512 && __builtin_cpu_supports("avx512bf16"))
+    return tile_unit() ? Level::kAmx : Level::kAvx512Bf16;
   if (avx512) return Level::kAvx512;
   if (avx2) return Level::kAvx2;
 #endif
@@ -44,29 +70,38 @@ bool bfloat16_pays() {
 std::optional<Level> wanted_level() {
   const char* wanted = std::getenv("S3H_CPU_LEVEL");
   if (wanted == nullptr || *wanted == '\0') return std::nullopt;
-  for (Level cap :
-       {Level::kBaseline, Level::kAvx2, Level::kAvx512, Level::kAvx512Bf16})
+  for (Level cap : {Level::kBaseline, Level::kAvx2, Level::kAvx512,
+                    Level::kAmxEmulated, Level::kAvx512Bf16, Level::kAmx})
     if (std::strcmp(wanted, level_name(cap)) == 0) return cap;
   throw std::invalid_argument(
-      "S3H_CPU_LEVEL must be baseline, avx2, avx512 or avx512_bf16, got '" +
+      "S3H_CPU_LEVEL must be baseline, avx2, avx512, amx_emulated, avx512_bf16 "
+      "or amx, got '" +
       std::string(wanted) + "'");
 }
 
 Level choose() {
   const Level level = highest();
-  if (const auto cap = wanted_level()) return std::min(level, *cap);
-  return level == Level::kAvx512Bf16 && !bfloat16_pays() ? Level::kAvx512
-                                                         : level;
+  const auto cap = wanted_level();
+  if (!cap)
+    return level == Level::kAvx512Bf16 && !bfloat16_pays() ? Level::kAvx512
+                                                           : level;
+  // The emulation needs no more than AVX-512.
+  if (cap == Level::kAmxEmulated && level == Level::kAvx512) return *cap;
+  return std::min(level, *cap);
 }
 
 }  // namespace
 
 const char* level_name(Level level) {
   switch (level) {
+    case Level::kAmx:
+      return "amx";
     case Level::kAvx512Bf16:
       return "avx512_bf16";
     case Level::kAvx512:
       return "avx512";
+    case Level::kAmxEmulated:
+      return "amx_emulated";
     case Level::kAvx2:
       return "avx2";
     case Level::kBaseline:
@@ -82,7 +117,7 @@ Level dispatch_level() {
 
 bool bfloat16_conversions() {
   static const bool there =
-      std::min(highest(), wanted_level().value_or(Level::kAvx512Bf16)) ==
+      std::min(highest(), wanted_level().value_or(Level::kAmx)) >=
       Level::kAvx512Bf16;
   return there;
 }

@@ -3,12 +3,23 @@
 
 namespace s3h::cpu {
 
-enum class Level { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
+// kAmxEmulated: kAvx512 with the similarities of kAmx, whose tile unit is a
+// program; for tests.
+enum class Level {
+  kBaseline = 0,
+  kAvx2 = 1,
+  kAvx512 = 2,
+  kAmxEmulated = 3,
+  kAvx512Bf16 = 4,
+  kAmx = 5
+};
 
 // The best level that was built and that this CPU has: the highest, but
-// kAvx512Bf16 only where it is the fastest. The environment variable
-// S3H_CPU_LEVEL (baseline, avx2, avx512, avx512_bf16) names another one, above
-// which it does not go; anything else throws std::invalid_argument.
+// kAvx512Bf16 only where it is the fastest, and kAmxEmulated never. kAmx asks
+// the system for the tile unit and is not there if that says no. The
+// environment variable S3H_CPU_LEVEL (baseline, avx2, avx512, amx_emulated,
+// avx512_bf16, amx) names another one, above which it does not go; anything
+// else throws std::invalid_argument.
 Level dispatch_level();
 
 // Whether AVX512_BF16 is there to round to bfloat16, which pays on every CPU

@@ -25,7 +25,8 @@ void Engine<Element>::backward(const float* grad, const TiledSums& sums,
   reserve(true);
   const int64_t block_rows = block_ * k_.panel;
   const int64_t tile_size = block_rows * tile_ld();
-  const int64_t pairs_size = pairs() ? block_rows / 2 * pairs_ld() : 0;
+  const int64_t pairs_size =
+      pairs() ? block_rows / (k_.tile_unit ? 1 : 2) * pairs_ld() : 0;
   const size_t tiles = memory_.reserve<float>(tasks_ * tile_size);
   const size_t pair_tiles = memory_.reserve<float>(tasks_ * pairs_size);
   const size_t selves = memory_.reserve<int32_t>(tasks_ * block_rows);
@@ -60,16 +61,15 @@ void Engine<Element>::backward(const float* grad, const TiledSums& sums,
         triangular() ? triangle(row_.panels, block_, tasks_, 0.7)
                      : rectangle(row_.panels, columns().panels, block_, tasks_,
                                  deterministic_ ? block_ : 1, sweep.by_columns);
-    run(tasks_, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task)
-        backward_piece(pieces[static_cast<size_t>(task)], task,
-                       {memory_.at<float>(tiles) + task * tile_size,
-                        memory_.at<float>(pair_tiles) + task * pairs_size,
-                        memory_.at<int32_t>(selves) + task * block_rows},
-                       sweep.rows ? &row_gradient : nullptr,
-                       triangular()    ? &row_gradient
-                       : sweep.columns ? &column_gradient
-                                       : nullptr);
+    run_pieces([&](int64_t task) {
+      backward_piece(pieces[static_cast<size_t>(task)], task,
+                     {memory_.at<float>(tiles) + task * tile_size,
+                      memory_.at<float>(pair_tiles) + task * pairs_size,
+                      memory_.at<int32_t>(selves) + task * block_rows},
+                     sweep.rows ? &row_gradient : nullptr,
+                     triangular()    ? &row_gradient
+                     : sweep.columns ? &column_gradient
+                                     : nullptr);
     });
   }
   if (want_queries) sum_up(row_, row_gradient, grad_queries, add);
@@ -88,7 +88,10 @@ void Engine<Element>::backward_piece(const std::vector<Block>& blocks,
     set_kept(tile, block, true);
     tile.gradient = scratch.tile;
     tile.gradient_ld = tile_ld();
-    tile.gradient_pairs = scratch.pairs;
+    const bool diagonal = block.rows.first == block.columns.first;
+    const bool to_columns = columns != nullptr && !(triangular() && diagonal);
+    // A tile unit transposes apart from the rest, and nothing that is not read.
+    tile.gradient_pairs = to_columns || !k_.tile_unit ? scratch.pairs : nullptr;
     tile.gradient_pairs_ld = pairs_ld();
     k_.backward(tile, kind(tile, p_.symmetric));
 
@@ -114,15 +117,17 @@ void Engine<Element>::backward_piece(const std::vector<Block>& blocks,
       k_.apply({g, row_stride, step_stride, count, ceil_div(steps, group),
                 others, width_, out, width_, width_, accumulate});
     };
-    const bool diagonal = block.rows.first == block.columns.first;
     if (rows != nullptr)
       serve(*rows, block.rows, tile.row.count, scratch.tile, tile_ld(), 1,
             tile.column.count, rows_of(this->columns(), block.columns.first));
-    if (columns != nullptr && !(triangular() && diagonal))
+    if (to_columns)
       serve(*columns, block.columns, tile.column.count,
-            pairs() ? scratch.pairs : scratch.tile, 1,
-            pairs() ? pairs_ld() : tile_ld(), tile.row.count,
-            rows_of(row_, block.rows.first));
+            pairs() ? scratch.pairs : scratch.tile,
+            k_.tile_unit ? pairs_ld() : 1,
+            k_.tile_unit ? 1
+            : pairs()    ? pairs_ld()
+                         : tile_ld(),
+            tile.row.count, rows_of(row_, block.rows.first));
   }
 }
 

@@ -63,6 +63,7 @@ class Engine {
     int64_t count;
     int64_t panels;
     size_t packed, bias, same, label, rows;
+    size_t row_major;  // queries, for a tile unit
     size_t scale, lse, lse_rest, grad, own_lse, own_lse_rest;  // backward
   };
 
@@ -114,6 +115,7 @@ class Engine {
   void pack_all();
   void prepare(const float* grad, const TiledSums& sums);
   void pack(const Side& side, float* longest);
+  void copy_row_major();
   void copy_rows(const Side& side);
   void find_range();
   void fill_bias(const Side& side, bool is_row);
@@ -145,12 +147,20 @@ class Engine {
            panels.first * k_.panel;
   }
   bool pairs() const { return k_.pairs; }
+  // Rows in the copy for `apply`. A tile unit reads whole registers, and from
+  // the last panel's middle on.
+  int64_t pair_rows(const Side& side) const {
+    if (k_.tile_unit) return side.panels * k_.panel / 2 + kTileUnit;
+    return pairs() ? ceil_div(side.count, 2) : side.count;
+  }
   // Leading dimensions of a tile's gradient, off the powers of two that share a
   // cache set.
   int64_t tile_ld() const {
     return (k_.pairs ? block_ * k_.panel / 2 : block_ * k_.panel) + k_.lanes;
   }
-  int64_t pairs_ld() const { return block_ * k_.panel + k_.lanes; }
+  int64_t pairs_ld() const {
+    return k_.tile_unit ? tile_ld() : block_ * k_.panel + k_.lanes;
+  }
   bool labelled() const { return p_.query_labels != nullptr; }
   bool triangular() const { return p_.symmetric && !deterministic_; }
   const Side& columns() const { return p_.symmetric ? row_ : column_; }
@@ -166,6 +176,15 @@ class Engine {
 
   TileKind kind(const Tile& tile, bool symmetric) const {
     return {exact_, labelled(), apart_, tile.row.self != nullptr, symmetric};
+  }
+
+  // Runs a task's tiles, on a thread of which `begin` and `end` know.
+  void run_pieces(const std::function<void(int64_t task)>& piece) const {
+    run(tasks_, [&](int64_t first, int64_t last) {
+      k_.begin();
+      for (int64_t task = first; task < last; ++task) piece(task);
+      k_.end();
+    });
   }
 
   // Small problems stay on the calling thread.

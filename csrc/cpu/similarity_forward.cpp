@@ -39,13 +39,12 @@ void Engine<Element>::forward(const TiledSums& sums) {
       triangular() ? triangle(row_.panels, block_, tasks_, 1.0)
                    : rectangle(row_.panels, columns().panels, block_, tasks_,
                                deterministic_ ? block_ : 1, false);
-  run(tasks_, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task)
-      forward_piece(
-          pieces[static_cast<size_t>(task)], triangular(),
-          {sums_of(rows, task), sums_of(own_rows, task), sums_of(lanes, task),
-           sums_of(own_lanes, task), sums_of(column_sums, task),
-           memory_.at<int32_t>(selves) + task * block_rows});
+  run_pieces([&](int64_t task) {
+    forward_piece(
+        pieces[static_cast<size_t>(task)], triangular(),
+        {sums_of(rows, task), sums_of(own_rows, task), sums_of(lanes, task),
+         sums_of(own_lanes, task), sums_of(column_sums, task),
+         memory_.at<int32_t>(selves) + task * block_rows});
   });
   finish(rows, sums.lse_log2);
   if (apart_) finish(own_rows, sums.own_log2);

@@ -5,11 +5,19 @@
 // of the depth it loads kVecs vectors of the column panel and broadcasts kRows
 // elements of the row panel. The row panel is walked inside the column panel,
 // which stays in the first-level cache.
+//
+// With a tile unit, 16 rows of the row panel are multiplied at once, into a
+// buffer that micro-tiles are then loaded from: the unit works on the next rows
+// while exponentials are taken of these.
 #pragma once
 
 #include "similarity.h"
 #include "similarity_tiles.h"
 #include "vec.h"
+
+#if defined(S3H_TILE_UNIT)
+#include "tile_unit.h"
+#endif
 
 namespace s3h::cpu::S3H_LEVEL {
 namespace {
@@ -25,6 +33,30 @@ static_assert(kWidestPanel % kPanel == 0, "kept_scores() counts on it");
 
 // Depth that is added up in sequence: long sums in sequence lose digits.
 constexpr int64_t kChain = 128;
+
+#if defined(S3H_TILE_UNIT)
+
+// Dot products of kTileRows rows, row-major, with a column panel.
+template <int Vecs>
+S3H_INLINE void dot_products(const float* rows, const float* columns,
+                             int64_t steps, float* to) {
+  Tiles tiles;
+  for_tiles<Vecs>([&]<int C>()
+                      __attribute__((always_inline)) { tiles.zero<C>(); });
+  for (int64_t k = 0; k < steps; k += kTileUnit) {
+    const float* from = columns + k * kPanel;
+    tiles.load<3>(rows + k, steps);
+    for_tiles<Vecs>([&]<int C>() __attribute__((always_inline)) {
+      tiles.load<4 + C>(from + C * kLanes, kPanel);
+      tiles.multiply_add<C, 3, 4 + C>();
+    });
+  }
+  for_tiles<Vecs>([&]<int C>() __attribute__((always_inline)) {
+    tiles.store<C>(to + C * kLanes, kPanel);
+  });
+}
+
+#else
 
 template <int Vecs>
 S3H_INLINE void dot_chain(const float* rows, const float* columns,
@@ -57,7 +89,9 @@ S3H_INLINE void dot_products(const float* rows, const float* columns,
   }
 }
 
-#if defined(__AVX512BF16__)
+#endif
+
+#if defined(__AVX512BF16__) || defined(S3H_TILE_UNIT)
 constexpr bool kPairs = true;
 #else
 constexpr bool kPairs = false;
@@ -69,17 +103,38 @@ S3H_INLINE void for_rows(const Tile& t, int64_t column, int64_t kept,
                          const Body& body) {
   const int64_t panel_size = t.steps * kPanel;
   const float* columns = t.column.panels + column / kPanel * panel_size;
+#if defined(S3H_TILE_UNIT)
+  alignas(64) float buffers[2][kTileRows * kPanel];
+  const auto buffer = [&](int64_t row) {
+    return buffers[row / kTileRows % 2] + row % kTileRows * kPanel;
+  };
+  const auto multiply = [&](int64_t row) __attribute__((always_inline)) {
+    if (t.kept == nullptr && row < t.row.count)
+      dot_products<Vecs>(t.row.row_major + row * t.steps, columns, t.steps,
+                         buffer(row));
+  };
+  multiply(0);
+#endif
   for (int64_t row = 0; row < t.row.count; row += kRows) {
     const int64_t at = kept + row * kPanel;
+#if defined(S3H_TILE_UNIT)
+    if (row % kTileRows == 0) multiply(row + kTileRows);
+#endif
     Vec acc[kRows][Vecs];
     if (t.kept != nullptr) {
       S3H_UNROLL for (int r = 0; r < kRows; ++r)
           S3H_UNROLL for (int c = 0; c < Vecs; ++c) acc[r][c] =
               load(t.kept + at + r * kPanel + c * kLanes);
     } else {
+#if defined(S3H_TILE_UNIT)
+      S3H_UNROLL for (int r = 0; r < kRows; ++r)
+          S3H_UNROLL for (int c = 0; c < Vecs; ++c) acc[r][c] =
+              load(buffer(row) + r * kPanel + c * kLanes);
+#else
       const float* rows =
           t.row.panels + row / kPanel * panel_size + row % kPanel;
       dot_products(rows, columns, t.steps, acc);
+#endif
       S3H_UNROLL for (int r = 0; r < kRows; ++r)
           S3H_UNROLL for (int c = 0; c < Vecs; ++c) {
         const Vec dot = acc[r][c];

@@ -30,7 +30,9 @@ Engine<Element>::Engine(const SimilarityProblem<float, Element>& p,
       threads_(threads),
       deterministic_(deterministic),
       k_(tile_kernels(std::is_same_v<Element, Bfloat16>)),
-      steps_(k_.pairs ? ceil_div(p.depth, 2) : p.depth),
+      steps_(k_.tile_unit ? ceil_div(p.depth, 2 * kTileUnit) * kTileUnit
+             : k_.pairs   ? ceil_div(p.depth, 2)
+                          : p.depth),
       width_(ceil_div(p.depth, k_.lanes) * k_.lanes) {
   row_.matrix = p.queries;
   row_.count = p.n;
@@ -69,8 +71,11 @@ void Engine<Element>::reserve(bool backward) {
 template <typename Element>
 void Engine<Element>::reserve_side(Side& side, bool backward) {
   const int64_t padded = side.panels * k_.panel;
-  if (!backward || kept_ == nullptr)
+  if (!backward || kept_ == nullptr) {
     side.packed = memory_.reserve<float>(padded * steps_);
+    if (k_.tile_unit && &side == &row_)
+      side.row_major = memory_.reserve<float>(padded * steps_);
+  }
   side.bias = memory_.reserve<float>(padded);
   side.same = memory_.reserve<float>(padded);
   side.label = memory_.reserve<int32_t>(2 * padded);
@@ -85,8 +90,7 @@ void Engine<Element>::reserve_side(Side& side, bool backward) {
   }
   // Rows for `apply`: padded to whole vectors, or as pairs of rows.
   if (pairs() || width_ != p_.depth)
-    side.rows = memory_.reserve<float>(
-        (pairs() ? ceil_div(side.count, 2) : side.count) * width_);
+    side.rows = memory_.reserve<float>(pair_rows(side) * width_);
 }
 
 // Everything the tiles need; grad in the backward only.
@@ -120,6 +124,7 @@ void Engine<Element>::prepare(const float* grad, const TiledSums& sums) {
 template <typename Element>
 void Engine<Element>::pack_all() {
   pack(row_, longest_.data());
+  if (row_.row_major != 0) copy_row_major();
   if (!p_.symmetric) pack(column_, longest_.data() + row_.panels);
 }
 
@@ -137,6 +142,21 @@ void Engine<Element>::pack(const Side& side, float* longest) {
   });
 }
 
+// The queries with zeros up to whole panels and steps.
+template <typename Element>
+void Engine<Element>::copy_row_major() {
+  const size_t size = static_cast<size_t>(p_.depth) * sizeof(Element);
+  const size_t padded = static_cast<size_t>(steps_) * sizeof(float);
+  run(row_.panels * k_.panel, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      char* to = memory_.at<char>(row_.row_major) + r * padded;
+      const size_t taken = r < p_.n ? size : 0;
+      std::memcpy(to, row_.matrix + std::min(r, p_.n) * p_.depth, taken);
+      std::memset(to + taken, 0, padded - taken);
+    }
+  });
+}
+
 template <typename Element>
 void Engine<Element>::copy_rows(const Side& side) {
   if (side.rows == 0) return;
@@ -147,6 +167,9 @@ void Engine<Element>::copy_rows(const Side& side) {
                          side.count - r * group, p_.depth},
                         width_, memory_.at<float>(side.rows) + r * width_);
   });
+  float* last = memory_.at<float>(side.rows);
+  std::fill(last + ceil_div(side.count, group) * width_,
+            last + pair_rows(side) * width_, 0.0f);
 }
 
 // Decides between the fast and the exact form from what bounds the scores.
@@ -317,6 +340,7 @@ TileSide Engine<Element>::tile_side(const Side& side, Range panels) const {
   const int64_t first = panels.first * k_.panel;
   TileSide out{};
   out.panels = memory_.at<float>(side.packed) + first * steps_;
+  out.row_major = memory_.at<float>(side.row_major) + first * steps_;
   out.count = rows_in(side, panels);
   out.bias = memory_.at<float>(side.bias) + first;
   out.same = memory_.at<float>(side.same) + first;

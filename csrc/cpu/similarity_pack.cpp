@@ -51,9 +51,10 @@ void pack_words(const Element* row, int64_t depth, int64_t first, int64_t steps,
                 int64_t panel, float scale, Four& squares, float* to) {
   for (int64_t s = first; s < steps; ++s) {
     const int64_t at = s * kPerWord<Element>;
-    const int64_t left = std::min(kPerWord<Element>, depth - at);
+    const int64_t left = std::clamp<int64_t>(depth - at, 0, kPerWord<Element>);
     Words word{};
-    std::memcpy(&word, row + at, static_cast<size_t>(left) * sizeof(Element));
+    std::memcpy(&word, row + std::min(at, depth),
+                static_cast<size_t>(left) * sizeof(Element));
     word = packed<Element>(word, scale, squares);
     std::memcpy(to + s * panel, &word, sizeof(float));
   }

@@ -8,16 +8,13 @@ namespace s3h::cpu {
 
 const TileKernels& tile_kernels([[maybe_unused]] bool pairs) {
 #if defined(S3H_X86_LEVELS)
-  if (pairs) return avx512_bf16::kTiles;
-  switch (dispatch_level()) {
-    case Level::kAvx512Bf16:
-    case Level::kAvx512:
-      return avx512::kTiles;
-    case Level::kAvx2:
-      return avx2::kTiles;
-    case Level::kBaseline:
-      break;
-  }
+  const Level level = dispatch_level();
+  if (pairs)
+    return level == Level::kAmx           ? amx::kTiles
+           : level == Level::kAmxEmulated ? amx_emulated::kTiles
+                                          : avx512_bf16::kTiles;
+  if (level >= Level::kAvx512) return avx512::kTiles;
+  if (level >= Level::kAvx2) return avx2::kTiles;
 #endif
   return baseline::kTiles;
 }
@@ -53,7 +50,7 @@ void logsumexp_tiled_backward(const SimilarityProblem<float, Element>& problem,
       .backward(grad, sums, grad_queries, grad_keys, add);
 }
 
-bool bfloat16_products() { return dispatch_level() == Level::kAvx512Bf16; }
+bool bfloat16_products() { return dispatch_level() >= Level::kAmxEmulated; }
 
 #define S3H_INSTANTIATE(Element)                                      \
   template void logsumexp_tiled<Element>(                             \

@@ -9,6 +9,10 @@
 #include "similarity_micro_tiles.h"
 #include "vec.h"
 
+#if defined(S3H_TILE_UNIT)
+#include "similarity_tile_unit.h"
+#endif
+
 namespace s3h::cpu::S3H_LEVEL {
 namespace {
 
@@ -130,6 +134,8 @@ void forward_exact(const Tile& t) {
              });
 }
 
+#if !defined(S3H_TILE_UNIT)
+
 // Keeps the gradient of one row of a micro-tile, in the layout that `apply`
 // broadcasts from.
 template <int Vecs>
@@ -168,6 +174,8 @@ S3H_INLINE void keep_gradient(const Tile& t, int64_t row, int64_t column,
                 g[r][c]);
 #endif
 }
+
+#endif
 
 template <Labels kLabels, bool Exclude, bool Symmetric>
 void backward_fast(const Tile& t) {
@@ -271,7 +279,7 @@ void forward(const Tile& tile, TileKind kind) {
   S3H_DISPATCH(forward_fast, tile, kind)
 }
 
-void backward(const Tile& tile, TileKind kind) {
+void backward_tiles(const Tile& tile, TileKind kind) {
   if (kind.exact) {
     S3H_DISPATCH(backward_exact, tile, kind)
   }
@@ -279,6 +287,15 @@ void backward(const Tile& tile, TileKind kind) {
   kind.apart = false;
   S3H_DISPATCH(backward_fast, tile, kind)
 }
+
+void backward(const Tile& tile, TileKind kind) {
+  backward_tiles(tile, kind);
+#if defined(S3H_TILE_UNIT)
+  if (tile.gradient_pairs != nullptr) transpose_gradient(tile);
+#endif
+}
+
+#if !defined(S3H_TILE_UNIT)
 
 // One column group, Width vectors wide: Rows x Width accumulators.
 template <int Width, int Rows>
@@ -312,6 +329,8 @@ void apply_group(const Apply& a, int64_t column) {
     }
   }
 }
+
+void nothing() {}
 
 void apply(const Apply& a) {
   int64_t left = a.width / kLanes;
@@ -351,10 +370,18 @@ void apply(const Apply& a) {
   }
 }
 
+#endif
+
 }  // namespace
 
 const TileKernels kTiles = {
-    kLanes, kPanel, kPairs, &forward, &backward, &apply,
+    kLanes,   kPanel,       kPairs,
+#if defined(S3H_TILE_UNIT)
+    true,     &shape_tiles, &release_tiles,
+#else
+    false,    &nothing,  &nothing,
+#endif
+    &forward, &backward,    &apply,
 };
 
 }  // namespace s3h::cpu::S3H_LEVEL

@@ -17,9 +17,10 @@ namespace s3h::cpu {
 // first element, all arrays padded to whole panels.
 struct TileSide {
   const float* panels;
-  int64_t count;      // elements that exist; the rest is padding
-  const float* bias;  // fast: 2^bias, 0 in the padding; exact: bias, -inf
-  const float* same;  // fast: 2^same_label_bias; exact: same_label_bias
+  const float* row_major;  // rows, `tile_unit` only: [count, steps]
+  int64_t count;           // elements that exist; the rest is padding
+  const float* bias;       // fast: 2^bias, 0 in the padding; exact: bias, -inf
+  const float* same;       // fast: 2^same_label_bias; exact: same_label_bias
   const int32_t* label;
   const int32_t* self;  // rows only: column to leave out, counted from the
                         // tile's first column; anything else: none
@@ -57,7 +58,9 @@ struct Tile {
   float* column_sum;  // [column count], symmetric only
   float* column_max;
   // Backward: gradient of the scores [rows, ld], and where `pairs` is set its
-  // transpose's pairs. Leading dimensions count 32-bit elements.
+  // transpose's pairs: [rows / 2, ld], or for a tile unit [columns, ld] and,
+  // like the gradient itself, with zeros up to whole registers. Leading
+  // dimensions count 32-bit elements.
   float* gradient;
   int64_t gradient_ld;
   float* gradient_pairs;
@@ -88,10 +91,19 @@ struct Apply {
   bool accumulate;
 };
 
+// 32-bit elements in a row of a tile unit's registers.
+constexpr int64_t kTileUnit = 16;
+
 struct TileKernels {
   int64_t lanes;
   int64_t panel;
   bool pairs;
+  // Reads the depth, and in `apply` the steps, in units of kTileUnit, and the
+  // rows of scores row-major. Its threads call begin() before anything else
+  // and end() at last; elsewhere there is nothing to call.
+  bool tile_unit;
+  void (*begin)();
+  void (*end)();
   void (*forward)(const Tile&, TileKind);
   void (*backward)(const Tile&, TileKind);
   void (*apply)(const Apply&);
@@ -108,6 +120,12 @@ namespace avx512 {
 extern const TileKernels kTiles;
 }
 namespace avx512_bf16 {
+extern const TileKernels kTiles;
+}
+namespace amx {
+extern const TileKernels kTiles;
+}
+namespace amx_emulated {
 extern const TileKernels kTiles;
 }
 #endif

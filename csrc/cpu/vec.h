@@ -123,5 +123,27 @@ S3H_INLINE Vec multiply_add(Vec a, Vec b, Vec acc) {
 #endif
 }
 
+#if defined(S3H_TILE_UNIT)
+// Numbers rounded to bfloat16, in pairs: neighbours, those of x before y's.
+S3H_INLINE Vec to_pairs(Vec x, Vec y) {
+#if defined(__AVX512BF16__)
+  return (Vec)_mm512_cvtne2ps_pbh(y, x);
+#else
+  Vec pairs;
+  const auto put = [&](Vec number, int64_t at) {
+    const BitVec bits = (BitVec)number;
+    const BitVec even = bits + 0x7fff + (bits >> 16 & 1);
+    const BitVec rounded = (number == number ? even : bits | 0x400000) >> 16;
+    const __m256i halves =
+        _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)rounded);
+    std::memcpy(reinterpret_cast<char*>(&pairs) + at, &halves, sizeof halves);
+  };
+  put(x, 0);
+  put(y, sizeof pairs / 2);
+  return pairs;
+#endif
+}
+#endif
+
 }  // namespace
 }  // namespace s3h::cpu::S3H_LEVEL

@@ -325,7 +325,9 @@ check(200, 128, 40, 3, 0.005, "mean")
 """
 
 
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512", "avx512_bf16"])
+@pytest.mark.parametrize(
+    "level", ["baseline", "avx2", "avx512", "amx_emulated", "avx512_bf16", "amx"]
+)
 def test_other_instruction_sets(at_level):
     done = subprocess.run(
         [sys.executable, "-c", LEVEL_CHECK],

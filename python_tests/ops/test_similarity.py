@@ -739,7 +739,9 @@ print(CPU.text("s3h_cpu_dispatch_level"))
 """
 
 
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512", "avx512_bf16"])
+@pytest.mark.parametrize(
+    "level", ["baseline", "avx2", "avx512", "amx_emulated", "avx512_bf16", "amx"]
+)
 def test_every_instruction_set(level, at_level):
     done = subprocess.run(
         [sys.executable, "-c", LEVEL_CHECK],

@@ -341,7 +341,9 @@ here.test_the_callers_denormals_stay()
 """
 
 
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512", "avx512_bf16"])
+@pytest.mark.parametrize(
+    "level", ["baseline", "avx2", "avx512", "amx_emulated", "avx512_bf16", "amx"]
+)
 def test_every_instruction_set(at_level):
     done = subprocess.run(
         [sys.executable, "-c", LEVEL_CHECK],
