@@ -180,7 +180,7 @@ def test_other_data_than_the_runs_are_refused_with_what_differs(
     monkeypatch.setattr("s3h_ext.runs.loading.open_dataset", cut)
     assert main([str(digits_run), "--device", "cpu"]) == 2
     message = capsys.readouterr().err
-    assert "error: --data.root: digits-lt is not what" in message
+    assert "error: --data.root: digits-lt differs from the data of" in message
     assert "different numbers of training images: " in message
     assert message.count("->") == 1
 

@@ -151,7 +151,7 @@ def test_what_is_added_to_a_recipe():
     assert get_recipe("crop+rand-m3+cutout8").cutout == 8
     assert get_recipe("autoaugment+cutout+blur0.1").blur == 0.1
     for name, said in {
-        "supcon+blurr": "expected behind 'supcon' 'rand-...', 'blur'",
+        "supcon+blurs": "expected behind 'supcon' 'rand-...', 'blur'",
         "supcon+blur+blur": "each once",
         "supcon+cutout1.5": "got 'cutout1.5'",
         "randaugment+rand-m3": "got 'rand-m3'",

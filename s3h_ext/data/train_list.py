@@ -17,7 +17,7 @@ def train_list(dataset: LongTailDataset) -> str | None:
     Of files it has the columns ``path`` and ``label``, the class's name, and serves as
     a list of ``--data.lists``. Of an archive's images it has ``index``, the place in
     the archive's training split, and ``label``, the class's number. ``None`` for images
-    that are neither.
+    that are neither, such as a part that somebody took of these.
 
     Example:
         >>> from s3h_ext.data import load_dataset
@@ -30,7 +30,7 @@ def train_list(dataset: LongTailDataset) -> str | None:
     if isinstance(train, ImageFiles):
         rows = [(train.name(i), names[label]) for i, label in enumerate(labels)]
         return format_rows([("path", "label"), *rows])
-    if dataset.indices is None:
+    if dataset.indices is None or len(dataset.indices) != len(labels):
         return None
     rows = list(zip(dataset.indices.tolist(), labels, strict=True))
     return format_rows([("index", "label"), *rows])
