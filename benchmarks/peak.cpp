@@ -1,7 +1,8 @@
 // The machine's own limits, measured beside every timing: multiply-adds a
-// second from registers (float32; bfloat16 pairs where there are any) and
-// exponentials a second by the kernel's own method, data in registers.
-// Prints: threads, GFLOP/s float32, GFLOP/s bfloat16 (0: none), Gexp/s.
+// second from registers (float32; bfloat16 pairs where there are any, by the
+// tile unit where there is one) and exponentials a second by the kernel's own
+// method, data in registers. Prints: threads, GFLOP/s float32, GFLOP/s bfloat16
+// (0: none), Gexp/s.
 //
 // Compiled by benchmarks/similarity.py with -O3 -march=native -pthread.
 #include <algorithm>
@@ -12,6 +13,14 @@
 #include <vector>
 
 #include "../csrc/cpu/vec.h"
+
+#if defined(__AMX_BF16__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "../csrc/cpu/tile_unit.h"
+#define S3H_TILES
+#endif
 
 namespace s3h::cpu {
 using namespace S3H_LEVEL;
@@ -52,6 +61,27 @@ void multiply_adds() {
     }
 }
 
+#if defined(S3H_TILES)
+constexpr int64_t kTileRounds = kRounds / 16;
+constexpr double kTileFlops = 4 * 2.0 * kTileRows * kTileWords * kTileWords * 2;
+
+// See csrc/cpu/dispatch.cpp.
+bool tiles_granted() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
+
+void tile_products() {
+  shape_tiles();
+  Tiles tiles;
+  for_tiles<8>([&]<int Tile>() { tiles.zero<Tile>(); });
+  for (int64_t i = 0; i < kTileRounds; ++i) {
+    tiles.multiply_add<0, 4, 6>();
+    tiles.multiply_add<1, 4, 7>();
+    tiles.multiply_add<2, 5, 6>();
+    tiles.multiply_add<3, 5, 7>();
+  }
+  release_tiles();
+}
+#endif
+
 void exponentials() {
   constexpr int kIndependent = 8;
   Vec x[kIndependent];
@@ -91,6 +121,10 @@ int main(int argc, char** argv) {
   double pairs = 0;
 #if defined(__AVX512BF16__)
   pairs = rate(threads, multiply_adds<true>) * steps * kChains * 4;
+#endif
+#if defined(S3H_TILES)
+  if (tiles_granted())
+    pairs = rate(threads, tile_products) * 1e-9 * kTileRounds * kTileFlops;
 #endif
   std::printf("%d %.1f %.1f %.2f\n", threads,
               rate(threads, multiply_adds<false>) * steps * kChains * 2, pairs,

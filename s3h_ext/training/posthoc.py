@@ -83,7 +83,9 @@ def make_classifier(
         tau = 1.0 if tau is None else tau
         check(ZERO_OR_MORE, tau=tau)
         counts = torch.tensor(run.card.train_images, dtype=torch.float64)
-        shift = tau * (counts / counts.sum()).log().float().to(run.device)
+        # A class without an image has no prior to be adjusted by.
+        priors = (counts / counts.sum()).masked_fill(counts == 0, 1.0)
+        shift = tau * priors.log().float().to(run.device)
         return PosthocClassifier(
             lambda images: method.predict(images).float() - shift, facts | {"tau": tau}
         )
