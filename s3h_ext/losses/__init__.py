@@ -7,15 +7,15 @@ the denominators are calls of :func:`s3h_ext.ops.similarity_logsumexp`. On the C
 SupCon is both in one operation (:func:`s3h_ext.ops.supervised_contrastive`). No N×M
 matrix is ever formed.
 
-All of them use rows as given, which should have unit length (``F.normalize``). On the
-CPU, other lengths only cost time; the CUDA kernels expect unit rows and overflow to inf
-if a score exceeds 88. An anchor for which the loss is undefined (no positive, or an
-empty denominator) contributes nothing and is not counted by ``reduction="mean"``. A row
-with a negative label has no class: it is not an anchor, and as a key it matches
-nothing. In a queue, and in SupCon's ``key_labels``, a negative label marks an empty
-slot, whose content is ignored. Labels are integers of any type except uint64. If the
-number of classes is known, a label that is not below it is a ``ValueError`` on the CPU;
-on a GPU and under ``torch.compile``, where the check would synchronise, it is no class.
+All of them use rows as given, which should have unit length (``F.normalize``). Other
+lengths only cost time, most on CUDA, whose kernels are built for unit rows. An anchor
+for which the loss is undefined (no positive, or an empty denominator) contributes
+nothing and is not counted by ``reduction="mean"``. A row with a negative label has no
+class: it is not an anchor, and as a key it matches nothing. In a queue, and in SupCon's
+``key_labels``, a negative label marks an empty slot, whose content is ignored. Labels
+are integers of any type except uint64. If the number of classes is known, a label that
+is not below it is a ``ValueError`` on the CPU; on a GPU and under ``torch.compile``,
+where the check would synchronise, it is no class.
 
 With several processes (``torch.distributed``), each has the rows of its part of the
 batch. With ``gather=True``, its rows are the anchors and the rows of all processes are
