@@ -72,6 +72,15 @@ def pictures(n: int) -> list[Tensor]:
     return [torch.randint(0, 256, (n, 12, 10, 3), dtype=torch.uint8)]
 
 
+def maps(n: int) -> list[Tensor]:
+    x = torch.randn(n, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    return [x.requires_grad_(), (torch.rand(3) + 0.5).requires_grad_(), torch.rand(3)]
+
+
+def batch_norm(number, x, weight, bias):
+    return ops.batch_norm_relu(x, weight, bias, x, eps=number)
+
+
 def function(loss):
     def call(number, *tensors):
         value, stats = loss(*tensors, temperature=number, return_stats=True)
@@ -269,6 +278,7 @@ OPERATIONS = {
     "all_reduce_update": Case(all_reduce, clusters),
     "apply_prototypes_": Case(apply, clusters),
     "augment_images": Case(augment, pictures),
+    "batch_norm_relu": Case(batch_norm, maps),
     "class_sum_dots": Case(class_sums, pairs),
     "gather_rows": Case(gather, contrast),
     "prototypical_contrastive": Case(prototypical, with_centres),

@@ -137,10 +137,8 @@ def test_a_run_is_what_its_average_is(finished):
     folder, trainer, summary = finished
     assert summary["ema_decay"] == DECAY
     assert json.loads((folder / "summary.json").read_text())["ema_decay"] == DECAY
-    assert (
-        "with the last weights instead of their average"
-        in (folder / "train.log").read_text()
-    )
+    log = (folder / "train.log").read_text()
+    assert "with the last weights, without averaging" in log
     run = load_run(folder, device="cpu")
     with trainer.average.in_place():
         right = network(trainer)

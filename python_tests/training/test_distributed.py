@@ -172,7 +172,7 @@ def test_worlds_without_others(monkeypatch):
     with pytest.raises(ValueError, match="expected cuda, got cuda:1"):
         join_world("cuda:1", DistributedConfig())
     monkeypatch.setenv("LOCAL_RANK", "64")
-    with pytest.raises(ValueError, match="device: 'cuda:64' is not on this machine"):
+    with pytest.raises(ValueError, match="device: 'cuda:64' does not exist"):
         join_world("cuda", DistributedConfig())
 
 
@@ -235,7 +235,7 @@ def test_two_processes_leave_out_the_same_and_name_every_file(tmp_path):
         # Each process names those that it has read itself.
         assert sum(text.count(line) for text in said) == 1
     assert all("left out: " in text for text in said)
-    assert "'class 2', with 1 test images" in log
+    assert "'class 2' (and 1 test images)" in log
     card = read_card(RunFolder(run))
     assert card.classes == ("class 0", "class 1")
     assert card.train_images == (6, 6)

@@ -380,7 +380,7 @@ def test_crops_that_met_no_constraint_are_reported_at_the_end(tmp_path, monkeypa
     monkeypatch.setitem(RECIPES, "never", Recipe(crop=never))
     train(tmp_path / "a", "--method.recipe", "never", "--epochs", "1")
     log = (tmp_path / "a" / "train.log").read_text()
-    assert "354 of the 354 crops drawn for 'train' since step 0" in log
+    assert "354 of 354 crops drawn for 'train' since step 0" in log
     train(tmp_path / "b", "--epochs", "1")
     assert "crops" not in (tmp_path / "b" / "train.log").read_text()
 

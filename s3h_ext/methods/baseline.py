@@ -110,7 +110,7 @@ class Baseline(ClassifierMethod):
         check(number_in("[0, 1)"), weight_beta=weight_beta)
         if reweight_from and not weight_beta:
             raise ValueError(
-                "weight_beta: reweight_from {reweight_from:g} needs class weights; "
+                f"weight_beta: reweight_from {reweight_from:g} needs class weights; "
                 "expected a number in (0, 1), got 0"
             )
         if loss == "logit-adjusted" and weight_beta:
