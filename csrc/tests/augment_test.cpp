@@ -47,10 +47,15 @@ void check(int64_t height, int64_t width, int64_t channels, bool far) {
     const double whole = static_cast<double>(pick(-reach, reach));
     return far ? whole : whole / 7;
   });
-  for (int64_t i = 0; i < views * kSteps; ++i)
-    if (operations[static_cast<size_t>(i)] ==
-        static_cast<int64_t>(Operation::kPosterize))
-      magnitudes[static_cast<size_t>(i)] = static_cast<double>(i % 9);
+  // These have a range, which is checked before the kernel is called.
+  for (int64_t i = 0; i < views * kSteps; ++i) {
+    const auto at = static_cast<size_t>(i);
+    const auto operation = static_cast<Operation>(operations[at]);
+    if (operation == Operation::kPosterize)
+      magnitudes[at] = static_cast<double>(i % 9);
+    if (operation == Operation::kBlur)
+      magnitudes[at] = static_cast<double>(i % 65);
+  }
   const auto source =
       drawn<int64_t>(views, [&] { return pick(0, kImages - 1); });
   const auto corners =
