@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Compile every CUDA source, hold what the compiler reports of each kernel against
-# csrc/cuda/resources.csv and the model of their speed against speed.csv, and link the op library, beside a CPU build of torch too, to
+# csrc/cuda/resources.csv and the model of their speed against speed.csv, and link the
+# op library, beside a CPU build of torch too, to
 # look at the symbols that it asks for. Runs no kernel. Needs nvcc, no GPU.
 #
 #   PYTHON=.venv/bin/python tools/cuda_compile.sh   for sm_80 and sm_90, or CUDA_ARCHS

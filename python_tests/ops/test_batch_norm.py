@@ -69,7 +69,7 @@ def check_the_law(shape, dtype, offset, residual):
         [*forward, *gradients_behind(wide, grad, result[0])]
         for result in (ours, theirs)
     ]
-    # What a sum of n terms is to be held against, not what is left of them.
+    # The error of a sum is measured against the size of its terms, not of their sum.
     axes = (0, 2, 3)
     behind = (grad * (forward[0] > 0)).abs().sum(axes)
     floors = {1: wide[0].abs().mean(axes), 4: behind, 5: behind}

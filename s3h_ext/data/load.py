@@ -302,7 +302,7 @@ def _read(name: str, root: str | Path | None, size: int | None) -> Archive:
         if name == "arrays":
             return read_arrays(folder)
         if name == "octmnist-lt":
-            # What is held out is to be as long-tailed as the training images.
+            # Held-out images must be as long-tailed as the training images.
             return replace(read_medmnist("octmnist", folder, size), val=None)
         if name in MEDMNIST:
             return read_medmnist(name, folder, size)
