@@ -9,15 +9,16 @@ weights to the full method, ``mixing-average`` both; with 40 epochs and two seed
     python -m benchmarks.ablation --data-root DIR --epochs 40 --seeds 0 1 \
         --rows full mixing average mixing-average
 
-Each row is a run of ``python -m s3h_ext.train`` on ``1 - holdout`` of the training
-images of each class. The score is the mean of the per-class accuracies on the training
-images that the run did not see: those held out and, where the data are cut from an
-archive, those that the long-tailed cut leaves over. The test split plays no part. A
-finished run is left alone and an interrupted one goes on where it stopped, so the same
-command can be given until the table is full; a finished run of other options is an
-error. Writes ``ablation.csv`` and ``ablation.png`` into the output folder after every
-run; a line takes the place of the one of its preset, row, epochs and holdout. The runs
-themselves are in ``--runs``.
+``average`` measures the runs of ``full`` by their averaged weights, so these are
+trained once. Each other row is a run of ``python -m s3h_ext.train`` on ``1 - holdout``
+of the training images of each class. The score is the mean of the per-class accuracies
+on the training images that the run did not see: those held out and, where the data are
+cut from an archive, those that the long-tailed cut leaves over. The test split plays no
+part. A finished run is left alone and an interrupted one goes on where it stopped, so
+the same command can be given until the table is full; a finished run of other options
+is an error. Writes ``ablation.csv`` and ``ablation.png`` into the output folder after
+every run; a line takes the place of the one of its preset, row, epochs and holdout. The
+runs themselves are in ``--runs``.
 Options that are not listed go to ``python -m s3h_ext.train``.
 """
 
@@ -50,6 +51,7 @@ from s3h_ext.data.load import PHOTOGRAPHS
 from s3h_ext.evaluate import main as evaluate
 from s3h_ext.presets import preset_names
 from s3h_ext.report.metrics import GROUPS, class_groups
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.options import OptionError
 
 #: Which options switch a part off. Two whole views in place of a montage, as in BCL.
@@ -73,11 +75,10 @@ _MIXING = ("--method.mixing.kind", "cutmix")
 # Some hundred steps, a few of 40 epochs of CIFAR-100-LT.
 _AVERAGE = ("--optim.ema_decay", "0.99")
 #: Row -> what it adds to the full method.
-ADDED = {
-    "mixing": _MIXING,
-    "average": _AVERAGE,
-    "mixing-average": (*_MIXING, *_AVERAGE),
-}
+ADDED = {"average": (), "mixing": _MIXING, "mixing-average": _MIXING}
+#: Row -> the row whose runs it measures once more, by the average of their weights.
+#: Keeping an average leaves a training as it is, so one run serves both.
+AVERAGED = {"average": "full", "mixing-average": "mixing"}
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = (
     *("preset", "row", *OFF, "epochs", "holdout", "seeds", "split", "images"),
@@ -98,6 +99,7 @@ def row_options(row: str, digits: bool) -> list[str]:
         # There is no second head then; the other model can be a momentum copy.
         options += ["--method.partner", "momentum"]
     options += ADDED.get(row, ())
+    options += _AVERAGE if AVERAGED.get(row, row) in AVERAGED.values() else ()
     # Digits have no mirror images and no colours.
     return ["crop" if digits and word == "supcon" else word for word in options]
 
@@ -115,18 +117,24 @@ def left_out(preset: str) -> str:
     return "val" if preset.partition("/")[0] in PHOTOGRAPHS else "unused"
 
 
-def measures(folder: Path, split: str) -> Path:
-    """Return the file with a run's accuracies on a split."""
-    return folder / f"evaluation-{split}" / "metrics.json"
+def weights_of(row: str) -> str:
+    """Return which weights of its runs a row measures, where they keep an average."""
+    return "last" if row in AVERAGED.values() else "average"
 
 
-def scores(folder: Path, split: str) -> dict[str, float]:
+def measures(folder: Path, split: str, row: str) -> Path:
+    """Return the file with the accuracies on a split of a run of a row."""
+    evaluation = RunFolder(folder).evaluation(split, weights=weights_of(row))
+    return evaluation / "metrics.json"
+
+
+def scores(folder: Path, split: str, row: str) -> dict[str, float]:
     """Return the accuracies on a split, its size and the minutes of a finished run.
 
     ``balanced`` is the mean over the groups, weighted by their numbers of classes.
     """
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    measured = json.loads(measures(folder, split).read_text(encoding="utf-8"))
+    measured = json.loads(measures(folder, split, row).read_text(encoding="utf-8"))
     sizes = group_sizes(folder)
     found = {
         group: float(measured[group]) for group in GROUPS if measured[group] is not None
@@ -147,7 +155,11 @@ def collect(options: argparse.Namespace) -> list[dict[str, Any]]:
     split = left_out(options.preset)
     for row in options.rows:
         folders = [run_folder(options, row, seed) for seed in options.seeds]
-        done = [scores(f, split) for f in folders if measures(f, split).exists()]
+        done = [
+            scores(folder, split, row)
+            for folder in folders
+            if measures(folder, split, row).exists()
+        ]
         if not done:
             continue
         line: dict[str, Any] = {
@@ -228,8 +240,8 @@ def alike(line: dict[str, Any], options: argparse.Namespace) -> bool:
 
 
 def run_folder(options: argparse.Namespace, row: str, seed: int) -> Path:
-    name = options.preset.replace("/", "-")
-    return Path(options.runs / f"{name}-{options.epochs}epochs-{row}-seed{seed}")
+    name = f"{options.preset.replace('/', '-')}-{options.epochs}epochs"
+    return Path(options.runs / f"{name}-{AVERAGED.get(row, row)}-seed{seed}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -314,7 +326,9 @@ def fill(
             if status:
                 failed.append(folder)
                 continue
-        if not measures(folder, split).exists() and evaluate([str(folder), *measure]):
+        if not measures(folder, split, row).exists() and evaluate(
+            [str(folder), *measure, "--weights", weights_of(row)]
+        ):
             failed.append(folder)
             continue
         table = options.output / "ablation.csv"

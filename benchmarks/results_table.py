@@ -39,7 +39,9 @@ def _page(rows: Sequence[Row]) -> str:
         "# Results\n\nMade by `python -m benchmarks.results_table` from the folders "
         "beside this file and\n`s3h_ext/presets/published.csv`. Each folder is one "
         "finished run; `python -m s3h_ext.report results/RUN`\ndraws its pictures, "
-        "except those of sub-classes, whose arrays are not kept here.\n\n"
+        "except those of sub-classes, whose arrays are not kept here. Those with "
+        "`checkpoints/` hold the\nweights of the last epoch, and `python -m "
+        "s3h_ext.evaluate results/RUN --data.root DIR`\nmeasures them again.\n\n"
         f"{_tables(rows, not_run=True)}\n![published against ours](results.png)\n\n"
         f"## Where the published numbers are from\n\n{sources}"
     )

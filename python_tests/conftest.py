@@ -1,6 +1,7 @@
 """Common settings: reproducible draws, and skips that CI can turn into failures."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,3 +56,12 @@ def digits_run(tmp_path_factory):
     ).split()
     assert main([*options, "--output", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def data_root():
+    """The folder of the real CIFAR archives, where it is there."""
+    root = os.environ.get("S3H_DATA_ROOT")
+    if root is None:
+        pytest.skip("S3H_DATA_ROOT does not point to the CIFAR folders")
+    return Path(root)

@@ -101,6 +101,12 @@ def evaluate_parser() -> Parser:
         help="on the run's features; default: head, the run's own",
     )
     parser.add_argument(
+        "--weights",
+        choices=("average", "last"),
+        default="average",
+        help="of a run with --optim.ema_decay; default: average; last: the last step's",
+    )
+    parser.add_argument(
         "--tau",
         type=float,
         help="strength of logit-adjusted (default: 1) and tau-norm (default: of 0 to "
@@ -125,7 +131,8 @@ def evaluate_parser() -> Parser:
     parser.add_argument(
         "--output",
         type=Path,
-        help="folder; default: RUN/evaluation-SPLIT, with -CLASSIFIER if not head",
+        help="folder; default: RUN/evaluation-SPLIT, with -CLASSIFIER if not head, "
+        "and -last",
     )
     _add_import(parser)
     return parser

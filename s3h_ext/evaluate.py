@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     check_classifier(parser, options)
     folder = options.output or RunFolder(options.run).evaluation(
-        options.split, options.classifier
+        options.split, options.classifier, options.weights
     )
     if folder.exists() and not folder.is_dir():
         parser.error(f"--output: expected a folder, got the file {printable(folder)}")
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     try:
         CPU.require()
-        run = load_run(options.run, device=options.device)
+        run = load_run(options.run, device=options.device, weights=options.weights)
         feed = _feed(run)
         where = {name: getattr(options, name) for name in _WHERE}
         others = _feed(run)  # whose unreadable images are none of the split's
@@ -169,6 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.split == "train":
             left_out |= dict.fromkeys(run.card.unreadable, "left out of training")
         summary = _summary(run, options.split, found, left_out) | classifier.facts
+        if run.config.optim.ema_decay is not None:
+            summary["weights"] = options.weights
         folder.mkdir(parents=True, exist_ok=True)
         write_evaluation(
             RunFolder(folder),

@@ -20,6 +20,7 @@ from benchmarks.ablation import (
 )
 from s3h_ext.data import unused_images
 from s3h_ext.methods import BCL
+from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.options import parse_options
 
 QUICK = (
@@ -45,7 +46,8 @@ def test_a_row_switches_off_what_it_lacks():
         assert (options.model.classifier == "cosine") == ("network" in parts)
         assert (method.partner != "none") == ("task" in parts)
         assert (method.mixing is not None) == row.startswith("mixing")
-        assert (options.optim.ema_decay is not None) == row.endswith("average")
+        averaged = row.endswith("average") or row in ("full", "mixing")
+        assert (options.optim.ema_decay is not None) == averaged
         if row == "bcl":
             assert method.streams() == BCL().streams()
     assert "crop" in row_options("bcl", True)
@@ -70,11 +72,11 @@ def finished(folder, counts, **accuracies):
 def test_the_score_is_the_mean_over_classes(tmp_path):
     finished(tmp_path / "a", [500, 101, 100, 19], many=80.0, medium=50.0, few=10.0)
     assert group_sizes(tmp_path / "a") == {"many": 2, "medium": 1, "few": 1}
-    found = scores(tmp_path / "a", "unused")
+    found = scores(tmp_path / "a", "unused", "bcl")
     assert found["balanced"] == pytest.approx((2 * 80 + 50 + 10) / 4)
     assert found["minutes"] == 2
     finished(tmp_path / "b", [500, 101], many=80.0, medium=None, few=None)
-    assert scores(tmp_path / "b", "unused")["balanced"] == 80
+    assert scores(tmp_path / "b", "unused", "bcl")["balanced"] == 80
 
 
 def test_a_run_becomes_a_line_and_a_finished_one_is_left_alone(tmp_path, capfd):
@@ -94,7 +96,7 @@ def test_a_run_becomes_a_line_and_a_finished_one_is_left_alone(tmp_path, capfd):
     assert (line["sampling"], line["network"], line["task"]) == ("off",) * 3
     unseen = unused_images("digits-lt", imbalance=5, val_fraction=0.2)
     assert (line["split"], line["images"]) == ("unused", str(len(unseen)))
-    expected = (scores(run, "unused")["balanced"] + 1000) / 2
+    expected = (scores(run, "unused", "bcl")["balanced"] + 1000) / 2
     assert float(line["balanced"]) == pytest.approx(expected, abs=0.01)
     assert (tmp_path / "out" / "ablation.png").stat().st_size > 1000
     table = (tmp_path / "out" / "ablation.csv").read_bytes()
@@ -104,6 +106,30 @@ def test_a_run_becomes_a_line_and_a_finished_one_is_left_alone(tmp_path, capfd):
     assert f"{run}: finished with other options: batch_size was 64, is 32; " in error
     assert "data.val_fraction was 0.2, is 0.5" in error
     assert (tmp_path / "out" / "ablation.csv").read_bytes() == table
+
+
+def test_one_run_gives_the_row_of_its_last_and_of_its_averaged_weights(
+    tmp_path, monkeypatch
+):
+    folders = ["--output", str(tmp_path / "out"), "--runs", str(tmp_path)]
+    run = tmp_path / "digits-lt-s3h-1epochs-full-seed0"
+    finished(run, [300] * 10, many=60.0, medium=None, few=None)
+    options = [*QUICK[:2], *QUICK[8:], *QUICK[4:6], "--data.val_fraction", "0.2"]
+    config = parse_options([*options, *row_options("full", True)])[0]
+    RunFolder(run).write_config(config.dump())
+
+    def evaluate(arguments):
+        assert arguments == [str(run), "--split", "unused", "--weights", "last"]
+        metrics = run / "evaluation-unused-last" / "metrics.json"
+        metrics.parent.mkdir()
+        values = {"images": 7, "many": 50.0, "medium": None, "few": None}
+        metrics.write_text(json.dumps(values))
+
+    monkeypatch.setattr(ablation, "evaluate", evaluate)
+    assert main([*QUICK, *folders, "--rows", "average", "full"]) == 0
+    with (tmp_path / "out" / "ablation.csv").open() as file:
+        found = {line["row"]: line["many"] for line in csv.DictReader(file)}
+    assert found == {"average": "60.00", "full": "50.00"}
 
 
 def test_a_table_keeps_the_lines_of_other_calls(tmp_path):

@@ -1,11 +1,8 @@
-import os
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-DATA_ROOT = os.environ.get("S3H_DATA_ROOT")
 
 
 def python2_pickle(value):
@@ -115,10 +112,3 @@ class TinyCifar:
 @pytest.fixture
 def tiny_cifar(tmp_path):
     return TinyCifar(tmp_path)
-
-
-@pytest.fixture(scope="session")
-def data_root():
-    if DATA_ROOT is None:
-        pytest.skip("S3H_DATA_ROOT does not point to the CIFAR folders")
-    return Path(DATA_ROOT)

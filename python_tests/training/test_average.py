@@ -144,6 +144,8 @@ def test_a_run_is_what_its_average_is(finished):
         right = network(trainer)
     for name, value in run.method.model.state_dict().items():
         assert torch.equal(value, right[name]), name
+    last = load_run(folder, device="cpu", weights="last").method.model.state_dict()
+    assert all(torch.equal(v, last[k]) for k, v in network(trainer).items())
     images = next(iter(trainer.evaluation["test"])).images[0]
     with trainer.average.in_place(), torch.inference_mode():
         trainer.method.eval()

@@ -277,6 +277,12 @@ def latest_checkpoint(
                 * f". To train its network for longer, finish it and start a new run "
                 f"from it: --init_from {shlex.quote(str(run))}"
             )
+        if precision is not None and "optimizer" not in state:
+            raise CheckpointError(
+                f"{path}: expected the state of a training, got weights alone. To "
+                "train them further, start a new run: --init_from "
+                + shlex.quote(str(run))
+            )
         return path, state
     if paths := checkpoint_paths(run):
         raise CheckpointError(

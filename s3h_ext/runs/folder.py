@@ -57,10 +57,13 @@ class RunFolder:
     def __str__(self) -> str:
         return str(self.path)
 
-    def evaluation(self, split: str, classifier: str = "head") -> Path:
-        """The folder of a later evaluation, ``evaluation-SPLIT[-CLASSIFIER]``."""
-        other = "" if classifier == "head" else f"-{classifier}"
-        return self.path / f"evaluation-{split}{other}"
+    def evaluation(
+        self, split: str, classifier: str = "head", weights: str = "average"
+    ) -> Path:
+        """The folder of an evaluation, ``evaluation-SPLIT[-CLASSIFIER][-last]``."""
+        name = f"evaluation-{split}"
+        name += "" if classifier == "head" else f"-{classifier}"
+        return self.path / (name + ("-last" if weights == "last" else ""))
 
     def export(self, form: str) -> Path:
         """The exported network, ``model.onnx`` or ``model.pt2``."""

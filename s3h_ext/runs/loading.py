@@ -195,7 +195,7 @@ class Run:
         return self.folder.path.resolve().name
 
 
-def load_run(path: Path, *, device: str = "auto") -> Run:
+def load_run(path: Path, *, device: str = "auto", weights: str = "average") -> Run:
     """Load a run's method and weights from its folder.
 
     The images are not needed, unless the run was made before ``dataset.json`` was. No
@@ -204,6 +204,9 @@ def load_run(path: Path, *, device: str = "auto") -> Run:
     Args:
         path: of the folder, as ``python -m s3h_ext.train`` left it.
         device: as the option of the training; the run's own may not be here.
+        weights: ``"average"``, their moving average where the run keeps one
+            (``--optim.ema_decay``), else those of the last step; ``"last"``, always
+            those of the last step.
 
     Raises:
         FileNotFoundError: this is no run, or it has no checkpoint.
@@ -237,7 +240,9 @@ def load_run(path: Path, *, device: str = "auto") -> Run:
     method = config.method
     method.build(build_network(config, dataset), dataset)
     try:
-        method.load_state_dict(averaged_state(state))
+        method.load_state_dict(
+            state["method"] if weights == "last" else averaged_state(state)
+        )
     except RuntimeError as error:
         raise CheckpointError(
             f"{checkpoint}: does not fit this run: {error}"
