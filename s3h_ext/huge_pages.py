@@ -38,11 +38,8 @@ def restart(arguments: Sequence[str]) -> None:
     PyTorch is imported, and from a program's entry point only. It returns where nothing
     is to be done: on a GPU, where the process was restarted already, where
     ``GLIBC_TUNABLES`` says something about huge pages or ``S3H_HUGE_PAGES`` is 0,
-    without glibc 2.35 or newer, and where the kernel gives no huge pages.
-
-    Args:
-        arguments: of the program; ``--device`` and ``--config`` among them say where it
-            will run.
+    without glibc 2.35 or newer, and where the kernel gives no huge pages. ``--device``
+    and ``--config`` among the program's ``arguments`` say where it will run.
     """
     given = sys.argv[1:]
     if sys.orig_argv[len(sys.orig_argv) - len(given) :] != given:
@@ -60,9 +57,6 @@ def restart(arguments: Sequence[str]) -> None:
 
 def asking(environment: Mapping[str, str]) -> dict[str, str] | None:
     """Return an environment whose processes ask for huge pages.
-
-    Args:
-        environment: to add to.
 
     Returns:
         ``None`` where they would not get any, or ``environment`` has it settled.

@@ -35,11 +35,8 @@ def predict(
 ) -> Iterator[Answer]:
     """Yield what a run says about image files, in their order.
 
-    Args:
-        run: from :func:`~s3h_ext.runs.loading.load_run`.
-        paths: of the files. One that cannot be read is answered by an error.
-        top: classes to name, the most probable first; at most all there are.
-        batch_size: images that go through the network together.
+    A path that cannot be read is answered by an error. ``top`` classes are named, the
+    most probable first; at most all there are.
     """
     card = run.card
     prepare = card.preprocessing

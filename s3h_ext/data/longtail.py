@@ -82,12 +82,9 @@ def sorted_profile(
     """Returns how many images each class keeps where classes differ in size by nature.
 
     The profile runs over the classes from the largest to the smallest, and a class that
-    has fewer images than its place asks for keeps all of them.
-
-    Args:
-        available: Images of each class, int64 ``[C]``.
-        imbalance: Largest class over the profile's smallest.
-        profile: ``"exp"`` or ``"step"``.
+    has fewer images than its place asks for keeps all of them. ``available`` has the
+    images of each class, int64 ``[C]``; ``imbalance`` is the largest class over the
+    profile's smallest.
 
     Returns:
         int64 ``[C]``, in the classes' own order.
@@ -118,12 +115,8 @@ def pick_subset(
 
     Legacy ``RandomState(seed)``, classes ascending, each class's indices shuffled whole
     and cut. The shuffle does not see the count, so a subset of a higher factor is a
-    part of every subset of a lower one.
-
-    Args:
-        labels: int64 ``[N]``.
-        counts: int64 ``[C]``, images to keep per class.
-        seed: Of the shuffle; 0 is the published draw.
+    part of every subset of a lower one. ``labels`` are int64 ``[N]``, ``counts`` int64
+    ``[C]``; seed 0 is the published draw.
 
     Returns:
         int64 ``[counts.sum()]``, indices into ``labels``, class after class.

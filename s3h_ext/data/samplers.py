@@ -103,12 +103,8 @@ class EpochOrder:
     takes the next M images of each, again from the class's own permutation. A class of
     fewer images repeats them. Every step begins with a new class, and its last class
     has fewer than M where its size is no multiple of M. A step that holds the end of a
-    round may hold a class twice.
-
-    Args:
-        labels: int64 ``[N]`` on the host.
-        num_classes: C.
-        device: Where the orders are drawn and kept.
+    round may hold a class twice. ``labels`` are int64 ``[N]`` on the host; the orders
+    are drawn and kept on ``device``.
 
     Raises:
         ValueError: no label, or a label out of range.

@@ -6,49 +6,46 @@ nothing here lists them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from s3h_ext.ops._library import LIBRARY, registry
+from s3h_ext.ops._library import LIBRARY, implement, registry
 
 _functions: Any = torch._C  # no annotations
 
 
-def save_arguments(
-    ctx: Any, inputs: tuple[Any, ...], outputs: Iterable[Tensor]
-) -> None:
-    """Keeps the arguments of a forward, and some of its results, for the backward."""
-    ctx.places = [i for i, value in enumerate(inputs) if isinstance(value, Tensor)]
-    ctx.others = [None if isinstance(value, Tensor) else value for value in inputs]
-    ctx.save_for_backward(*(inputs[place] for place in ctx.places), *outputs)
-
-
-def saved_arguments(ctx: Any) -> tuple[list[Any], tuple[Tensor, ...]]:
-    """Returns the arguments of the forward and the results that were kept."""
-    arguments, tensors = list(ctx.others), ctx.saved_tensors
-    count = len(ctx.places)
-    for place, tensor in zip(ctx.places, tensors[:count], strict=True):
-        arguments[place] = tensor
-    return arguments, tensors[count:]
-
-
-def differentiate_once(
+def differentiate(
     name: str,
-    backward: Callable[..., Any],
-    setup_context: Callable[..., None],
+    fake: Callable[..., Any],
+    fake_backward: Callable[..., Any],
+    *,
+    sources: int = 1,
+    kept: slice = slice(0),
+    asked: bool = False,
+    plain: tuple[Callable[..., Any] | None, Callable[..., Any] | None] = (None, None),
+    in_steps: Callable[..., Tensor] | None = None,
     shown_as: str | None = None,
 ) -> Callable[..., Any]:
-    """Registers the gradient of ``name``; ``name_backward`` refuses to have one.
+    """Registers an operator whose first result has a gradient, calculated once.
+
+    ``name_backward`` takes the gradient, the results that were kept, whether each
+    source needs a gradient if it is ``asked``, and all arguments; it returns the
+    sources' gradients, and has none itself.
 
     Args:
         name: of the operator.
-        backward: takes the operator ``name_backward`` to call, the context and the
-            gradients.
-        setup_context: what it needs, by :func:`save_arguments`.
+        fake: makes its empty results.
+        fake_backward: makes those of ``name_backward``.
+        sources: how many of the arguments, from the first on, may need a gradient.
+        kept: which results the backward operator takes.
+        asked: whether it takes what is needed.
+        plain: the portable forms of both operators.
+        in_steps: the first result by PyTorch's own operations, whose gradient stands
+            in where a second derivative is wanted; None: that is refused.
         shown_as: the public function's name, if it is another one.
 
     Returns:
@@ -57,8 +54,36 @@ def differentiate_once(
         through the dispatcher into Python twice, which takes as long as the kernel of
         a small batch, and ``torch.func`` does not see through it (pytorch #168393).
     """
+    implement(**{name: plain[0], f"{name}_backward": plain[1]})
     operator = getattr(torch.ops.s3h, name).default
     backward_operator = getattr(torch.ops.s3h, f"{name}_backward").default
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        results = (output,) if isinstance(output, Tensor) else output
+        ctx.mark_non_differentiable(*results[1:])
+        ctx.set_materialize_grads(False)
+        ctx.places = [i for i, each in enumerate(inputs) if isinstance(each, Tensor)]
+        ctx.others = [None if isinstance(each, Tensor) else each for each in inputs]
+        ctx.save_for_backward(*(inputs[i] for i in ctx.places), *results[kept])
+
+    def backward(call: Any, ctx: Any, grad: Tensor | None, *others: None) -> Any:
+        arguments, count = list(ctx.others), len(ctx.places)
+        if grad is None:
+            return (None,) * len(arguments)
+        for place, tensor in zip(ctx.places, ctx.saved_tensors[:count], strict=True):
+            arguments[place] = tensor
+        needs = ctx.needs_input_grad[:sources]
+        if in_steps is not None and torch.is_grad_enabled():  # create_graph=True
+            needed = [a for a, need in zip(arguments, needs, strict=False) if need]
+            result = in_steps(*arguments)
+            found = iter(torch.autograd.grad(result, needed, grad, create_graph=True))
+            grads = [next(found) if need else None for need in needs]
+        else:
+            saved = ctx.saved_tensors[count:]
+            results = call(grad, *saved, *(needs if asked else ()), *arguments)
+            every = (results,) if isinstance(results, Tensor) else results
+            grads = [g if need else None for g, need in zip(every, needs, strict=True)]
+        return (*grads, *(None,) * (len(arguments) - sources))
 
     def refuse(ctx: Any, *grads: Tensor) -> None:
         raise NotImplementedError(
@@ -66,6 +91,8 @@ def differentiate_once(
             "create_graph=True"
         )
 
+    registry.register_fake(f"s3h::{name}", fake, lib=LIBRARY)
+    registry.register_fake(f"s3h::{name}_backward", fake_backward, lib=LIBRARY)
     registry.register_autograd(
         f"s3h::{name}",
         partial(backward, backward_operator),

@@ -5,19 +5,13 @@ PyTorch takes a pass over the map for each of them, and another one in the backw
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from s3h_ext.ops._arguments import check_tensor, check_vector, refuse_forward_mode
-from s3h_ext.ops._autograd import (
-    differentiate_once,
-    save_arguments,
-    saved_arguments,
-)
-from s3h_ext.ops._library import LIBRARY, implement, registry
+from s3h_ext.ops._autograd import differentiate
+from s3h_ext.ops._library import LIBRARY
 
 _ARGUMENTS = "Tensor x, Tensor weight, Tensor bias, Tensor? residual, float eps"
 LIBRARY.define(f"batch_norm_relu({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)")
@@ -139,32 +133,11 @@ def _fake_map(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
-def _setup_context(
-    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
-) -> None:
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-    save_arguments(ctx, inputs, output)
-
-
-def _backward(
-    operator: Any, ctx: Any, grad: Tensor | None, *others: None
-) -> tuple[Any, ...]:
-    arguments, saved = saved_arguments(ctx)
-    if grad is None:
-        return (None,) * len(arguments)
-    needs = ctx.needs_input_grad[:-1]
-    if torch.is_grad_enabled():  # create_graph=True
-        inputs = [a for a, needed in zip(arguments[:-1], needs, strict=True) if needed]
-        found = iter(
-            torch.autograd.grad(_in_steps(*arguments), inputs, grad, create_graph=True)
-        )
-        return (*(next(found) if needed else None for needed in needs), None)
-    grads = operator(grad, *saved, *arguments)
-    return (*(g if n else None for g, n in zip(grads, needs, strict=True)), None)
-
-
-implement(batch_norm_relu=None, batch_norm_relu_backward=None)
-registry.register_fake("s3h::batch_norm_relu", _fake_forward, lib=LIBRARY)
-registry.register_fake("s3h::batch_norm_relu_backward", _fake_backward, lib=LIBRARY)
-_call = differentiate_once("batch_norm_relu", _backward, _setup_context)
+_call = differentiate(
+    "batch_norm_relu",
+    _fake_forward,
+    _fake_backward,
+    sources=4,
+    kept=slice(None),
+    in_steps=_in_steps,
+)

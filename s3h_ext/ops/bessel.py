@@ -5,24 +5,19 @@ Elementwise, so the portable form serves every device.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from s3h_ext.ops._autograd import (
-    differentiate_once,
-    save_arguments,
-    saved_arguments,
-)
-from s3h_ext.ops._library import LIBRARY, implement, registry
+from s3h_ext.ops._autograd import differentiate
+from s3h_ext.ops._library import LIBRARY
 from s3h_ext.ops.plain import bessel as plain
 
 LIBRARY.define("log_bessel(Tensor squares, float order) -> Tensor")
 LIBRARY.define(
     "log_bessel_backward(Tensor grad, Tensor squares, float order) -> Tensor"
 )
-implement(log_bessel=plain.log_bessel, log_bessel_backward=plain.log_bessel_backward)
 
 
 def log_bessel(squares: Tensor, order: float) -> Tensor:
@@ -61,15 +56,9 @@ def _fake_backward(grad: Tensor, squares: Tensor, order: float) -> Tensor:
     return torch.empty_like(squares)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    save_arguments(ctx, inputs, ())
-
-
-def _backward(operator: Any, ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    arguments, _ = saved_arguments(ctx)
-    return operator(grad, *arguments), None
-
-
-registry.register_fake("s3h::log_bessel", _fake_forward, lib=LIBRARY)
-registry.register_fake("s3h::log_bessel_backward", _fake_backward, lib=LIBRARY)
-_call = differentiate_once("log_bessel", _backward, _setup_context)
+_call = differentiate(
+    "log_bessel",
+    _fake_forward,
+    _fake_backward,
+    plain=(plain.log_bessel, plain.log_bessel_backward),
+)

@@ -17,12 +17,8 @@ from s3h_ext.ops._arguments import (
     meet_under_autocast,
     refuse_forward_mode,
 )
-from s3h_ext.ops._autograd import (
-    differentiate_once,
-    save_arguments,
-    saved_arguments,
-)
-from s3h_ext.ops._library import LIBRARY, implement, registry
+from s3h_ext.ops._autograd import differentiate
+from s3h_ext.ops._library import LIBRARY
 from s3h_ext.ops.plain import class_sums as plain
 
 _ARGUMENTS = (
@@ -111,25 +107,11 @@ def _fake_backward(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    save_arguments(ctx, inputs, ())
-
-
-def _backward(operator: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    need_queries, need_keys = ctx.needs_input_grad[:2]
-    arguments, _ = saved_arguments(ctx)
-    grad_queries, grad_keys = operator(grad, need_queries, need_keys, *arguments)
-    return (
-        grad_queries if need_queries else None,
-        grad_keys if need_keys else None,
-        *(None,) * (len(arguments) - 2),
-    )
-
-
-implement(
-    class_sum_dots=plain.class_sum_dots,
-    class_sum_dots_backward=plain.class_sum_dots_backward,
+_call = differentiate(
+    "class_sum_dots",
+    _fake_forward,
+    _fake_backward,
+    sources=2,
+    asked=True,
+    plain=(plain.class_sum_dots, plain.class_sum_dots_backward),
 )
-registry.register_fake("s3h::class_sum_dots", _fake_forward, lib=LIBRARY)
-registry.register_fake("s3h::class_sum_dots_backward", _fake_backward, lib=LIBRARY)
-_call = differentiate_once("class_sum_dots", _backward, _setup_context)

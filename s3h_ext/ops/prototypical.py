@@ -22,12 +22,8 @@ from s3h_ext.ops._arguments import (
     meet_under_autocast,
     refuse_forward_mode,
 )
-from s3h_ext.ops._autograd import (
-    differentiate_once,
-    save_arguments,
-    saved_arguments,
-)
-from s3h_ext.ops._library import LIBRARY, implement, registry
+from s3h_ext.ops._autograd import differentiate
+from s3h_ext.ops._library import LIBRARY
 from s3h_ext.ops._scores import keeps_scores, kept_size
 
 _ARGUMENTS = (
@@ -166,30 +162,12 @@ def _fake_backward(
     return gradient(features, need_features), gradient(prototypes, need_prototypes)
 
 
-def _setup_context(
-    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
-) -> None:
-    _, counted, lse, scores = output
-    ctx.mark_non_differentiable(counted, lse, scores)
-    ctx.set_materialize_grads(False)
-    save_arguments(ctx, inputs, (lse, scores))
-
-
-def _backward(
-    operator: Any, ctx: Any, grad: Tensor | None, *others: None
-) -> tuple[Any, ...]:
-    arguments, saved = saved_arguments(ctx)
-    if grad is None:
-        return (None,) * len(arguments)
-    needs = ctx.needs_input_grad[:2]
-    grads = operator(grad, *saved, *needs, *arguments)
-    found = [g if needed else None for g, needed in zip(grads, needs, strict=True)]
-    return (*found, *(None,) * (len(arguments) - 2))
-
-
-implement(prototypical=None, prototypical_backward=None)
-registry.register_fake("s3h::prototypical", _fake_forward, lib=LIBRARY)
-registry.register_fake("s3h::prototypical_backward", _fake_backward, lib=LIBRARY)
-_call = differentiate_once(
-    "prototypical", _backward, _setup_context, shown_as="prototypical_contrastive"
+_call = differentiate(
+    "prototypical",
+    _fake_forward,
+    _fake_backward,
+    sources=2,
+    kept=slice(2, None),
+    asked=True,
+    shown_as="prototypical_contrastive",
 )

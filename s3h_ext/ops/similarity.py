@@ -22,12 +22,8 @@ from s3h_ext.ops._arguments import (
     meet_under_autocast,
     refuse_forward_mode,
 )
-from s3h_ext.ops._autograd import (
-    differentiate_once,
-    save_arguments,
-    saved_arguments,
-)
-from s3h_ext.ops._library import CUDA, LIBRARY, implement, registry
+from s3h_ext.ops._autograd import differentiate
+from s3h_ext.ops._library import CUDA, LIBRARY
 from s3h_ext.ops._scores import keeps_scores, kept_size
 from s3h_ext.ops.plain import similarity as plain
 
@@ -46,11 +42,6 @@ LIBRARY.define(
     "similarity_logsumexp_backward(Tensor grad, Tensor lse, Tensor kept, "
     f"Tensor scores, bool need_queries, bool need_keys, {_ARGUMENTS}) -> "
     "(Tensor, Tensor)"
-)
-
-implement(
-    similarity_logsumexp=plain.similarity_logsumexp,
-    similarity_logsumexp_backward=plain.similarity_logsumexp_backward,
 )
 
 
@@ -215,33 +206,12 @@ def _fake_backward(
     )
 
 
-def _setup_context(
-    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
-) -> None:
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-    save_arguments(ctx, inputs, output)
-
-
-def _backward(
-    operator: Any, ctx: Any, grad: Tensor | None, *others: None
-) -> tuple[Tensor | None, ...]:
-    arguments, saved = saved_arguments(ctx)
-    if grad is None:
-        return (None,) * len(arguments)
-    need_queries, need_keys = ctx.needs_input_grad[:2]
-    grad_queries, grad_keys = operator(
-        grad, *saved, need_queries, need_keys, *arguments
-    )
-    return (
-        grad_queries if need_queries else None,
-        grad_keys if need_keys else None,
-        *(None,) * (len(arguments) - 2),
-    )
-
-
-registry.register_fake("s3h::similarity_logsumexp", _fake_forward, lib=LIBRARY)
-registry.register_fake(
-    "s3h::similarity_logsumexp_backward", _fake_backward, lib=LIBRARY
+_call = differentiate(
+    "similarity_logsumexp",
+    _fake_forward,
+    _fake_backward,
+    sources=2,
+    kept=slice(None),
+    asked=True,
+    plain=(plain.similarity_logsumexp, plain.similarity_logsumexp_backward),
 )
-_call = differentiate_once("similarity_logsumexp", _backward, _setup_context)

@@ -23,12 +23,8 @@ from s3h_ext.ops._arguments import (
     compute_dtype,
     refuse_forward_mode,
 )
-from s3h_ext.ops._autograd import (
-    differentiate_once,
-    save_arguments,
-    saved_arguments,
-)
-from s3h_ext.ops._library import LIBRARY, implement, registry
+from s3h_ext.ops._autograd import differentiate
+from s3h_ext.ops._library import LIBRARY
 from s3h_ext.ops._scores import keeps_scores, kept_size
 
 _ARGUMENTS = (
@@ -144,28 +140,10 @@ def _fake_backward(
     return features.new_empty(features.shape)
 
 
-def _setup_context(
-    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
-) -> None:
-    _, counted, lse, scores = output
-    ctx.mark_non_differentiable(counted, lse, scores)
-    ctx.set_materialize_grads(False)
-    save_arguments(ctx, inputs, (lse, scores))
-
-
-def _backward(
-    operator: Any, ctx: Any, grad: Tensor | None, *others: None
-) -> tuple[Any, ...]:
-    arguments, saved = saved_arguments(ctx)
-    if grad is None:
-        return (None,) * len(arguments)
-    result = operator(grad, *saved, *arguments)
-    return (result, *(None,) * (len(arguments) - 1))
-
-
-implement(supcon=None, supcon_backward=None)
-registry.register_fake("s3h::supcon", _fake_forward, lib=LIBRARY)
-registry.register_fake("s3h::supcon_backward", _fake_backward, lib=LIBRARY)
-_call = differentiate_once(
-    "supcon", _backward, _setup_context, shown_as="supervised_contrastive"
+_call = differentiate(
+    "supcon",
+    _fake_forward,
+    _fake_backward,
+    kept=slice(2, None),
+    shown_as="supervised_contrastive",
 )

@@ -28,15 +28,8 @@ def try_analysis(
 ) -> None:
     """Write the analysis of sub-classes, or say on the error stream why there is none.
 
-    Other methods than CWS have none.
-
-    Args:
-        folder: the run's.
-        method: after its training.
-        batches: of the training images, without augmentation.
-        dataset: whose training images they are.
-        precision: ``"fp32"`` or ``"bf16"``.
-        device: where the batches are.
+    Other methods than CWS have none. ``batches`` are the training images of
+    ``dataset``, without augmentation.
     """
     if not isinstance(method, ClasswiseSplitting):
         return

@@ -65,13 +65,8 @@ def write_evaluation(
 ) -> None:
     """Write ``per_class.csv``, ``confusion.csv`` and ``calibration.csv``.
 
-    Args:
-        folder: the run's, or that of a later evaluation, which exists.
-        test: the evaluation, on the test split or another.
-        class_names: one for each class.
-        class_counts: training images of each class ``[C]``.
-        images_column: name of the fourth column of ``per_class.csv``; a report can be
-            drawn of ``"test_images"`` alone.
+    ``images_column`` is the name of the fourth column of ``per_class.csv``; a report
+    can be drawn of ``"test_images"`` alone.
     """
     true, _, images = test.confusion.T
     test_counts = np.bincount(true, images, len(class_names)).astype(np.int64)

@@ -38,9 +38,6 @@ def write_report(folder: RunFolder) -> Path:
 
     Nothing is trained or evaluated, and the same files give the same report.
 
-    Args:
-        folder: the run's folder, as the trainer left it.
-
     Returns:
         The page, ``report.html`` in ``folder``; its pictures lie next to it too.
 

@@ -250,11 +250,8 @@ def latest_checkpoint(
 ) -> tuple[Path, dict[str, Any]] | None:
     """Return the newest sound checkpoint of a run; ``None`` without any.
 
-    Args:
-        run: whose checkpoints they are.
-        record: options of the run that takes it.
-        precision: ``"fp32"`` or ``"bf16"``, in which it trains on; not set, precision
-            does not matter.
+    ``record`` has the options of the run that takes it, which trains on in
+    ``precision``; not set, precision does not matter.
 
     Raises:
         CheckpointError: there are checkpoints and all are damaged, or the newest sound

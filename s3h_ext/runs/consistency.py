@@ -65,12 +65,7 @@ def check_options(config: TrainConfig, processes: int = 1) -> list[str]:
 
 
 def check_length(config: TrainConfig, images: int) -> list[str]:
-    """Return a warning, with options that fit, if a folder is small for its batches.
-
-    Args:
-        config: of the run.
-        images: how many the run trains on.
-    """
+    """Return a warning, with options that fit, if a folder is small for its batches."""
     batch, epochs = fitting(images)
     if config.data.name != "folder" or config.batch_size <= batch:
         return []

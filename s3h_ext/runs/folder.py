@@ -32,11 +32,7 @@ class _Inside:
 
 
 class RunFolder:
-    """The folder of a run; every other module asks it for the names of files.
-
-    Args:
-        path: of the folder, which need not exist yet.
-    """
+    """The folder of a run; every other module asks it for the names of files."""
 
     config = _Inside("config.yaml")  #: the options
     card = _Inside("dataset.json")  #: the data set without its images

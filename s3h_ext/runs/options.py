@@ -89,9 +89,6 @@ def parse_options(arguments: Sequence[str] = ()) -> tuple[TrainConfig, bool]:
     A file runs no code: it may name the methods of ``s3h_ext`` and those of modules
     that are imported already. A class after ``--method`` is imported.
 
-    Args:
-        arguments: as on the command line, without the program's name.
-
     Returns:
         The configuration, and whether ``--resume`` was given.
 

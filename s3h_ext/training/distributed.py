@@ -65,9 +65,6 @@ class World:
     def device(self, name: str) -> torch.device:
         """Return this process's device: with CUDA, of several, its own GPU.
 
-        Args:
-            name: the option of the run.
-
         Raises:
             ValueError: no device has that name, or it is not on this machine.
         """
@@ -160,11 +157,8 @@ class World:
         """Average the running statistics of batch norms over the processes.
 
         Each process tracks those of its own parts of the batches; evaluation and
-        checkpoints use these. Nothing changes where they are equal.
-
-        Args:
-            method: whose batch norms.
-            average: of its weights, whose averages of the statistics likewise.
+        checkpoints use these. Nothing changes where they are equal. Those of the
+        weights' ``average`` likewise.
         """
         tracked = [
             statistic
@@ -238,10 +232,6 @@ def exit_process(status: int) -> NoReturn:
 
 def join_world(device: str, config: DistributedConfig) -> World:
     """Join the processes that ``torchrun`` started, if it did.
-
-    Args:
-        device: the option of the run.
-        config: how long to wait for the others, among others.
 
     Raises:
         ValueError: a single GPU is named for several processes.

@@ -34,15 +34,8 @@ def predict_batches(
 ) -> tuple[np.ndarray, ...]:
     """Return true and predicted classes, confidences and if logits are finite, ``[N]``.
 
-    With ``probabilities`` the last are those of all classes, ``[N, C]``.
-
-    Args:
-        method: its train/eval mode is restored.
-        batches: of a split, in its order.
-        precision: ``"fp32"`` or ``"bf16"``.
-        device: where the batches are.
-        predict: in place of the method's own.
-        probabilities: return them.
+    With ``probabilities`` the last are those of all classes, ``[N, C]``. The method's
+    train/eval mode is restored. ``predict`` stands in for its own.
     """
     predict = predict or method.predict
     # Kept on the device to the end: no batch waits for its results.
@@ -80,15 +73,9 @@ def evaluate_method(
 ) -> Evaluation:
     """Return the metrics of a method on a split.
 
-    Args:
-        method: as for :func:`predict_batches`.
-        batches: of a split, in its order.
-        class_counts: *training* images of each class ``[C]``.
-        precision: ``"fp32"`` or ``"bf16"``.
-        device: where the batches are.
-        world: the processes that have a part of the split each; all get the result.
-        predict: in place of the method's own.
-        auc: compute it too, which keeps the probabilities of all classes in memory.
+    ``class_counts`` are *training* images of each class ``[C]``. Each process of
+    ``world`` has a part of the split, and all get the result. ``auc`` keeps the
+    probabilities of all classes in memory.
 
     Raises:
         DivergedError: the logits of some image are not finite.

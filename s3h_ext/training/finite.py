@@ -37,10 +37,7 @@ def check_finite(
 ) -> None:
     """Refuse to keep a state that nothing can be trained on from.
 
-    Args:
-        state: of a checkpoint.
-        where: the training is, for the message.
-        unset: names of what is no number before the training has filled it in.
+    ``unset`` are names of what is no number before the training has filled it in.
 
     Raises:
         DivergedError: a tensor of the state is not finite.

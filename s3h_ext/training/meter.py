@@ -19,13 +19,8 @@ class EpochMeter:
 
     Terms are summed on the device. On a GPU the values of a step are copied to pinned
     memory behind the step's own work and read once the copy is over, a step or more
-    late; nothing waits for it. On a CPU they are there.
-
-    Args:
-        device: where the terms are.
-        epoch: which epoch it is, from 0.
-        state: of an interrupted epoch to go on with, from :meth:`state`.
-        world: the processes of the run, whose terms are averaged.
+    late; nothing waits for it. On a CPU they are there. ``state`` is of an interrupted
+    epoch to go on with, from :meth:`state`.
 
     Attributes:
         steps: steps done.
@@ -61,11 +56,7 @@ class EpochMeter:
         return self._earlier_seconds + time.perf_counter() - self._started
 
     def state(self, of: int) -> dict[str, Any]:
-        """Return what a checkpoint keeps of the epoch, for all processes.
-
-        Args:
-            of: steps that the epoch has.
-        """
+        """Return what a checkpoint keeps of the epoch, for all processes."""
         sums = self._sums
         return {
             "names": self._names,

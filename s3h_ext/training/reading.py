@@ -26,11 +26,6 @@ def read_once(dataset: LongTailDataset, feed: Feed, world: World) -> LongTailDat
 
     Each process reads its part; ``feed.unreadable`` says which it could not.
 
-    Args:
-        dataset: of the run.
-        feed: of the run, whose policy is ``"skip"``.
-        world: the processes of the run.
-
     Returns:
         The data set without the training images that cannot be read. Validation and
         test images stay in it: they are left out whenever they are evaluated.
@@ -76,10 +71,7 @@ def _lost(
 class LeftOut:
     """Reports each image that could not be read, once.
 
-    Args:
-        feed: of the run; it knows what this process could not read.
-        known: images that were reported already, and why; new ones are added.
-        world: the processes of the run.
+    ``known`` images were reported already; new ones are added.
     """
 
     def __init__(self, feed: Feed, known: dict[str, str], world: World) -> None:

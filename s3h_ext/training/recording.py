@@ -40,11 +40,7 @@ class Recorder(Protocol):
 
 
 class CudaGraphs:
-    """Records CUDA graphs that share their memory, and so replay one at a time.
-
-    Args:
-        device: a CUDA device.
-    """
+    """Records CUDA graphs that share their memory, and so replay one at a time."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
@@ -89,10 +85,8 @@ class CudaGraphs:
 class Replayer:
     """Runs functions of tensors, the first time as they are and then from recordings.
 
-    Args:
-        recorder: what records.
-        insist: raise where a function cannot be recorded; if not, warn, and run
-            everything as it is from then on.
+    Where a function cannot be recorded it raises if it ``insists``; if not, it warns
+    and runs everything as it is from then on.
     """
 
     def __init__(self, recorder: Recorder, insist: bool = True) -> None:

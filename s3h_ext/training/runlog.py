@@ -21,12 +21,8 @@ Row = Mapping[str, float | int | None]
 class RunLog:
     """The files and the terminal of one run.
 
-    Args:
-        folder: the run's folder, which exists.
-        history: rows of the epochs that are already done, from the checkpoint; later
-            rows left by an interrupted run are dropped.
-        total_steps: steps of the whole training.
-        done_steps: steps already done.
+    ``history`` has the rows of the epochs that are already done; later rows left by an
+    interrupted run are dropped.
     """
 
     def __init__(

@@ -22,14 +22,8 @@ Loss = Callable[[Mapping[str, Batch]], dict[str, Tensor]]
 class TrainingStep:
     """Loss, backward, optimiser, and what the method tracks.
 
-    Args:
-        loss: the terms of a batch.
-        method: whose they are.
-        optimizer: of the method's parameters.
-        precision: ``"fp32"`` or ``"bf16"``.
-        device: where the batches are.
-        average: of the weights, to be kept up to date.
-        replayer: records the step once for each size of batch, and replays it.
+    The ``average`` of the weights is kept up to date. A ``replayer`` records the step
+    once for each size of batch, and replays it.
     """
 
     def __init__(

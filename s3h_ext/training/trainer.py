@@ -150,11 +150,8 @@ class Trainer(TrainingRun):
     ) -> dict[str, float]:
         """Train one epoch; return mean terms, last learning rate and images/s.
 
-        Args:
-            epoch: from 0.
-            log: is told of every step.
-            stop: asked after every step, in all processes together.
-            save: write a checkpoint behind the last step.
+        ``stop`` is asked after every step, in all processes together. ``save`` writes a
+        checkpoint behind the last step.
 
         Raises:
             KeyboardInterrupt: ``stop`` was requested; a checkpoint was written.

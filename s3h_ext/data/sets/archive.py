@@ -43,8 +43,7 @@ def histograms(images: NDArray[np.uint8]) -> NDArray[np.int64]:
 def statistics(counts: NDArray[np.int64]) -> tuple[list[float], list[float]]:
     """Returns mean and standard deviation per channel of pixels in [0, 1].
 
-    Args:
-        counts: From :func:`histograms`, int64 ``[C, 256]``.
+    ``counts`` are those of :func:`histograms`, int64 ``[C, 256]``.
     """
     values = np.arange(256) / 255.0
     means, stds = [], []

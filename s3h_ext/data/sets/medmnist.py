@@ -82,11 +82,6 @@ MEDMNIST: Mapping[str, tuple[str, ...]] = {
 def read_medmnist(name: str, root: str | Path, size: int | None = None) -> Archive:
     """Reads the images of a set of :data:`MEDMNIST`, one byte a pixel and channel.
 
-    Args:
-        name: Of the set.
-        root: Folder of the ``.npz`` file.
-        size: Side of the images: 28 (``None``), 64, 128 or 224.
-
     Raises:
         ValueError: there is no such size.
         FileNotFoundError: there is no such file.

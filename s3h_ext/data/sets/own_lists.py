@@ -29,12 +29,9 @@ def read_own_lists(
 
     ``NAME.csv`` has the columns ``path`` and ``label`` and maybe others; any other file
     has a path and behind the last space a label in each line. Classes are the labels of
-    the training images, sorted; by number where all are numbers.
-
-    Args:
-        root: What the paths are relative to.
-        lists: A folder of ``train``, ``test`` and ``val``, each ``.csv`` or ``.txt``,
-            of which the first has to be there; or a list of training images.
+    the training images, sorted; by number where all are numbers. Paths are relative to
+    ``root``. ``lists`` is a folder of ``train``, ``test`` and ``val``, each ``.csv`` or
+    ``.txt``, of which the first has to be there; or a list of training images.
 
     Returns:
         The files of each split, and the names of the classes.
@@ -67,11 +64,8 @@ def label_by_pattern(
 ) -> tuple[dict[str, ImageFiles], tuple[str, ...]]:
     """Labels image files by what a regular expression finds in their paths.
 
-    Args:
-        root: What the paths are relative to.
-        names: Of each split, where it is in the root, and its paths below that.
-        pattern: Is searched in each path below its split; the label is its group
-            ``label``, or its first group.
+    ``names`` has, of each split, where it is in the root, and its paths below that. The
+    label is the group ``label`` of the pattern, or its first group.
 
     Raises:
         ValueError: the pattern is none, has no group, or does not fit some image.

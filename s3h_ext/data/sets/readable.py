@@ -28,11 +28,9 @@ def find_unreadable(
 ) -> NDArray[np.int64]:
     """Decodes every image once, in threads, and keeps none.
 
-    Args:
-        files: The images.
-        unreadable: Records those that cannot be read.
-        workers: Threads; 0 for as many as there are CPUs.
-        title: Of a progress bar on stderr; ``None`` for no bar.
+    ``unreadable`` records those that cannot be read. 0 ``workers``: as many threads as
+    there are CPUs. ``title`` is that of a progress bar on stderr, if there is to be
+    one.
 
     Returns:
         Positions of the images that cannot be read, ascending.

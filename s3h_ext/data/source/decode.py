@@ -200,9 +200,8 @@ class Decoder(Protocol):
     ) -> Iterator[list[Tensor | None]]:
         """Decodes batches of images.
 
-        Args:
-            batches: int64 ``[B]`` each: positions in the image set.
-            largest: Greatest B.
+        A batch has positions in the image set, int64 ``[B]``; ``largest`` is the
+        greatest B.
 
         Returns:
             For each batch its images in order, uint8 ``[H, W, 3]``; ``None`` for those
@@ -218,10 +217,7 @@ class Decoder(Protocol):
 class PillowDecoder:
     """Pillow in threads, which it lets run beside each other while it decodes.
 
-    Args:
-        files: The image set.
-        unreadable: What to do about files that cannot be read.
-        workers: Threads; 0 for as many as there are CPUs.
+    0 ``workers``: as many threads as there are CPUs.
 
     Raises:
         ValueError: ``workers`` is negative.

@@ -70,12 +70,6 @@ class Preprocessing:
     of another size is brought to it: its central square is resized; the whole of it
     where the input is no square. Resizing is antialiased and bilinear.
 
-    Args:
-        image_shape: height, width and channels of the network's input.
-        mean: per channel, of pixels in [0, 1].
-        std: per channel.
-        recipe: of the evaluation.
-
     Example:
         >>> prepare = Preprocessing((32, 32, 3), (0.5,) * 3, (0.5,) * 3)
         >>> prepare([np.zeros((40, 60, 3), np.uint8)]).shape

@@ -144,10 +144,7 @@ class AutoAugment:
     ) -> tuple[Tensor, Tensor]:
         """Chooses operations for an image of a size.
 
-        Args:
-            uniforms: float64 ``[..., draws]`` in [0, 1).
-            height: Of the image.
-            width: Of the image.
+        ``uniforms`` are float64 ``[..., draws]`` in [0, 1).
 
         Returns:
             Operations, int64 ``[..., 2]``, and magnitudes, float64 ``[..., 2]``.

@@ -128,10 +128,7 @@ class TimmRandAugment:
     ) -> tuple[Tensor, Tensor]:
         """Chooses operations for an image of a size.
 
-        Args:
-            uniforms: float64 ``[..., draws]`` in [0, 1), multiples of 2**-24.
-            height: Of the image.
-            width: Of the image.
+        ``uniforms`` are float64 ``[..., draws]`` in [0, 1), multiples of 2**-24.
 
         Returns:
             Operations, int64 ``[..., n]``, and magnitudes, float64 ``[..., n]``.
@@ -182,10 +179,6 @@ _NUMBER = r"\d{1,4}(?:\.\d{1,6})?"
 
 def parse_randaugment(text: str, argument: str = "recipe") -> TimmRandAugment:
     """Returns the policy of timm's string.
-
-    Args:
-        text: As in ``"rand-n2-m10-mstd0.5"``.
-        argument: What errors call it.
 
     Raises:
         ValueError: a part that is none, comes twice or is out of range.
