@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from s3h_ext.checks import COUNT, check
 
-__all__ = ["ImageFiles", "ImageSet", "LongTailDataset"]
+__all__ = ["SPLITS", "ImageFiles", "ImageSet", "LongTailDataset"]
+
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, eq=False)

@@ -256,15 +256,15 @@ def _long_tail(
     imbalance = DATASETS[name] if imbalance is None else imbalance
     if imbalance is None:
         check_classes(labels, archive.class_names)
-        kept, held = hold_out(labels, fraction=val_fraction, seed=seed)
-        return kept, held
-    if name in BY_SIZE:
+        used = np.arange(len(labels))
+    elif name in BY_SIZE:
         counts = sorted_profile(available, imbalance=imbalance, profile=profile)
+        used = pick_subset(labels, counts)
     else:
         counts = class_profile(
             num_classes, largest=int(largest), imbalance=imbalance, profile=profile
         )
-    used = pick_subset(labels, counts)
+        used = pick_subset(labels, counts)
     kept, held = hold_out(labels[used], fraction=val_fraction, seed=seed)
     return used[kept], used[held]
 

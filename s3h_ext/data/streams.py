@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from s3h_ext.checks import COUNT, SEED, check
+from s3h_ext.checks import COUNT, check
 from s3h_ext.data.samplers import check_sampler
 from s3h_ext.data.views.mixing import Mixing
-from s3h_ext.data.views.recipes import MAX_STREAMS, get_recipe
+from s3h_ext.data.views.recipes import get_recipe
 
-__all__ = ["Stream", "check_plan"]
+__all__ = ["Stream"]
 
 
 @dataclass(frozen=True)
@@ -44,42 +43,3 @@ class Stream:
                 f"several images; got {self.mixing.kind!r} for {self.recipe!r}"
             )
         check(COUNT, views=self.views)
-
-
-def check_plan(
-    streams: Mapping[str, Stream],
-    *,
-    images: int,
-    batch_size: int,
-    epochs: int,
-    seed: int,
-    rank: int,
-    world_size: int,
-) -> int:
-    """Checks a source's arguments; returns the steps of an epoch.
-
-    Raises:
-        ValueError: an argument is out of range, a step would leave a process without an
-            image, or a stream follows one that has no images of its own.
-    """
-    if not 1 <= len(streams) <= MAX_STREAMS:
-        raise ValueError(f"streams: expected 1 to {MAX_STREAMS}, got {len(streams)}")
-    check(COUNT, batch_size=batch_size, epochs=epochs)
-    check(SEED, seed=seed)
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank: expected 0 <= rank < {world_size}, got {rank}")
-    steps = -(-images // batch_size)
-    smallest = images // max(steps, 1)
-    if smallest < world_size:
-        raise ValueError(
-            f"batch_size: expected an image for each of {world_size} processes in "
-            f"every step; {images} images in batches of {batch_size} give {smallest}"
-        )
-    leaders = [name for name, stream in streams.items() if stream.follows is None]
-    for name, stream in streams.items():
-        if stream.follows not in (None, *leaders):
-            raise ValueError(
-                "follows: expected a stream with its own images "
-                f"({', '.join(leaders)}), got {stream.follows!r} in stream {name!r}"
-            )
-    return steps

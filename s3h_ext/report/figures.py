@@ -407,12 +407,9 @@ def _log_if_wide(axes: Axes, values: Sequence[float]) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _short(name: str, length: int = 18) -> str:
+def _short(name: str) -> str:
     """Cut a name in the middle: names of one data set often begin alike."""
-    if len(name) <= length:
-        return name
-    kept = length - 1
-    return f"{name[: kept // 2]}…{name[len(name) - (kept + 1) // 2 :]}"
+    return name if len(name) <= 18 else f"{name[:8]}…{name[-9:]}"
 
 
 def _name_ticks(axis: Any, names: Sequence[str], places: np.ndarray) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from s3h_ext.data import ImageFiles, ImageSet, LongTailDataset
+from s3h_ext.data.sets.naming import some
 from s3h_ext.data.views.pictures import Preprocessing
 from s3h_ext.files import write_text
 from s3h_ext.runs.folder import RunFolder
@@ -76,7 +76,7 @@ class DatasetCard:
             parts = (("without", missing), ("with", added))
             found.append(
                 "other classes, "
-                + " and ".join(f"{word} {_some(n)}" for word, n in parts if n)
+                + " and ".join(f"{word} {some(n, show=str)}" for word, n in parts if n)
             )
         elif self.classes != other.classes:
             found.append("classes in a different order")
@@ -88,7 +88,9 @@ class DatasetCard:
                 f"{name} {then} -> {now}" for name, then, now in counts if then != now
             ]
             if changed:
-                found.append(f"different numbers of training images: {_some(changed)}")
+                found.append(
+                    f"different numbers of training images: {some(changed, show=str)}"
+                )
         for name in ("name", "image_shape", "mean", "std", "recipe"):
             then, now = getattr(self, name), getattr(other, name)
             if then != now:
@@ -114,11 +116,6 @@ class DatasetCard:
             mean=self.mean,
             std=self.std,
         )
-
-
-def _some(names: Sequence[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def write_card(folder: RunFolder, dataset: LongTailDataset) -> None:

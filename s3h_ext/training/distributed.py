@@ -158,7 +158,7 @@ class World:
 
         Each process tracks those of its own parts of the batches; evaluation and
         checkpoints use these. Nothing changes where they are equal. Those of the
-        weights' ``average`` likewise.
+        ``average`` of the weights are averaged too.
         """
         tracked = [
             statistic

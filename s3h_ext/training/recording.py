@@ -11,32 +11,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from s3h_ext.runs.config import GraphsName
 
-__all__ = ["CudaGraphs", "Recorder", "Replayer", "choose_recorder"]
+__all__ = ["CudaGraphs", "Replayer", "choose_recorder"]
 
 T = TypeVar("T")
-
-
-class Recorder(Protocol):
-    """Records what a function does on the device."""
-
-    def run(self, function: Callable[[], T]) -> T:
-        """Return ``function()``, run as usual where a recording will be made."""
-
-    def record(self, function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        """Return what ``function`` returns, and what does its work again.
-
-        Recording alone need not do the work: the results are those of the last replay.
-        """
-
-    def forget(self) -> None:
-        """Be done with the recordings made so far, which nobody keeps any more."""
 
 
 class CudaGraphs:
@@ -64,7 +48,10 @@ class CudaGraphs:
         return result
 
     def record(self, function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        """Return the results, not calculated yet, and the graph's replay."""
+        """Return the function's results, and what does its work again.
+
+        Recording does not do the work: the results are those of the last replay.
+        """
         graph = torch.cuda.CUDAGraph()
         outside = torch.cuda.current_stream(self._stream.device)
         try:
@@ -85,11 +72,11 @@ class CudaGraphs:
 class Replayer:
     """Runs functions of tensors, the first time as they are and then from recordings.
 
-    Where a function cannot be recorded it raises if it ``insists``; if not, it warns
-    and runs everything as it is from then on.
+    Where a function cannot be recorded it raises if it is to ``insist``; if not,
+    it warns and runs everything as it is from then on.
     """
 
-    def __init__(self, recorder: Recorder, insist: bool = True) -> None:
+    def __init__(self, recorder: CudaGraphs, insist: bool = True) -> None:
         self._recorder, self._insist = recorder, insist
         self._given_up = False
         self._met: set[Hashable] = set()
@@ -161,7 +148,7 @@ def _copy(tensors: Sequence[Tensor], places: Sequence[Tensor]) -> None:
 
 def choose_recorder(
     name: GraphsName, device: torch.device, processes: int, resident: bool
-) -> Recorder | None:
+) -> CudaGraphs | None:
     """Return what records the steps of a run, or None if they run as they are.
 
     Args:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from s3h_ext.data.dataset import ImageFiles
+from s3h_ext.data.dataset import SPLITS, ImageFiles
 from s3h_ext.data.load import BY_SIZE, PHOTOGRAPHS, load_dataset
 from s3h_ext.data.longtail import class_profile, sorted_profile
 from s3h_ext.data.sets.archive import ArchiveError, histograms, statistics
@@ -18,7 +18,7 @@ from s3h_ext.data.sets.cifar import find_folder, read_archive
 from s3h_ext.data.sets.lists import LISTED, blob_hash
 from s3h_ext.data.sets.medmnist import MEDMNIST, read_medmnist_split
 from s3h_ext.data.sets.naming import classes_by_size, empty_classes, some
-from s3h_ext.data.sets.npz import SPLITS, read_arrays
+from s3h_ext.data.sets.npz import read_arrays
 from s3h_ext.data.sets.readable import find_unreadable
 from s3h_ext.data.sets.registry import (
     MEDMNIST_SIZES,
@@ -238,7 +238,7 @@ def _check_photographs(
         report.problems.append(f"{error}. {HOW_TO_GET[name]}")
         return None
     report.lines += data.notes
-    for split in ("train", "val", "test"):
+    for split in SPLITS:
         files: ImageFiles | None = getattr(data, split)
         if files is None:
             continue

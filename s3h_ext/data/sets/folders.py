@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from s3h_ext.data.dataset import ImageFiles, LongTailDataset
+from s3h_ext.data.dataset import SPLITS, ImageFiles, LongTailDataset
 from s3h_ext.data.longtail import hold_out, pick_subset, sorted_profile
 from s3h_ext.data.sets.lists import IMAGENET
 from s3h_ext.data.sets.naming import check_classes, some
@@ -36,7 +36,6 @@ _TEST_SEED = 0
 EXTENSIONS = frozenset(
     ".jpg .jpeg .png .bmp .webp .tif .tiff .gif .ppm .pgm .jfif".split()
 )
-SPLITS = ("train", "val", "test")
 
 # As whole words: seg_train, Test, val2017.
 _TRAIN = re.compile(r"(?:.*[\W\d_])?train(?:ing)?(?:[\W\d_].*)?")

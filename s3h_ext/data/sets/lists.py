@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -20,7 +20,15 @@ import numpy as np
 from s3h_ext.data.dataset import ImageFiles, LongTailDataset
 from s3h_ext.data.sets.naming import check_classes
 
-__all__ = ["LISTED", "blob_hash", "parse_list", "read_listed", "shared_names"]
+__all__ = [
+    "LISTED",
+    "blob_hash",
+    "check_below",
+    "list_rows",
+    "parse_list",
+    "read_listed",
+    "shared_names",
+]
 
 
 @dataclass(frozen=True)
@@ -247,39 +255,43 @@ def parse_list(
         ValueError: a line is not ``path label``, its label is out of range or its path
             leaves the root, or there is no line; the message has file and line.
     """
-    starts, lengths, labels = [], [], []
-    # The content itself serves as the store of the names.
-    position = 0
-    for row, line in enumerate(content.split(b"\n"), start=1):
-        parts = line.rsplit(None, 1)
-        if len(parts) == 2 and parts[1].isdigit():
-            label = int(parts[1])
-            if num_classes is not None and label >= num_classes:
-                raise ValueError(
-                    f"{path}, line {row}: expected a label of 0 .. "
-                    f"{num_classes - 1}, got {label}"
-                )
-            name = parts[0]
-            if name.startswith(b"/") or (b".." in name and b".." in name.split(b"/")):
-                raise ValueError(
-                    f"{path}, line {row}: expected a path below the root, got "
-                    f"{name.decode(errors='replace')!r}"
-                )
-            starts.append(position)
-            lengths.append(len(name))
-            labels.append(label)
-        elif parts:
+    names, labels = [], []
+    for row, name, label in list_rows(path, content.decode("utf-8", "surrogateescape")):
+        if not (label.isascii() and label.isdigit()):
+            line = f"{name} {label}"[:100]
+            raise ValueError(f"{path}, line {row}: expected 'path label', got {line!r}")
+        if num_classes is not None and int(label) >= num_classes:
             raise ValueError(
-                f"{path}, line {row}: expected 'path label', got "
-                f"{line[:100].decode(errors='replace')!r}"
+                f"{path}, line {row}: expected a label of 0 .. {num_classes - 1}, got "
+                f"{int(label)}"
             )
-        position += len(line) + 1
+        check_below(path, row, name)
+        names.append(name)
+        labels.append(int(label))
     if not labels:
         raise ValueError(f"{path}: expected an image in each line, got an empty list")
-    return ImageFiles(
-        root,
-        content,
-        np.array(starts, np.int64),
-        np.array(lengths, np.int64),
-        np.array(labels, np.int64),
-    )
+    return ImageFiles.of(root, names, labels)
+
+
+def list_rows(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
+    """Yields the number, the path and, behind the last space, the label of each line.
+
+    Raises:
+        ValueError: a line is a single word.
+    """
+    for number, line in enumerate(text.split("\n"), start=1):
+        parts = line.rsplit(None, 1)
+        if len(parts) == 1:
+            raise ValueError(
+                f"{path}, line {number}: expected 'path label', got {line[:100]!r}"
+            )
+        if parts:
+            yield number, parts[0], parts[1]
+
+
+def check_below(path: Path, row: int, name: str) -> None:
+    """Refuses the path of an image that leaves the root."""
+    if os.path.isabs(name) or ".." in name.split("/"):
+        raise ValueError(
+            f"{path}, line {row}: expected a path below the root, got {name!r}"
+        )

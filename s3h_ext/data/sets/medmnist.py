@@ -9,73 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from s3h_ext.data.dataset import ImageSet
+from s3h_ext.data.dataset import SPLITS, ImageSet
 from s3h_ext.data.sets.archive import Archive
-from s3h_ext.data.sets.npz import SPLITS, Layout, NpzSplit, read_npz_split
-from s3h_ext.data.sets.registry import find_official
+from s3h_ext.data.sets.npz import Layout, NpzSplit, read_npz_split
+from s3h_ext.data.sets.registry import MEDMNIST_FACTS, find_official
 
 __all__ = ["MEDMNIST", "read_medmnist", "read_medmnist_split"]
 
-_ORGANS = (
-    *("bladder", "femur-left", "femur-right", "heart", "kidney-left", "kidney-right"),
-    *("liver", "lung-left", "lung-right", "pancreas", "spleen"),
-)
-_COLOURED = ("pathmnist", "dermamnist", "retinamnist", "bloodmnist")
-
 #: Name -> the names of its classes.
 MEDMNIST: Mapping[str, tuple[str, ...]] = {
-    "pathmnist": (
-        "adipose",
-        "background",
-        "debris",
-        "lymphocytes",
-        "mucus",
-        "smooth muscle",
-        "normal colon mucosa",
-        "cancer-associated stroma",
-        "colorectal adenocarcinoma epithelium",
-    ),
-    "dermamnist": (
-        "actinic keratoses and intraepithelial carcinoma",
-        "basal cell carcinoma",
-        "benign keratosis-like lesions",
-        "dermatofibroma",
-        "melanoma",
-        "melanocytic nevi",
-        "vascular lesions",
-    ),
-    "octmnist": (
-        "choroidal neovascularization",
-        "diabetic macular edema",
-        "drusen",
-        "normal",
-    ),
-    "pneumoniamnist": ("normal", "pneumonia"),
-    "retinamnist": ("0", "1", "2", "3", "4"),
-    "breastmnist": ("malignant", "normal, benign"),
-    "bloodmnist": (
-        "basophil",
-        "eosinophil",
-        "erythroblast",
-        "immature granulocytes(myelocytes, metamyelocytes and promyelocytes)",
-        "lymphocyte",
-        "monocyte",
-        "neutrophil",
-        "platelet",
-    ),
-    "tissuemnist": (
-        "Collecting Duct, Connecting Tubule",
-        "Distal Convoluted Tubule",
-        "Glomerular endothelial cells",
-        "Interstitial endothelial cells",
-        "Leukocytes",
-        "Podocytes",
-        "Proximal Tubule Segments",
-        "Thick Ascending Limb",
-    ),
-    "organamnist": _ORGANS,
-    "organcmnist": _ORGANS,
-    "organsmnist": _ORGANS,
+    name: tuple(facts["classes"]) for name, facts in MEDMNIST_FACTS.items()
 }
 
 
@@ -105,5 +48,6 @@ def read_medmnist_split(
         FileNotFoundError, ArchiveError: see
             :func:`~s3h_ext.data.sets.npz.read_npz_split`.
     """
-    shape = (size, size, 3) if name in _COLOURED else (size, size)
+    coloured = MEDMNIST_FACTS[name]["channels"] == 3
+    shape = (size, size, 3) if coloured else (size, size)
     return read_npz_split(path, split, Layout(len(MEDMNIST[name]), shape), keep=keep)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +12,16 @@ from s3h_ext.data.dataset import LongTailDataset
 __all__ = ["check_classes", "class_lines", "classes_by_size", "empty_classes", "some"]
 
 
-def some(names: Sequence[str], limit: int = 5) -> str:
+def some(
+    names: Sequence[str], limit: int = 5, *, show: Callable[[str], str] = repr
+) -> str:
     """Returns the first names in quotes, and how many more there are.
 
     Example:
         >>> some(["a", "b", "c", "d"], limit=2)
         "'a', 'b' and 2 more"
     """
-    shown = ", ".join(map(repr, names[:limit]))
+    shown = ", ".join(map(show, names[:limit]))
     more = len(names) - limit
     return f"{shown} and {more} more" if more > 0 else shown
 

@@ -17,12 +17,11 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s3h_ext.data.dataset import ImageSet
-from s3h_ext.data.sets.archive import Archive, ArchiveError
+from s3h_ext.data.dataset import SPLITS, ImageSet
+from s3h_ext.data.sets.archive import Archive, ArchiveError, histograms
 
-__all__ = ["SPLITS", "Layout", "NpzSplit", "read_arrays", "read_npz_split"]
+__all__ = ["Layout", "NpzSplit", "read_arrays", "read_npz_split"]
 
-SPLITS = ("train", "val", "test")
 #: The array of class names in a file of one's own.
 _NAMES = "class_names"
 # What claims more is no such file.
@@ -152,11 +151,10 @@ def _read(
         for start in range(0, count, _BLOCK):
             part = min(_BLOCK, count - start)
             content = _exactly(file, part * height * width * channels)
-            pixels = np.frombuffer(content, np.uint8).reshape(-1, channels)
-            for channel, values in enumerate(pixels.T):
-                histogram[channel] += np.bincount(values, minlength=256)
+            pixels = np.frombuffer(content, np.uint8).reshape(part, *whole[1:])
+            histogram += histograms(pixels)
             if images is not None:
-                images[start : start + part] = pixels.reshape(part, *whole[1:])
+                images[start : start + part] = pixels
         if file.read(1):
             raise ArchiveError(f"{path}: {key}: longer than its shape")
     return NpzSplit(labels, histogram, images)

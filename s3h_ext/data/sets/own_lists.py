@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
 
-from s3h_ext.data.dataset import ImageFiles
-from s3h_ext.data.sets.lists import shared_names
+from s3h_ext.data.dataset import SPLITS, ImageFiles
+from s3h_ext.data.sets.lists import check_below, list_rows, shared_names
 from s3h_ext.data.sets.naming import some
 from s3h_ext.table_files import plain_text
 
@@ -101,7 +101,7 @@ def _places(lists: Path) -> dict[str, Path]:
     if lists.is_file():
         return {"train": lists}
     places: dict[str, Path] = {}
-    for split in ("train", "val", "test"):
+    for split in SPLITS:
         there = [p for e in ("csv", "txt") if (p := lists / f"{split}.{e}").is_file()]
         if len(there) > 1:
             raise ValueError(f"lists: expected one of {some([*map(str, there)])}")
@@ -118,16 +118,13 @@ def _read_list(path: Path) -> _Labelled:
     # Names that are no UTF-8 pass as the bytes they are.
     text = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     lines = text.decode("utf-8", "surrogateescape")
-    rows = _csv_rows(path, lines) if path.suffix == ".csv" else _text_rows(path, lines)
+    rows = _csv_rows(path, lines) if path.suffix == ".csv" else list_rows(path, lines)
     names: dict[str, int] = {}
     labels = []
     for number, name, label in rows:
         if not name or not label:
             raise ValueError(f"{path}, line {number}: expected a path and a label")
-        if os.path.isabs(name) or ".." in name.split("/"):
-            raise ValueError(
-                f"{path}, line {number}: expected a path below the root, got {name!r}"
-            )
+        check_below(path, number, name)
         if name in names:
             raise ValueError(
                 f"{path}, line {number}: {name!r} is in line {names[name]} already"
@@ -157,17 +154,6 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
             yield rows.line_num, plain_text(row[name]), plain_text(row[label]).strip()
     except (csv.Error, ValueError) as error:
         raise ValueError(f"{path}, line {max(rows.line_num, 1)}: {error}") from None
-
-
-def _text_rows(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        parts = line.rsplit(None, 1)
-        if len(parts) == 1:
-            raise ValueError(
-                f"{path}, line {number}: expected 'path label', got {line[:100]!r}"
-            )
-        if parts:
-            yield number, parts[0], parts[1]
 
 
 def _numbered(

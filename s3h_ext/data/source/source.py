@@ -8,13 +8,14 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from s3h_ext.checks import COUNT, SEED, check
 from s3h_ext.data.samplers import EpochOrder
 from s3h_ext.data.source.batches import Batch, Draws, make_batch
 from s3h_ext.data.source.decode import UnreadableImageError
 from s3h_ext.data.source.pixels import FilePixels, ResidentPixels, StepPixels
-from s3h_ext.data.streams import Stream, check_plan
+from s3h_ext.data.streams import Stream
 from s3h_ext.data.views.mixing import Mix
-from s3h_ext.data.views.recipes import ViewSpec, get_recipe
+from s3h_ext.data.views.recipes import MAX_STREAMS, ViewSpec, get_recipe
 
 __all__ = ["Source"]
 
@@ -88,15 +89,20 @@ class Source:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.steps_per_epoch = check_plan(
-            streams,
-            images=len(pixels.labels),
-            batch_size=batch_size,
-            epochs=epochs,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-        )
+        check(COUNT, batch_size=batch_size, epochs=epochs)
+        check(SEED, seed=seed)
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank: expected 0 <= rank < {world_size}, got {rank}")
+        _check_streams(streams)
+        images = len(pixels.labels)
+        self.steps_per_epoch = -(-images // batch_size)
+        smallest = images // max(self.steps_per_epoch, 1)
+        if smallest < world_size:
+            raise ValueError(
+                f"batch_size: expected an image for each of {world_size} processes in "
+                f"every step; {images} images in batches of {batch_size} give "
+                f"{smallest}"
+            )
         self.pixels, self.resident = pixels, pixels.resident
         self.streams = dict(streams)
         self.epochs, self.seed = epochs, seed
@@ -223,6 +229,18 @@ class Source:
             for rank in (self.rank, self.rank + 1)
         )
         return first, last
+
+
+def _check_streams(streams: Mapping[str, Stream]) -> None:
+    if not 1 <= len(streams) <= MAX_STREAMS:
+        raise ValueError(f"streams: expected 1 to {MAX_STREAMS}, got {len(streams)}")
+    leaders = [name for name, stream in streams.items() if stream.follows is None]
+    for name, stream in streams.items():
+        if stream.follows not in (None, *leaders):
+            raise ValueError(
+                "follows: expected a stream with its own images "
+                f"({', '.join(leaders)}), got {stream.follows!r} in stream {name!r}"
+            )
 
 
 class _StreamOfEpoch:
