@@ -73,17 +73,14 @@ def predict(
                 yield str(path), None, next(good)
 
 
-def _csv_rows(answers: Iterable[Answer], top: int) -> Iterator[list[Any]]:
+def _to_csv(answers: Iterable[Answer], top: int) -> Iterator[str]:
     names = ("class", "name", "probability")
-    yield ["path", "error", *(f"{n}_{k + 1}" for k in range(top) for n in names)]
+    columns = [f"{name}_{k + 1}" for k in range(top) for name in names]
+    yield format_row(["path", "error", *columns])
     for path, error, ranked in answers:
         cells = [cell for entry in ranked for cell in entry]
         empty = [""] * (3 * top - len(cells))
-        yield [path, error or "", *cells, *empty]
-
-
-def _to_csv(answers: Iterable[Answer], top: int) -> Iterator[str]:
-    return map(format_row, _csv_rows(answers, top))
+        yield format_row([path, error or "", *cells, *empty])
 
 
 def _to_json(answers: Iterable[Answer]) -> Iterator[str]:

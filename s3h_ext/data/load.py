@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from s3h_ext.data.sets.lists import LISTED, read_listed
 from s3h_ext.data.sets.medmnist import MEDMNIST, read_medmnist
 from s3h_ext.data.sets.naming import check_classes
 from s3h_ext.data.sets.npz import read_arrays
+from s3h_ext.data.sets.registry import download_command
 
 __all__ = ["BY_SIZE", "DATASETS", "PHOTOGRAPHS", "load_dataset", "unused_images"]
 
@@ -276,21 +276,18 @@ def _root(name: str, root: str | Path | None) -> Path:
         raise ValueError(
             f"root: expected {what} of {name}, got "
             "None, and the environment variable S3H_DATA_ROOT is not set"
-            f"{_remedy(name, 'DIR')}"
+            f"{_remedy(name, 'DIR', None)}"
         )
     return Path(root)
 
 
-def _remedy(name: str, root: str | Path) -> str:
+def _remedy(name: str, root: str | Path, size: int | None) -> str:
     """Returns what to do about data that are not there."""
     if name in ("folder", "arrays"):
         return ""
     if name in PHOTOGRAPHS:
         return "; see docs/photographs.md for where to get them"
-    source = name.removesuffix("-lt")
-    command = (
-        f"python -m s3h_ext.data download {source} --root {shlex.quote(str(root))}"
-    )
+    command = download_command(name.removesuffix("-lt"), root, size)
     return f"; to fetch them: {command}"
 
 
@@ -308,7 +305,4 @@ def _read(name: str, root: str | Path | None, size: int | None) -> Archive:
             return read_medmnist(name, folder, size)
         return read_archive(name.removesuffix("-lt"), folder)
     except FileNotFoundError as error:
-        size_option = "" if size is None else f" --size {size}"
-        raise FileNotFoundError(
-            f"{error}{_remedy(name, folder)}{size_option}"
-        ) from None
+        raise FileNotFoundError(f"{error}{_remedy(name, folder, size)}") from None

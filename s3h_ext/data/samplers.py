@@ -171,10 +171,7 @@ class EpochOrder:
             )
         numbers = torch.arange(len(self._labels), device=self._labels.device)
         address = {"seed": seed, "epoch": epoch, "stream": _ORDER_STREAMS + stream}
-        keys = philox_words(**address, index=numbers, view=_KEYS, draws=2)
-        high, low = keys.unbind(-1)
-        # 63-bit keys: sorting by them is a fair shuffle, ties are out of the question.
-        shuffled = ((high << 31) | (low >> 1)).argsort(stable=True)
+        shuffled = _keys(address, numbers, _KEYS).argsort(stable=True)
         if sampler == "instance-balanced":
             return shuffled, torch.zeros_like(shuffled)
         by_class = shuffled[self._labels[shuffled].argsort(stable=True)]
@@ -202,9 +199,8 @@ class EpochOrder:
         # No more groups than this, whatever the sizes of the steps.
         rounds = -(-(total // together + steps) // len(self._present))
         numbers = torch.arange(rounds * len(self._present), device=device)
-        keys = philox_words(**address, index=numbers, view=_CLASSES, draws=2)
-        high, low = keys.unbind(-1)
-        orders = ((high << 31) | (low >> 1)).view(rounds, -1).argsort(stable=True)
+        keys = _keys(address, numbers, _CLASSES)
+        orders = keys.view(rounds, -1).argsort(stable=True)
         return self._present[orders.flatten()[group]]
 
     def choose(
@@ -225,6 +221,12 @@ class EpochOrder:
         chosen = _class_of(probabilities, classes)
         rank = (members * self._counts[chosen]) >> 32
         return self._by_class[self._starts[chosen] + rank]
+
+
+def _keys(address: dict[str, int], numbers: Tensor, view: int) -> Tensor:
+    """Returns 63-bit keys: sorting by them is a fair shuffle, without ties."""
+    high, low = philox_words(**address, index=numbers, view=view, draws=2).unbind(-1)
+    return (high << 31) | (low >> 1)
 
 
 def _class_of(probabilities: NDArray[np.float64], words: Tensor) -> Tensor:

@@ -17,47 +17,10 @@ from s3h_ext.runs.precision import autocast
 from s3h_ext.training.distributed import World
 from s3h_ext.training.finite import DivergedError
 
-__all__ = ["Predict", "evaluate_method", "predict_batches"]
+__all__ = ["Predict", "evaluate_method"]
 
 #: Normalised images ``[B, C, H, W]`` -> logits ``[B, num_classes]``.
 Predict = Callable[[Tensor], Tensor]
-
-
-def predict_batches(
-    method: Method,
-    batches: Iterable[Batch],
-    *,
-    precision: str,
-    device: torch.device,
-    predict: Predict | None = None,
-    probabilities: bool = False,
-) -> tuple[np.ndarray, ...]:
-    """Return true and predicted classes, confidences and if logits are finite, ``[N]``.
-
-    With ``probabilities`` the last are those of all classes, ``[N, C]``. The method's
-    train/eval mode is restored. ``predict`` stands in for its own.
-    """
-    predict = predict or method.predict
-    # Kept on the device to the end: no batch waits for its results.
-    empty = torch.zeros(0, dtype=torch.int64, device=device)
-    found: list[tuple[Tensor, ...]] = [(empty, empty, empty.float(), empty.bool())]
-    every: list[Tensor] = []
-    training = method.training
-    method.eval()
-    with torch.inference_mode(), autocast(precision, device, cache=False):
-        for batch in batches:
-            logits = predict(batch.images[0]).float()  # [B, C]
-            confidence = (logits.amax(1) - logits.logsumexp(1)).exp()
-            finite = logits.isfinite().all(1)
-            found.append((batch.labels, logits.argmax(1), confidence, finite))
-            if probabilities:  # of thousands of classes: too many for a GPU
-                # In float32 those of a sure network are all 1.
-                every.append(logits.cpu().double().softmax(1))
-    method.train(training)
-    columns = [*map(torch.cat, zip(*found, strict=True))]
-    if every:
-        columns.append(torch.cat(every))
-    return tuple(column.cpu().numpy() for column in columns)
 
 
 def evaluate_method(
@@ -71,26 +34,38 @@ def evaluate_method(
     predict: Predict | None = None,
     auc: bool = False,
 ) -> Evaluation:
-    """Return the metrics of a method on a split.
+    """Return the metrics of a method on a split; its train/eval mode is restored.
 
-    ``class_counts`` are *training* images of each class ``[C]``. Each process of
-    ``world`` has a part of the split, and all get the result. ``auc`` keeps the
-    probabilities of all classes in memory.
+    ``class_counts`` are *training* images of each class ``[C]``. ``predict`` stands
+    in for the method's own. Each process of ``world`` has a part of the split, and all
+    get the result. ``auc`` keeps the probabilities of all classes in memory.
 
     Raises:
         DivergedError: the logits of some image are not finite.
         UnreadableImageError: no image could be read.
     """
-    found = predict_batches(
-        method,
-        batches,
-        precision=precision,
-        device=device,
-        predict=predict,
-        probabilities=auc,
-    )
-    parts = (world or World()).gather(found)
-    truth, predicted, confidence, sound, *every = map(
+    predict = predict or method.predict
+    # Kept on the device to the end: no batch waits for its results.
+    empty = torch.zeros(0, dtype=torch.int64, device=device)
+    found: list[tuple[Tensor, ...]] = [(empty, empty, empty.float(), empty.bool())]
+    probabilities: list[Tensor] = []
+    training = method.training
+    method.eval()
+    with torch.inference_mode(), autocast(precision, device, cache=False):
+        for batch in batches:
+            logits = predict(batch.images[0]).float()  # [B, C]
+            confidence = (logits.amax(1) - logits.logsumexp(1)).exp()
+            finite = logits.isfinite().all(1)
+            found.append((batch.labels, logits.argmax(1), confidence, finite))
+            if auc:  # of thousands of classes: too many for a GPU
+                # In float32 those of a sure network are all 1.
+                probabilities.append(logits.cpu().double().softmax(1))
+    method.train(training)
+    columns = [*map(torch.cat, zip(*found, strict=True))]
+    if probabilities:
+        columns.append(torch.cat(probabilities))
+    parts = (world or World()).gather([column.cpu().numpy() for column in columns])
+    truth, predicted, confidences, sound, *every = map(
         np.concatenate, zip(*parts, strict=True)
     )
     if not len(truth):
@@ -100,5 +75,5 @@ def evaluate_method(
             f"evaluation: the logits of {(~sound).sum()} of {len(sound)} images are "
             "not finite"
         )
-    result = evaluate_predictions(truth, predicted, confidence, class_counts)
+    result = evaluate_predictions(truth, predicted, confidences, class_counts)
     return replace(result, auc=macro_auc(truth, *every)) if auc else result

@@ -117,7 +117,8 @@ class Replayer:
                 return function(list(inputs))
             self._made[key] = places, result, replay
         places, result, replay = self._made[key]
-        _copy(inputs, places)
+        for tensor, place in zip(inputs, places, strict=True):
+            place.copy_(tensor)
         replay()
         made: T = result
         return made
@@ -139,11 +140,6 @@ class Replayer:
             f"({reason}); --graphs off skips the attempt",
             stacklevel=3,
         )
-
-
-def _copy(tensors: Sequence[Tensor], places: Sequence[Tensor]) -> None:
-    for tensor, place in zip(tensors, places, strict=True):
-        place.copy_(tensor)
 
 
 def choose_recorder(

@@ -23,6 +23,7 @@ from s3h_ext.data.sets.readable import find_unreadable
 from s3h_ext.data.sets.registry import (
     MEDMNIST_SIZES,
     OfficialFile,
+    download_command,
     find_official,
     md5_of,
 )
@@ -156,9 +157,7 @@ def _check_archive(
         _check_arrays(root, report)
         return
     source = find_official(name, size)
-    get = f"python -m s3h_ext.data download {name} --root {root}"
-    if size is not None:
-        get += f" --size {size}"
+    get = download_command(name, root, size)
     try:
         if name in MEDMNIST:
             _check_medmnist(source, root, report, size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ __all__ = [
     "MEDMNIST_SIZES",
     "OFFICIAL_FILES",
     "OfficialFile",
+    "download_command",
     "find_official",
     "md5_of",
 ]
@@ -115,6 +117,12 @@ def find_official(name: str, size: int | None = None) -> OfficialFile:
     if size is not None and size not in sizes:
         raise ValueError(f"size: {name} comes in {sizes} pixels, got {size}")
     return OFFICIAL_FILES[name, sizes[0] if size is None else size]
+
+
+def download_command(name: str, root: str | Path, size: int | None) -> str:
+    """Returns the command that fetches a data set."""
+    command = f"python -m s3h_ext.data download {name} --root {shlex.quote(str(root))}"
+    return command if size is None else f"{command} --size {size}"
 
 
 def md5_of(path: Path) -> str:

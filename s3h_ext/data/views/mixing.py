@@ -20,6 +20,7 @@ from torch import Tensor
 from s3h_ext.checks import check, check_choice, number_in
 from s3h_ext.data.samplers import SAMPLERS, EpochOrder
 from s3h_ext.data.tensors import Tensors
+from s3h_ext.data.views.render import whole_box
 from s3h_ext.ops.philox import philox_words
 
 __all__ = ["Mix", "Mixing"]
@@ -158,8 +159,9 @@ class Mixing:
         mixed = shared[..., _WHETHER] < round(self.probability * 2**32)
         weight = shared[..., _WEIGHT].to(torch.float64) * 2.0**-32
         pasted = self.kind == "cutmix"
-        boxes = _boxes(shared, weight, size) if pasted else _whole(view, size)
+        boxes = whole_box(size, view).expand(*view.shape, 4)
         if pasted:
+            boxes = _boxes(shared, weight, size)
             area = boxes[..., 2] * boxes[..., 3]
             # A tensor divides: CUDA multiplies by the reciprocal of a number.
             whole = torch.full_like(weight, size[0] * size[1])
@@ -172,13 +174,6 @@ class Mixing:
         )
         mix = Mix(partners, weight.float(), boxes, _MIXED_VIEWS + view, size, pasted)
         return mix.keep(mixed, index)
-
-
-def _whole(view: Tensor, size: tuple[int, int]) -> Tensor:
-    boxes = view.new_zeros(*view.shape, 4)
-    for column, side in enumerate(size, start=2):
-        boxes[..., column].fill_(side)
-    return boxes
 
 
 def _boxes(words: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:

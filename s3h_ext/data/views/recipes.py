@@ -337,6 +337,16 @@ class Recipe:
         return operations, magnitudes, hole
 
 
+# Our reading of S3H's spatial constraint sampling: regions and crops of JigClu (Chen et
+# al., CVPR 2021), colours of CBTS's small crops (Zhao et al., IEEE TMM 2025, released
+# code) without their RandAugment.
+_MONTAGE = Recipe(
+    crop=Constraint(RandomResizedCrop(), FOUR_CORNERS),
+    flip=0.5,
+    jitter=ColorJitter(saturation=0.2),
+    grey=0.2,
+    montage=True,
+)
 #: The named recipes.
 RECIPES = {
     "none": Recipe(),
@@ -369,28 +379,11 @@ RECIPES = {
         crop=PadCrop(), flip=0.5, policy=AutoAugment(), cutout=16
     ),
     "randaugment": Recipe(crop=PadCrop(), flip=0.5, policy=RandAugment()),
-    # Our reading of S3H's spatial constraint sampling: regions and crops of JigClu
-    # (Chen et al., CVPR 2021), colours of CBTS's small crops (Zhao et al., IEEE TMM
-    # 2025, released code) without their RandAugment.
-    "montage-2x2": Recipe(
-        crop=Constraint(RandomResizedCrop(), FOUR_CORNERS),
-        flip=0.5,
-        jitter=ColorJitter(saturation=0.2),
-        grey=0.2,
-        montage=True,
-    ),
+    "montage-2x2": _MONTAGE,
     # The same for images that have no mirror and no colours, such as digits.
-    "montage-2x2-plain": Recipe(
-        crop=Constraint(RandomResizedCrop(), FOUR_CORNERS), montage=True
-    ),
+    "montage-2x2-plain": Recipe(crop=_MONTAGE.crop, montage=True),
     # The same without the regions, to see what they are worth.
-    "montage-2x2-anywhere": Recipe(
-        crop=RandomResizedCrop(),
-        flip=0.5,
-        jitter=ColorJitter(saturation=0.2),
-        grey=0.2,
-        montage=True,
-    ),
+    "montage-2x2-anywhere": replace(_MONTAGE, crop=RandomResizedCrop()),
     # Resize the shorter side to 256, crop 224 from the centre, in one step.
     "evaluation": Recipe(crop=Centre(224 / 256), out_size=(224, 224)),
 }
