@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import python_tests.small_digits  # noqa: F401
+
 
 @pytest.fixture(autouse=True)
 def _fixed_seed():

@@ -25,7 +25,7 @@ from s3h_ext.runs.options import parse_options
 
 QUICK = (
     "--preset digits-lt/s3h --rows bcl --epochs 1 --holdout 0.2 --model.backbone "
-    "resnet20 --batch_size 64 --data.imbalance 5 --device cpu --precision fp32"
+    "resnet20 --batch_size 64 --data.imbalance 100 --device cpu --precision fp32"
 ).split()
 
 
@@ -94,7 +94,7 @@ def test_a_run_becomes_a_line_and_a_finished_one_is_left_alone(tmp_path, capfd):
         (line,) = csv.DictReader(file)
     assert (line["row"], line["seeds"], line["holdout"]) == ("bcl", "2", "0.2")
     assert (line["sampling"], line["network"], line["task"]) == ("off",) * 3
-    unseen = unused_images("digits-lt", imbalance=5, val_fraction=0.2)
+    unseen = unused_images("digits-lt", imbalance=100, val_fraction=0.2)
     assert (line["split"], line["images"]) == ("unused", str(len(unseen)))
     expected = (scores(run, "unused", "bcl")["balanced"] + 1000) / 2
     assert float(line["balanced"]) == pytest.approx(expected, abs=0.01)

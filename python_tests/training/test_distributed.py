@@ -1,6 +1,5 @@
 """Two processes on the CPU against one."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from python_tests.training import two_processes
 from s3h_ext.runs.card import read_card
 from s3h_ext.runs.checkpoint import checkpoint_paths, load_checkpoint
 from s3h_ext.runs.config import DistributedConfig
@@ -23,10 +23,7 @@ from s3h_ext.training.distributed import World, join_world
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from photographs import grow
 
-SCRIPT = Path(__file__).with_name("two_processes.py")
-spec = importlib.util.spec_from_file_location("two_processes", SCRIPT)
-two_processes = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(two_processes)
+MODULE = ["-m", "python_tests.training.two_processes"]
 
 
 def start(command, count=2):
@@ -55,7 +52,7 @@ def start(command, count=2):
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    processes = start([str(SCRIPT), str(folder)])
+    processes = start([*MODULE, str(folder)])
     for process in processes:
         _, errors = process.communicate(timeout=250)
         assert process.returncode == 0, errors[-3000:]
@@ -107,7 +104,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on_with_another_number
     tmp_path, monkeypatch
 ):
     monkeypatch.setenv("STEP_SECONDS", "0.05")
-    command = [str(SCRIPT), "train", *OPTIONS, "--output", str(tmp_path)]
+    command = [*MODULE, "train", *OPTIONS, "--output", str(tmp_path)]
     processes = start(command)
     wait_for_checkpoint(processes, tmp_path)
     processes[1].send_signal(signal.SIGKILL)
@@ -225,7 +222,7 @@ def test_two_processes_leave_out_the_same_and_name_every_file(tmp_path):
         "--data.unreadable skip"
     ).split()
     options += ["--data.root", str(root), "--output", str(run)]
-    processes = start([str(SCRIPT), "train", *options])
+    processes = start([*MODULE, "train", *options])
     said = [process.communicate(timeout=250)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     log = (run / "train.log").read_text()

@@ -140,7 +140,8 @@ def test_resume_gives_the_bits_of_the_run_that_was_not_stopped(
 
 
 EPOCHS = 4
-SCRIPT = [sys.executable, "-m", "s3h_ext.train", *QUICK, "--epochs", str(EPOCHS)]
+SCRIPT = [sys.executable, "-m", "python_tests.small_digits"]
+SCRIPT += [*QUICK, "--epochs", str(EPOCHS)]
 
 
 def undisturbed_run(folder, epochs):
@@ -191,6 +192,7 @@ def wait_for_checkpoint(process, folder):
 KILLED = """
 import os, random, signal, sys, threading
 times = int(sys.argv.pop(1))
+import python_tests.small_digits
 from s3h_ext.methods import Baseline
 from s3h_ext.methods import Hybrid
 from s3h_ext.train import main
@@ -239,6 +241,7 @@ def test_sigkill_at_random_moments_changes_no_bit(tmp_path, times, epochs):
 
 KILLED_WHILE_WRITING = """
 import os, pathlib, signal, sys
+import python_tests.small_digits
 from s3h_ext.methods import Hybrid
 from s3h_ext.train import main
 replace = os.replace

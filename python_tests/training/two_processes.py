@@ -1,4 +1,4 @@
-"""Checks that run in several processes; test_distributed.py starts this as a script.
+"""Checks that run in several processes; test_distributed.py starts this as a module.
 
 It compares, in float64, what the processes get together with what one gets alone.
 """
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import python_tests.small_digits  # noqa: F401
 from s3h_ext.losses import (
     BalancedContrastiveLoss,
     CrossModelContrastiveLoss,
@@ -42,8 +43,8 @@ class SmallBackbone(nn.Module):
     def __init__(self):
         super().__init__()
         self.layers = nn.Sequential(
-            *(nn.Conv2d(3, 8, 4, 4, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
-            *(nn.Conv2d(8, 16, 4, 4, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
+            *(nn.Conv2d(3, 8, 2, 2, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
+            *(nn.Conv2d(8, 16, 2, 2, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
         )
 
     def feature_map(self, images):
