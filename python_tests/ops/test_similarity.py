@@ -1,8 +1,6 @@
 """The similarity operation against its oracle, and its citizenship in PyTorch."""
 
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -689,65 +687,3 @@ def test_the_op_itself_checks_what_memory_safety_needs():
         op(Q, K, 0.1, torch.zeros(3), *(None,) * 3, 0.0, None, *(False,) * 4)
     with pytest.raises(RuntimeError, match="keys must be"):
         op(Q, K[:, :2], 0.1, *(None,) * 4, 0.0, None, *(False,) * 4)
-
-
-LEVEL_CHECK = """
-import torch
-from s3h_ext.ops import similarity_logsumexp
-from s3h_ext.ops.reference import similarity_logsumexp_dense as dense
-from s3h_ext.ops._library import CPU
-
-for depth in (7, 40, 128):
-    for temperature in (0.1, 0.005):
-        for dtype in (torch.float32, torch.bfloat16):
-            z = torch.nn.functional.normalize(torch.randn(150, depth), dim=1).to(dtype)
-            labels = torch.arange(150) % 7
-            for extra in ({}, {"query_labels": labels, "same_label_bias": -0.5}):
-                a, b = z.clone().requires_grad_(), z.double().requires_grad_()
-                ours = similarity_logsumexp(a, temperature=temperature, **extra)
-                right = dense(b, temperature=temperature, **extra)
-                scale = right.abs().max().item()
-                assert (ours.double() - right).abs().max() < 1e-6 * scale
-                weights = torch.linspace(-1, 1, 150)
-                (ours * weights).sum().backward()
-                (right * weights).sum().backward()
-                error = (a.grad.double() - b.grad).norm() / b.grad.norm()
-                assert error < (1e-4 if dtype == torch.float32 else 6e-3), error
-
-# Where the triangle of a symmetric problem is cut among the threads depends on its
-# size, and each level has other sizes of tiles.
-for threads in (2, 3):
-    torch.set_num_threads(threads)
-    for n in range(240, 1400, 40):
-        z = torch.nn.functional.normalize(torch.randn(n, 64), dim=1)
-        a, b = z.clone().requires_grad_(), z.double().requires_grad_()
-        similarity_logsumexp(a, temperature=0.1).sum().backward()
-        dense(b, temperature=0.1).sum().backward()
-        errors = (a.grad.double() - b.grad).norm(dim=1) / b.grad.norm(dim=1)
-        assert errors.max() < 1e-4, (threads, n, errors.max())
-
-# A NaN does not hide from the range of scores what stands before it in its panel.
-q, k = torch.randn(200, 16), torch.randn(40, 16)
-q[:3] *= 30
-right = dense(q.double(), k.double(), temperature=0.1)
-q[3] = float("nan")
-lse = similarity_logsumexp(q, k, temperature=0.1)
-sound = torch.arange(200) != 3
-assert lse[3].isnan()
-torch.testing.assert_close(lse[sound].double(), right[sound], rtol=1e-5, atol=1e-4)
-print(CPU.text("s3h_cpu_dispatch_level"))
-"""
-
-
-@pytest.mark.parametrize(
-    "level", ["baseline", "avx2", "avx512", "amx_emulated", "avx512_bf16", "amx"]
-)
-def test_every_instruction_set(level, at_level):
-    done = subprocess.run(
-        [sys.executable, "-c", LEVEL_CHECK],
-        capture_output=True,
-        text=True,
-        env=at_level,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == level

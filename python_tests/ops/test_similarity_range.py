@@ -5,7 +5,6 @@ the plain form alone says what may be lost.
 """
 
 import math
-import subprocess
 import sys
 
 import pytest
@@ -318,40 +317,6 @@ def test_sums_of_one_class_of_thousands_of_rows(kind, symmetric):
     if symmetric:
         right += upstream.double() @ q.double()
     assert (grad.double() - right).norm() <= 4 * EPS * right.norm()
-
-
-LEVEL_CHECK = """
-import sys
-sys.path.insert(0, "python_tests/ops")
-import test_similarity_range as here
-for length in (100.0, 1e4):
-    for symmetric in (True, False):
-        here.test_rows_of_any_length(length, symmetric, "bias label self", None)
-        for dtype in here.TYPES[1:]:
-            here.test_rows_of_any_length_in_sixteen_bits(length, dtype, symmetric)
-    here.test_supcon_of_rows_of_any_length((128, 128), length, False, None)
-for temperature in (0.0225, 0.01):
-    here.test_one_key_outweighs_the_others(temperature, True, None)
-    for symmetric in (True, False):
-        here.test_no_result_is_a_denormal(
-            temperature, symmetric, here.torch.float32, None
-        )
-here.test_sums_of_one_class_of_thousands_of_rows("identical", True)
-here.test_the_callers_denormals_stay()
-"""
-
-
-@pytest.mark.parametrize(
-    "level", ["baseline", "avx2", "avx512", "amx_emulated", "avx512_bf16", "amx"]
-)
-def test_every_instruction_set(at_level):
-    done = subprocess.run(
-        [sys.executable, "-c", LEVEL_CHECK],
-        capture_output=True,
-        text=True,
-        env=at_level,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("length", [100.0, 1e4])

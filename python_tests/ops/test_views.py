@@ -1,8 +1,6 @@
 """View rendering against cutting, padding and resizing one patch after the other."""
 
 import doctest
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -473,28 +471,6 @@ def test_wrong_arguments():
     )
     refused(
         ValueError, r"erase: expected shape \[5, 4\]", erase=torch.zeros(4, 4).long()
-    )
-
-
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
-def test_instruction_sets_agree(at_level, tmp_path):
-    images = draw_ragged(12)
-    patches = draw_patches(images, 60, colour=draw_colour(60))
-    more = {"out_size": (32, 37), "mean": MEAN, "std": STD}
-    torch.save((images, patches, more), tmp_path / "in.pt")
-    code = (
-        "import sys, torch; from s3h_ext.ops import render_views; "
-        "i, p, m = torch.load(sys.argv[1], weights_only=False); "
-        "torch.save(render_views(i, p, **m), sys.argv[2])"
-    )
-    subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "in.pt", tmp_path / "out.pt"],
-        env=at_level,
-        check=True,
-    )
-    other = torch.load(tmp_path / "out.pt")
-    torch.testing.assert_close(
-        other, render_views(images, patches, **more), rtol=0, atol=1e-5
     )
 
 
