@@ -6,12 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
-import python_tests.small_digits  # noqa: F401
+from python_tests.small_digits import FULL_SIDE, digits
 
 
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def full_size_digits(monkeypatch):
+    """The digits as users have them, for a test that is about their pixels."""
+    monkeypatch.setattr(digits, "_SIDE", FULL_SIDE)
 
 
 def pytest_collection_modifyitems(items):

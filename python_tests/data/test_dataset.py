@@ -6,24 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from python_tests.small_digits import FULL_SIDE
 from s3h_ext.data.dataset import ImageSet
 from s3h_ext.data.load import load_dataset, unused_images
-from s3h_ext.data.sets import digits
 from s3h_ext.data.sets.cifar import read_archive
 from s3h_ext.data.sets.digits import read_digits
-
-
-@pytest.fixture
-def digits_as_users_have_them(monkeypatch):
-    monkeypatch.setattr(digits, "_SIDE", FULL_SIDE)
 
 
 def image_keys(images):
     return [image.tobytes() for image in images]
 
 
-def test_digits_are_cut_to_factor_20(digits_as_users_have_them):
+def test_digits_are_cut_to_factor_20(full_size_digits):
     data = load_dataset("digits-lt")
     assert data.class_counts.tolist() == [144, 103, 74, 53, 38, 27, 19, 14, 10, 7]
     assert data.val is None
@@ -36,7 +29,7 @@ def test_digits_are_cut_to_factor_20(digits_as_users_have_them):
     assert np.allclose(data.std, pixels.std(axis=0), atol=1e-4)
 
 
-def test_digits_are_the_real_ones_enlarged(digits_as_users_have_them):
+def test_digits_are_the_real_ones_enlarged(full_size_digits):
     datasets = pytest.importorskip("sklearn.datasets")
     whole = read_digits()
     assert len(whole.train.labels) + len(whole.test.labels) == 1797

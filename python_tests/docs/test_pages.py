@@ -138,7 +138,7 @@ def stand_in_for_timm(monkeypatch):
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-@pytest.mark.usefixtures("stand_in_for_timm")
+@pytest.mark.usefixtures("stand_in_for_timm", "full_size_digits")
 @pytest.mark.filterwarnings("ignore")  # other packages' own
 def test_python_blocks_run(name, tmp_path, monkeypatch):
     if name.endswith("your-trainer.md"):

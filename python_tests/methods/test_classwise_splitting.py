@@ -35,7 +35,7 @@ def make_batches(method, seed, size=12):
     generator = torch.Generator().manual_seed(seed)
     batches = {}
     for name, stream in method.streams().items():
-        images = torch.randn(stream.views, size, 32, 32, 3, generator=generator)
+        images = torch.randn(stream.views, size, 16, 16, 3, generator=generator)
         labels = torch.randint(0, 3, (size,), generator=generator)
         batches[name] = Batch(images.permute(0, 1, 4, 2, 3), labels, torch.arange(size))
     return batches
@@ -76,7 +76,7 @@ def test_one_row_per_class_is_the_wrapped_method_to_the_bit(dataset, name):
     own = wrapped.inner.state_dict()
     for key, value in plain.state_dict().items():
         assert torch.equal(value, own[key]), key
-    images = torch.randn(4, 3, 32, 32)
+    images = torch.randn(4, 3, 16, 16)
     assert torch.equal(plain.eval().predict(images), wrapped.eval().predict(images))
 
 
@@ -88,7 +88,7 @@ def test_it_wraps_every_classifier_method(dataset, name):
     assert np.isfinite(losses).all()
     assert method.subclasses.head.offsets.tolist() == [0, 8, 12, 13]
     assert (method.subclasses.masses > 0).sum() > 3
-    assert method.predict(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+    assert method.predict(torch.randn(2, 3, 16, 16)).shape == (2, 3)
     assert method.model.classifier.weight.grad.abs().sum(dim=1).gt(0).all()
 
 

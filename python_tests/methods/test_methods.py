@@ -29,7 +29,7 @@ from s3h_ext.models import build_model
 
 def make_batch(views, size, seed):
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(views, size, 32, 32, 3, generator=generator).permute(
+    images = torch.randn(views, size, 16, 16, 3, generator=generator).permute(
         0, 1, 4, 2, 3
     )
     labels = torch.randint(0, 3, (size,), generator=generator)
@@ -61,7 +61,7 @@ def test_baselines_train_and_have_the_names_of_the_tables(dataset, options, labe
     terms["loss"].backward()
     assert terms["loss"].isfinite()
     assert all(p.grad is not None for p in method.parameters())
-    assert method.predict(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+    assert method.predict(torch.randn(2, 3, 16, 16)).shape == (2, 3)
 
 
 def test_cross_entropy_is_that_of_the_models_logits(dataset):

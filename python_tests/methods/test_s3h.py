@@ -21,12 +21,12 @@ from s3h_ext.models import build_model, class_directions, pool_quadrants
 SMALL = {"projection_hidden": 16, "projection_dim": 8}
 
 
-def make_images(views, size, generator, side=32):
+def make_images(views, size, generator, side=16):
     images = torch.randn(views, size, side, side, 3, generator=generator)
     return images.permute(0, 1, 4, 2, 3)
 
 
-def make_step(size=6, views=2, montages=True, side=32):
+def make_step(size=6, views=2, montages=True, side=16):
     generator = torch.Generator().manual_seed(3)
     labels = torch.randint(0, 3, (size,), generator=generator)
     indices = torch.arange(size)
@@ -161,7 +161,7 @@ def test_gradients_reach_what_they_must(dataset, options, montages):
         else:
             assert parameter.grad.abs().sum() > 0, name
     assert len(method.projection.stages) == options.get("heads", 2)
-    assert method.predict(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+    assert method.predict(torch.randn(2, 3, 16, 16)).shape == (2, 3)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_montages_can_have_statistics_of_their_own(dataset):
 
 def test_views_of_another_size_go_through_the_encoder(dataset):
     method = build(S3H(**SMALL), dataset)
-    assert step(method, make_step(side=16))["loss"].isfinite()
+    assert step(method, make_step(side=8))["loss"].isfinite()
 
 
 def test_the_number_of_passes_over_rows_is_that_of_heads(dataset, monkeypatch):
@@ -276,7 +276,7 @@ def test_labels_follow_what_the_regions_show(planted, recipe):
 
 def test_maps_too_small_for_quadrants_are_refused(dataset):
     message = (
-        r"model\.backbone: expected maps of at least 2 x 2, .* got 1 x 1 from 32 x 32"
+        r"model\.backbone: expected maps of at least 2 x 2, .* got 1 x 1 from 16 x 16"
     )
     model = build_model("resnet50", 3)
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -17,7 +17,7 @@ def train(folder, preset):
 
 
 @pytest.mark.slow
-def test_s3h_is_above_cross_entropy_on_rare_classes(tmp_path):
+def test_s3h_is_above_cross_entropy_on_rare_classes(tmp_path, full_size_digits):
     # 88.3 against 76.7 where it was written.
     few = {preset: train(tmp_path, preset)["few"] for preset in ("ce", "s3h")}
     assert few["s3h"] > few["ce"]

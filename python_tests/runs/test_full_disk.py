@@ -15,6 +15,7 @@ FULL = Path("/dev/full")
 # A file that grows beyond the limit fails as on a full disk, with an OSError.
 LIMITED = """
 import resource, sys
+import python_tests.small_digits
 from s3h_ext.train import main
 from s3h_ext.training import run
 save = run.save_checkpoint

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from photographs import grow, grow_bad, grow_odd, noise, save
 
 TINY = (
-    "--data.name folder --data.imbalance null --data.size 32 --data.workers 2 "
+    "--data.name folder --data.imbalance null --data.size 16 --data.workers 2 "
     "--model.backbone resnet20 --batch_size 8 --eval_batch_size 5 --epochs 2 "
     "--device cpu --precision fp32"
 ).split()
