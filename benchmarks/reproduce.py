@@ -52,6 +52,8 @@ SUITES = [
     for data_set in ("cifar100-lt", "cifar10-lt")
 ]
 SUITES.append("digits-lt")
+#: The module of a run.
+PROGRAM = "s3h_ext.train"
 #: Options that make no other row of a table.
 PLACE = ("device", "precision")
 #: How long a run gets to write its checkpoint after the budget is spent.
@@ -157,7 +159,7 @@ def train(
         return INTERRUPTED
     if over():
         return None
-    command = [sys.executable, "-m", "s3h_ext.train", "--preset", preset]
+    command = [sys.executable, "-m", PROGRAM, "--preset", preset]
     command += ["--seed", str(seed), "--output", str(folder), *rest]
     if RunFolder(folder).config.exists():
         command.append("--resume")

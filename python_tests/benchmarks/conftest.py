@@ -10,6 +10,11 @@ from contextlib import contextmanager
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def _small_digits(monkeypatch):
+    monkeypatch.setattr("benchmarks.reproduce.PROGRAM", "python_tests.small_digits")
+
+
 @pytest.fixture
 def played(tmp_path, monkeypatch):
     """Puts a program in the trainings' place that does on SIGTERM what it is given."""
