@@ -4,6 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from .sources import noisy_images
+
 
 def python2_pickle(value):
     """Writes the opcodes that Python 2 with numpy wrote the official archives in."""
@@ -112,3 +114,8 @@ class TinyCifar:
 @pytest.fixture
 def tiny_cifar(tmp_path):
     return TinyCifar(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def image_set():
+    return noisy_images(16, 16)

@@ -7,14 +7,13 @@ import torch
 from s3h_ext.data.dataset import ImageSet
 from s3h_ext.data.samplers import SAMPLERS
 from s3h_ext.data.source import source as module
-from s3h_ext.data.source.evaluation import EvaluationBatches
 from s3h_ext.data.source.pixels import ResidentPixels
 from s3h_ext.data.streams import Stream
 from s3h_ext.data.views.recipes import RECIPES, Recipe, get_recipe
 from s3h_ext.ops.view_constraints import RandomResizedCrop
 
 from . import sources
-from .sources import COUNTS, MEAN, STD, noisy_images, source_of_arrays
+from .sources import MEAN, STD, source_of_arrays
 
 STREAMS = {
     "contrast": Stream("instance-balanced", "supcon", views=2),
@@ -23,11 +22,6 @@ STREAMS = {
     "moving": Stream("progressive", "crop-flip-jitter-gray", views=3),
     "policy": Stream("instance-balanced", "autoaugment+cutout"),
 }
-
-
-@pytest.fixture(scope="module")
-def image_set():
-    return noisy_images(16, 16)
 
 
 def resident(image_set):
@@ -212,80 +206,6 @@ def test_none_recipe_is_the_normalised_image(image_set):
     assert torch.allclose(images[0], (pixels - mean) / std, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def planted():
-    """Images of one colour each: red says which image, green which class."""
-    labels = np.random.RandomState(4).permutation(np.repeat(np.arange(5), COUNTS))
-    images = np.zeros((120, 16, 16, 3), np.uint8)
-    images[..., 0] = np.arange(120)[:, None, None] + 100
-    images[..., 1] = labels[:, None, None] * 50
-    return ImageSet(images, labels)
-
-
-def quadrants_of(images):
-    """[V, B, C, H, W] to [V, B, 4, C, H / 2, W / 2]."""
-    v, b, c, h, w = images.shape
-    parts = images.reshape(v, b, c, 2, h // 2, 2, w // 2)
-    return parts.permute(0, 1, 3, 5, 2, 4, 6).flatten(2, 3)
-
-
-def test_montage_labels_follow_their_quadrants(planted, monkeypatch):
-    # The colours of the recipe would hide the plants.
-    plain = replace(get_recipe("montage-2x2"), jitter=None, grey=0.0)
-    monkeypatch.setitem(RECIPES, "montage-2x2", plain)
-    streams = {"a": Stream(recipe="montage-2x2", views=2)}
-    source = make(planted, streams, mean=(0.0,) * 3, std=(1 / 255,) * 3)
-    for step in source.epoch(1):
-        batch = step["a"]
-        shape = (2, len(batch.labels), 4)
-        assert batch.images.shape == (*shape[:2], 3, 16, 16)
-        assert batch.images[0].is_contiguous(memory_format=torch.channels_last)
-        shown, labels = batch.quadrants.indices, batch.quadrants.labels
-        assert shown.shape == labels.shape == shape
-        pixels = quadrants_of(batch.images).round().to(torch.int64)
-        assert (pixels[..., 0, :, :] == shown[..., None, None] + 100).all()
-        assert (pixels[..., 1, :, :] == labels[..., None, None] * 50).all()
-        # Each crop of each image is there once.
-        numbers = batch.quadrants.crops
-        assert numbers.shape == shape
-        assert len((shown * 8 + numbers).unique()) == numbers.numel()
-        assert (numbers.min(), numbers.max()) == (0, 7)
-        # Every image of the batch is there with its eight crops, and spread.
-        images, counts = shown.unique(return_counts=True)
-        assert torch.equal(images, batch.indices.sort().values)
-        assert (counts == 8).all()
-        alike = (shown == shown[..., :1]).all(dim=-1)
-        assert alike.float().mean() < 0.2
-
-
-def test_montages_are_drawn_anew_and_again(image_set):
-    streams = {"a": Stream(recipe="montage-2x2")}
-    first, again = (list(make(image_set, streams).epoch(0)) for _ in range(2))
-    other = list(make(image_set, streams).epoch(1))
-    for step, same, changed in zip(first, again, other, strict=True):
-        assert torch.equal(step["a"].images, same["a"].images)
-        shown = step["a"].quadrants.indices
-        assert torch.equal(shown, same["a"].quadrants.indices)
-        assert not torch.equal(shown, changed["a"].quadrants.indices)
-    tail = make(image_set, streams).epoch(0, start_step=2)
-    for step, same in zip(first[2:], tail, strict=True):
-        assert torch.equal(step["a"].images, same["a"].images)
-
-
-def test_places_in_a_montage_are_fair(image_set):
-    source = make(image_set, {"a": Stream(recipe="montage-2x2")}, batch_size=120)
-    # How often an image lands in the upper left, out of 4 crops and 100 epochs.
-    source.epochs = 100
-    counts = torch.zeros(120)
-    for epoch in range(100):
-        (step,) = source.epoch(epoch)
-        places = step["a"].quadrants.indices[0, :, 0]
-        counts += torch.bincount(places, minlength=120)
-    chi_square = ((counts - 100) ** 2 / 75).sum()
-    # Near to 119 degrees of freedom: deviation 15.4.
-    assert abs(chi_square - 119) < 6 * 15.4
-
-
 def test_a_stream_may_follow_another(image_set):
     streams = {
         "classify": Stream("class-balanced", "autoaugment+cutout"),
@@ -422,41 +342,6 @@ def test_wrong_positions_are_refused_at_once(image_set):
     for step in (-1, 5):
         with pytest.raises(ValueError, match="start_step"):
             source.epoch(0, start_step=step)
-
-
-@pytest.mark.parametrize("batch_size", [1, 50, 120, 500])
-def test_evaluation_goes_in_order(image_set, batch_size):
-    evaluation = EvaluationBatches(resident(image_set), batch_size=batch_size)
-    for _ in range(2):
-        steps = list(evaluation)
-        assert len(steps) == len(evaluation)
-        assert all(len(step.labels) == batch_size for step in steps[:-1])
-        indices = torch.cat([step.indices for step in steps])
-        assert torch.equal(indices, torch.arange(120))
-        labels = torch.cat([step.labels for step in steps])
-        assert np.array_equal(labels, image_set.labels)
-        images = torch.cat([step.images[0] for step in steps])
-        pixels = torch.from_numpy(image_set.images).permute(0, 3, 1, 2) / 255
-        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (MEAN, STD))
-        assert torch.allclose(images, (pixels - mean) / std, atol=1e-5)
-        assert steps[0].images[0].is_contiguous(memory_format=torch.channels_last)
-
-
-def test_evaluation_takes_a_recipe(image_set):
-    evaluation = EvaluationBatches(
-        resident(image_set), batch_size=50, recipe="evaluation"
-    )
-    assert [step.images.shape for step in evaluation] == [
-        *((1, 50, 3, 224, 224) for _ in range(2)),
-        (1, 20, 3, 224, 224),
-    ]
-    with pytest.raises(ValueError, match="recipe"):
-        EvaluationBatches(resident(image_set), batch_size=50, recipe="evalution")
-
-
-def test_wrong_evaluation_batch_size(image_set):
-    with pytest.raises(ValueError, match="batch_size"):
-        EvaluationBatches(resident(image_set), batch_size=0)
 
 
 @pytest.mark.cuda

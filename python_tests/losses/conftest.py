@@ -1,4 +1,4 @@
-"""Makes backends.py importable."""
+"""Makes backends.py and law.py importable."""
 
 import sys
 from pathlib import Path

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from python_tests.ops.test_similarity import (
     check_law,
     matrices,
-    op_arguments,
     options,
     run,
 )
+from python_tests.ops.test_similarity_op import op_arguments
 from s3h_ext.ops import similarity_logsumexp
 from s3h_ext.ops.reference import similarity_logsumexp_dense as dense
 
