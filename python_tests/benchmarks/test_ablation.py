@@ -111,6 +111,7 @@ def test_a_run_becomes_a_line_and_a_finished_one_is_left_alone(tmp_path, capfd):
 def test_one_run_gives_the_row_of_its_last_and_of_its_averaged_weights(
     tmp_path, monkeypatch
 ):
+    monkeypatch.delenv("S3H_DATA_ROOT", raising=False)
     folders = ["--output", str(tmp_path / "out"), "--runs", str(tmp_path)]
     run = tmp_path / "digits-lt-s3h-1epochs-full-seed0"
     finished(run, [300] * 10, many=60.0, medium=None, few=None)
