@@ -18,6 +18,7 @@ add_library(s3h_kernels STATIC
   csrc/cpu/similarity_rows.cpp
   csrc/cpu/similarity_tiled.cpp
   csrc/cpu/similarity_tiles.cpp
+  csrc/cpu/similarity_unit_operands.cpp
   csrc/cpu/supcon.cpp
   csrc/cpu/view_boxes.cpp
   csrc/cpu/views.cpp

@@ -17,16 +17,16 @@ struct Sweep {
 }  // namespace
 
 template <typename Element>
-void Engine<Element>::backward(const float* grad, const TiledSums& sums,
+bool Engine<Element>::backward(const float* grad, const TiledSums& sums,
                                Element* grad_queries, Element* grad_keys,
                                const RowFunction<float>& add) {
   apart_ = sums.own_log2 != nullptr;
   kept_ = sums.kept;
   reserve(true);
   const int64_t block_rows = block_ * k_.panel;
-  const int64_t tile_size = block_rows * tile_ld();
+  const int64_t tile_size = parts_ * block_rows * tile_ld();
   const int64_t pairs_size =
-      pairs() ? block_rows / (k_.tile_unit ? 1 : 2) * pairs_ld() : 0;
+      pairs() ? parts_ * pair_tile_rows() * pairs_ld() : 0;
   const size_t tiles = memory_.reserve<float>(tasks_ * tile_size);
   const size_t pair_tiles = memory_.reserve<float>(tasks_ * pairs_size);
   const size_t selves = memory_.reserve<int32_t>(tasks_ * block_rows);
@@ -49,16 +49,19 @@ void Engine<Element>::backward(const float* grad, const TiledSums& sums,
     if (p_.symmetric) return tasks_;
     return larger_keys == is_column ? int64_t{1} : tasks_;
   };
+  // A tile unit's products for the columns are transposed.
+  const bool own_columns = k_.tile_unit && triangular();
   Gradient row_gradient =
-      reserve_gradient(row_, want_queries ? copies(false) : 0);
-  Gradient column_gradient =
-      reserve_gradient(column_, want_keys ? copies(true) : 0);
+      reserve_gradient(row_, want_queries ? copies(false) : 0, false);
+  Gradient column_gradient = reserve_gradient(
+      columns(), want_keys || (own_columns && want_queries) ? copies(true) : 0,
+      k_.tile_unit);
   memory_.allocate();
-  prepare(grad, sums);
+  if (!prepare(grad, sums)) return false;
 
   for (const Sweep& sweep : sweeps) {
     const Pieces pieces =
-        triangular() ? triangle(row_.panels, block_, tasks_, 0.7)
+        triangular() ? triangle(row_.panels, block_, across_, tasks_, 0.7)
                      : rectangle(row_.panels, columns().panels, block_, tasks_,
                                  deterministic_ ? block_ : 1, sweep.by_columns);
     run_pieces([&](int64_t task) {
@@ -67,13 +70,17 @@ void Engine<Element>::backward(const float* grad, const TiledSums& sums,
                       memory_.at<float>(pair_tiles) + task * pairs_size,
                       memory_.at<int32_t>(selves) + task * block_rows},
                      sweep.rows ? &row_gradient : nullptr,
-                     triangular()    ? &row_gradient
-                     : sweep.columns ? &column_gradient
-                                     : nullptr);
+                     own_columns || sweep.columns ? &column_gradient
+                     : triangular()               ? &row_gradient
+                                                  : nullptr);
     });
   }
-  if (want_queries) sum_up(row_, row_gradient, grad_queries, add);
-  if (want_keys) sum_up(column_, column_gradient, grad_keys, {});
+  if (want_queries && own_columns)
+    sum_up(row_, {&row_gradient, &column_gradient}, grad_queries, add);
+  else if (want_queries)
+    sum_up(row_, {&row_gradient}, grad_queries, add);
+  if (want_keys) sum_up(column_, {&column_gradient}, grad_keys, {});
+  return true;
 }
 
 // In the triangle `columns` is `rows`, for a tile's columns are rows of the
@@ -86,90 +93,152 @@ void Engine<Element>::backward_piece(const std::vector<Block>& blocks,
   for (const Block& block : blocks) {
     Tile tile = tile_of(block, scratch.self);
     set_kept(tile, block, true);
-    tile.gradient = scratch.tile;
     tile.gradient_ld = tile_ld();
+    tile.gradient_part = block_ * k_.panel * tile_ld();
     const bool diagonal = block.rows.first == block.columns.first;
     const bool to_columns = columns != nullptr && !(triangular() && diagonal);
-    // A tile unit transposes apart from the rest, and nothing that is not read.
+    tile.gradient = rows || !k_.tile_unit ? scratch.tile : nullptr;
     tile.gradient_pairs = to_columns || !k_.tile_unit ? scratch.pairs : nullptr;
     tile.gradient_pairs_ld = pairs_ld();
+    tile.gradient_pairs_part = pair_tile_rows() * pairs_ld();
     k_.backward(tile, kind(tile, p_.symmetric));
 
-    const auto serve = [&](Gradient& to, Range panels, int64_t count,
-                           const float* g, int64_t row_stride,
-                           int64_t step_stride, int64_t steps,
-                           const float* others) {
+    // The product's `out`, after the panels that hold nothing are zeros.
+    const auto serve = [&](Gradient& to, Range panels, Apply product) {
       const int64_t copy = to.copies == 1 ? 0 : task;
       char* touched = to.touched.data() + copy * to.panels;
-      const int64_t panel_size = k_.panel * width_;
-      float* out = memory_.at<float>(to.buffer) + copy * to.size +
-                   panels.first * panel_size;
+      const auto at = [&](int64_t panel) {
+        return memory_.at<float>(to.buffer) + copy * to.size +
+               panel * k_.panel * (to.transposed ? 1 : width_);
+      };
+      product.out = at(panels.first);
+      product.out_ld = to.transposed ? turned_ld(to.panels * k_.panel) : width_;
       // A piece of the triangle can begin inside a block: tiles of single
       // panels then come before the tiles of the whole block.
-      const bool accumulate =
+      product.accumulate =
           std::find(touched + panels.first, touched + panels.last, char{1}) !=
           touched + panels.last;
       for (int64_t i = panels.first; i < panels.last; ++i) {
-        if (accumulate && !touched[i])
-          std::fill_n(out + (i - panels.first) * panel_size, panel_size, 0.0f);
+        if (product.accumulate && !touched[i]) {
+          const int64_t rows = to.transposed ? width_ : 1;
+          const int64_t size = to.transposed ? k_.panel : k_.panel * width_;
+          for (int64_t r = 0; r < rows; ++r)
+            std::fill_n(at(i) + r * product.out_ld, size, 0.0f);
+        }
         touched[i] = 1;
       }
-      k_.apply({g, row_stride, step_stride, count, ceil_div(steps, group),
-                others, width_, out, width_, width_, accumulate});
+      k_.apply(product);
     };
-    if (rows != nullptr)
-      serve(*rows, block.rows, tile.row.count, scratch.tile, tile_ld(), 1,
-            tile.column.count, rows_of(this->columns(), block.columns.first));
-    if (to_columns)
-      serve(*columns, block.columns, tile.column.count,
-            pairs() ? scratch.pairs : scratch.tile,
-            k_.tile_unit ? pairs_ld() : 1,
-            k_.tile_unit ? 1
-            : pairs()    ? pairs_ld()
-                         : tile_ld(),
-            tile.row.count, rows_of(row_, block.rows.first));
+    Apply product{};
+    product.parts = parts_;
+    product.step_stride = 1;
+    if (rows != nullptr) {
+      product.g = scratch.tile;
+      product.g_part = tile.gradient_part;
+      product.row_stride = tile_ld();
+      product.count = tile.row.count;
+      product.steps = ceil_div(tile.column.count, group);
+      product.rows = rows_of(this->columns(), block.columns.first);
+      product.rows_part = pair_rows(this->columns()) * width_;
+      product.rows_ld = product.width = width_;
+      serve(*rows, block.rows, product);
+    }
+    if (!to_columns) continue;
+    product.steps = ceil_div(tile.row.count, group);
+    if (k_.tile_unit) {
+      const int64_t ld = turned_ld(pair_rows(row_));
+      product.g =
+          memory_.at<float>(row_.turned) + block.rows.first * k_.panel / group;
+      product.g_part = width_ * ld;
+      product.row_stride = ld;
+      product.count = width_;
+      product.rows = scratch.pairs;
+      product.rows_part = tile.gradient_pairs_part;
+      product.rows_ld = pairs_ld();
+      product.width = ceil_div(tile.column.count, k_.lanes) * k_.lanes;
+    } else {
+      product.g = pairs() ? scratch.pairs : scratch.tile;
+      product.row_stride = 1;
+      product.step_stride = pairs() ? pairs_ld() : tile_ld();
+      product.count = tile.column.count;
+      product.rows = rows_of(row_, block.rows.first);
+      product.rows_ld = product.width = width_;
+    }
+    serve(*columns, block.columns, product);
   }
 }
 
 template <typename Element>
 typename Engine<Element>::Gradient Engine<Element>::reserve_gradient(
-    const Side& side, int64_t copies) {
-  const int64_t size = side.panels * k_.panel * width_;
-  return {copies, size, side.panels, memory_.reserve<float>(copies * size),
+    const Side& side, int64_t copies, bool transposed) {
+  const int64_t padded = side.panels * k_.panel;
+  const int64_t size = (transposed ? turned_ld(padded) : padded) * width_;
+  return {transposed,
+          copies,
+          size,
+          side.panels,
+          memory_.reserve<float>(copies * size),
           std::vector<char>(static_cast<size_t>(copies * side.panels))};
 }
 
-// Sums the copies in order, into the first that holds anything.
+// Sums the copies in order, a panel's rows or a third of them at a time.
 template <typename Element>
-void Engine<Element>::sum_up(const Side& side, const Gradient& gradient,
+void Engine<Element>::sum_up(const Side& side,
+                             const std::vector<const Gradient*>& gradients,
                              Element* out,
                              const RowFunction<float>& add) const {
   const float scale = static_cast<float>(grad_unit_ / p_.temperature);
-  run(side.count, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      float* total = nullptr;
-      for (int64_t c = 0; c < gradient.copies; ++c) {
-        if (!gradient
-                 .touched[static_cast<size_t>(c * side.panels + i / k_.panel)])
-          continue;
-        float* part =
-            memory_.at<float>(gradient.buffer) + c * gradient.size + i * width_;
-        if (total == nullptr) {
-          total = part;
-          continue;
+  const int64_t size = k_.tile_unit ? kTileUnit : k_.panel;
+  run(ceil_div(side.count, size), [&](int64_t begin, int64_t end) {
+    std::vector<float> total(static_cast<size_t>(size * width_));
+    for (int64_t group = begin; group < end; ++group) {
+      const int64_t first = group * size;
+      const int64_t last = std::min(first + size, side.count);
+      bool any = false;
+      for (const Gradient* from : gradients)
+        for (int64_t c = 0; c < from->copies; ++c) {
+          if (!from->touched[static_cast<size_t>(c * side.panels +
+                                                 first / k_.panel)])
+            continue;
+          add_rows(*from, c, first, last, any, total.data());
+          any = true;
         }
-        for (int64_t d = 0; d < p_.depth; ++d) total[d] += part[d];
+      if (!any) std::fill(total.begin(), total.end(), 0.0f);
+      for (int64_t i = first; i < last; ++i) {
+        float* row = total.data() + (i - first) * width_;
+        for (int64_t d = 0; d < p_.depth; ++d) row[d] *= scale;
+        if (add) add(i, row);
+        Element* to = out + i * p_.depth;
+        for (int64_t d = 0; d < p_.depth; ++d) from_float(row[d], to[d]);
       }
-      if (total == nullptr) {
-        total = memory_.at<float>(gradient.buffer) + i * width_;
-        std::fill(total, total + p_.depth, 0.0f);
-      }
-      for (int64_t d = 0; d < p_.depth; ++d) total[d] *= scale;
-      if (add) add(i, total);
-      Element* to = out + i * p_.depth;
-      for (int64_t d = 0; d < p_.depth; ++d) from_float(total[d], to[d]);
     }
   });
+}
+
+// Adds a copy's rows to `total`, or sets them where there is nothing before.
+template <typename Element>
+void Engine<Element>::add_rows(const Gradient& from, int64_t copy,
+                               int64_t first, int64_t last, bool before,
+                               float* total) const {
+  const float* part = memory_.at<float>(from.buffer) + copy * from.size;
+  if (!from.transposed) {
+    part += first * width_;
+    const int64_t size = (last - first) * width_;
+    for (int64_t i = 0; i < size; ++i)
+      total[i] = before ? total[i] + part[i] : part[i];
+    return;
+  }
+  const int64_t ld = turned_ld(from.panels * k_.panel);
+  for (int64_t d = 0; d < width_; d += kTileUnit) {
+    float square[kTileUnit * kTileUnit];
+    k_.turn(part + d * ld + first, ld, square, kTileUnit);
+    for (int64_t i = 0; i < last - first; ++i)
+      for (int64_t e = 0; e < kTileUnit; ++e) {
+        float& to = total[i * width_ + d + e];
+        to =
+            before ? to + square[i * kTileUnit + e] : square[i * kTileUnit + e];
+      }
+  }
 }
 
 template <typename Element>
@@ -181,7 +250,7 @@ const float* Engine<Element>::rows_of(const Side& side, int64_t panel) const {
 }
 
 #define S3H_INSTANTIATE(Element)                                          \
-  template void Engine<Element>::backward(const float*, const TiledSums&, \
+  template bool Engine<Element>::backward(const float*, const TiledSums&, \
                                           Element*, Element*,             \
                                           const RowFunction<float>&);
 S3H_INSTANTIATE(float)

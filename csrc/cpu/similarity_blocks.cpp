@@ -4,26 +4,27 @@
 
 namespace s3h::cpu {
 
-Pieces triangle(int64_t panels, int64_t block, int64_t tasks,
+Pieces triangle(int64_t panels, int64_t block, int64_t columns, int64_t tasks,
                 double diagonal_cost) {
   std::vector<Block> all;
   std::vector<double> until;
   double total = 0;
-  const auto add = [&](Range rows, Range columns) {
-    all.push_back({rows, columns});
-    total += static_cast<double>((rows.last - rows.first) *
-                                 (columns.last - columns.first)) *
-             (rows.first == columns.first ? diagonal_cost : 1.0);
-    until.push_back(total);
+  const auto add = [&](Range rows, Range across) {
+    for (int64_t j = across.first; j < across.last; j += columns) {
+      const int64_t last = std::min(j + columns, across.last);
+      all.push_back({rows, {j, last}});
+      total += static_cast<double>((rows.last - rows.first) * (last - j)) *
+               (rows.first == j ? diagonal_cost : 1.0);
+      until.push_back(total);
+    }
   };
   for (int64_t i = 0; i < panels; i += block) {
     const int64_t last = std::min(i + block, panels);
     for (int64_t p = i; p < last; ++p) {
       add({p, p + 1}, {p, p + 1});
-      if (p + 1 < last) add({p, p + 1}, {p + 1, last});
+      add({p, p + 1}, {p + 1, last});
     }
-    for (int64_t j = last; j < panels; j += block)
-      add({i, last}, {j, std::min(j + block, panels)});
+    add({i, last}, {last, panels});
   }
   Pieces pieces(static_cast<size_t>(tasks));
   for (size_t b = 0; b < all.size(); ++b) {

@@ -23,8 +23,9 @@ using Pieces = std::vector<std::vector<Block>>;
 
 // Tiles on and above the diagonal of a square of `panels`, cut into pieces of
 // equal cost. On the diagonal they are single panels, for half of such a tile
-// is work done twice; one costs `diagonal_cost` of another tile's panel.
-Pieces triangle(int64_t panels, int64_t block, int64_t tasks,
+// is work done twice; one costs `diagonal_cost` of another tile's panel. Others
+// have up to `block` panels of rows and `columns` of columns.
+Pieces triangle(int64_t panels, int64_t block, int64_t columns, int64_t tasks,
                 double diagonal_cost);
 
 // All tiles of a rectangle; the rows (or the columns) are cut among the tasks,

@@ -50,10 +50,13 @@ template <typename Element>
 class Engine {
  public:
   Engine(const SimilarityProblem<float, Element>& problem,
-         const Threads& threads, bool deterministic);
+         const Threads& threads, bool deterministic,
+         const TileKernels& kernels);
 
-  void forward(const TiledSums& sums);
-  void backward(const float* grad, const TiledSums& sums, Element* grad_queries,
+  // False, and nothing done: there are numbers that a tile unit's kernels
+  // cannot split.
+  bool forward(const TiledSums& sums);
+  bool backward(const float* grad, const TiledSums& sums, Element* grad_queries,
                 Element* grad_keys, const RowFunction<float>& add);
 
  private:
@@ -63,12 +66,14 @@ class Engine {
     int64_t count;
     int64_t panels;
     size_t packed, bias, same, label, rows;
-    size_t row_major;  // queries, for a tile unit
+    size_t row_major, turned;  // for a tile unit
     size_t scale, lse, lse_rest, grad, own_lse, own_lse_rest;  // backward
   };
 
-  // A side's gradient in the making: `copies` of [panels * panel, width_].
+  // A side's gradient in the making: `copies` of [panels * panel, width_], or
+  // transposed.
   struct Gradient {
+    bool transposed;
     int64_t copies;
     int64_t size;  // of one copy
     int64_t panels;
@@ -113,9 +118,12 @@ class Engine {
   void reserve(bool backward);
   void reserve_side(Side& side, bool backward);
   void pack_all();
-  void prepare(const float* grad, const TiledSums& sums);
+  bool prepare(const float* grad, const TiledSums& sums);
   void pack(const Side& side, float* longest);
-  void copy_row_major();
+  void take_rows(const Side& side, float* longest);
+  void make_panels(const Side& side);
+  void make_pairs(const Side& side);
+  bool splits() const;
   void copy_rows(const Side& side);
   void find_range();
   void fill_bias(const Side& side, bool is_row);
@@ -137,9 +145,11 @@ class Engine {
   void backward_piece(const std::vector<Block>& blocks, int64_t task,
                       const Scratch& scratch, Gradient* rows,
                       Gradient* columns) const;
-  Gradient reserve_gradient(const Side& side, int64_t copies);
-  void sum_up(const Side& side, const Gradient& gradient, Element* out,
-              const RowFunction<float>& add) const;
+  Gradient reserve_gradient(const Side& side, int64_t copies, bool transposed);
+  void sum_up(const Side& side, const std::vector<const Gradient*>& gradients,
+              Element* out, const RowFunction<float>& add) const;
+  void add_rows(const Gradient& from, int64_t copy, int64_t first, int64_t last,
+                bool before, float* total) const;
   const float* rows_of(const Side& side, int64_t panel) const;
 
   int64_t rows_in(const Side& side, Range panels) const {
@@ -150,16 +160,25 @@ class Engine {
   // Rows in the copy for `apply`. A tile unit reads whole registers, and from
   // the last panel's middle on.
   int64_t pair_rows(const Side& side) const {
-    if (k_.tile_unit) return side.panels * k_.panel / 2 + kTileUnit;
+    if (k_.tile_unit)
+      return ceil_div(side.panels * k_.panel / 2, kTileUnit) * kTileUnit +
+             kTileUnit;
     return pairs() ? ceil_div(side.count, 2) : side.count;
+  }
+  // Leading dimension of a transpose: an odd number of cache lines, whose rows
+  // do not share a cache set.
+  static int64_t turned_ld(int64_t rows) {
+    return (ceil_div(rows, kTileUnit) | 1) * kTileUnit;
   }
   // Leading dimensions of a tile's gradient, off the powers of two that share a
   // cache set.
   int64_t tile_ld() const {
-    return (k_.pairs ? block_ * k_.panel / 2 : block_ * k_.panel) + k_.lanes;
+    return across_ * k_.panel / (k_.pairs ? 2 : 1) + k_.lanes;
   }
-  int64_t pairs_ld() const {
-    return k_.tile_unit ? tile_ld() : block_ * k_.panel + k_.lanes;
+  int64_t pairs_ld() const { return across_ * k_.panel + k_.lanes; }
+  int64_t pair_tile_rows() const {
+    const int64_t rows = block_ * k_.panel / 2;
+    return k_.tile_unit ? ceil_div(rows, kTileUnit) * kTileUnit : rows;
   }
   bool labelled() const { return p_.query_labels != nullptr; }
   bool triangular() const { return p_.symmetric && !deterministic_; }
@@ -196,7 +215,9 @@ class Engine {
   const Threads& threads_;
   bool deterministic_;
   const TileKernels& k_;
-  int64_t steps_, width_, tasks_, block_;
+  int64_t parts_;  // of a number, for a tile unit
+  int64_t steps_, width_, tasks_;
+  int64_t block_, across_;  // panels of a tile's rows, and of its columns
   Workspace memory_;
   Side row_{}, column_{};
   std::vector<float> longest_;  // per panel, squared; rows then columns

@@ -19,7 +19,7 @@ void merge(float& maximum, float& sum, float top, float added) {
 }  // namespace
 
 template <typename Element>
-void Engine<Element>::forward(const TiledSums& sums) {
+bool Engine<Element>::forward(const TiledSums& sums) {
   apart_ = sums.own_log2 != nullptr;
   kept_ = sums.kept;
   reserve(false);
@@ -30,13 +30,13 @@ void Engine<Element>::forward(const TiledSums& sums) {
   const SumsPlace lanes = reserve_sums(lanes_size);
   const SumsPlace own_rows = reserve_sums(apart_ ? padded : 0);
   const SumsPlace own_lanes = reserve_sums(apart_ ? lanes_size : 0);
-  const SumsPlace column_sums = reserve_sums(block_rows);
+  const SumsPlace column_sums = reserve_sums(across_ * k_.panel);
   const size_t selves = memory_.reserve<int32_t>(tasks_ * block_rows);
   memory_.allocate();
-  prepare(nullptr, sums);
+  if (!prepare(nullptr, sums)) return false;
 
   const Pieces pieces =
-      triangular() ? triangle(row_.panels, block_, tasks_, 1.0)
+      triangular() ? triangle(row_.panels, block_, across_, tasks_, 1.0)
                    : rectangle(row_.panels, columns().panels, block_, tasks_,
                                deterministic_ ? block_ : 1, false);
   run_pieces([&](int64_t task) {
@@ -48,6 +48,7 @@ void Engine<Element>::forward(const TiledSums& sums) {
   });
   finish(rows, sums.lse_log2);
   if (apart_) finish(own_rows, sums.own_log2);
+  return true;
 }
 
 template <typename Element>
@@ -126,7 +127,7 @@ void Engine<Element>::forward_piece(const std::vector<Block>& blocks, bool both,
     tile.column_sum = totals.columns.sum;
     tile.column_max = totals.columns.maximum;
     const bool columns = both && block.rows.first != block.columns.first;
-    if (columns) clear(totals.columns, block_rows);
+    if (columns) clear(totals.columns, across_ * k_.panel);
     k_.forward(tile, kind(tile, columns));
     if (columns)
       for (int64_t j = 0; j < tile.column.count; ++j)
@@ -146,7 +147,7 @@ void Engine<Element>::forward_piece(const std::vector<Block>& blocks, bool both,
   }
 }
 
-template void Engine<float>::forward(const TiledSums&);
-template void Engine<Bfloat16>::forward(const TiledSums&);
+template bool Engine<float>::forward(const TiledSums&);
+template bool Engine<Bfloat16>::forward(const TiledSums&);
 
 }  // namespace s3h::cpu

@@ -36,20 +36,47 @@ constexpr int64_t kChain = 128;
 
 #if defined(S3H_TILE_UNIT)
 
-// Dot products of kTileRows rows, row-major, with a column panel.
-template <int Vecs>
-S3H_INLINE void dot_products(const float* rows, const float* columns,
-                             int64_t steps, float* to) {
+// Dot products of kTileRows rows, row-major, with a column panel, each from one
+// part of the numbers to the next.
+template <int Vecs, int Parts>
+void dot_products(const float* rows, int64_t rows_part, const float* columns,
+                  int64_t columns_part, int64_t steps, float* to) {
   Tiles tiles;
   for_tiles<Vecs>([&]<int C>()
                       __attribute__((always_inline)) { tiles.zero<C>(); });
-  for (int64_t k = 0; k < steps; k += kTileUnit) {
-    const float* from = columns + k * kPanel;
-    tiles.load<3>(rows + k, steps);
+  const auto load_rows = [&](int part) __attribute__((always_inline)) {
+    tiles.load<3>(rows + part * rows_part, steps);
+  };
+  const auto load_columns = [&](int part) __attribute__((always_inline)) {
     for_tiles<Vecs>([&]<int C>() __attribute__((always_inline)) {
-      tiles.load<4 + C>(from + C * kLanes, kPanel);
+      tiles.load<4 + C>(columns + part * columns_part + C * kLanes, kPanel);
+    });
+  };
+  const auto multiply = [&]() __attribute__((always_inline)) {
+    for_tiles<Vecs>([&]<int C>() __attribute__((always_inline)) {
       tiles.multiply_add<C, 3, 4 + C>();
     });
+  };
+  for (int64_t k = 0; k < steps; k += kTileUnit) {
+    load_rows(0);
+    if constexpr (Parts == 3) {
+      load_columns(2);
+      multiply();
+      load_columns(1);
+      multiply();
+      load_rows(1);
+      multiply();
+      load_columns(0);
+      multiply();
+      load_rows(2);
+      multiply();
+      load_rows(0);
+    } else {
+      load_columns(0);
+    }
+    multiply();
+    rows += kTileUnit;
+    columns += kTileUnit * kPanel;
   }
   for_tiles<Vecs>([&]<int C>() __attribute__((always_inline)) {
     tiles.store<C>(to + C * kLanes, kPanel);
@@ -109,9 +136,13 @@ S3H_INLINE void for_rows(const Tile& t, int64_t column, int64_t kept,
     return buffers[row / kTileRows % 2] + row % kTileRows * kPanel;
   };
   const auto multiply = [&](int64_t row) __attribute__((always_inline)) {
-    if (t.kept == nullptr && row < t.row.count)
-      dot_products<Vecs>(t.row.row_major + row * t.steps, columns, t.steps,
-                         buffer(row));
+    if (t.kept != nullptr || row >= t.row.count) return;
+    const float* rows = t.row.row_major + row * t.steps;
+    if (t.parts == 1)
+      dot_products<Vecs, 1>(rows, 0, columns, 0, t.steps, buffer(row));
+    else
+      dot_products<Vecs, 3>(rows, t.row.part, columns, t.column.part, t.steps,
+                            buffer(row));
   };
   multiply(0);
 #endif

@@ -25,11 +25,13 @@ double largest(const float* from, int64_t count) {
 
 template <typename Element>
 Engine<Element>::Engine(const SimilarityProblem<float, Element>& p,
-                        const Threads& threads, bool deterministic)
+                        const Threads& threads, bool deterministic,
+                        const TileKernels& kernels)
     : p_(p),
       threads_(threads),
       deterministic_(deterministic),
-      k_(tile_kernels(std::is_same_v<Element, Bfloat16>)),
+      k_(kernels),
+      parts_(k_.tile_unit && std::is_same_v<Element, float> ? 3 : 1),
       steps_(k_.tile_unit ? ceil_div(p.depth, 2 * kTileUnit) * kTileUnit
              : k_.pairs   ? ceil_div(p.depth, 2)
                           : p.depth),
@@ -44,14 +46,20 @@ Engine<Element>::Engine(const SimilarityProblem<float, Element>& p,
                       static_cast<double>(std::max<int64_t>(1, p.depth));
   tasks_ = static_cast<int64_t>(std::clamp(work / kMinWorkPerThread, 1.0,
                                            static_cast<double>(threads.count)));
-  const int64_t most = std::max<int64_t>(1, kBlock / k_.panel);
+  // A tile unit is fast enough to wait for what a tile's columns read from
+  // memory: the more rows it serves the better, up to what the second-level
+  // cache holds of theirs.
+  const bool tall = k_.tile_unit && triangular();
+  const int64_t area = kBlock / k_.panel * (kBlock / k_.panel);
+  const int64_t most = std::max<int64_t>(1, (tall ? 2 : 1) * kBlock / k_.panel);
   const int64_t larger = std::max(row_.panels, column_.panels);
   // Small enough to cut the work evenly. Where tiles are cut by cost, that
   // depends on the threads; deterministic sums must not.
   const int64_t wanted = triangular()    ? 2 * row_.panels / (7 * tasks_)
                          : deterministic ? larger / 12
                                          : most;
-  block_ = std::clamp<int64_t>(wanted, 1, most);
+  block_ = std::clamp<int64_t>(wanted, tall ? 2 : 1, most);
+  across_ = tall ? std::min(kBlock / k_.panel, area / block_) : block_;
 }
 
 template <typename Element>
@@ -71,11 +79,11 @@ void Engine<Element>::reserve(bool backward) {
 template <typename Element>
 void Engine<Element>::reserve_side(Side& side, bool backward) {
   const int64_t padded = side.panels * k_.panel;
-  if (!backward || kept_ == nullptr) {
-    side.packed = memory_.reserve<float>(padded * steps_);
-    if (k_.tile_unit && &side == &row_)
-      side.row_major = memory_.reserve<float>(padded * steps_);
-  }
+  const bool serves_columns = p_.symmetric || &side == &column_;
+  if ((!backward || kept_ == nullptr) && (!k_.tile_unit || serves_columns))
+    side.packed = memory_.reserve<float>(parts_ * padded * steps_);
+  if (k_.tile_unit)
+    side.row_major = memory_.reserve<float>(parts_ * padded * steps_);
   side.bias = memory_.reserve<float>(padded);
   side.same = memory_.reserve<float>(padded);
   side.label = memory_.reserve<int32_t>(2 * padded);
@@ -90,12 +98,24 @@ void Engine<Element>::reserve_side(Side& side, bool backward) {
   }
   // Rows for `apply`: padded to whole vectors, or as pairs of rows.
   if (pairs() || width_ != p_.depth)
-    side.rows = memory_.reserve<float>(pair_rows(side) * width_);
+    side.rows = memory_.reserve<float>(parts_ * pair_rows(side) * width_);
+  if (k_.tile_unit && &side == &row_)
+    side.turned =
+        memory_.reserve<float>(parts_ * width_ * turned_ld(pair_rows(side)));
 }
 
 // Everything the tiles need; grad in the backward only.
 template <typename Element>
-void Engine<Element>::prepare(const float* grad, const TiledSums& sums) {
+bool Engine<Element>::prepare(const float* grad, const TiledSums& sums) {
+  if (k_.tile_unit) {
+    take_rows(row_, longest_.data());
+    if (!p_.symmetric) take_rows(column_, longest_.data() + row_.panels);
+    if (!splits()) return false;
+    if (grad != nullptr) {
+      make_pairs(row_);
+      if (!p_.symmetric) make_pairs(column_);
+    }
+  }
   if (grad != nullptr && kept_ != nullptr) {
     KeptForm form;
     std::memcpy(&form, kept_, sizeof form);
@@ -108,23 +128,26 @@ void Engine<Element>::prepare(const float* grad, const TiledSums& sums) {
     const KeptForm form{middle_, exact_};
     if (kept_ != nullptr) std::memcpy(kept_, &form, sizeof form);
   }
-  copy_rows(row_);
-  if (!p_.symmetric) copy_rows(column_);
+  if (!k_.tile_unit) {
+    copy_rows(row_);
+    if (!p_.symmetric) copy_rows(column_);
+  }
   fill_bias(row_, true);
   if (!p_.symmetric) fill_bias(column_, false);
   if (labelled()) {
     fill_same();
     fill_labels();
   }
-  if (grad == nullptr) return;
+  if (grad == nullptr) return true;
   fill_grad(grad, sums);
   if (apart_) fill_own(sums);
+  return true;
 }
 
 template <typename Element>
 void Engine<Element>::pack_all() {
+  if (k_.tile_unit) return make_panels(columns());
   pack(row_, longest_.data());
-  if (row_.row_major != 0) copy_row_major();
   if (!p_.symmetric) pack(column_, longest_.data() + row_.panels);
 }
 
@@ -138,21 +161,6 @@ void Engine<Element>::pack(const Side& side, float* longest) {
           {side.matrix + first * p_.depth, side.count - first, p_.depth},
           k_.panel, steps_, scale,
           memory_.at<float>(side.packed) + first * steps_);
-    }
-  });
-}
-
-// The queries with zeros up to whole panels and steps.
-template <typename Element>
-void Engine<Element>::copy_row_major() {
-  const size_t size = static_cast<size_t>(p_.depth) * sizeof(Element);
-  const size_t padded = static_cast<size_t>(steps_) * sizeof(float);
-  run(row_.panels * k_.panel, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      char* to = memory_.at<char>(row_.row_major) + r * padded;
-      const size_t taken = r < p_.n ? size : 0;
-      std::memcpy(to, row_.matrix + std::min(r, p_.n) * p_.depth, taken);
-      std::memset(to + taken, 0, padded - taken);
     }
   });
 }
@@ -311,6 +319,7 @@ Tile Engine<Element>::tile_of(const Block& block, int32_t* self) const {
         memory_.at<int32_t>(column_labels()) + block.columns.first * k_.panel;
   if (leave_out(block, self)) tile.row.self = self;
   tile.steps = steps_;
+  tile.parts = parts_;
   const double scale = scaled_operands() ? 1.0 : kLog2E / p_.temperature;
   tile.score_scale = static_cast<float>(scale);
   tile.score_scale_rest = static_cast<float>(scale - tile.score_scale);
@@ -341,6 +350,7 @@ TileSide Engine<Element>::tile_side(const Side& side, Range panels) const {
   TileSide out{};
   out.panels = memory_.at<float>(side.packed) + first * steps_;
   out.row_major = memory_.at<float>(side.row_major) + first * steps_;
+  out.part = side.panels * k_.panel * steps_;
   out.count = rows_in(side, panels);
   out.bias = memory_.at<float>(side.bias) + first;
   out.same = memory_.at<float>(side.same) + first;

@@ -5,19 +5,49 @@
 #include "similarity_engine.h"
 
 namespace s3h::cpu {
+namespace {
+
+// Floats of smaller problems gain nothing from a tile unit: it takes 32 of a
+// row at a time, and more is copied.
+constexpr int64_t kLeastDepth = 64, kLeastScores = 512 * 512;
+
+}  // namespace
+
+const TileKernels* unit_kernels() {
+#if defined(S3H_X86_LEVELS)
+  const Level level = dispatch_level();
+  if (level == Level::kAmx) return &amx::kTiles;
+  if (level == Level::kAmxEmulated) return &amx_emulated::kTiles;
+#endif
+  return nullptr;
+}
 
 const TileKernels& tile_kernels([[maybe_unused]] bool pairs) {
 #if defined(S3H_X86_LEVELS)
   const Level level = dispatch_level();
-  if (pairs)
-    return level == Level::kAmx           ? amx::kTiles
-           : level == Level::kAmxEmulated ? amx_emulated::kTiles
-                                          : avx512_bf16::kTiles;
+  if (pairs) return avx512_bf16::kTiles;
   if (level >= Level::kAvx512) return avx512::kTiles;
   if (level >= Level::kAvx2) return avx2::kTiles;
 #endif
   return baseline::kTiles;
 }
+
+namespace {
+
+// Kernels to try in turn: the last ones take anything.
+template <typename Element>
+std::vector<const TileKernels*> candidates(
+    const SimilarityProblem<float, Element>& problem) {
+  constexpr bool kPairs = std::is_same_v<Element, Bfloat16>;
+  const TileKernels* unit = unit_kernels();
+  if (kPairs) return {unit != nullptr ? unit : &tile_kernels(true)};
+  if (unit == nullptr || problem.depth < kLeastDepth ||
+      problem.n * problem.m < kLeastScores)
+    return {&tile_kernels(false)};
+  return {unit, &tile_kernels(false)};
+}
+
+}  // namespace
 
 template <typename Element>
 void logsumexp_tiled(const SimilarityProblem<float, Element>& problem,
@@ -29,7 +59,10 @@ void logsumexp_tiled(const SimilarityProblem<float, Element>& problem,
       if (log2 != nullptr) std::fill(log2, log2 + problem.n, -kInfinity);
     return;
   }
-  Engine<Element>(problem, threads, deterministic).forward(sums);
+  for (const TileKernels* kernels : candidates(problem))
+    if (Engine<Element>(problem, threads, deterministic, *kernels)
+            .forward(sums))
+      return;
 }
 
 template <typename Element>
@@ -46,8 +79,10 @@ void logsumexp_tiled_backward(const SimilarityProblem<float, Element>& problem,
       std::fill(grad_keys, grad_keys + problem.m * problem.depth, Element{});
     return;
   }
-  Engine<Element>(problem, threads, deterministic)
-      .backward(grad, sums, grad_queries, grad_keys, add);
+  for (const TileKernels* kernels : candidates(problem))
+    if (Engine<Element>(problem, threads, deterministic, *kernels)
+            .backward(grad, sums, grad_queries, grad_keys, add))
+      return;
 }
 
 bool bfloat16_products() { return dispatch_level() >= Level::kAmxEmulated; }

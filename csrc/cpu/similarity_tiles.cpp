@@ -291,7 +291,7 @@ void backward_tiles(const Tile& tile, TileKind kind) {
 void backward(const Tile& tile, TileKind kind) {
   backward_tiles(tile, kind);
 #if defined(S3H_TILE_UNIT)
-  if (tile.gradient_pairs != nullptr) transpose_gradient(tile);
+  if (tile.gradient_pairs != nullptr) fill_pairs(tile);
 #endif
 }
 
@@ -375,13 +375,18 @@ void apply(const Apply& a) {
 }  // namespace
 
 const TileKernels kTiles = {
-    kLanes,   kPanel,       kPairs,
+    kLanes,       kPanel,       kPairs,
 #if defined(S3H_TILE_UNIT)
-    true,     &shape_tiles, &release_tiles,
+    true,         &shape_tiles, &release_tiles,
 #else
     false,    &nothing,  &nothing,
 #endif
-    &forward, &backward,    &apply,
+    &forward,     &backward,    &apply,
+#if defined(S3H_TILE_UNIT)
+    &take_floats, &take_pairs,  &pair_rows,     &turn,
+#else
+    nullptr,  nullptr,   nullptr,  nullptr,
+#endif
 };
 
 }  // namespace s3h::cpu::S3H_LEVEL

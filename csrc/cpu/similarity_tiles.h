@@ -7,6 +7,10 @@
 // dot products in registers over the whole depth, and the exponential is taken
 // there: scores are stored in small problems alone, for the backward. All
 // scores are in units of log 2.
+//
+// A tile unit multiplies bfloat16 alone. A float is the sum of three of them,
+// its parts, and a product of two floats the sum of six products of parts: the
+// three that are left out are below the digits of a float.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +22,7 @@ namespace s3h::cpu {
 struct TileSide {
   const float* panels;
   const float* row_major;  // rows, `tile_unit` only: [count, steps]
+  int64_t part;            // from one part of these two to the next
   int64_t count;           // elements that exist; the rest is padding
   const float* bias;       // fast: 2^bias, 0 in the padding; exact: bias, -inf
   const float* same;       // fast: 2^same_label_bias; exact: same_label_bias
@@ -40,6 +45,7 @@ struct Tile {
   TileSide row;
   TileSide column;
   int64_t steps;  // 32-bit elements along the depth
+  int64_t parts;  // of a number: 1, or with a tile unit 3
   // Brings a dot product to units of log 2, in two parts; 1 where the packed
   // numbers have it in them.
   float score_scale, score_scale_rest;
@@ -57,14 +63,16 @@ struct Tile {
   float* own_max;
   float* column_sum;  // [column count], symmetric only
   float* column_max;
-  // Backward: gradient of the scores [rows, ld], and where `pairs` is set its
-  // transpose's pairs: [rows / 2, ld], or for a tile unit [columns, ld] and,
-  // like the gradient itself, with zeros up to whole registers. Leading
-  // dimensions count 32-bit elements.
+  // Backward: gradient of the scores [rows, ld], and where `pairs` is set pairs
+  // of its rows: [rows / 2, ld]. For a tile unit either may be nullptr, and
+  // both have zeros up to whole registers. Leading dimensions count 32-bit
+  // elements.
   float* gradient;
   int64_t gradient_ld;
+  int64_t gradient_part;
   float* gradient_pairs;
   int64_t gradient_pairs_ld;
+  int64_t gradient_pairs_part;
 };
 
 struct TileKind {
@@ -89,6 +97,10 @@ struct Apply {
   int64_t out_ld;
   int64_t width;  // a multiple of lanes
   bool accumulate;
+  // A tile unit's: parts of a number, and from one to the next.
+  int64_t parts;
+  int64_t g_part;
+  int64_t rows_part;
 };
 
 // 32-bit elements in a row of a tile unit's registers.
@@ -107,6 +119,17 @@ struct TileKernels {
   void (*forward)(const Tile&, TileKind);
   void (*backward)(const Tile&, TileKind);
   void (*apply)(const Apply&);
+  // With a tile unit: its operands from rows and from one another.
+  // Copies a row to [steps] pairs of neighbours in each of its parts, and
+  // returns its squared length.
+  float (*take_floats)(const float* row, int64_t depth, int64_t steps,
+                       float* to, int64_t part);
+  float (*take_pairs)(const void* row, int64_t depth, int64_t steps, float* to);
+  // Two such rows to [width] pairs of what stands below one another.
+  void (*pair_rows)(const float* upper, const float* lower, int64_t width,
+                    float* to);
+  // The transpose of kTileUnit x kTileUnit elements.
+  void (*turn)(const float* from, int64_t from_ld, float* to, int64_t to_ld);
 };
 
 namespace baseline {
@@ -130,7 +153,9 @@ extern const TileKernels kTiles;
 }
 #endif
 
-// The best table for this CPU; `pairs` needs bfloat16_products().
+// The best table for this CPU; `pairs` needs bfloat16_products(). nullptr:
+// there is no tile unit.
 const TileKernels& tile_kernels(bool pairs);
+const TileKernels* unit_kernels();
 
 }  // namespace s3h::cpu

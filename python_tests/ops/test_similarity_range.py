@@ -104,6 +104,18 @@ def test_rows_of_any_length(length, symmetric, name, either_path):
     check_law(similarity_logsumexp, dense, leaves, temperature=0.1, **chosen)
 
 
+@pytest.mark.parametrize("length", [1e-17, 1.0, 30.0, 1e4, 1e17])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("name", ["plain", "bias label self"])
+def test_many_rows_of_any_length(length, symmetric, name):
+    # Enough for a tile unit, which splits floats into three.
+    q, k = rows(530, 72, length), rows(510, 72, length, seed=1)
+    leaves = [q] if symmetric else [q, k]
+    chosen = options(name, 530, 530 if symmetric else 510, symmetric)
+    temperature = 0.01 if length == 1.0 else 0.1
+    check_law(similarity_logsumexp, dense, leaves, temperature=temperature, **chosen)
+
+
 @pytest.mark.parametrize("length", [1.0, 100.0, 1e4])
 @pytest.mark.parametrize("dtype", TYPES[1:])
 @pytest.mark.parametrize("symmetric", [True, False])
