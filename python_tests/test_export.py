@@ -54,7 +54,7 @@ def check_metadata(about):
     data = load_dataset("digits-lt", val_fraction=0.2)
     assert steps["mean"] == list(data.mean)
     assert steps["std"] == list(data.std)
-    assert (steps["height"], steps["width"], steps["channels"]) == (32, 32, "RGB")
+    assert (steps["height"], steps["width"], steps["channels"]) == (8, 8, "RGB")
 
 
 def test_pt2_gives_the_networks_logits_without_us(digits_run, tmp_path, test_split):
@@ -150,6 +150,10 @@ def test_split_classes_are_exported_as_classes(split_run, form):
         pytest.importorskip("onnxruntime")
     # A process of its own: after such an export, short names of methods are ambiguous
     # to the parser of options.
-    command = [sys.executable, "-m", "s3h_ext.export", str(split_run), "--format", form]
+    program = (
+        "import sys, python_tests.small_digits, s3h_ext.export as export\n"
+        "sys.exit(export.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, str(split_run), "--format", form]
     subprocess.run(command, check=True, capture_output=True)
     assert (split_run / f"model.{form}").is_file()

@@ -17,5 +17,5 @@ MODULES = [
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_are_true(name):
+def test_examples_are_true(name, full_size_digits):
     assert doctest.testmod(importlib.import_module(name)).failed == 0

@@ -221,7 +221,7 @@ def test_hybrid_s_branches_may_have_recipes_of_their_own():
 
 
 def test_hybrid_s_views_have_one_size(dataset):
-    with pytest.raises(ValueError, match="^classifier_recipe: .* 32 x 32 .* 224 x 2"):
+    with pytest.raises(ValueError, match="^classifier_recipe: .* 16 x 16 .* 224 x 2"):
         build(Hybrid(classifier_recipe="evaluation"), dataset)
 
 

@@ -410,7 +410,7 @@ def test_sub_classes_have_their_part(tmp_path):
         74,
         53,
     ]
-    assert found.images.shape == (16, 10, 32, 32, 3)
+    assert found.images.shape == (16, 10, 8, 8, 3)
     assert found.moments.tolist() == [0.5, 1.0]
     sizes = found.sizes[-1, found.rows(0)] / 144
     used = np.exp(-sum(p * np.log(p) for p in sizes if p > 0))

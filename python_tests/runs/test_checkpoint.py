@@ -186,7 +186,7 @@ def test_a_state_inside_an_epoch_takes_no_whole_one_s_place(tmp_path):
 
 def test_precision_is_what_was_computed_in(tmp_path):
     config = {**CONFIG, "precision": "auto"}
-    state = {"config": config, "method": {}}
+    state = {"config": config, "method": {}, "optimizer": {}}
     save_checkpoint(RunFolder(tmp_path), 1, {**state, "precision": "bf16"})
     named = {**CONFIG, "precision": "bf16"}
     for record in (config, named):

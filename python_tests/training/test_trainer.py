@@ -71,7 +71,7 @@ def test_training_learns(tmp_path):
     _, summary = train(tmp_path, "--data.imbalance", "20", "--epochs", "10")
     # 2 of 10 classes are 'many'; a network that learned nothing is at 10.
     assert summary["many"] > 85
-    assert summary["top1"] > 30
+    assert summary["top1"] > 20
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path):
