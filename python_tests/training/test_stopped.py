@@ -138,7 +138,7 @@ def attempt(last_step, delay):
     os._exit(main([*sys.argv[1:], "--resume"]))
 
 for _ in range(times):
-    status = attempt(rng.randint(1, 9), rng.uniform(0.0, 0.5))
+    status = attempt(rng.randint(1, 9), rng.uniform(0.0, 0.05))
     if not os.WIFSIGNALED(status):
         sys.exit("the run was over before it was killed as often")
 sys.exit(os.waitstatus_to_exitcode(attempt(0, 0.0)))
