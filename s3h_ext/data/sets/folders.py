@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from s3h_ext.data.dataset import SPLITS, ImageFiles, LongTailDataset
 from s3h_ext.data.longtail import hold_out, pick_subset, sorted_profile
@@ -247,7 +248,9 @@ def read_folder(
     base = root if relative_to is None else relative_to
     prefix = _prefix(root, base)
     names, labels = [], []
-    for label, name in enumerate(classes):
+    # On a network drive this takes minutes; who waits at a terminal is told of it.
+    how = {"unit": "class", "delay": 2, "leave": False, "disable": None}
+    for label, name in enumerate(tqdm(classes, desc=f"listing {root}", **how)):
         images = sorted(image_names(root / name, f"{prefix}{name}/", within=(root,)))
         names += images
         labels += [label] * len(images)
