@@ -17,6 +17,7 @@ from benchmarks import (
     similarity_cuda,
     tables,
     training,
+    two_runs,
     views_cuda,
 )
 from benchmarks.similarity_peers import Peer
@@ -189,3 +190,25 @@ def test_wrong_views_are_not_timed(tmp_path, monkeypatch, wrong):
     assert ("s3h_ext" in found) != wrong
     assert ("s3h_ext bf16" in found) != wrong
     assert "plain PyTorch" in found
+
+
+def test_two_runs_are_held_against_one(tmp_path, monkeypatch):
+    (tmp_path / "metrics.csv").write_text("epoch,images_per_second\n1,9\n2,20\n3,60\n")
+    assert two_runs.images_per_second(tmp_path) == pytest.approx(30)
+    rates = {(1, 2): iter((100.0, 300.0)), (2, 1): iter((150.0, 390.0))}
+    asked = []
+
+    def train(runs, threads, options):
+        asked.append(options)
+        return next(rates[runs, threads])
+
+    monkeypatch.setattr(two_runs, "train", train)
+    run(two_runs, monkeypatch, "--rounds", 2, "--seed", 3, "--output", tmp_path)
+    with (tmp_path / "two_runs.csv").open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert asked == [["--preset=cifar100-lt/ce", "--epochs=3", "--seed", "3"]] * 4
+    assert row["preset"] == "cifar100-lt/ce --seed 3"
+    assert float(row["two_runs_images_per_second"]) == 270
+    assert float(row["ratio"]) == pytest.approx(1.4)
+    with pytest.raises(SystemExit):
+        run(two_runs, monkeypatch, "--epochs", 1)
