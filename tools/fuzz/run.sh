@@ -12,7 +12,7 @@ python=$1
 shift
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(archive checkpoint options)
+[ ${#targets[@]} -gt 0 ] || targets=(archive options)
 
 "$python" -c 'import atheris' 2>/dev/null ||
   "$python" -m pip install --quiet --disable-pip-version-check \
