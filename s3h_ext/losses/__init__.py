@@ -1,37 +1,37 @@
 """Losses over :mod:`s3h_ext.ops`, as functions and as modules.
 
 A contrastive loss is a row-wise log-sum-exp (the denominator) minus an attraction. The
-attraction is a sum over same-label keys and is taken from class sums,
-``Σ_{p in P(i)} z_i·z_p = z_i·(S_{y_i} − z_i)`` (:func:`s3h_ext.ops.class_sum_dots`);
-the denominators are calls of :func:`s3h_ext.ops.similarity_logsumexp`. On the CPU,
-SupCon is both in one operation (:func:`s3h_ext.ops.supervised_contrastive`). No N×M
-matrix is ever formed.
+attraction sums over the same-label keys and is computed from class sums, ``Σ_{p in
+P(i)} z_i·z_p = z_i·(S_{y_i} − z_i)`` (:func:`s3h_ext.ops.class_sum_dots`);
+:func:`s3h_ext.ops.similarity_logsumexp` computes the denominators. On the CPU, SupCon
+does both in one operation (:func:`s3h_ext.ops.supervised_contrastive`). No N×M matrix
+is ever formed.
 
-All of them use rows as given, which should have unit length (``F.normalize``). Other
-lengths only cost time, most on CUDA, whose kernels are built for unit rows. An anchor
-for which the loss is undefined (no positive, or an empty denominator) contributes
-nothing and is not counted by ``reduction="mean"``. A row with a negative label has no
-class: it is not an anchor, and as a key it matches nothing. In a queue, and in SupCon's
-``key_labels``, a negative label marks an empty slot, whose content is ignored. Labels
-are integers of any type except uint64. If the number of classes is known, a label that
-is not below it is a ``ValueError`` on the CPU; on a GPU and under ``torch.compile``,
-where the check would synchronise, it is no class.
+The losses do not normalise their input: pass rows of unit length (``F.normalize``).
+Other lengths give correct results but are slower, most of all on CUDA, whose kernels
+are built for unit rows. An anchor for which the loss is undefined (no positive, or an
+empty denominator) contributes nothing and is not counted by ``reduction="mean"``. A row
+with a negative label has no class: it is not an anchor, and as a key it matches
+nothing. In a queue, and in SupCon's ``key_labels``, a negative label marks an empty
+slot, whose content is ignored. Labels may be of any integer type except uint64. If the
+number of classes is known, a label out of range raises ``ValueError`` on the CPU; on a
+GPU and under ``torch.compile``, where the check would synchronise, the row has no
+class.
 
-With several processes (``torch.distributed``), each has the rows of its part of the
-batch. With ``gather=True``, its rows are the anchors and the rows of all processes are
-the keys; gradients flow back to the process that owns a row
+With several processes (``torch.distributed``), each holds its part of the batch. With
+``gather=True``, its own rows are the anchors and the rows of all processes are the
+keys; gradients flow back to the process that owns a row
 (:func:`s3h_ext.ops.gather_rows`), and an anchor does not see itself. Each of R
 processes returns R times its share, so the mean over the processes is the loss of the
 joint batch, and the gradients averaged by ``DistributedDataParallel`` are its
-gradients. With ``reduction="none"``, it returns the unscaled losses of its anchors:
-multiply their sum by R. All processes must make the call. Without ``gather``, a process
-contrasts only its own rows.
+gradients. ``reduction="none"`` returns the unscaled losses of the process's own
+anchors: multiply their sum by R. All processes must make the call. Without ``gather``,
+a process contrasts only its own rows.
 
-The losses of classifiers (:mod:`s3h_ext.losses.classification`) take logits and, where
-the classes' sizes matter, their training counts; they also ignore rows with a negative
-label. Cross-entropy and the logit-adjusted loss also take the two labels of mixed
-images (:class:`MixedLabels`). ``effective_number_weights`` turns counts into class
-weights.
+Classification losses (:mod:`s3h_ext.losses.classification`) take logits and, if they
+depend on class sizes, the training counts; they also ignore rows with a negative label.
+Cross-entropy and the logit-adjusted loss also accept the label pairs of mixed images
+(:class:`MixedLabels`). ``effective_number_weights`` turns counts into class weights.
 """
 
 from s3h_ext.losses._reduction import ContrastiveStats

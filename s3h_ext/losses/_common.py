@@ -1,4 +1,4 @@
-"""What the losses share: checks, and the numbering of classes."""
+"""Argument checks, class numbering and key gathering shared by the losses."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ _LABELS = (
 
 
 class ContrastiveModule(nn.Module):
-    """Holds the settings of a loss whose ``forward`` calls its function.
+    """Base of the loss modules: stores the settings that ``forward`` passes on.
 
     Args:
-        temperature: τ, a number > 0.
+        temperature: τ, divides the dot products; > 0.
         reduction: ``"mean"`` over counted anchors, ``"sum"`` or ``"none"``.
-        num_classes: upper bound of the labels, where known.
+        num_classes: number of classes if known; every label is below it.
         gather: contrast with the rows of all processes, see :mod:`s3h_ext.losses`.
 
     Raises:
-        TypeError: the temperature or the number of classes is no number.
-        ValueError: an argument is not as above.
+        TypeError: the temperature or the number of classes is not a number.
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ContrastiveModule(nn.Module):
         self.gather = gather
 
     def settings(self) -> dict[str, Any]:
-        """Returns the arguments of the function that the module holds."""
+        """Return the keyword arguments that the module passes to its loss function."""
         return {
             "temperature": self.temperature,
             "reduction": self.reduction,
@@ -68,7 +68,7 @@ class ContrastiveModule(nn.Module):
         }
 
     def extra_repr(self) -> str:
-        """Returns the settings that ``repr`` shows."""
+        """Return the settings shown by ``repr``."""
         settings = f"temperature={self.temperature}, reduction={self.reduction!r}"
         return f"{settings}, gather=True" if self.gather else settings
 
@@ -86,7 +86,7 @@ def check_num_classes(num_classes: int | None) -> int | None:
 
 
 def check_number(name: str, value: Any, *, positive: bool = False) -> float:
-    """Returns a finite number >= 0, or > 0 if ``positive``, as a float."""
+    """Return a finite number >= 0 (> 0 if ``positive``) as a float."""
     expected = f"{name}: expected a finite number {'>' if positive else '>='} 0"
     if not isinstance(value, numbers.Real):
         raise TypeError(f"{expected}, got {type(value).__name__}")
@@ -103,15 +103,15 @@ def check_labels(
     of: str,
     num_classes: int | None = None,
 ) -> Tensor:
-    """Returns one integer for each row as int64, whose range holds any number of them.
+    """Return labels as int64, after checking that there is one integer per row.
 
     Args:
-        name: of the labels.
+        name: name of the labels in error messages.
         labels: integers ``[N]``.
         rows: ``[N, ...]``.
-        of: name of the rows.
-        num_classes: what the labels are below, where known. That is not looked at where
-            it would wait for a device, or where there is no value to look at.
+        of: name of the rows in error messages.
+        num_classes: number of classes if known. Labels are checked against it only if
+            that does not synchronise with a device and their values can be read.
     """
     check_tensor(name, labels)
     if labels.dtype not in _LABELS:
@@ -134,7 +134,7 @@ def _check_one_a_row(name: str, values: Tensor, rows: Tensor, of: str) -> None:
 
 
 def _readable(values: Tensor) -> bool:
-    """Whether a look at the values waits for no device, and there are some."""
+    """Return whether there are values that can be read without synchronising."""
     on_cpu = values.device.type == "cpu" and values.numel() > 0
     return on_cpu and not torch.compiler.is_compiling()
 
@@ -153,11 +153,11 @@ def _check_below(name: str, labels: Tensor, num_classes: int) -> None:
 
 
 def check_logits(logits: Tensor, per_class: Tensor | None = None) -> Tensor:
-    """Returns logits ``[N, C]`` in float64 if they are, else in float32.
+    """Return logits ``[N, C]`` in float64 if they are float64, otherwise in float32.
 
     Args:
-        logits: floating point.
-        per_class: ``[C]``, what a loss made of the ``class_counts``.
+        logits: ``[N, C]`` floating point.
+        per_class: ``[C]`` tensor that the loss derived from ``class_counts``, if any.
     """
     check_tensor("logits", logits)
     if not logits.is_floating_point():
@@ -178,7 +178,7 @@ def check_logits(logits: Tensor, per_class: Tensor | None = None) -> Tensor:
 
 
 def check_weight(weight: Tensor | None, logits: Tensor) -> Tensor | None:
-    """Returns the classes' weights ``[C]`` in the logits' type."""
+    """Return the class weights ``[C]`` in the dtype of the logits."""
     if weight is None:
         return None
     check_tensor("weight", weight)
@@ -195,7 +195,7 @@ def check_weight(weight: Tensor | None, logits: Tensor) -> Tensor | None:
 
 
 def check_shares(name: str, shares: Tensor, logits: Tensor) -> Tensor:
-    """Returns one number for each row of logits ``[N, C]``, in their type."""
+    """Return one number per row of logits ``[N, C]``, in their dtype."""
     check_tensor(name, shares)
     if not shares.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {shares.dtype}")
@@ -206,9 +206,9 @@ def check_shares(name: str, shares: Tensor, logits: Tensor) -> Tensor:
 def check_amounts(
     name: str, values: Tensor, features: Tensor, shape: tuple[int, ...]
 ) -> Tensor:
-    """Returns numbers >= 0 of a shape in the type that features are calculated in.
+    """Return numbers >= 0 of the given shape in the dtype of the computation.
 
-    That they are not negative is looked at where it does not wait for a device.
+    The sign is checked only if that does not synchronise with a device.
     """
     check_tensor(name, values)
     if values.dtype != torch.bool and not values.is_floating_point():
@@ -230,7 +230,7 @@ def check_amounts(
 
 
 def check_views(features: Tensor) -> int:
-    """Returns V of features ``[B, V, D]``; 1 for ``[N, D]``."""
+    """Return V of features ``[B, V, D]``; 1 for ``[N, D]``."""
     check_tensor("features", features)
     if features.ndim not in (2, 3):
         raise ValueError(
@@ -242,7 +242,7 @@ def check_views(features: Tensor) -> int:
 def flatten_views(
     features: Tensor, labels: Tensor, num_classes: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Returns features ``[B·V, D]``, sample-major, and their labels ``[B·V]``."""
+    """Return features ``[B·V, D]``, sample-major, and their labels ``[B·V]``."""
     check_views(features)
     labels = check_labels("labels", labels, features, "features", num_classes)
     if features.ndim == 3:
@@ -253,12 +253,12 @@ def flatten_views(
 
 
 class Keys(NamedTuple):
-    """The keys of anchors that are keys themselves.
+    """The keys of a batch whose anchors are keys too.
 
     Attributes:
-        rows: ``[M, D]`` of all processes; None: the anchors alone.
-        labels: ``[M]``; ``[N]``, the anchors', where ``rows`` is None.
-        own: ``[N]``, which key each anchor is; None where ``rows`` is None.
+        rows: ``[M, D]`` of all processes, or None if the anchors are the only keys.
+        labels: ``[M]``; without ``rows``, the anchors' labels ``[N]``.
+        own: ``[N]``, index of each anchor among the keys; None without ``rows``.
     """
 
     rows: Tensor | None
@@ -266,12 +266,12 @@ class Keys(NamedTuple):
     own: Tensor | None
 
     def of_anchors(self, values: Tensor) -> Tensor:
-        """Returns the anchors' ``[N]`` of values of the keys ``[M]``."""
+        """Select from per-key values ``[M]`` those of the anchors ``[N]``."""
         return values if self.own is None else values.index_select(0, self.own)
 
 
 def gather_keys(features: Tensor, labels: Tensor, gather: bool) -> Keys:
-    """Returns the keys of anchors ``[N, D]``: of all processes if ``gather``."""
+    """Return the keys of anchors ``[N, D]``, from all processes if ``gather``."""
     if not gather or process_count() == 1:
         return Keys(None, labels, None)
     (rows, every_label), start = gather_rows(features, labels)
@@ -280,12 +280,12 @@ def gather_keys(features: Tensor, labels: Tensor, gather: bool) -> Keys:
 
 
 def key_sum_dots(features: Tensor, keys: Keys, classes: Tensor, size: int) -> Tensor:
-    """Returns ``[N]``: each anchor's dot product with its class's other keys.
+    """Return ``[N]``: each anchor's dot product with the sum of its class's other keys.
 
     Args:
         features: anchors ``[N, D]``.
-        keys: of the anchors.
-        classes: of the keys, ``[M]`` in [0, size], where size means no class.
+        keys: the anchors' keys.
+        classes: class of each key, ``[M]`` in [0, size]; size means no class.
         size: number of classes.
     """
     if keys.rows is None or keys.own is None:
@@ -304,14 +304,14 @@ def key_sum_dots(features: Tensor, keys: Keys, classes: Tensor, size: int) -> Te
 
 
 def class_index(labels: Tensor, num_classes: int | None) -> tuple[Tensor, int]:
-    """Numbers classes, without waiting for the device.
+    """Number the classes from 0, without synchronising with the device.
 
     Args:
         labels: ``[N]`` int64.
         num_classes: upper bound of the labels, or None to number them by sorting.
 
     Returns:
-        ``[N]`` int64 in [0, size], where size means no class; and size.
+        Class indices ``[N]`` int64 in [0, size], where size means no class, and size.
     """
     if num_classes is not None:
         known = (labels >= 0) & (labels < num_classes)
@@ -325,7 +325,7 @@ def class_index(labels: Tensor, num_classes: int | None) -> tuple[Tensor, int]:
 
 
 def class_counts(classes: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """Returns ``[size + 1]`` of ``dtype``; the last, of no class, is 1."""
+    """Return class sizes ``[size + 1]``; the last entry, for no class, is 1."""
     ones = torch.ones_like(classes, dtype=dtype)
     counts = ones.new_zeros(size + 1).index_add_(0, classes, ones)
     # fill_: assigning a Python scalar copies from the host and syncs the GPU.
@@ -334,12 +334,12 @@ def class_counts(classes: Tensor, size: int, dtype: torch.dtype) -> Tensor:
 
 
 def same_class_bias(number: Tensor, seen: Tensor) -> Tensor:
-    """Returns ``log(n / seen)`` ``[N]``: from one weight 1/n to 1/seen."""
+    """Return ``log(n / seen)`` ``[N]``, which turns a weight of 1/n into 1/seen."""
     return (number / seen.clamp(min=1)).log()
 
 
 def classes_of(name: str, rows: Tensor, num_classes: int | None) -> int:
-    """Returns the number of classes that have one of ``rows`` each."""
+    """Return the number of classes, given one row of ``rows`` per class."""
     count = rows.shape[0]
     if num_classes is not None and num_classes != count:
         raise ValueError(
@@ -349,7 +349,7 @@ def classes_of(name: str, rows: Tensor, num_classes: int | None) -> int:
 
 
 def check_columns(name: str, tensor: Tensor, features: Tensor) -> Tensor:
-    """Returns rows ``[*, D]`` in the features' type, see :func:`check_type`."""
+    """Return rows ``[*, D]`` in the dtype of the features, see :func:`check_type`."""
     check_tensor(name, tensor)
     if tensor.ndim != 2 or tensor.shape[1] != features.shape[1]:
         raise ValueError(
@@ -360,12 +360,12 @@ def check_columns(name: str, tensor: Tensor, features: Tensor) -> Tensor:
 
 
 def check_type(name: str, tensor: Tensor, features: Tensor) -> Tensor:
-    """Returns the tensor in the features' type, which must hold its own."""
+    """Convert a tensor to the dtype of the features, which must not be narrower."""
     if tensor.device != features.device:
         raise ValueError(f"{name} must be on {features.device}, got {tensor.device}")
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
-    # Under autocast types meet in the wider one.
+    # Autocast mixes dtypes: use the wider one.
     if torch.is_autocast_enabled(features.device.type):
         return tensor
     if torch.promote_types(tensor.dtype, features.dtype) != features.dtype:

@@ -1,4 +1,4 @@
-"""How the losses reduce their rows, and how they say what they counted."""
+"""Reduction of per-anchor losses, and counts of the anchors used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ P = ParamSpec("P")
 
 
 class ContrastiveStats(NamedTuple):
-    """Counts of anchors, as tensors on the loss's device: reading them may synchronise.
+    """Anchor counts, as tensors on the loss's device: reading them may synchronise.
 
     Attributes:
         counted: ``[]`` int64, anchors that entered the loss.
@@ -30,7 +30,7 @@ class ContrastiveStats(NamedTuple):
 
 
 class Reduced(NamedTuple):
-    """A loss and how many of its anchors count."""
+    """A loss and the number of anchors counted in it."""
 
     loss: Tensor
     counted: Tensor
@@ -44,11 +44,11 @@ def reduce(
     gather: bool = False,
     weights: Tensor | None = None,
 ) -> Reduced:
-    """Reduces ``[N]`` losses over the counted anchors; none counted gives 0.
+    """Reduce ``[N]`` losses over the counted anchors; 0 if there are none.
 
-    Weights ``[N]`` multiply the losses, and the mean is the weighted one. With
-    ``gather`` the mean over processes of what they return is the sum over all their
-    anchors, or its mean.
+    Weights ``[N]`` multiply the losses, and the mean becomes a weighted mean. With
+    ``gather``, results are scaled so that their mean over the processes is the sum or
+    the mean over the anchors of all processes.
     """
     check_reduction(reduction)
     loss = torch.where(counted, losses, 0.0)
@@ -74,19 +74,19 @@ def reduce(
 def mean_of_counted(
     losses: Tensor, counted: Tensor, weights: Tensor | None = None
 ) -> Tensor:
-    """Returns the mean, weighted or not, of ``[N]`` losses over the rows that count.
+    """Return the (weighted) mean of ``[N]`` losses over the counted rows.
 
-    A row that does not count adds nothing, whatever its loss; none counted gives 0.
+    Other rows contribute nothing, whatever their loss; without counted rows it is 0.
     """
     return reduce(losses, counted, "mean", weights=weights).loss
 
 
 class ContrastiveLoss(Protocol[P]):
-    """A loss function that returns its :class:`ContrastiveStats` where asked to."""
+    """A loss function that returns its :class:`ContrastiveStats` on request."""
 
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor: ...
-    # This one leaves the arguments to the one before it.
+    # This overload leaves the parameters to the one above.
     @overload
     def __call__(
         self, *args: Any, return_stats: bool, **kwargs: Any
@@ -94,7 +94,7 @@ class ContrastiveLoss(Protocol[P]):
 
 
 def with_stats(function: Callable[P, Reduced]) -> ContrastiveLoss[P]:
-    """Adds the argument ``return_stats`` to a loss function."""
+    """Add the argument ``return_stats`` to a loss function."""
 
     @wraps(function)
     def loss(

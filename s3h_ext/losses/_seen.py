@@ -1,4 +1,4 @@
-"""What the anchors of a contrastive loss see of some of their keys."""
+"""Denominator and attraction of a contrastive loss over a subset of the keys."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from s3h_ext.ops._arguments import compute_dtype, outside_autocast
 
 
 class Seen(NamedTuple):
-    """The denominator and the attraction of A anchors.
+    """Denominators and attractions of A anchors over a subset of their keys.
 
     Attributes:
         lse: ``[A]``, log-sum-exp of the scores of the keys.
-        dots: ``[A]``, sum of the dot products with the positives.
-        number: ``[A]``, how many positives there are, or the sum of their weights.
+        dots: ``[A]``, (weighted) sum of the dot products with the positives.
+        number: ``[A]``, number of positives, or the sum of their weights.
     """
 
     lse: Tensor
@@ -27,8 +27,8 @@ class Seen(NamedTuple):
     number: Tensor
 
     def join(self, other: Seen) -> Seen:
-        """Returns what is seen of the keys of both."""
-        # Where both are -inf the gradient of logaddexp is NaN.
+        """Combine with the results over other, disjoint keys."""
+        # If both are -inf, the gradient of logaddexp is NaN.
         nothing = (self.lse == -math.inf) & (other.lse == -math.inf)
         lse = torch.logaddexp(self.lse.masked_fill(nothing, 0), other.lse)
         return Seen(
@@ -39,11 +39,11 @@ class Seen(NamedTuple):
 
 
 class Classes(NamedTuple):
-    """Positives are the keys of the anchor's class.
+    """Positives defined by class: the keys of the anchor's class.
 
     Attributes:
-        anchors: ``[A]`` in [0, size], where size means no class.
-        keys: ``[M]`` likewise.
+        anchors: class of each anchor, ``[A]`` in [0, size]; size means no class.
+        keys: class of each key, ``[M]``, likewise.
         size: number of classes.
     """
 
@@ -52,33 +52,33 @@ class Classes(NamedTuple):
     size: int
 
     def of(self, key: Tensor) -> Tensor:
-        """Returns ``[A]``, whether a key of each anchor is a positive of it."""
+        """Return ``[A]``: whether the given key of each anchor is a positive."""
         same = self.keys.index_select(0, key) == self.anchors
         return same & (self.anchors < self.size)
 
 
 class Weights(NamedTuple):
-    """Positives are what a mask says.
+    """Positives defined by a mask of weights.
 
     Attributes:
-        mask: ``[B, S]``, how much a sample is a positive of one of the batch.
-        anchors: how many of a sample's views are anchors.
+        mask: ``[B, S]``, weight of each of S samples as a positive of a batch sample.
+        anchors: number of views of each sample that are anchors.
     """
 
     mask: Tensor
     anchors: int
 
     def of(self, key: Tensor) -> Tensor:
-        """Returns ``[A]``, how much a key of each anchor is a positive of it."""
+        """Return ``[A]``: the weight of the given key of each anchor as a positive."""
         chosen = self.mask.gather(1, key.unflatten(0, (-1, self.anchors)))
         return chosen.flatten()
 
     def sums(self, keys: Tensor) -> Tensor:
-        """Returns ``[A, D]``, the weighted sums of the keys of S samples ``[S, D]``."""
+        """Return the weighted sums ``[A, D]`` of the keys ``[S, D]`` of S samples."""
         return (self.mask @ keys).repeat_interleave(self.anchors, 0)
 
     def totals(self, filled: Tensor) -> Tensor:
-        """Returns ``[A]``, the sum of the weights of samples that are there ``[S]``."""
+        """Return the sums of weights ``[A]`` over the samples marked in ``filled``."""
         return (self.mask @ filled).repeat_interleave(self.anchors)
 
 
@@ -89,13 +89,13 @@ def see_batch(
     positives: Classes | Weights,
     temperature: float,
 ) -> Seen:
-    """Returns what rows of a batch see of its other rows.
+    """Return what anchors of a batch see of the batch's other rows.
 
     Args:
         anchors: ``[A, D]``.
-        batch: all rows, of ``views`` views of each sample.
-        views: V.
-        positives: which of the rows, or of their samples, are positives.
+        batch: all rows of the batch, ``views`` of each sample.
+        views: V, views per sample.
+        positives: which rows, or samples, are positives.
         temperature: τ.
     """
     lse = similarity_logsumexp(
@@ -116,7 +116,7 @@ def see_batch(
 def _weighted(
     anchors: Tensor, batch: Keys, views: int, positives: Weights
 ) -> tuple[Tensor, Tensor]:
-    """Returns dots and number of :class:`Seen`, without each anchor's own row."""
+    """Return dots and number of :class:`Seen`, without each anchor's own row."""
     rows = (anchors if batch.rows is None else batch.rows).to(positives.mask.dtype)
     own = batch.own
     if own is None:
@@ -124,7 +124,7 @@ def _weighted(
     anchors = anchors.to(rows.dtype)
     samples = rows.unflatten(0, (-1, views)).sum(dim=1)
     dots = (anchors * positives.sums(samples)).sum(dim=1)
-    # A sample's weight with itself is that of its other views: the row goes out again.
+    # A sample's weight with itself counts for its other views: subtract the own row.
     weight = positives.of(own // views)
     dots = dots - weight * anchors.square().sum(dim=1)
     return dots, positives.totals(rows.new_full((len(samples),), views)) - weight
@@ -132,12 +132,12 @@ def _weighted(
 
 @outside_autocast
 def see_own_views(rows: Tensor, views: int, anchors: int, temperature: float) -> Seen:
-    """Returns what the first ``anchors`` views of each sample see of its other views.
+    """Return what the first ``anchors`` views of each sample see of its other views.
 
     Args:
         rows: ``[B·V, D]``, sample-major.
-        views: V.
-        anchors: of each sample.
+        views: V, views per sample.
+        anchors: number of anchors per sample.
         temperature: τ.
     """
     samples = rows.to(compute_dtype(rows.dtype)).unflatten(0, (-1, views))
@@ -156,19 +156,20 @@ def see_keys(
     positives: Classes | Weights | None,
     temperature: float,
 ) -> Seen:
-    """Returns what anchors see of keys that are not rows of the batch.
+    """Return what anchors see of keys from outside the batch.
 
     Args:
         anchors: ``[A, D]``.
         keys: ``[M, D]``.
-        empty: ``[M]``, which of them are empty places; None: none is.
-        self_index: ``[A]``, which of them an anchor does not see; others: none.
-        positives: which of them are positives; None: none is.
+        empty: ``[M]``, True for empty slots; None if there are none.
+        self_index: ``[A]``, index of the key that an anchor must not see; an index out
+            of range excludes none.
+        positives: which keys are positives; None if none are.
         temperature: τ.
     """
     bias: Tensor | None = None
     if empty is not None:
-        # By selection: 0 times what an empty place holds may be NaN.
+        # masked_fill, as 0 times the content of an empty slot may be NaN.
         keys = keys.masked_fill(empty[:, None], 0)
         bias = keys.new_zeros(len(keys), dtype=compute_dtype(keys.dtype))
         bias.masked_fill_(empty, -math.inf)

@@ -46,19 +46,19 @@ def balanced_contrastive_loss(
     The keys are the rows and, if given, one centre per class. P(i) are the keys with
     the anchor's label except i, including its centre; n_c is the number of keys of
     class c, including anchor and centre. So each class has the same weight in the
-    denominator, however many keys it has. A key without a class has the weight 1. An
-    anchor without a positive is skipped; with centres, only anchors without a class.
+    denominator, however many keys it has. A key without a class has weight 1. An anchor
+    without a positive is skipped; with centres, only anchors without a class.
 
     With several sets of centres, the loss is the mean over the sets; the scores between
     rows are computed only once, by ``lse(A ∪ B) = logaddexp(lse(A), lse(B))``.
 
     Args:
-        features: ``[B, V, D]`` or ``[N, D]``.
+        features: ``[B, V, D]`` (V views of each sample) or ``[N, D]``, unit rows.
         labels: ``[B]`` or ``[N]`` integers below C; negative: no class.
-        centres: ``[C, D]``, ``[S, C, D]`` for S sets, or None.
-        temperature: τ.
+        centres: ``[C, D]`` class centres, ``[S, C, D]`` for S sets, or None.
+        temperature: τ, > 0.
         reduction: ``"mean"`` over counted anchors, ``"sum"``, or ``"none"`` ``[N]``.
-        num_classes: C, upper bound of the labels; with centres their number.
+        num_classes: C if known; with centres, it must be their number.
         gather: contrast with the rows of all processes, see :mod:`s3h_ext.losses`.
         return_stats: also return :class:`ContrastiveStats`.
 
@@ -66,8 +66,8 @@ def balanced_contrastive_loss(
         The loss, and the stats if asked for.
 
     Raises:
-        ValueError: a shape, temperature or reduction is not as above.
-        TypeError: a type is not as above.
+        ValueError: a shape, label, temperature or reduction is invalid.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> z = torch.nn.functional.normalize(torch.randn(8, 16), dim=1)

@@ -1,9 +1,10 @@
 """Cross-entropy variants for long-tailed data, and class weights from counts.
 
-Losses are float64 for float64 logits, else float32. Labels are integers below C; a row
-with a negative label, PyTorch's -100 or another, adds nothing and is not counted by the
-mean, and the mean over no row at all is 0. A label of C or more is an error: on the CPU
-a ``ValueError``, on a GPU, where looking at it would wait, a device-side one.
+Losses are float64 for float64 logits, otherwise float32. Labels are integers below C. A
+row with a negative label, such as PyTorch's -100, contributes nothing and is not
+counted by the mean; the mean over no rows is 0. A label of C or more raises
+``ValueError`` on the CPU and a device-side assertion on a GPU, where a check would
+synchronise.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ Counts = Sequence[int] | np.ndarray | Tensor
 
 
 class MixedLabels(NamedTuple):
-    """Two labels for each row, of images that were mixed.
+    """The two labels of each mixed image.
 
     Attributes:
         first: ``[N]``.
         second: ``[N]``.
-        weight: ``[N]``, of the first label, in [0, 1]; the second has the rest.
+        weight: ``[N]`` in [0, 1], weight of the first label; the second has the rest.
     """
 
     first: Tensor
@@ -43,24 +44,23 @@ class MixedLabels(NamedTuple):
     weight: Tensor
 
 
-#: One label ``[N]`` for each row, or two.
+#: One label per row, ``[N]``, or the two of mixed images.
 Labels = Tensor | MixedLabels
 
 
 def mixed_cross_entropy(logits: Tensor, labels: Labels) -> Tensor:
-    """Softmax cross-entropy for labels of one image or of two.
+    """Softmax cross-entropy for plain labels or the label pairs of mixed images.
 
-    With weight w it is ``w CE(x, a) + (1 - w) CE(x, b)``, which is the cross-entropy
-    with the soft target that has w at a and 1 - w at b (Zhang et al., "mixup", ICLR
-    2018).
+    With weight w it is ``w CE(x, a) + (1 - w) CE(x, b)``, the cross-entropy with the
+    soft target w at a and 1 - w at b (Zhang et al., "mixup", ICLR 2018).
 
     Args:
         logits: ``[N, C]``, floating point.
-        labels: integers ``[N]``, or a :class:`MixedLabels` of them. A mixed row counts
-            where both of its labels do.
+        labels: integers ``[N]`` or :class:`MixedLabels`. A mixed row counts only if
+            both of its labels are valid.
 
     Returns:
-        The mean, a scalar.
+        The mean loss, a scalar.
 
     Example:
         >>> import torch
@@ -74,7 +74,7 @@ def mixed_cross_entropy(logits: Tensor, labels: Labels) -> Tensor:
 
 
 def read_counts(class_counts: Counts) -> Tensor:
-    """Returns float64 counts ``[C]`` on the CPU."""
+    """Return the counts as float64 ``[C]`` on the CPU."""
     expected = "class_counts: expected one count >= 1 for each class"
     try:
         counts = torch.as_tensor(class_counts).detach().to("cpu", torch.float64)
@@ -89,7 +89,7 @@ def read_counts(class_counts: Counts) -> Tensor:
 def _cross_entropy(
     logits: Tensor, labels: Labels, name: str = "labels"
 ) -> tuple[Tensor, Tensor]:
-    """Returns ``[N]`` losses, and which rows count: those that have a class."""
+    """Return ``[N]`` losses, and which rows count because they have a class."""
     if isinstance(labels, MixedLabels):
         first, whole = _cross_entropy(logits, labels.first, "labels.first")
         second, other = _cross_entropy(logits, labels.second, "labels.second")
@@ -104,7 +104,7 @@ def _cross_entropy(
 
 
 def _of_class(values: Tensor, labels: Tensor) -> Tensor:
-    """Returns ``[N]`` of values ``[C]``; for a row without a class any of them."""
+    """Return each row's class value ``[N]`` of ``[C]``; arbitrary without a class."""
     return values[labels.clamp(min=0)]
 
 
@@ -116,7 +116,7 @@ def effective_number_weights(class_counts: Counts, beta: float = 0.9999) -> Tens
 
     Args:
         class_counts: training images of each class, ``C`` numbers >= 1.
-        beta: in [0, 1); 0 gives weights of 1.
+        beta: in [0, 1); closer to 1 favours rare classes more, 0 gives weights of 1.
 
     Returns:
         float32 weights ``[C]``.
@@ -132,7 +132,7 @@ def effective_number_weights(class_counts: Counts, beta: float = 0.9999) -> Tens
     if beta >= 1.0:
         raise ValueError(f"beta: expected a number in [0, 1), got {beta}")
     counts = read_counts(class_counts)
-    # -expm1(n log beta) keeps its digits where beta ** n is close to 1.
+    # expm1 keeps precision when beta ** n is close to 1.
     log_beta = math.log(beta) if beta > 0 else -math.inf
     weights = (1.0 - beta) / -torch.expm1(counts * log_beta)
     return (weights * (len(counts) / weights.sum())).float()
@@ -169,10 +169,7 @@ class LogitAdjustedLoss(nn.Module):
         )
 
     def forward(self, logits: Tensor, labels: Labels) -> Tensor:
-        """Return the mean loss of ``logits [N, C]`` and ``labels [N]``.
-
-        Labels of mixed images are a :class:`MixedLabels`.
-        """
+        """Return the mean loss of logits ``[N, C]`` and plain or mixed labels."""
         logits = check_logits(logits, self.adjustment)
         return mean_of_counted(*_cross_entropy(logits + self.adjustment, labels))
 
@@ -182,12 +179,12 @@ class FocalLoss(nn.Module):
 
     With ``weight`` from :func:`effective_number_weights` it is the class-balanced focal
     loss, ``w_y (1 - p_y) ** gamma * CE`` (Cui et al., CVPR 2019). The mean is over
-    samples, not over their weights. LDAM-DRW's code has the weight inside the focus as
-    well, ``(1 - exp(-l)) ** gamma * l`` with ``l = w_y CE``, which is another loss.
+    samples, not over their weights. LDAM-DRW's code computes a different loss: it also
+    applies the weight inside the focusing term, ``(1 - exp(-l)) ** gamma * l`` with ``l
+    = w_y CE``.
 
     Args:
-        gamma: focusing strength, finite and >= 0; 0 is cross-entropy. LDAM-DRW's tables
-            use 1.
+        gamma: focusing strength, >= 0; 0 is cross-entropy. LDAM-DRW's tables use 1.
 
     Example:
         >>> import torch
@@ -207,7 +204,7 @@ class FocalLoss(nn.Module):
         labels = check_labels("labels", labels, logits, "logits", logits.shape[1])
         weight = check_weight(weight, logits)
         cross_entropy, counted = _cross_entropy(logits, labels)
-        # 1 - p through expm1: exact where p is close to 1, and never below 0.
+        # expm1 is exact for p close to 1, and 1 - p is never negative.
         focus = (-torch.expm1(-cross_entropy)).clamp_min(1e-12) ** self.gamma
         loss = focus * cross_entropy
         if weight is not None:
@@ -219,13 +216,13 @@ class LDAMLoss(nn.Module):
     """Label-distribution-aware margin loss (Cao et al., NeurIPS 2019, equation 13).
 
     ``CE(scale * (cos_j - m_y [j = y]), y)`` with ``m_c = max_margin * (n_min /
-    n_c)^(1/4)``. It takes the *scaled* logits of a cosine classifier, so the margin is
-    scaled here and inference needs nothing special.
+    n_c)^(1/4)``. It takes the *scaled* logits of a cosine classifier and scales the
+    margin itself, so inference needs no change.
 
     Args:
         class_counts: training images of each class, ``C`` numbers >= 1.
-        max_margin: the margin of the rarest class, in cosine units.
-        scale: the classifier's logit scale.
+        max_margin: margin of the rarest class, as a difference of cosines.
+        scale: logit scale of the cosine classifier.
 
     Example:
         >>> import torch

@@ -47,38 +47,38 @@ def cross_model_contrastive_loss(
 
     ``L_i = −1/|P(i)| Σ_{p in P(i)} log( exp(s_ip) / Σ_{a≠e_i} exp(s_ia)/w_ia )``
 
-    The equation of :func:`balanced_contrastive_loss`, with keys that differ from the
-    anchors: the other model's rows, then a queue, then one centre per class. e_i is the
-    key that row i must not see, if any; it shows the same image and so has its label.
-    w_ia is the number of keys of a's class that row i sees. Keys that require a
-    gradient get one, so detach those of a momentum model. An anchor without a positive
-    is skipped. Empty slots of a queue add nothing to the loss or a gradient.
+    This is :func:`balanced_contrastive_loss` with keys other than the anchors: the
+    other model's rows, then a queue, then one centre per class. e_i is the key that row
+    i must not see, if any; it shows the same image and so has its label. w_ia is the
+    number of keys of a's class that row i sees. Keys that require a gradient get one,
+    so detach those of a momentum model. An anchor without a positive is skipped. Empty
+    slots of a queue affect neither the loss nor a gradient.
 
     Args:
-        features: ``[N, D]``.
+        features: anchors ``[N, D]``, unit rows.
         labels: ``[N]`` integers below C; negative: no class.
         keys: ``[M, D]`` from the other model.
         key_labels: ``[M]`` integers below C; negative: no class, the key matches no
             anchor.
-        centres: ``[C, D]`` or None.
+        centres: class centres ``[C, D]`` or None.
         queue: ``[Q, D]`` earlier keys, or None.
-        queue_labels: ``[Q]`` integers below C; negative: an empty slot. With
-            ``queue`` only.
-        self_index: ``[N]``: e_i, an index into ``keys``; any other value: none.
-        temperature: τ.
+        queue_labels: ``[Q]`` integers below C; negative: an empty slot. Only with
+            ``queue``.
+        self_index: ``[N]``: e_i, an index into ``keys``; a value out of range: none.
+        temperature: τ, > 0.
         reduction: ``"mean"`` over counted anchors, ``"sum"``, or ``"none"`` ``[N]``.
-        num_classes: C, upper bound of the labels; with centres their number.
-        gather: take the keys of all processes, see :mod:`s3h_ext.losses`. There
-            ``self_index`` counts this process's own keys, and queue and centres are the
-            same everywhere.
+        num_classes: C if known; with centres, it must be their number.
+        gather: use the keys of all processes, see :mod:`s3h_ext.losses`. ``self_index``
+            still refers to this process's own ``keys``; queue and centres must be the
+            same in every process.
         return_stats: also return :class:`ContrastiveStats`.
 
     Returns:
         The loss, and the stats if asked for.
 
     Raises:
-        ValueError: a shape, temperature or reduction is not as above.
-        TypeError: a type is not as above.
+        ValueError: a shape, label, temperature or reduction is invalid.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> z = torch.nn.functional.normalize(torch.randn(8, 16), dim=1)
@@ -98,7 +98,7 @@ def cross_model_contrastive_loss(
     if self_index is not None:
         self_index = check_labels("self_index", self_index, features, "features")
     if not len(keys):
-        self_index = None  # it says nothing of queue and centres
+        self_index = None  # it does not apply to queue and centres
     if (queue is None) != (queue_labels is None):
         raise ValueError("queue and queue_labels must be given together")
     if gather:
@@ -115,7 +115,7 @@ def cross_model_contrastive_loss(
             "queue_labels", queue_labels, queue, "queue", num_classes
         )
         empty = queue_labels < 0
-        # By selection: 0 times what an empty place holds may be NaN.
+        # masked_fill, as 0 times the content of an empty slot may be NaN.
         seen.append(queue.masked_fill(empty[:, None], 0))
         seen_labels.append(queue_labels)
     if centres is not None:
@@ -143,7 +143,7 @@ def cross_model_contrastive_loss(
         excluded = features.to(dots.dtype) * keys.index_select(0, own).to(dots.dtype)
         dots = dots - torch.where(same, excluded.sum(dim=1), 0)
         positives = number - same.to(number.dtype)
-        # Other places of the joined keys are not meant by the index.
+        # An index out of range must not select another part of the joined keys.
         self_index = torch.where(inside, self_index, -1)
     key_bias = -counts.index_select(0, key_classes).log()
     if empty is not None:

@@ -56,32 +56,33 @@ def paco_loss(
     ``L_i = −Σ_{p in P(i) ∪ C} w_ip log( exp(x_ip) / Z_i ) / Σ_p w_ip``,
     ``Z_i = Σ_{c in C} exp(x_ic) + γ Σ_{a in A(i)} exp(x_ia)``
 
-    A(i) are the other rows and the keys, P(i) those with the anchor's label, with
-    ``x_ia = z_i·z_a/τ`` and a weight of α each. C are the classes' centres, whose
-    products with the anchor are the classifier's logits: with class counts ``x_ic =
-    (logit_ic + log(n_c/n)) / τ_C``, without ``logit_ic / τ_C``. The anchor's own has
-    the weight β (1 − ε), with smoothing ε, and the others share β ε.
+    A(i) are the other rows and the keys, with ``x_ia = z_i·z_a/τ``; P(i) are those with
+    the anchor's label, each of weight α. C are the class centres, whose scores are the
+    classifier's logits: ``x_ic = (logit_ic + log(n_c/n)) / τ_C`` with class counts,
+    ``logit_ic / τ_C`` without. The centre of the anchor's class has the weight β (1 −
+    ε), with smoothing ε; the others share β ε.
 
     This is PaCo's rebalanced loss with its center learning rebalance (Cui et al., ICCV
-    2021) as the released code has it, which divides by the sum of the weights; there
-    anchors are one encoder's rows, and the momentum encoder's and the queue's are keys.
-    GPaCo (TPAMI 2023) has anchors of all views by one encoder, a queue and smoothing.
+    2021) as in the released code, which divides by the sum of the weights; there the
+    anchors are one encoder's rows, and the keys are those of the momentum encoder and
+    the queue. GPaCo (TPAMI 2023) has all views of one encoder as anchors, a queue and
+    smoothing.
 
     Args:
-        features: ``[N, D]``, rows of unit length, the anchors.
+        features: anchors ``[N, D]``, rows of unit length.
         labels: ``[N]`` integers below C; negative: no class; the row is not an anchor
             but stays in the others' denominators.
-        logits: ``[N, C]`` of the anchors.
+        logits: the anchors' logits ``[N, C]``.
         keys: ``[M, D]`` further keys, the same in every process, or None.
         key_labels: ``[M]`` integers below C, with ``keys``; negative: an empty slot,
             whose content is ignored.
-        class_counts: ``[C]``, numbers above 0 in proportion to the classes' shares.
-        alpha: α, of rows that are positives.
-        beta: β, of the own class's centre.
-        gamma: γ, of rows in the denominator.
-        smoothing: ε, in [0, 1).
-        logit_temperature: τ_C; ``supt`` in the released code.
-        temperature: τ.
+        class_counts: training counts ``[C]``, or numbers > 0 in proportion to them.
+        alpha: α, weight of each row that is a positive.
+        beta: β, weight of the centres.
+        gamma: γ, weight of the rows in the denominator.
+        smoothing: ε, label smoothing in [0, 1).
+        logit_temperature: τ_C, > 0; ``supt`` in the released code.
+        temperature: τ, > 0.
         reduction: ``"mean"`` over counted anchors, ``"sum"``, or ``"none"`` ``[N]``.
         gather: contrast with the rows of all processes, see :mod:`s3h_ext.losses`.
         return_stats: also return :class:`ContrastiveStats`.
@@ -90,8 +91,8 @@ def paco_loss(
         The loss, and the stats if asked for.
 
     Raises:
-        ValueError: a shape, number, temperature or reduction is not as above.
-        TypeError: a type is not as above.
+        ValueError: a shape, label, number or reduction is invalid.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> z = torch.nn.functional.normalize(torch.randn(8, 16), dim=1)
@@ -157,20 +158,20 @@ class PaCoLoss(ContrastiveModule):
     """Module form of :func:`paco_loss`.
 
     Args:
-        class_counts: training images of each class, ``C`` numbers >= 1, or None for
-            logits as they are.
-        temperature: τ, a number > 0.
+        class_counts: training images of each class, ``C`` numbers >= 1, or None to use
+            the logits unadjusted.
+        temperature: τ, > 0.
         reduction: ``"mean"`` over counted anchors, ``"sum"`` or ``"none"``.
         gather: contrast with the rows of all processes, see :mod:`s3h_ext.losses`.
-        alpha: α, of rows that are positives.
-        beta: β, of the own class's centre.
-        gamma: γ, of rows in the denominator.
-        smoothing: ε, in [0, 1); GPaCo's label smoothing.
-        logit_temperature: τ_C, a number > 0.
+        alpha: α, weight of each row that is a positive.
+        beta: β, weight of the centres.
+        gamma: γ, weight of the rows in the denominator.
+        smoothing: ε, label smoothing in [0, 1); used by GPaCo.
+        logit_temperature: τ_C, > 0.
 
     Raises:
-        ValueError: an argument is not as above.
-        TypeError: an argument's type is not as above.
+        ValueError: an argument is out of range.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> loss_fn = PaCoLoss([90, 9, 1], temperature=0.05)
@@ -206,7 +207,7 @@ class PaCoLoss(ContrastiveModule):
         )
 
     def settings(self) -> dict[str, Any]:
-        """Returns the function's arguments; the logits set the number of classes."""
+        """Return the function's arguments; the logits set the number of classes."""
         settings = super().settings()
         del settings["num_classes"]
         names = "class_counts alpha beta gamma smoothing logit_temperature".split()

@@ -27,9 +27,9 @@ from s3h_ext.ops._arguments import (
 )
 from s3h_ext.ops.bessel import log_bessel
 
-#: The greatest concentration, as in the released code.
+#: Largest concentration, as in the released code.
 _MOST = 1e5
-#: Length of the mean of a class that has not been seen, as in the released code.
+#: Length of the mean of an unseen class, as in the released code.
 _UNSEEN = 0.9
 
 
@@ -49,14 +49,14 @@ def proco_loss(
     ``L_i = −log( π_{y_i} r_{i,y_i} / Σ_j π_j r_ij )``,
     ``r_ij = C_D(κ_ij) / C_D(κ_j)``, ``κ_ij = |κ_j μ_j + z_i/τ|``
 
-    The paper's closed form of the expected loss, its ``L_in``: each class's rows follow
-    a von Mises-Fisher distribution with direction μ and concentration κ, whose
-    normaliser is ``C_D(κ) = (2π)^{D/2} I_{D/2−1}(κ) / κ^{D/2−1}``, and π are the
-    classes' shares. A class whose mean has the length R has ``κ = D R / (1 − R²)``, at
-    most 10⁵, as in the released code; Banerjee et al.'s (JMLR 2005)
-    ``R (D − R²) / (1 − R²)`` is smaller by R²/D of it.
+    This is the paper's closed form ``L_in`` of the expected loss. The rows of each
+    class follow a von Mises-Fisher distribution with direction μ and concentration κ,
+    whose normaliser is ``C_D(κ) = (2π)^{D/2} I_{D/2−1}(κ) / κ^{D/2−1}``; π are the
+    class shares. A class whose mean has length R has ``κ = D R / (1 − R²)``, at most
+    10⁵, as in the released code; the estimate of Banerjee et al. (JMLR 2005), ``R (D −
+    R²) / (1 − R²)``, is smaller by a fraction R²/D.
 
-    It computes in float64 and in logarithms, so no dimension or concentration
+    It computes in float64 and with logarithms, so no dimension or concentration
     overflows. Like a classifier of C classes, it needs a few N × C matrices, but none
     of N × C × D.
 
@@ -64,9 +64,9 @@ def proco_loss(
         features: ``[N, D]``, rows of unit length.
         labels: ``[N]`` integers below C; negative: no class, the row is skipped.
         means: ``[C, D]`` floating point, the mean of each class's rows, of length 0 to
-            1; no gradient flows to them.
-        class_counts: ``[C]``, numbers above 0 in proportion to π.
-        temperature: τ.
+            1; treated as constants.
+        class_counts: ``[C]``, training counts or other numbers > 0 in proportion to π.
+        temperature: τ, > 0.
         reduction: ``"mean"`` over counted anchors, ``"sum"``, or ``"none"`` ``[N]``.
         gather: count the anchors of all processes, see :mod:`s3h_ext.losses`.
         return_stats: also return :class:`ContrastiveStats`.
@@ -75,8 +75,8 @@ def proco_loss(
         The loss, and the stats if asked for.
 
     Raises:
-        ValueError: a shape, temperature or reduction is not as above.
-        TypeError: a type is not as above.
+        ValueError: a shape, label, temperature or reduction is invalid.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> z = torch.nn.functional.normalize(torch.randn(8, 16), dim=1)
@@ -97,7 +97,7 @@ def proco_loss(
     directions = kappa[:, None] * F.normalize(means, dim=1)
     squares = torch.addmm(kappa.square(), rows, directions.T, alpha=2)
     squares = (squares + rows.square().sum(dim=1, keepdim=True)).clamp(min=0)
-    # 1 / C_D, but for what all classes have.
+    # 1 / C_D up to a factor that all classes share.
     order = dim / 2 - 1
     logits = log_bessel(squares, order) - log_bessel(kappa.square(), order)
     logits = logits + class_counts.double().log()
@@ -108,7 +108,7 @@ def proco_loss(
 
 
 def _check_means(means: Tensor, features: Tensor) -> Tensor:
-    """Returns means ``[C, D]`` in float64, without a gradient."""
+    """Return means ``[C, D]`` in float64, detached."""
     check_tensor("means", means)
     if means.ndim != 2 or means.shape[1] != features.shape[1]:
         raise ValueError(
@@ -123,26 +123,26 @@ def _check_means(means: Tensor, features: Tensor) -> Tensor:
 
 
 class ProCoLoss(ContrastiveModule):
-    """:func:`proco_loss` with the classes' means, estimated while it trains.
+    """:func:`proco_loss` with class means that it estimates during training.
 
     In training mode, a call first adds its rows to the estimates, as the released code
-    does; in eval mode it does not change them. An epoch starts from the means of the
+    does; in eval mode it leaves them unchanged. An epoch starts from the means of the
     previous one and adds its own rows: call :meth:`begin_epoch`. The mean of an unseen
-    class has the length 0.9 and a random direction. All state is in buffers, so a run
-    that loads the ``state_dict`` continues bit for bit. For two views, the paper calls
-    the loss twice and takes the mean.
+    class has length 0.9 and a random direction. All state is in buffers, so a run that
+    loads the ``state_dict`` resumes bit for bit. For two views, the paper calls the
+    loss twice and averages.
 
     Args:
         class_counts: training images of each class, ``C`` numbers >= 1.
-        dim: D, of the features.
-        temperature: τ, a number > 0.
+        dim: D, dimension of the features.
+        temperature: τ, > 0.
         reduction: ``"mean"`` over counted anchors, ``"sum"`` or ``"none"``.
         gather: estimate from the rows of all processes, and count their anchors, see
             :mod:`s3h_ext.losses`.
 
     Raises:
-        ValueError: an argument is not as above.
-        TypeError: an argument's type is not as above.
+        ValueError: an argument is out of range.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> loss_fn = ProCoLoss([90, 10], dim=16)
@@ -171,7 +171,7 @@ class ProCoLoss(ContrastiveModule):
         if dim < 1:
             raise ValueError(f"dim must be 1 or more, got {dim}")
         counts = read_counts(class_counts)
-        # The same in every process.
+        # The same seed in every process.
         generator = torch.Generator().manual_seed(0)
         unseen = F.normalize(
             torch.randn(len(counts), dim, dtype=torch.float64, generator=generator),
@@ -185,19 +185,19 @@ class ProCoLoss(ContrastiveModule):
             self.register_buffer(name, torch.zeros_like(counts))
 
     def settings(self) -> dict[str, Any]:
-        """Returns the function's arguments; the counts set the number of classes."""
+        """Return the function's arguments; the counts set the number of classes."""
         settings = super().settings()
         del settings["num_classes"]
         return settings
 
     def means(self) -> Tensor:
-        """Returns the estimates ``[C, D]``."""
+        """Return the estimated class means ``[C, D]``."""
         seen = self.masses[:, None]
         return torch.where(seen > 0, self.sums / seen.clamp(min=1), self.unseen)
 
     @torch.no_grad()
     def begin_epoch(self) -> None:
-        """Starts from the last epoch's estimates, and new ones for this epoch."""
+        """Start an epoch from the last one's estimates and collect new ones."""
         self.sums.copy_(self.next_sums)
         self.masses.copy_(self.next_masses)
         self.next_sums.zero_()
@@ -205,7 +205,7 @@ class ProCoLoss(ContrastiveModule):
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:
-        """Adds rows ``[N, D]`` with labels ``[N]`` to the estimates."""
+        """Add rows ``[N, D]`` with labels ``[N]`` to the estimates."""
         check_matrices(features, None, "features")
         if features.shape[1] != self.sums.shape[1]:
             raise ValueError(
@@ -218,7 +218,7 @@ class ProCoLoss(ContrastiveModule):
             (features, labels), _ = gather_rows(features, labels)
         known = (labels >= 0) & (labels < classes)
         place, share = torch.where(known, labels, 0), known.to(self.sums.dtype)
-        # By selection: 0 times what a row without a class holds may be NaN.
+        # masked_fill, as 0 times the content of a row without a class may be NaN.
         rows = features.to(self.sums.dtype).masked_fill(~known[:, None], 0)
         for sums, masses in (
             (self.sums, self.masses),

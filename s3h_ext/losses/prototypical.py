@@ -41,17 +41,18 @@ def prototypical_supcon_loss(
 
     ``L_i = −log( exp(z_i·p_{y_i}/τ) / Σ_{j≠y_i} exp(z_i·p_j/τ) )``
 
-    The own class is *not* in the denominator, so the loss is not a softmax and can be
-    negative. With K prototypes per class, ``exp(z_i·p_j/τ)`` becomes the mean over the
-    class's prototypes, in numerator and denominator alike; K = 1 is the paper's loss.
-    With a single class, or a negative label, the anchor is skipped. Memory is
-    O((N·K + C·K)·D).
+    The anchor's own class is *not* in the denominator, so the loss is not a softmax and
+    can be negative. With K prototypes per class, ``exp(z_i·p_j/τ)`` becomes the mean
+    over the class's prototypes, in numerator and denominator alike; K = 1 is the
+    paper's loss. An anchor with a negative label is skipped, and so are all if there is
+    only one class. Memory is O((N·K + C·K)·D).
 
     Args:
-        features: ``[N, D]``.
+        features: ``[N, D]``, unit rows.
         labels: ``[N]`` integers below C; negative: no class.
-        prototypes: ``[C, D]`` or ``[C, K, D]``; learnable if they require grad.
-        temperature: τ.
+        prototypes: ``[C, D]`` or ``[C, K, D]``, unit rows; learnable if they require
+            grad.
+        temperature: τ, > 0.
         reduction: ``"mean"`` over counted anchors, ``"sum"``, or ``"none"`` ``[N]``.
         gather: count the anchors of all processes, see :mod:`s3h_ext.losses`.
         return_stats: also return :class:`ContrastiveStats`.
@@ -60,8 +61,8 @@ def prototypical_supcon_loss(
         The loss, and the stats if asked for.
 
     Raises:
-        ValueError: a shape, temperature or reduction is not as above.
-        TypeError: a type is not as above.
+        ValueError: a shape, label, temperature or reduction is invalid.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> z = torch.nn.functional.normalize(torch.randn(8, 16), dim=1)
@@ -95,7 +96,7 @@ def prototypical_supcon_loss(
 def _composed(
     features: Tensor, labels: Tensor, prototypes: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """The losses by the operations that every device and type has.
+    """Compute the losses from generic operations, for every device and dtype.
 
     Returns:
         ``[N]`` losses, and which anchors count.
@@ -135,7 +136,7 @@ class PrototypicalSupConLoss(ContrastiveModule):
         super().__init__(temperature, reduction, gather=gather)
 
     def settings(self) -> dict[str, Any]:
-        """Returns the function's arguments; prototypes set the number of classes."""
+        """Return the function's arguments; prototypes set the number of classes."""
         settings = super().settings()
         del settings["num_classes"]
         return settings

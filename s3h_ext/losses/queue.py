@@ -1,4 +1,4 @@
-"""The rows of earlier batches, as keys of a contrastive loss."""
+"""A queue of the rows of earlier batches, used as keys of a contrastive loss."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from s3h_ext.ops._arguments import check_matrices
 
 
 class FeatureQueue(nn.Module):
-    """Keeps the most recent rows: XBM's memory, MoCo's queue.
+    """A queue of the most recent rows: XBM's memory, MoCo's queue.
 
     Pass ``features`` and ``labels`` to :func:`s3h_ext.losses.supcon_loss` as ``keys``
-    and ``key_labels``; empty slots have the label -1 and add nothing. All state is in
-    buffers, so a run that loads the ``state_dict`` continues bit for bit. Nothing is
-    read back from the device: steps can be recorded as CUDA graphs.
+    and ``key_labels``; empty slots have the label -1 and are ignored. All state is in
+    buffers, so a run that loads the ``state_dict`` resumes bit for bit. Nothing
+    synchronises with the device, so steps can be recorded as CUDA graphs.
 
     Attributes:
         features: ``[Q, D]``; zeros in empty slots.
         labels: ``[Q]`` int64; -1 in empty slots.
-        position: ``[]`` int64, the slot to be overwritten next, which is the oldest.
+        position: ``[]`` int64, the oldest slot, which is overwritten next.
 
     Args:
-        size: Q, the number of rows.
-        dim: D.
-        dtype: of the features; rows are converted to it. The losses accept a 16-bit
-            queue with float32 rows.
+        size: Q, capacity in rows.
+        dim: D, dimension of the features.
+        dtype: dtype of the stored features. The losses accept a 16-bit queue with
+            float32 rows.
         gather: enqueue the rows of all processes in the order of their ranks, so that
             all queues are the same, as ``keys`` must be.
 
     Raises:
         ValueError: a size is below 1.
-        TypeError: the type is not floating point.
+        TypeError: ``dtype`` is not floating point.
 
     Example:
         >>> queue = FeatureQueue(size=4, dim=2)
@@ -67,30 +67,30 @@ class FeatureQueue(nn.Module):
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
 
     def extra_repr(self) -> str:
-        """Returns the sizes that ``repr`` shows."""
+        """Return the sizes shown by ``repr``."""
         size, dim = self.features.shape
         return f"size={size}, dim={dim}" + (", gather=True" if self.gather else "")
 
     @torch.no_grad()
     def enqueue(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Overwrites the oldest rows.
+        """Overwrite the oldest rows with new ones.
 
-        No gradient flows to them. You may call it before the backward of a loss that
-        used the queue with its labels, because the loss keeps a copy. Of more than Q
-        rows, the last Q are kept.
+        The rows are detached. You may enqueue before the backward of a loss that used
+        the queue with its labels, because the loss keeps a copy. Of more than Q rows,
+        only the last Q are kept.
 
         Args:
-            features: ``[N, D]``, of unit length as the losses expect them.
+            features: ``[N, D]``, unit rows as the losses expect.
             labels: ``[N]`` integers; a negative one leaves its slot empty. None: 0 for
                 every row, for losses without labels.
 
         Returns:
             ``[N]``, the slots of the rows; -1 for a row that was not kept. Pass it as
-            ``self_index`` if a row must not see itself in the queue.
+                ``self_index`` if a row must not see itself in the queue.
 
         Raises:
-            ValueError: a shape or device is not as above.
-            TypeError: a type is not as above.
+            ValueError: a shape or device does not match the queue.
+            TypeError: an argument has the wrong type.
         """
         check_matrices(features, None, "features")
         size, dim = self.features.shape

@@ -75,34 +75,33 @@ def supcon_loss(
     ``L_i = −Σ_p m_ip log(…) / Σ_p m_ip``.
 
     Args:
-        features: ``[B, V, D]`` (V views of each sample) or ``[N, D]`` (N samples of one
-            view), rows of unit length (``F.normalize``); see :mod:`s3h_ext.losses`
-            for others.
+        features: ``[B, V, D]`` (V views of each sample) or ``[N, D]`` (one view), rows
+            of unit length (``F.normalize``); see :mod:`s3h_ext.losses` for others.
         labels: ``[B]`` or ``[N]`` integers below ``num_classes``; negative: no class;
             the row is not an anchor but stays in the others' denominators. None:
-            positives are the views of a sample, or given by the mask.
-        mask: ``[B, K]`` of bool or floating point, not negative, instead of labels:
-            the weights of the samples of the batch (with ``gather``, of all processes),
-            then of ``keys``. An anchor never sees itself, whatever the mask.
-            Multi-label: ``(y @ y.T) > 0`` of labels ``[B, C]``.
-        keys: ``[M, D]`` further keys, the same in every process. They get a gradient
-            if they require one.
+            positives are the views of a sample, or given by ``mask``.
+        mask: ``[B, K]`` bool or floating point >= 0, instead of labels: the weights as
+            positives of the batch's samples (with ``gather``, of all processes), then
+            of ``keys``. An anchor never sees itself, whatever the mask. Multi-label:
+            ``(y @ y.T) > 0`` of labels ``[B, C]``.
+        keys: ``[M, D]`` further keys, the same in every process. They get a gradient if
+            they require one.
         key_labels: ``[M]`` integers below ``num_classes``; negative: an empty slot,
             whose content is ignored. Required with ``labels``; without, they only mark
             empty slots.
         self_index: one integer per anchor: the index in ``keys`` that it must not see,
-            such as its own copy in the queue; any other value: none.
-        in_batch: whether the batch's samples see each other. False: an anchor sees
+            such as its own copy in the queue; a value out of range: none.
+        in_batch: whether the batch's samples see each other. If False, an anchor sees
             ``keys`` and, as positives, the other views of its own sample.
-        contrast_mode: ``"all"``: every row is an anchor; ``"one"``: only the first
-            view of each sample is one. The keys do not change.
-        weights: ``[B]`` or ``[N]`` of the samples, not negative; the mean is the
-            weighted one, ``Σ w_i L_i / Σ w_i``.
-        temperature: τ.
+        contrast_mode: ``"all"``: every row is an anchor; ``"one"``: only the first view
+            of each sample. The keys stay the same.
+        weights: ``[B]`` or ``[N]`` sample weights >= 0; the mean becomes the weighted
+            one, ``Σ w_i L_i / Σ w_i``.
+        temperature: τ, > 0.
         reduction: ``"mean"`` over counted anchors, ``"sum"``, or ``"none"``, which
             returns one loss per anchor (sample-major), 0 for skipped ones.
-        num_classes: upper bound of the labels, if known; otherwise classes are found
-            by sorting. Neither synchronises with the device.
+        num_classes: number of classes if known; otherwise classes are found by sorting.
+            Neither synchronises with the device.
         gather: contrast with the rows of all processes, see :mod:`s3h_ext.losses`.
         return_stats: also return :class:`ContrastiveStats`.
 
@@ -110,9 +109,8 @@ def supcon_loss(
         The loss, and the stats if asked for.
 
     Raises:
-        ValueError: a shape, label count, temperature, reduction or combination is not
-            as above.
-        TypeError: a type is not as above.
+        ValueError: a shape, label, temperature, reduction or combination is invalid.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> import torch
@@ -200,7 +198,7 @@ def _check_combination(
     in_batch: bool,
     contrast_mode: ContrastMode,
 ) -> None:
-    """Refuses arguments that are missing or contradict each other."""
+    """Reject missing or contradictory combinations of arguments."""
     if labels is not None and mask is not None:
         raise ValueError("labels and mask must not be given together")
     for name, value in (("key_labels", key_labels), ("self_index", self_index)):
@@ -223,7 +221,7 @@ def _check_combination(
 
 
 def _samples(features: Tensor, gather: bool) -> Tensor:
-    """Returns a number for each sample ``[B]`` that no other has in any process."""
+    """Return one number per sample ``[B]``, unique across processes."""
     number = torch.arange(len(features), device=features.device)
     if not gather or process_count() == 1:
         return number
@@ -231,7 +229,7 @@ def _samples(features: Tensor, gather: bool) -> Tensor:
 
 
 def _first_views(rows: Tensor, batch: Keys, views: int) -> tuple[Tensor, Keys]:
-    """Returns the first view of each sample, and where it is among the rows."""
+    """Return the first view of each sample, and its index among the rows."""
     first = torch.arange(0, len(rows), views, device=rows.device)
     anchors = rows.index_select(0, first)
     if batch.rows is None or batch.own is None:
@@ -242,7 +240,7 @@ def _first_views(rows: Tensor, batch: Keys, views: int) -> tuple[Tensor, Keys]:
 def _by_class(
     batch: Keys, key_labels: Tensor | None, num_classes: int | None
 ) -> tuple[Classes, Classes | None]:
-    """Numbers the classes of the batch, and of the keys where they have labels."""
+    """Number the classes of the batch, and of the keys if they have labels."""
     labels = batch.labels
     if key_labels is not None:
         labels = torch.cat([labels, key_labels])
@@ -259,12 +257,12 @@ class SupConLoss(ContrastiveModule):
     """Module form of :func:`supcon_loss`.
 
     Args:
-        temperature: τ, a number > 0.
+        temperature: τ, > 0.
         reduction: ``"mean"`` over counted anchors, ``"sum"`` or ``"none"``.
-        num_classes: upper bound of the labels, where known.
+        num_classes: number of classes if known; every label is below it.
         gather: contrast with the rows of all processes, see :mod:`s3h_ext.losses`.
         in_batch: whether the batch's samples see each other.
-        contrast_mode: ``"all"``, or ``"one"`` for the first views as anchors.
+        contrast_mode: ``"all"`` rows are anchors, or ``"one"``: only first views.
     """
 
     def __init__(
@@ -282,7 +280,7 @@ class SupConLoss(ContrastiveModule):
         self.contrast_mode = _check_mode(contrast_mode)
 
     def settings(self) -> dict[str, Any]:
-        """Returns the arguments of the function that the module holds."""
+        """Return the keyword arguments that the module passes to its loss function."""
         own = {"in_batch": self.in_batch, "contrast_mode": self.contrast_mode}
         return super().settings() | own
 
