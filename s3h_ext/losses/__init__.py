@@ -1,8 +1,8 @@
 """Losses over :mod:`s3h_ext.ops`, as functions and as modules.
 
 A contrastive loss is a row-wise log-sum-exp (the denominator) minus an attraction. The
-attraction sums over the same-label keys and is computed from class sums, ``Σ_{p in
-P(i)} z_i·z_p = z_i·(S_{y_i} − z_i)`` (:func:`s3h_ext.ops.class_sum_dots`);
+attraction sums over the same-label keys and is computed from class sums,
+``Σ_{p in P(i)} z_i·z_p = z_i·(S_{y_i} − z_i)`` (:func:`s3h_ext.ops.class_sum_dots`);
 :func:`s3h_ext.ops.similarity_logsumexp` computes the denominators. On the CPU, SupCon
 does both in one operation (:func:`s3h_ext.ops.supervised_contrastive`). No N×M matrix
 is ever formed.

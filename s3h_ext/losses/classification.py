@@ -180,8 +180,8 @@ class FocalLoss(nn.Module):
     With ``weight`` from :func:`effective_number_weights` it is the class-balanced focal
     loss, ``w_y (1 - p_y) ** gamma * CE`` (Cui et al., CVPR 2019). The mean is over
     samples, not over their weights. LDAM-DRW's code computes a different loss: it also
-    applies the weight inside the focusing term, ``(1 - exp(-l)) ** gamma * l`` with ``l
-    = w_y CE``.
+    applies the weight inside the focusing term, ``(1 - exp(-l)) ** gamma * l`` with
+    ``l = w_y CE``.
 
     Args:
         gamma: focusing strength, >= 0; 0 is cross-entropy. LDAM-DRW's tables use 1.
@@ -215,9 +215,9 @@ class FocalLoss(nn.Module):
 class LDAMLoss(nn.Module):
     """Label-distribution-aware margin loss (Cao et al., NeurIPS 2019, equation 13).
 
-    ``CE(scale * (cos_j - m_y [j = y]), y)`` with ``m_c = max_margin * (n_min /
-    n_c)^(1/4)``. It takes the *scaled* logits of a cosine classifier and scales the
-    margin itself, so inference needs no change.
+    ``CE(scale * (cos_j - m_y [j = y]), y)`` with
+    ``m_c = max_margin * (n_min / n_c)^(1/4)``. It takes the *scaled* logits of a cosine
+    classifier and scales the margin itself, so inference needs no change.
 
     Args:
         class_counts: training images of each class, ``C`` numbers >= 1.

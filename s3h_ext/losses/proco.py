@@ -53,8 +53,8 @@ def proco_loss(
     class follow a von Mises-Fisher distribution with direction μ and concentration κ,
     whose normaliser is ``C_D(κ) = (2π)^{D/2} I_{D/2−1}(κ) / κ^{D/2−1}``; π are the
     class shares. A class whose mean has length R has ``κ = D R / (1 − R²)``, at most
-    10⁵, as in the released code; the estimate of Banerjee et al. (JMLR 2005), ``R (D −
-    R²) / (1 − R²)``, is smaller by a fraction R²/D.
+    10⁵, as in the released code; the estimate of Banerjee et al. (JMLR 2005),
+    ``R (D − R²) / (1 − R²)``, is smaller by a fraction R²/D.
 
     It computes in float64 and with logarithms, so no dimension or concentration
     overflows. Like a classifier of C classes, it needs a few N × C matrices, but none

@@ -86,7 +86,7 @@ class FeatureQueue(nn.Module):
 
         Returns:
             ``[N]``, the slots of the rows; -1 for a row that was not kept. Pass it as
-                ``self_index`` if a row must not see itself in the queue.
+            ``self_index`` if a row must not see itself in the queue.
 
         Raises:
             ValueError: a shape or device does not match the queue.

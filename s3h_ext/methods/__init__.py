@@ -1,4 +1,4 @@
-"""Training methods: one file each, one class each, behind one small contract."""
+"""Training methods: one class per file, all subclasses of :class:`Method`."""
 
 from s3h_ext.methods.base import Method
 from s3h_ext.methods.baseline import Baseline

@@ -18,7 +18,7 @@ from s3h_ext.ops import gather_rows
 
 
 def seen_labels(batch: Batch) -> Labels:
-    """Return the labels of a batch's single view, two each where views are mixed."""
+    """Return the labels of a batch's single view, as label pairs if it is mixed."""
     if batch.mixed is None:
         return batch.labels
     mixed = batch.mixed
@@ -26,10 +26,10 @@ def seen_labels(batch: Batch) -> Labels:
 
 
 def require_labelled(recipe: str, argument: str = "recipe") -> str:
-    """Return ``recipe`` if each of its views shows one image, whose label is its own.
+    """Return ``recipe`` if each of its views shows a single image.
 
     Raises:
-        ValueError: it makes montages, or there is no such recipe.
+        ValueError: the recipe makes montages, or does not exist.
     """
     if get_recipe(recipe, argument).montage:
         raise ValueError(
@@ -40,9 +40,9 @@ def require_labelled(recipe: str, argument: str = "recipe") -> str:
 
 
 def copy_buffers(target: nn.Module, source: nn.Module) -> None:
-    """Write the buffers of ``source`` into those of ``target``, a module like it.
+    """Copy the buffers of ``source`` into those of ``target``, a module of its kind.
 
-    A recorded step reads the buffers it was recorded with and no others.
+    A recorded step keeps reading the buffers it was recorded with.
     """
     for buffer, value in zip(target.buffers(), source.buffers(), strict=True):
         buffer.copy_(value)
@@ -51,34 +51,34 @@ def copy_buffers(target: nn.Module, source: nn.Module) -> None:
 class Method(nn.Module, ABC):
     """One way to train a classifier on long-tailed data.
 
-    A method holds the network, the losses and whatever else it learns or tracks, so its
-    ``state_dict`` is the whole of what a checkpoint keeps and ``parameters()`` is what
-    the optimiser sees. Its constructor takes plain options only: it is what the
-    configuration names, and it must be cheap. The trainer calls, in this order:
+    A method holds the network, the losses and whatever else it learns or tracks: a
+    checkpoint keeps its ``state_dict``, and the optimiser trains its ``parameters()``.
+    The constructor takes plain options only, because the configuration names it, and
+    must be cheap. The trainer calls, in this order:
 
-    1. :meth:`streams` once, for the batches a step needs;
+    1. :meth:`streams` once, for the batches that a step needs;
     2. :meth:`build` once, with the network and the data set;
     3. :meth:`begin_epoch` before the steps of each epoch, and again when a run resumes
        inside one;
-    4. :meth:`loss` and then :meth:`after_step` for each step, or, where steps are
-       recorded, for the first few of them;
+    4. :meth:`loss` and then :meth:`after_step` for each step; if steps are recorded as
+       CUDA graphs, only for the first few;
     5. :meth:`predict` to evaluate.
     """
 
     model: ImageClassifier
 
-    #: Whether the network has to come from a finished run (``--init_from``).
+    #: Whether the network must come from a finished run (``--init_from``).
     needs_first_stage: ClassVar[bool] = False
 
-    #: Whether losses are those of the batches of all processes together. The trainer
-    #: sets it here and on the contrastive losses.
+    #: Whether losses cover the joint batch of all processes. The trainer sets it here
+    #: and on the contrastive losses.
     gather: bool = False
 
-    #: The arguments of the constructor by name, from which a run's files name it.
+    #: The constructor's arguments by name, as recorded in the run's files.
     init_args: Mapping[str, Any] = {}
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Method:
-        """Keep the arguments of the constructor, defaults included."""
+        """Record the constructor's arguments, defaults included."""
         method = super().__new__(cls)
         signature = inspect.signature(cls)
         bound = signature.bind_partial(*args, **kwargs)
@@ -93,38 +93,38 @@ class Method(nn.Module, ABC):
     @property
     @abstractmethod
     def label(self) -> str:
-        """The method's name in tables and summaries, as in ``"hybrid-psc"``."""
+        """The method's name in tables and summaries, such as ``"hybrid-psc"``."""
 
     @abstractmethod
     def streams(self) -> dict[str, Stream]:
-        """The named batches of one step: sampler, recipe and number of views each.
+        """The named batches of one step: sampler, recipe and number of views of each.
 
-        The first one defines the length of an epoch.
+        The first stream defines the length of an epoch.
         """
 
     def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:
-        """Take the network over and add the modules and buffers the method needs.
+        """Take over the network and add the modules and buffers that the method needs.
 
-        The network has fresh weights, or those of the run named by ``--init_from``; on
-        ``--resume`` fresh ones, and those of the checkpoint follow. What follows the
-        progress of the training is as at its start.
+        The network has fresh weights, or those of the run given by ``--init_from``. On
+        ``--resume`` the weights are fresh, and the checkpoint is loaded afterwards.
+        Schedules must be set as at the start of the training.
         """
         self.model = model
 
     def begin_epoch(self, progress: float) -> bool:
-        """Write what follows the progress of the training into buffers.
+        """Write everything that follows the training's progress into buffers.
 
-        On a GPU a step is recorded and replayed (:mod:`s3h_ext.training.recording`),
-        and a replay runs none of the method's Python. It does read buffers: write
-        weights and schedules there, in place. A second call in the same epoch, after a
-        resume, must change nothing that the state dict holds.
+        On a GPU a step is recorded and replayed (:mod:`s3h_ext.training.recording`). A
+        replay runs none of the method's Python but does read buffers: write weights and
+        schedules there, in place. A second call in the same epoch, after a resume, must
+        not change anything that the state dict holds.
 
         Args:
-            progress: epochs done / epochs in all, in [0, 1).
+            progress: epochs done / total epochs, in [0, 1).
 
         Returns:
-            True if steps and predictions do other work than before, so that recordings
-            of them are stale. The default writes nothing and returns False.
+            True if steps and predictions now do different work, so that recordings of
+            them are stale. The default does nothing and returns False.
         """
         return False
 
@@ -132,9 +132,9 @@ class Method(nn.Module, ABC):
     def loss(self, batch: Mapping[str, Batch]) -> dict[str, Tensor]:
         """Return named scalar terms; ``"loss"`` is the one that is minimised.
 
-        In several processes the mean of their terms counts, and with :attr:`gather`
-        it is the term of the joint batch: :meth:`joint` and the contrastive losses do
-        that.
+        With several processes, the terms are averaged over them. With :attr:`gather`,
+        that mean must be the term of the joint batch; :meth:`joint` and the contrastive
+        losses ensure this.
 
         Args:
             batch: one :class:`~s3h_ext.data.source.batches.Batch` for each stream.
@@ -143,9 +143,9 @@ class Method(nn.Module, ABC):
     def joint(self, features: Tensor, labels: Labels) -> tuple[Tensor, Labels]:
         """Return features ``[N, D]`` and labels of all processes if :attr:`gather`.
 
-        A loss that is more than a mean over images, such as one with class weights, is
-        that of the joint batch when every process takes it of the joint rows. Features
-        are few numbers next to the images.
+        A loss that is not a plain mean over images, such as one with class weights,
+        must be computed from the joint rows in every process. Features are small
+        compared to images, so this is cheap.
         """
         if not self.gather:
             return features, labels
@@ -156,7 +156,7 @@ class Method(nn.Module, ABC):
         return features, labels
 
     def after_step(self) -> None:
-        """Update what no gradient does: momentum copies, prototypes, queues."""
+        """Update what has no gradient: momentum copies, prototypes, queues."""
 
     def predict(self, images: Tensor) -> Tensor:
         """Return logits ``[B, num_classes]`` of normalised images ``[B, C, H, W]``."""
@@ -165,21 +165,21 @@ class Method(nn.Module, ABC):
 
 
 class Classification(nn.Module):
-    """The loss of features: the classifier's logits, and a criterion of them.
+    """A classifier and a criterion, which map features to a loss.
 
     Args:
-        model: whose classifier it is.
+        model: the network whose classifier to use.
         criterion: ``(logits [N, C], labels) -> loss``.
     """
 
     def __init__(self, model: ImageClassifier, criterion: nn.Module) -> None:
         super().__init__()
         self.criterion = criterion
-        # In a tuple: the method has the network already, and saves it once.
+        # In a tuple, so that the network is not registered and saved twice.
         self._model = (model,)
 
     def forward(self, features: Tensor, labels: Labels) -> Tensor:
-        """Return the mean loss of ``features [N, D]`` and their labels, a scalar."""
+        """Return the mean loss, a scalar, of features ``[N, D]`` and their labels."""
         loss: Tensor = self.criterion(self._model[0].classifier(features), labels)
         return loss
 
@@ -187,15 +187,15 @@ class Classification(nn.Module):
 class ClassifierMethod(Method):
     """A method that trains its classifier with one loss, :attr:`classify`.
 
-    A wrapper may put a module of its own there, as it may replace the classifier, and
-    make the method's loss for other classes by :meth:`classification_loss`.
+    A wrapper may replace the classifier and this module, and call
+    :meth:`classification_loss` to get the method's loss for other classes.
     """
 
-    #: ``(features [N, D], labels) -> loss``; labels are a ``MixedLabels`` if the
+    #: ``(features [N, D], labels) -> loss``; labels are :class:`MixedLabels` if the
     #: method's classification stream is mixed.
     classify: Classification
 
-    #: How the views that the classifier is trained on are mixed, if they are.
+    #: How the training views of the classifier are mixed; None for no mixing.
     mixing: Mixing | None = None
 
     def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:
@@ -208,10 +208,10 @@ class ClassifierMethod(Method):
     def classification_loss(self, counts: Counts, progress: float) -> nn.Module:
         """Return the loss of logits for classes with ``counts`` training images.
 
-        It maps ``(logits [N, C], labels)`` to the mean loss. Whatever in it follows
-        from the counts and the progress is in its buffers, which are not persistent:
-        :meth:`begin_epoch` writes those of a new one into those of the one in use.
-        Called after the network was taken over.
+        It maps ``(logits [N, C], labels)`` to the mean loss. All that depends on counts
+        and progress must be in non-persistent buffers: :meth:`begin_epoch` copies those
+        of a new loss into the one in use. Called after the method has taken over the
+        network.
         """
 
     def begin_epoch(self, progress: float) -> bool:

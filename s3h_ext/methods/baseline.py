@@ -1,4 +1,4 @@
-"""The single-network, single-loss baselines of every long-tail table."""
+"""Baselines of the long-tail tables: one network trained with one loss."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ LossName = Literal["cross-entropy", "logit-adjusted", "focal", "ldam"]
 
 
 class WeightedLoss(nn.Module):
-    """A loss of logits that may weight classes: focal, LDAM or cross-entropy.
+    """A loss of logits with optional class weights: focal, LDAM or cross-entropy.
 
     Args:
         criterion: ``(logits, labels, class_weights) -> loss``; ``None`` for
             cross-entropy.
-        class_weights: ``[C]``, if there are any.
+        class_weights: ``[C]``, or None.
     """
 
     class_weights: Tensor | None
@@ -46,40 +46,41 @@ class WeightedLoss(nn.Module):
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, logits: Tensor, labels: Labels) -> Tensor:
-        """Return the mean loss of ``logits [N, C]`` and their labels."""
+        """Return the mean loss of logits ``[N, C]`` and their labels."""
         if self.criterion is not None:
             loss: Tensor = self.criterion(logits, labels, self.class_weights)
             return loss
         if self.class_weights is None:
             return mixed_cross_entropy(logits.float(), labels)
-        assert isinstance(labels, Tensor)  # no mixing with weights, see Baseline
+        assert isinstance(labels, Tensor)  # Baseline does not mix with weights
         return F.cross_entropy(logits.float(), labels, weight=self.class_weights)
 
 
 class Baseline(ClassifierMethod):
-    """One batch, one network, one classification loss.
+    """One network trained with one classification loss.
 
     Covers cross-entropy, balanced softmax / logit adjustment, focal and LDAM, each with
     optional class-balanced weights, from the start or deferred (LDAM-DRW).
 
     Args:
-        loss: ``"cross-entropy"``, ``"logit-adjusted"`` (balanced softmax when ``tau``
-            is 1), ``"focal"`` or ``"ldam"`` (wants the cosine classifier).
-        sampler: how training images are drawn: ``"instance-balanced"``,
+        loss: ``"cross-entropy"``, ``"logit-adjusted"`` (balanced softmax if ``tau`` is
+            1), ``"focal"`` or ``"ldam"`` (needs the cosine classifier).
+        sampler: how to draw training images: ``"instance-balanced"``,
             ``"class-balanced"``, ``"square-root"``, or ``"progressive"``, from the
             first to the second.
         recipe: augmentation of the training images, a name of
             ``s3h_ext.data.views.recipes.RECIPES``.
-        tau: strength of the logit adjustment.
-        gamma: focusing strength of the focal loss.
-        max_margin: LDAM's margin for the rarest class.
-        weight_beta: ``beta`` of the effective-number class weights; 0 means no weights.
-            LDAM-DRW uses 0.9999; as weights from the start that suits ten classes of
-            thousands of images, 0.9 a hundred of 500 and fewer.
-        reweight_from: share of the training after which the weights are used. 0: from
+        tau: strength of the logit adjustment, >= 0; 0 is plain cross-entropy.
+        gamma: focusing strength of the focal loss, >= 0; 0 is cross-entropy.
+        max_margin: margin of the rarest class in LDAM, as a difference of cosines.
+        weight_beta: ``beta`` of the effective-number class weights, in [0, 1); 0
+            disables them. LDAM-DRW uses 0.9999. As weights from the start, that suits
+            ten classes with thousands of images each; 0.9 suits 100 classes with at
+            most 500 each.
+        reweight_from: fraction of the training after which the weights apply. 0: from
             the start; 0.8: deferred re-weighting from epoch 160 of 200.
-        mixing: how other images are mixed into the training images, for cross-entropy
-            and the logit-adjusted loss; not set: not at all.
+        mixing: how to mix other images into the training images; only with
+            cross-entropy and the logit-adjusted loss. Not set: no mixing.
     """
 
     def __init__(

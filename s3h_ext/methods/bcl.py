@@ -11,29 +11,30 @@ class BCL(S3H):
 
     .. math:: L = \lambda L_{CE} + \mu L_{BCL}
 
-    Of each image one view goes to the classifier and ``views`` others through an MLP
-    head into the balanced contrast, whose class centres another MLP projects from the
-    classifier's weights (section 3.3). It is :class:`S3H` without its three parts: no
-    montage, one head, no other model.
+    One view of each image goes to the classifier. ``views`` others go through an MLP
+    head into the balanced contrastive loss, whose class centres are the classifier's
+    weights projected by another MLP (section 3.3). It is :class:`S3H` without its three
+    parts: no montages, one head, no second model.
 
     Args:
-        contrast_recipe: augmentation of the contrastive views, of the same names as
+        contrast_recipe: augmentation of the contrastive views; same choices as
             ``recipe``.
         views: contrastive views of each image.
-        ce_weight: lambda. The paper: 2 on CIFAR, 1 on the large data sets.
-        contrast_weight: mu. The paper: 0.6 on CIFAR, 0.35 on the large data sets.
-        temperature: of the contrast.
-        tau: strength of the logit adjustment.
+        ce_weight: lambda, weight of the cross-entropy. The paper: 2 on CIFAR, else 1.
+        contrast_weight: mu, weight of the contrastive loss. The paper: 0.6 on CIFAR,
+            0.35 on large data sets.
+        temperature: temperature of the contrastive loss, > 0.
+        tau: strength of the logit adjustment, >= 0; 0 is plain cross-entropy.
         projection_hidden: hidden units of the MLP heads.
         projection_dim: dimension of the embeddings.
-        sampler: how training images are drawn: ``"instance-balanced"``,
+        sampler: how to draw training images: ``"instance-balanced"``,
             ``"class-balanced"``, ``"square-root"``, or ``"progressive"``, from the
             first to the second.
         recipe: augmentation of the classification view, a name of
             ``s3h_ext.data.views.recipes.RECIPES``.
-        mixing: how other images are mixed into the classification view; not set: not
-            at all. ConCutMix (Pan et al., IEEE TIP 2024) takes class-balanced CutMix
-            there, the defaults of :class:`~s3h_ext.data.views.mixing.Mixing`.
+        mixing: how to mix other images into the classification view; not set: no
+            mixing. ConCutMix (Pan et al., IEEE TIP 2024) uses class-balanced CutMix
+            here, the defaults of :class:`~s3h_ext.data.views.mixing.Mixing`.
     """
 
     def __init__(

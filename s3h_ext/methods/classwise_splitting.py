@@ -1,6 +1,6 @@
 """Classwise splitting, CWS (Yuan et al., Mathematics 2023, 11(13):2996).
 
-What the paper says and what is our choice: docs/cws.md.
+docs/cws.md separates what the paper specifies from our choices.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from s3h_ext.ops import (
 )
 from s3h_ext.ops.prototypes import Metric
 
-#: Moments of the training at which the sizes of the sub-classes are kept.
+#: Number of moments of the training at which sub-class sizes are recorded.
 MOMENTS = 64
 
 
 def subclass_rows(
     class_counts: Counts, *, images_per_row: int = 10, max_rows: int = 8
 ) -> Tensor:
-    """Return how many sub-classes each class gets.
+    """Return the number of sub-classes of each class.
 
     ``K_c = clamp(n_c // max(n_min, images_per_row), 1, max_rows)``; without the upper
-    limit it is the rule of SBCL (Hou et al., ICCV 2023).
+    limit this is the rule of SBCL (Hou et al., ICCV 2023).
 
     Args:
         class_counts: training images of each class, ``C`` numbers.
-        images_per_row: least number of images that is worth a sub-class.
-        max_rows: upper limit.
+        images_per_row: least number of images per sub-class.
+        max_rows: largest number of sub-classes of a class.
 
     Returns:
         int64 ``[C]``.
@@ -63,15 +63,15 @@ def subclass_rows(
 
 
 class SubclassClassification(Classification):
-    r"""The loss of :class:`ClasswiseSplitting`, and the sub-classes it is taken of.
+    r"""The loss of :class:`ClasswiseSplitting` and the state of its sub-classes.
 
     Args:
-        model: whose classifier is a :class:`~s3h_ext.models.GroupedClassifier`.
-        criterion: of the classes' logits.
-        subclass_criterion: of the sub-classes' logits.
+        model: network whose classifier is a :class:`~s3h_ext.models.GroupedClassifier`.
+        criterion: loss of the class logits.
+        subclass_criterion: loss of the sub-class logits.
         class_counts: training images of each class, ``[C]``.
-        counts: training images of each sub-class to begin with, ``[S]``.
-        weight: lambda.
+        counts: initial number of training images of each sub-class, ``[S]``.
+        weight: lambda, weight of the sub-class loss.
         metric: distance to the prototypes.
     """
 
@@ -79,9 +79,9 @@ class SubclassClassification(Classification):
     sums: Tensor  # [S, D]
     masses: Tensor  # [S]
     class_counts: Tensor  # [C]
-    counts: Tensor  # [S]: training images of each, by the masses
-    counted_at: Tensor  # []: progress of the epoch they were counted in
-    size_history: Tensor  # [MOMENTS, S]; NaN: not there yet
+    counts: Tensor  # [S]: training images of each sub-class, by the masses
+    counted_at: Tensor  # []: progress of the epoch in which they were counted
+    size_history: Tensor  # [MOMENTS, S]; NaN: not recorded yet
 
     def __init__(
         self,
@@ -105,20 +105,20 @@ class SubclassClassification(Classification):
         self.register_buffer("counts", counts.float())
         self.register_buffer("counted_at", torch.tensor(-1.0, dtype=torch.float64))
         self.register_buffer("size_history", torch.full((MOMENTS, total), math.nan))
-        self.terms: dict[str, Tensor] = {}  # of the newest loss
-        self.update: PrototypeUpdate | None = None  # of the newest training step
-        self.memory: PrototypeUpdate | None = None  # to be written over
+        self.terms: dict[str, Tensor] = {}  # of the latest loss
+        self.update: PrototypeUpdate | None = None  # of the latest training step
+        self.memory: PrototypeUpdate | None = None  # buffers to reuse
 
     @property
     def head(self) -> GroupedClassifier:
-        """The classifier, over sub-classes."""
+        """The classifier over sub-classes."""
         head = self._model[0].classifier
         assert isinstance(head, GroupedClassifier)
         return head
 
     def forward(self, features: Tensor, labels: Labels) -> Tensor:
-        """Return ``(1 - lambda) L_group + lambda L_sub`` of ``features [N, D]``."""
-        assert isinstance(labels, Tensor)  # no mixing, see ClasswiseSplitting
+        """Return ``(1 - lambda) L_group + lambda L_sub`` of features ``[N, D]``."""
+        assert isinstance(labels, Tensor)  # ClasswiseSplitting does not mix
         logits = self.head.subclass_logits(features)
         group: Tensor = self.criterion(self.head.group(logits), labels)
         if not self.head.active:
@@ -126,7 +126,7 @@ class SubclassClassification(Classification):
         update = self.assign(features, labels, self.memory)
         if self.training:
             self.update = update
-        # -1 where features are not finite; the loss says so itself.
+        # -1 marks features that are not finite; the loss then is not finite either.
         assigned = update.assignments.clamp(min=0)
         subclass: Tensor = self.subclass_criterion(logits, assigned)
         self.terms = {"group": group.detach(), "subclass": subclass.detach()}
@@ -135,7 +135,7 @@ class SubclassClassification(Classification):
     def assign(
         self, features: Tensor, labels: Tensor, out: PrototypeUpdate | None = None
     ) -> PrototypeUpdate:
-        """Return each row's sub-class, and what the rows add to the prototypes."""
+        """Assign rows to sub-classes and return their update of the prototypes."""
         return accumulate_prototypes(
             features,
             labels,
@@ -147,14 +147,14 @@ class SubclassClassification(Classification):
         )
 
     def count(self, progress: float) -> None:
-        """Estimate the sub-classes' training images, once in an epoch."""
+        """Estimate the training images of each sub-class, once per epoch."""
         if float(self.counted_at) == progress:
             return
         owner = self.head.owner
         total = torch.zeros_like(self.class_counts)
         total.index_add_(0, owner, self.masses)
         counts = self.class_counts[owner] * self.masses / total[owner]
-        # A row that just started is counted as one image.
+        # A row that has just started counts as one image.
         counts = torch.where(total[owner] > 0, counts.clamp(min=1), self.counts)
         self.counts.copy_(counts)
         self.counted_at.fill_(progress)
@@ -162,32 +162,35 @@ class SubclassClassification(Classification):
 
 
 class ClasswiseSplitting(Method):
-    r"""Splits frequent classes into sub-classes, around any classification loss.
+    r"""A wrapper that splits frequent classes into sub-classes, for any loss.
 
-    From ``split_from`` on, the classifier has an output for each sub-class, an image's
-    sub-class is the nearest of its class's prototypes in feature space, and
+    From ``split_from`` on, the classifier has one output per sub-class. An image
+    belongs to the sub-class of its class whose prototype is nearest in feature space.
 
     .. math:: L = (1 - \lambda) L_{group} + \lambda L_{sub}
 
-    where both are the wrapped method's own loss: on the sub-classes' logits mapped back
-    to classes, with the classes' training counts, and on the sub-classes' logits with
-    the sub-classes' counts (so class-balanced weights, margins and priors are those of
-    sub-classes). Prediction is by the mapped logits. With one sub-class everywhere this
-    is the wrapped method, to the bit.
+    Both terms are the wrapped method's own loss: ``L_group`` takes the class logits,
+    mapped back from the sub-class logits, and the class counts; ``L_sub`` takes the
+    sub-class logits and counts, so its class-balanced weights, margins and priors are
+    those of sub-classes. Predictions use the class logits. If no class has more than
+    one sub-class, the result equals the wrapped method bit for bit.
 
     Args:
-        inner: the wrapped method, such as ``Baseline`` or ``Hybrid``.
-        images_per_row: see :func:`subclass_rows`.
-        max_rows: most sub-classes of a class.
-        split_from: share of the training before which classes are whole; 0.2 is
-            epoch 40 of 200.
-        subclass_weight: lambda.
-        mapping: from sub-classes to classes, ``"logsumexp"`` or ``"max"``.
+        inner: the method to wrap, such as ``Baseline`` or ``Hybrid``.
+        images_per_row: least number of training images per sub-class, see
+            :func:`subclass_rows`.
+        max_rows: largest number of sub-classes of a class.
+        split_from: fraction of the training after which classes are split; 0.2 is epoch
+            40 of 200.
+        subclass_weight: lambda, weight of the sub-class loss, in [0, 1].
+        mapping: from sub-class logits to class logits, ``"logsumexp"`` or ``"max"``.
         metric: distance to the prototypes, ``"euclidean"`` or ``"cosine"``.
-        momentum: of the prototypes' moving averages, per step with the class in it.
-        expire_below: a row with less than this share of its fair part of the class's
-            images starts anew as one half of another.
-        noise: of the copies when classes are split, relative to the weights' length.
+        momentum: momentum of the prototypes' moving averages, in [0, 1), per step in
+            which their class occurs.
+        expire_below: a sub-class with less than this fraction of an equal share of its
+            class's images restarts as one half of another.
+        noise: noise added to the copied weights when classes are split, relative to the
+            norm of the weights.
     """
 
     def __init__(
@@ -234,7 +237,7 @@ class ClasswiseSplitting(Method):
 
     @property
     def subclasses(self) -> SubclassClassification | None:
-        """The loss over sub-classes, if any class has more than one."""
+        """The loss over sub-classes, or None if no class has more than one."""
         loss = self.inner.classify
         return loss if isinstance(loss, SubclassClassification) else None
 
@@ -243,7 +246,7 @@ class ClasswiseSplitting(Method):
 
     def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:
         self.inner.build(model, dataset)
-        model = self.inner.model  # a method may bring its own
+        model = self.inner.model  # the inner method may bring its own
         super().build(model, dataset)
         counts = torch.as_tensor(dataset.class_counts)
         rows = subclass_rows(
@@ -290,7 +293,7 @@ class ClasswiseSplitting(Method):
         if subclasses is None or subclasses.update is None:
             return
         update = subclasses.update
-        # Of joint rows every process already has the whole.
+        # Every process already has the update of joint rows.
         if not self.gather and dist.is_available() and dist.is_initialized():
             update = all_reduce_update(update)
         apply_prototypes_(
@@ -313,13 +316,13 @@ class ClasswiseSplitting(Method):
         """Return arrays for the report on sub-classes; none before classes are split.
 
         Args:
-            train: the training images in their order, not augmented.
+            train: the training images in order, without augmentation.
         """
         subclasses = self.subclasses
         if subclasses is None or not subclasses.head.active:
             return {}
-        # Of all images their sub-classes, of the few that are shown their features:
-        # half a million images' would fill a GPU.
+        # Keep the sub-classes of all images but only the features that are shown: those
+        # of half a million images would fill a GPU.
         offsets = subclasses.head.offsets
         classes = shown_classes(offsets.cpu()).to(offsets.device)
         assignments, features, positions, seen = [], [], [], 0
@@ -330,7 +333,7 @@ class ClasswiseSplitting(Method):
             features.append(rows[shown].cpu())
             positions.append(seen + shown.cpu())
             seen += len(batch.labels)
-        # Its pictures are of float32 features; NumPy has no bfloat16 either.
+        # The figures need float32 features; NumPy has no bfloat16 either.
         with torch.autocast("cpu", enabled=False):
             return analyse_subclasses(
                 torch.cat(features),

@@ -30,42 +30,44 @@ class CrossEntropy(nn.Module):
 
 
 class Hybrid(ClassifierMethod):
-    r"""A contrastive branch and a classifier branch on one backbone.
+    r"""A contrastive and a classification branch on one backbone.
 
     .. math:: L = \alpha L_{contrast} + (1 - \alpha) L_{CE},
               \quad \alpha = 1 - (T / T_{max})^2
 
     The contrastive branch sees an instance-balanced batch through an MLP head, the
-    classifier branch a class-balanced one through the classifier; training moves from
-    the first to the second, and only the classifier is used at test time. ``T`` is the
-    epoch.
+    classifier branch a class-balanced one. Training moves from the first to the second,
+    and inference uses only the classifier. ``T`` is the epoch.
 
-    The paper leaves open how the prototypes are made, how wide the projection is,
+    The paper does not specify how the prototypes are made, how wide the projection is,
     whether an image has one view or two, and whether the losses are summed or averaged
-    over the batch. Here: prototypes are a learned parameter, normalised in the forward;
-    losses are averaged; the rest are options.
+    over the batch. Here, prototypes are learned parameters, normalised in the forward,
+    and losses are averaged; the rest are options.
 
     Args:
-        contrast: ``"supcon"`` for Hybrid-SC, ``"prototypical"`` for Hybrid-PSC (each
-            sample against its class's prototype, its own class out of the denominator).
-        temperature: of the contrastive loss. The paper: 0.1, and 1 for Hybrid-PSC on
-            CIFAR-10-LT.
+        contrast: ``"supcon"`` for Hybrid-SC, ``"prototypical"`` for Hybrid-PSC
+            (contrasts each image with class prototypes; its own class is not in the
+            denominator).
+        temperature: temperature of the contrastive loss, > 0. The paper: 0.1, and 1 for
+            Hybrid-PSC on CIFAR-10-LT.
         views: views of each image in the contrastive batch.
         projection_hidden: hidden units of the MLP head.
-        projection_dim: dimension of the embedding and of the prototypes.
-        prototypes_per_class: prototypes of one class, with ``"prototypical"``.
-        decay: course of alpha, ``"parabolic"`` or ``"linear"``.
+        projection_dim: dimension of the embeddings and the prototypes.
+        prototypes_per_class: number of prototypes per class; only for
+            ``"prototypical"``.
+        decay: schedule of the contrastive weight alpha, ``"parabolic"`` or
+            ``"linear"``.
         recipe: augmentation of both branches, a name of
             ``s3h_ext.data.views.recipes.RECIPES``.
-        classifier_recipe: that of the classifier branch, where it is to be another;
-            both have to give views of one size.
-        contrast_sampler: how the contrastive batch is drawn: ``"instance-balanced"``,
+        classifier_recipe: augmentation of the classifier branch if it differs; views of
+            both branches must have the same size.
+        contrast_sampler: how to draw the contrastive batch: ``"instance-balanced"``,
             ``"class-balanced"``, ``"square-root"``, or ``"progressive"``, from the
             first to the second.
-        classifier_sampler: how the classifier's batch is drawn, likewise.
+        classifier_sampler: how to draw the classifier's batch; same choices.
     """
 
-    term_weights: Tensor  # [2]: of the contrast and of the cross-entropy, in this epoch
+    term_weights: Tensor  # [2]: weights of contrast and cross-entropy in this epoch
 
     def __init__(
         self,
@@ -141,7 +143,7 @@ class Hybrid(ClassifierMethod):
         self.register_buffer("term_weights", torch.tensor([1.0, 0.0]), persistent=False)
 
     def _check_sizes(self, image_shape: tuple[int, int, int]) -> None:
-        """Refuse branches whose views cannot go through the network together."""
+        """Reject branches whose views cannot go through the network in one batch."""
         height, width, _ = image_shape
         contrast, classifier = (
             get_recipe(recipe, name).view_size(height, width)
@@ -168,7 +170,7 @@ class Hybrid(ClassifierMethod):
         return 1.0 - (progress if self.decay == "linear" else progress**2)
 
     def classification_loss(self, counts: Counts, progress: float) -> CrossEntropy:
-        return CrossEntropy()  # whatever the counts
+        return CrossEntropy()  # the same for any counts
 
     def loss(self, batch: Mapping[str, Batch]) -> dict[str, Tensor]:
         contrast, classifier = batch["contrast"], batch["classifier"]

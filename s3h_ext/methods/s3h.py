@@ -1,6 +1,6 @@
 """S3H: spatial-constraint sampling, scalable network, hybrid task (Zhao et al., 2025).
 
-What the paper says and what is our choice: docs/s3h.md.
+docs/s3h.md separates what the paper specifies from our choices.
 """
 
 from __future__ import annotations
@@ -37,58 +37,57 @@ MomentumSchedule = Literal["constant", "cosine"]
 
 
 class S3H(ClassifierMethod):
-    r"""Classification of whole views and balanced contrast of what montages show.
+    r"""Classification of whole views with balanced contrast of montage quadrants.
 
     .. math:: L = w_{ce} L_{CE} + w_{con} \frac{1}{|G|} \sum_{(h, g) \in G}
               L_{bal}(f_h; f_h \cup c_g)
               + w_{cross} \frac{1}{H} \sum_h L_{bal}(f_h; k_h \cup c_h)
 
-    A step shows each image once whole, for the logit-adjusted cross-entropy, and in
-    ``4 * views`` crops of constrained place, spread over the montages of the batch. One
-    pass of the encoder sees both. The map of a montage is pooled to its quadrants, H
-    cascaded heads make of a quadrant's features the embeddings ``f_1 .. f_H``, and twin
-    heads make of the classifier's weights the class centres ``c_1 .. c_H``. ``k_h`` are
-    the embeddings that a momentum copy of encoder and heads gives for the same
-    quadrants; a row does not see its own there. The balanced contrast is that of BCL
-    (Zhu et al., CVPR 2022, equation 10). At test time only encoder and classifier are
-    used.
+    Each step shows every image once as a whole, for the logit-adjusted cross-entropy,
+    and in ``4 * views`` spatially constrained crops, spread over the montages of the
+    batch. The encoder processes both in one pass, and a montage's map is pooled to its
+    quadrants. H cascaded heads project each quadrant to embeddings ``f_1 .. f_H``; twin
+    heads project the classifier's weights to class centres ``c_1 .. c_H``. ``k_h`` are
+    the embeddings of the same quadrants by a momentum copy of encoder and heads; a row
+    does not see its own copy. The balanced contrast is that of BCL (Zhu et al., CVPR
+    2022, equation 10). Inference uses only encoder and classifier.
 
-    Each part can be left out: the sampling by ``contrast_recipe="supcon"``, which
-    contrasts whole views; the cascade by ``heads=1``; contrast across models by
+    Each part can be switched off: spatial sampling by ``contrast_recipe="supcon"``,
+    which contrasts whole views; the cascade by ``heads=1``; contrast across models by
     ``partner="none"``. Without all three this is BCL.
 
     Args:
-        contrast_recipe: augmentation of the contrastive views, of the same names as
-            ``recipe``; a montage is pooled to its quadrants, any other view as a whole.
-        views: M, montages (or whole views) for each image of a batch.
-        heads: H.
-        partner: what the embeddings are contrasted with beside themselves and their own
-            head's centres. ``"second-head"``: the centres of all heads, G is all pairs,
-            which needs two heads; ``"momentum"``: these and the momentum copy, whose
-            term exists with one head too; ``"none"``: G is the pairs of a head with
-            itself.
-        ce_weight: of the cross-entropy.
-        contrast_weight: of the contrast inside the model.
-        cross_weight: of the contrast with the momentum copy.
-        temperature: of the contrast.
-        tau: strength of the logit adjustment.
-        projection_hidden: hidden units of each head.
+        contrast_recipe: augmentation of the contrastive views; same choices as
+            ``recipe``. Montages are pooled to their quadrants, other views as a whole.
+        views: montages (or whole views) per image of the batch, M.
+        heads: number of cascaded projection heads, H.
+        partner: what the embeddings are contrasted with besides each other and the
+            class centres of their own head. ``"second-head"``: the centres of all heads
+            (G is all pairs); needs two heads. ``"momentum"``: these and the momentum
+            copy, even with one head. ``"none"``: nothing else (G pairs each head with
+            itself).
+        ce_weight: weight of the cross-entropy.
+        contrast_weight: weight of the contrastive loss within the model.
+        cross_weight: weight of the contrastive loss against the momentum copy.
+        temperature: temperature of the contrastive losses, > 0.
+        tau: strength of the logit adjustment, >= 0; 0 is plain cross-entropy.
+        projection_hidden: hidden units of each projection head.
         projection_dim: dimension of the embeddings.
-        momentum: of the copy, per step.
+        momentum: momentum of the copy per step, in [0, 1); higher is slower.
         momentum_schedule: ``"constant"``, or ``"cosine"`` from ``momentum`` to 1.
-        separate_norm: normalise montages by statistics of their own and keep them out
-            of the running statistics, at the price of a second pass of the encoder.
-        sampler: how training images are drawn: ``"instance-balanced"``,
+        separate_norm: normalise montages by their own batch statistics and keep them
+            out of the running statistics; costs a second pass of the encoder.
+        sampler: how to draw training images: ``"instance-balanced"``,
             ``"class-balanced"``, ``"square-root"``, or ``"progressive"``, from the
             first to the second.
         recipe: augmentation of the classification view, a name of
             ``s3h_ext.data.views.recipes.RECIPES``.
-        mixing: how other images are mixed into the classification view; not set: not
-            at all. ConCutMix (Pan et al., IEEE TIP 2024) takes class-balanced CutMix
-            there, the defaults of :class:`~s3h_ext.data.views.mixing.Mixing`.
+        mixing: how to mix other images into the classification view; not set: no
+            mixing. ConCutMix (Pan et al., IEEE TIP 2024) uses class-balanced CutMix
+            here, the defaults of :class:`~s3h_ext.data.views.mixing.Mixing`.
     """
 
-    copied_share: Tensor  # []: 1 - momentum, in this epoch
+    copied_share: Tensor  # []: 1 - momentum in this epoch
 
     def __init__(
         self,
@@ -181,7 +180,7 @@ class S3H(ClassifierMethod):
         views = contrast.images.flatten(0, 1)
         features, maps = self._encode(whole.images.flatten(0, 1), views)
         regions, labels = region_features(maps, contrast)
-        # In float32 with the linear classifier too; the cosine one sees to it itself.
+        # The linear classifier needs float32 here; the cosine one converts by itself.
         with torch.autocast(features.device.type, enabled=False):
             cross_entropy = self.classify(
                 *self.joint(features.float(), seen_labels(whole))
@@ -205,20 +204,20 @@ class S3H(ClassifierMethod):
 
     def after_step(self) -> None:
         if self.partner == "momentum":
-            # A number, where it stays one, is one launch on a GPU for all weights.
+            # A Python number needs one launch on a GPU for all weights.
             cosine = self.momentum_schedule == "cosine"
             share = self.copied_share if cosine else 1 - self.momentum
             update_momentum_copy_(self.copied_backbone, self.model.backbone, share)
             update_momentum_copy_(self.copied_projection, self.projection, share)
 
     def _check_maps(self, image_shape: tuple[int, int, int]) -> None:
-        """Refuse montages whose maps are too small for four quadrants."""
+        """Reject montages whose feature maps are too small for four quadrants."""
         recipe = get_recipe(self.contrast_recipe, "contrast_recipe")
         if not recipe.montage:
             return
         *sides, channels = image_shape
         height, width = recipe.view_size(*sides)
-        # On the meta device, which knows shapes and computes nothing.
+        # The meta device computes shapes only.
         backbone = copy.deepcopy(self.model.backbone).to("meta")
         views = torch.empty(2, channels, height, width, device="meta")
         rows, columns = backbone.feature_map(views).shape[2:]
@@ -234,7 +233,8 @@ class S3H(ClassifierMethod):
 
         Args:
             images: ``[B, C, H, W]``.
-            views: ``[V B, C, H', W']``; one pass sees both where their sizes are equal.
+            views: ``[V B, C, H', W']``; encoded in the same pass if the sizes are
+                equal.
         """
         backbone = self.model.backbone
         if self.separate_norm or images.shape[1:] != views.shape[1:]:
@@ -251,7 +251,7 @@ class S3H(ClassifierMethod):
     def _within(
         self, embeddings: list[Tensor], labels: Tensor, centres: list[Tensor]
     ) -> Tensor:
-        """Return the mean contrast of each head's rows with themselves and centres."""
+        """Return the mean contrastive loss of the heads' rows among themselves."""
         every = torch.stack(centres)  # [H, C, D]
         losses = [
             self.within(rows, labels, own if self.partner == "none" else every)
@@ -266,7 +266,7 @@ class S3H(ClassifierMethod):
         keys: list[Tensor],
         centres: list[Tensor],
     ) -> Tensor:
-        """Return the mean contrast of each head's rows with those of the copy."""
+        """Return the mean contrastive loss of the heads' rows against the copy's."""
         own = torch.arange(len(labels), device=labels.device)
         losses = [
             self.across(rows, labels, others, labels, centres=central, self_index=own)
@@ -276,15 +276,15 @@ class S3H(ClassifierMethod):
 
 
 def region_features(maps: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return a feature and a label for each quadrant of montages, or each whole view.
+    """Pool feature maps to one feature per quadrant of montages, or per whole view.
 
     Args:
-        maps: ``[V B, D, h, w]``, un-pooled, of the batch's images.
+        maps: feature maps ``[V B, D, h, w]`` of the batch's images.
         batch: V montages or views of B images.
 
     Returns:
-        ``[4 V B, D]`` and ``[4 V B]`` of montages, ``[V B, D]`` and ``[V B]`` of other
-        views.
+        Features ``[4 V B, D]`` and labels ``[4 V B]`` of montages; ``[V B, D]`` and
+        ``[V B]`` of other views.
     """
     if batch.quadrants is None:
         return pool_whole(maps), batch.labels.repeat(len(batch.images))

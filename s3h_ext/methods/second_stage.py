@@ -24,10 +24,7 @@ Stage = TypeVar("Stage", bound="SecondStage")
 
 
 class SecondStage(Method):
-    """A stage on the frozen backbone of a first run.
-
-    They start from the network of a finished run, ``--init_from RUN``.
-    """
+    """A second stage on the frozen backbone of a finished run (``--init_from RUN``)."""
 
     needs_first_stage = True
 
@@ -37,7 +34,7 @@ class SecondStage(Method):
 
     def train(self: Stage, mode: bool = True) -> Stage:
         super().train(mode)
-        # Frozen means batch norm's running statistics too.
+        # Freeze batch norm's running statistics too.
         self.model.backbone.eval()
         return self
 
@@ -55,7 +52,7 @@ class ClassifierRetraining(SecondStage):
     """cRT: a new classifier on the frozen backbone, trained class-balanced (sec. 4.1).
 
     Args:
-        sampler: how training images are drawn: ``"instance-balanced"``,
+        sampler: how to draw training images: ``"instance-balanced"``,
             ``"class-balanced"``, ``"square-root"``, or ``"progressive"``, from the
             first to the second.
         recipe: augmentation of the training images, a name of
@@ -77,21 +74,22 @@ class ClassifierRetraining(SecondStage):
 
     def build(self, model: ImageClassifier, dataset: LongTailDataset) -> None:
         super().build(model, dataset)
-        assert not isinstance(model.classifier, GroupedClassifier)  # that is CWS's
+        assert not isinstance(model.classifier, GroupedClassifier)  # only CWS has it
         model.classifier.reset_parameters()
 
 
 class TauNormalization(SecondStage):
-    r"""Rescale the classifier's weights, without training (section 4.2, equation 4).
+    r"""A rescaling of the classifier's weights, without training (section 4.2, eq. 4).
 
     .. math:: \tilde w_c = w_c / \lVert w_c \rVert^\tau
 
     The bias is dropped, as in the paper. Nothing is trained: the run only evaluates.
-    Choose ``tau`` with ``--data.val_fraction``, never on the test split, as
-    ``python -m s3h_ext.evaluate RUN --classifier tau-norm`` does.
+    Choose ``tau`` with ``--data.val_fraction``, never on the test split, as ``python -m
+    s3h_ext.evaluate RUN --classifier tau-norm`` does.
 
     Args:
-        tau: in [0, 2]; 0 leaves the weights alone, 1 makes them unit vectors.
+        tau: exponent of the row norm, in [0, 2]; 0 leaves the weights unchanged, 1
+            makes them unit vectors.
     """
 
     def __init__(self, tau: float = 0.7) -> None:

@@ -11,19 +11,19 @@ from torch import Tensor
 
 from s3h_ext.ops.prototypes import Metric
 
-#: Classes with a map and examples: those with the most sub-classes.
+#: Number of classes shown with a map and examples: those with the most sub-classes.
 SHOWN_CLASSES = 4
 EXAMPLES = 10
 POINTS = 1000
 
 
 def shown_classes(offsets: Tensor) -> Tensor:
-    """Return the classes with a map and examples, int64, the most divided first.
+    """Return the classes to show, int64, those with the most sub-classes first.
 
     Args:
-        offsets: int64 ``[C + 1]``.
+        offsets: int64 ``[C + 1]``, first prototype of each class, then S.
     """
-    # Stable, so that of classes with equally many rows the first ones are shown.
+    # Stable: of classes with equally many sub-classes, the first ones are shown.
     order = offsets.diff().argsort(descending=True, stable=True)[:SHOWN_CLASSES]
     return order[offsets.diff()[order] > 1]
 
@@ -38,26 +38,26 @@ def analyse_subclasses(
     *,
     metric: Metric,
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the arrays behind the pictures.
+    """Compute the arrays behind the report's figures of sub-classes.
 
     Args:
-        features: ``[M, D]`` of the training images of the classes that are shown.
-        positions: int64 ``[M]``, which of the N training images these are.
-        assignments: int64 ``[N]``, sub-classes of all training images; -1: none.
+        features: ``[M, D]`` of the training images of the classes shown.
+        positions: int64 ``[M]``, index of each of these among the N training images.
+        assignments: int64 ``[N]``, sub-class of each training image; -1: none.
         prototypes: ``[S, D]``.
-        offsets: int64 ``[C + 1]``.
+        offsets: int64 ``[C + 1]``, first prototype of each class, then S.
         size_history: ``[M, S]``, images of each sub-class at M moments of the training,
-            NaN where there is no record.
-        metric: of the prototypes.
+            NaN if not recorded.
+        metric: distance to the prototypes.
 
     Returns:
-        ``offsets``; ``moments`` (share of the training) and ``sizes`` ``[m, S]``, the
-        last of them counted at the end; ``classes`` shown; ``examples`` ``[R, 10]``:
-        positions of images of each of their R sub-classes, from the nearest to the
-        farthest of its members, -1 for none; ``points`` ``[P, 2]``, ``point_rows``
-        ``[P]``, ``centres`` ``[R, 2]``: the first two principal components of each
-        shown class for itself, and ``explained`` ``[classes, 2]``, their part of the
-        variance.
+        ``offsets``; ``moments`` (fraction of the training) and ``sizes`` ``[m, S]``,
+        the last of them counted at the end; ``classes`` shown; ``examples``
+        ``[R, 10]``: positions of images of each of the R sub-classes shown, from
+        nearest to farthest, padded with -1; ``points`` ``[P, 2]``, ``point_rows``
+        ``[P]``, ``centres`` ``[R, 2]``: first two principal components, computed for
+        each class separately, and ``explained`` ``[classes, 2]``, their fractions of
+        the variance.
     """
     if metric == "cosine":
         features = F.normalize(features, dim=1)
@@ -79,7 +79,7 @@ def analyse_subclasses(
             features[members] - mean, full_matrices=False
         )
         axes = F.pad(axes[:2], (0, 0, 0, max(0, 2 - len(axes))))
-        # Of either sign; the same map on every machine.
+        # Fix the sign, which is arbitrary: the same map on every machine.
         axes = axes * torch.where(axes.sum(dim=1, keepdim=True) < 0, -1, 1)
         shown = members[:: max(1, -(-len(members) // POINTS))]
         points.append((features[shown] - mean) @ axes.T)
@@ -104,7 +104,7 @@ def analyse_subclasses(
 def _spread(
     features: Tensor, assignments: Tensor, row: int, prototype: Tensor
 ) -> Tensor:
-    """Return members of a row, evenly by the rank of their distance, -1 for none."""
+    """Return members of a sub-class, evenly spaced by rank of distance, -1 for none."""
     members = (assignments == row).nonzero()[:, 0]
     distances = (features[members] - prototype).square().sum(dim=1)
     members = members[distances.argsort(stable=True)]

@@ -1,4 +1,4 @@
-"""Networks: a backbone that gives features, and the classifiers on top of it."""
+"""Networks: a backbone that computes features, and the classifiers on top of it."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class ImageClassifier(nn.Module):
 
 
 def build_backbone(name: BackboneName, in_channels: int = 3) -> Backbone:
-    """Return a backbone by its name, freshly initialised.
+    """Build a backbone by name, freshly initialised.
 
     Raises:
         ValueError: there is no backbone of that name.
@@ -110,7 +110,7 @@ def build_backbone(name: BackboneName, in_channels: int = 3) -> Backbone:
 def build_classifier(
     name: ClassifierName, feature_dim: int, num_classes: int, scale: float = 30.0
 ) -> LinearClassifier | CosineClassifier:
-    """Return a classifier ``[B, feature_dim] -> [B, num_classes]`` by its name."""
+    """Build a classifier ``[B, feature_dim] -> [B, num_classes]`` by name."""
     if name == "linear":
         return LinearClassifier(feature_dim, num_classes)
     if name == "cosine":
@@ -135,11 +135,11 @@ def build_model(
             ``"resnext50-32x4d"`` for photographs.
         num_classes: number of classes of the data set.
         classifier: ``"linear"`` or ``"cosine"``.
-        scale: logit scale of the cosine classifier; unused by the linear one.
+        scale: logit scale of the cosine classifier; the linear one ignores it.
         in_channels: channels of the images.
 
     Raises:
-        ValueError: a name that does not exist.
+        ValueError: a name does not exist.
 
     Example:
         >>> model = build_model("resnet32", 10)

@@ -1,4 +1,4 @@
-"""An exponential moving average of a network, which is evaluated in its place."""
+"""An exponential moving average of a network's weights, evaluated in their place."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ __all__ = ["WeightAverage", "averaged_state"]
 
 
 class WeightAverage:
-    r"""The average of a network's weights and batch-norm statistics over the steps.
+    r"""Moving average of a network's weights and batch-norm statistics over the steps.
 
     .. math:: \bar\theta_t = \frac{1 - d}{1 - d^t} \sum_{k=1}^t d^{t-k} \theta_k
 
-    Dividing by ``1 - d^t`` leaves the initial weights out, as Adam does it (Kingma and
-    Ba, ICLR 2015, section 3). Numbers that are no floats, such as batch norm's count of
-    batches, are those of the newest step.
+    Dividing by ``1 - d^t`` removes the initial weights, as in Adam (Kingma and Ba, ICLR
+    2015, section 3). Integers, such as batch norm's count of batches, are taken from
+    the latest step.
 
-    PyTorch's ``AveragedModel`` asks the device before every update whether it is the
-    first one, and cannot be part of a recorded step; here nothing waits, and the update
-    itself is PyTorch's.
+    PyTorch's ``AveragedModel`` synchronises with the device before every update, so it
+    cannot be part of a recorded step. This class does not; the update itself is
+    PyTorch's.
 
     Args:
-        model: the network, on its device; its tensors stay where they are.
-        decay: d, in (0, 1).
+        model: the network, already on its device; its tensors stay where they are.
+        decay: d, in (0, 1); closer to 1 averages over more steps.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -47,19 +47,19 @@ class WeightAverage:
         self._update: Any = get_ema_multi_avg_fn(decay)
 
     def update(self) -> None:
-        """Take a step's weights into the average."""
+        """Add the weights of the current step to the average."""
         sums = [*self._sums.values(), self._share]
         self._update(sums, [*self._values.values(), self._one], None)
 
     @property
     def statistics(self) -> list[Tensor]:
-        """The averaged batch-norm statistics, which each process keeps for itself."""
+        """The averaged batch-norm statistics, which differ between processes."""
         return [self._sums[name] for name in self._statistics]
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Give the network the averages; its own numbers come back afterwards."""
-        if not float(self._share):  # no step was done
+        """Load the averages into the network; its own weights are restored on exit."""
+        if not float(self._share):  # no step yet
             yield
             return
         with torch.no_grad():
@@ -73,14 +73,14 @@ class WeightAverage:
                     value.copy_(kept[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps: sums, and what they are to be divided by."""
+        """Return the state for a checkpoint: the sums and their divisor."""
         return {"share": self._share, "sums": self._sums}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned.
+        """Restore the state returned by :meth:`state_dict`.
 
         Raises:
-            RuntimeError: it is of another network.
+            RuntimeError: the state is that of another network.
         """
         share, sums = _parts(state)
         different = sums.keys() ^ self._sums.keys()
@@ -97,17 +97,17 @@ class WeightAverage:
 
 
 def averaged_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the method's state in a checkpoint, with the averages if it has any.
+    """Return the method's state from a checkpoint, averaged weights if it has any.
 
     Raises:
-        RuntimeError: the averages are not what :class:`WeightAverage` makes.
+        RuntimeError: the averages do not come from :class:`WeightAverage`.
     """
     state = dict(checkpoint["method"])
     if checkpoint.get("average") is not None:
         share, sums = _parts(checkpoint["average"])
         missing = set(sums)
         for key in state if float(share) else ():
-            # A wrapped method has the same network once more, inner.model.
+            # A wrapped method holds the same network again, as inner.model.
             name = f".{key}".partition(".model.")[2]
             if name in sums:
                 state[key] = sums[name] / share

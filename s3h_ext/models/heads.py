@@ -1,4 +1,4 @@
-"""Classifiers and projection heads that sit on pooled features."""
+"""Classifiers and projection heads on pooled features."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _linear_logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return logits that are never of 16 bits, under autocast neither.
+    """Return logits in at least 32 bits, even under autocast.
 
-    There an image may have its highest logit twice, and the first class wins, which in
-    a long tail is the more frequent one.
+    With 16 bits, two classes can tie for the highest logit. The first one then wins,
+    which in long-tailed data is the more frequent one.
     """
     device = features.device.type
-    # Without autocast there is no context either, which an export would keep.
+    # Enter no context without autocast: an export would keep it.
     if torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):
             return _linear_logits(features, weight, bias)
@@ -30,15 +30,15 @@ def _linear_logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
 
 
 def _cosine_logits(features: Tensor, weight: Tensor, scale: float) -> Tensor:
-    """Return ``scale * cos``; at a scale of 30 sixteen bits are too coarse to train."""
+    """Return ``scale * cos``; at a scale of 30, 16 bits are too coarse to train."""
     features, weight = (F.normalize(_wide(x), dim=1) for x in (features, weight))
     return scale * _linear_logits(features, weight, None)
 
 
 class LinearClassifier(nn.Linear):
-    """A linear layer with the Kaiming-normal weight of the CIFAR-LT codebases.
+    """A linear layer with the Kaiming-normal initialisation of the CIFAR-LT codebases.
 
-    In evaluation its logits are float32 under autocast too.
+    In evaluation its logits are float32, even under autocast.
     """
 
     def forward(self, features: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class LinearClassifier(nn.Linear):
         return _linear_logits(features, self.weight, self.bias)
 
     def reset_parameters(self) -> None:
-        """Draw weight and bias anew."""
+        """Initialise weight and bias."""
         nn.init.kaiming_normal_(self.weight)
         if self.bias is not None:
             bound = 1.0 / math.sqrt(self.in_features)
@@ -56,12 +56,12 @@ class LinearClassifier(nn.Linear):
 
 
 class CosineClassifier(nn.Module):
-    """``logits = scale * cos(features, weight)``: unit features on unit weights.
+    """``logits = scale * cos(features, weight)``, a cosine classifier.
 
     Args:
         in_features: feature dimension ``D``.
         out_features: number of classes ``C``.
-        scale: multiplier of the cosine; LDAM-DRW trains with 30.
+        scale: factor of the cosine; LDAM-DRW trains with 30.
 
     Example:
         >>> import torch
@@ -84,12 +84,12 @@ class CosineClassifier(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew: uniform, then of unit length."""
+        """Initialise the weights: uniform, then normalised."""
         with torch.no_grad():
             self.weight.copy_(F.normalize(self.weight.uniform_(-1, 1), dim=1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return logits ``[B, C]`` of ``features [B, D]``, float32 of 16-bit ones."""
+        """Return logits ``[B, C]`` of features ``[B, D]``, float32 for 16-bit input."""
         return _cosine_logits(features, self.weight, self.scale)
 
 
@@ -99,14 +99,15 @@ MappingName = Literal["logsumexp", "max"]
 class GroupedClassifier(nn.Module):
     """A classifier over sub-classes, mapped back to classes (CWS's group mapping).
 
-    Class c owns the outputs ``offsets[c] .. offsets[c + 1] - 1``. Its logit is the
-    log-sum-exp over them, which makes the class's probability the sum of theirs, or
-    their maximum. Before :meth:`split_` only the first output of each class is used.
+    Class c owns the outputs ``offsets[c] .. offsets[c + 1] - 1``. Its logit is their
+    log-sum-exp, which makes the class's probability the sum of theirs, or their
+    maximum. Before :meth:`split_` only the first output of each class is used.
 
     Args:
-        classifier: over the C classes; its weights become the first ones.
+        classifier: a classifier over the C classes; its weights initialise the first
+            outputs.
         offsets: int64 ``[C + 1]``, rising from 0 to S.
-        mapping: ``"logsumexp"`` or ``"max"``.
+        mapping: from sub-class to class logits, ``"logsumexp"`` or ``"max"``.
 
     Example:
         >>> import torch
@@ -157,7 +158,7 @@ class GroupedClassifier(nn.Module):
         self._known: bool | None = False
         hook: Any = self.register_load_state_dict_post_hook  # no annotations
         hook(_forget)
-        # No weight is drawn: the other methods' random numbers stay what they were.
+        # Draw no weights: the random numbers of other methods must stay the same.
         weight = classifier.weight.detach()[owner]
         self.weight = nn.Parameter(weight.clone())  # [S, D]
         self.scale = classifier.scale if isinstance(classifier, CosineClassifier) else 0
@@ -169,19 +170,18 @@ class GroupedClassifier(nn.Module):
 
     @property
     def active(self) -> bool:
-        """Whether the classes were split; kept on the host, so that asking is free."""
+        """Whether the classes have been split; cached on the host, free to read."""
         if self._known is None:
             self._known = bool(self.is_split)
         return self._known
 
     @torch.no_grad()
     def split_(self, noise: float) -> None:
-        """Begin to use all outputs: those of a class become copies of its first one.
+        """Start using all outputs: each becomes a copy of the first one of its class.
 
-        Copies get normal noise of ``noise`` times the length of the weight row, so that
-        they can part. With log-sum-exp the bias is lowered by the logarithm of their
-        number, which leaves the class's logit where it was; a classifier without bias
-        gains that logarithm.
+        Normal noise of ``noise`` times the norm of the weight row lets the copies
+        diverge. With log-sum-exp, the bias is lowered by the logarithm of the number of
+        copies, which keeps the class's logit; without a bias, the logit rises by it.
         """
         first, rows = self.offsets[:-1], self.offsets.diff()[self.owner]
         copies = self.weight[first][self.owner]
@@ -202,7 +202,7 @@ class GroupedClassifier(nn.Module):
         return _cosine_logits(features, self.weight, self.scale)
 
     def group(self, logits: Tensor) -> Tensor:
-        """Return class logits ``[B, C]`` of sub-class logits ``[B, S]``, in float32."""
+        """Return float32 class logits ``[B, C]`` of sub-class logits ``[B, S]``."""
         logits = logits.float()
         if not self.active:
             return logits.index_select(1, self.offsets[:-1])
@@ -225,7 +225,7 @@ def _forget(module: nn.Module, incompatible: object) -> None:
 class MLPHead(nn.Sequential):
     """Projection head with one hidden layer: ``D -> hidden -> out``, ReLU between.
 
-    Hybrid (Wang et al., CVPR 2021) uses one; the output is not normalised here.
+    Used by Hybrid (Wang et al., CVPR 2021); the output is not normalised here.
 
     Example:
         >>> import torch

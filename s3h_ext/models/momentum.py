@@ -1,4 +1,4 @@
-"""Copies of a module that follow it slowly, and batch norm beside the usual."""
+"""Momentum copies of a module, and forward passes without running statistics."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Module = TypeVar("Module", bound=nn.Module)
 def momentum_copy(module: Module) -> Module:
     """Return a frozen deep copy, to be moved by :func:`update_momentum_copy_`.
 
-    Its batch norms have no running statistics: they normalise by those of the batch at
-    hand, in evaluation mode too. An average of the module's running statistics would
-    be that of other weights than the copy's.
+    Its batch norms have no running statistics: they normalise by the current batch, in
+    evaluation mode too. The module's running statistics would not match the copy's
+    weights.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
@@ -41,9 +41,9 @@ def update_momentum_copy_(
     """Move a copy towards its module: ``copy = (1 - s) * copy + s * module``.
 
     Args:
-        copied: from :func:`momentum_copy`.
-        module: what it was copied from.
-        share: s in [0, 1], which is 1 - momentum: a number, or a tensor of one that a
+        copied: copy made by :func:`momentum_copy`.
+        module: the module that it was copied from.
+        share: s = 1 - momentum, in [0, 1]: a number, or a one-element tensor that a
             recorded step reads.
     """
     copies: list[Tensor] = list(copied.parameters())
@@ -56,7 +56,7 @@ def update_momentum_copy_(
 
 @contextmanager
 def apart_from_running_statistics(module: nn.Module) -> Iterator[None]:
-    """Within it, training mode leaves ``module``'s running statistics as they are."""
+    """Keep ``module``'s running statistics unchanged in training mode, as a context."""
     norms = [
         part
         for part in module.modules()

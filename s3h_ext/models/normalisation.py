@@ -1,4 +1,4 @@
-"""Batch norm and what the networks do with its result."""
+"""Batch norm with the residual and ReLU that follow it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _functions: Any = torch._C  # no annotations
 
 
 def norm_relu(norm: Any, x: Tensor, residual: Tensor | None = None) -> Tensor:
-    """Return ``relu(norm(x) + residual)``, by :func:`batch_norm_relu` where it applies.
+    """Return ``relu(norm(x) + residual)``, fused if :func:`fuses` allows it.
 
     Args:
         norm: a batch norm of any kind.
         x: ``[N, C, H, W]``.
-        residual: like x.
+        residual: like x, or None.
     """
     if not fuses(norm, x, residual):
         out = norm(x)
@@ -37,10 +37,10 @@ def norm_relu(norm: Any, x: Tensor, residual: Tensor | None = None) -> Tensor:
 
 
 def fuses(norm: Any, x: Tensor, residual: Tensor | None) -> bool:
-    """Say whether one operation takes the place of the modules.
+    """Return whether one fused operation may replace the modules.
 
-    It is for the statistics of a batch, on the CPU, in memory that is channels-last.
-    What traces or transforms a call, or waits for one of the module, finds the modules.
+    It needs batch statistics, a CPU and channels-last memory. Under tracing, function
+    transforms or module hooks, the modules must run themselves.
     """
     if not (norm.training or norm.running_mean is None) or not isinstance(x, Tensor):
         return False
@@ -53,7 +53,7 @@ def fuses(norm: Any, x: Tensor, residual: Tensor | None) -> bool:
         and x.dtype in (torch.float32, torch.bfloat16)
         and norm.weight.dtype == norm.bias.dtype == torch.float32
         and x.ndim == 4
-        and x.numel() > x.shape[1]  # of one value there is no variance
+        and x.numel() > x.shape[1]  # a single value has no variance
         and x.is_contiguous(memory_format=torch.channels_last)
         and (residual is None or (residual.dtype, residual.shape) == (x.dtype, x.shape))
         and not (norm._forward_hooks or norm._forward_pre_hooks)

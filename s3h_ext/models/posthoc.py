@@ -1,4 +1,4 @@
-"""Other classifiers on the features of a trained network; none of them is trained."""
+"""Classifiers on the features of a trained network that need no training."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = [
     "normalize_weights",
 ]
 
-#: Of cosines: Wu et al., "Unsupervised feature learning via non-parametric instance
-#: discrimination", CVPR 2018.
+#: Divides cosines: Wu et al., "Unsupervised feature learning via non-parametric
+#: instance discrimination", CVPR 2018.
 TEMPERATURE = 0.07
-#: Where the exponent of tau-normalisation may be.
+#: Valid exponents of tau-normalisation.
 TAU_RANGE = number_in("[0, 2]")
-# Rows compared with all the others at a time.
+# Rows compared at a time with all others.
 _ROWS = 256
 
 
@@ -30,8 +30,8 @@ def normalize_weights(weight: Tensor, tau: float) -> Tensor:
 
     Args:
         weight: ``[C, D]`` of a linear classifier.
-        tau: in [0, 2]; 0 leaves the rows alone, 1 makes them unit vectors, and more
-            makes long rows the shorter ones.
+        tau: exponent of the row norm, in [0, 2]; 0 leaves the rows unchanged, 1 makes
+            them unit vectors, above 1 long rows become the short ones.
 
     Example:
         >>> normalize_weights(torch.tensor([[3.0, 4.0]]), 1.0)
@@ -43,14 +43,14 @@ def normalize_weights(weight: Tensor, tau: float) -> Tensor:
 
 
 class NearestMean(nn.Module):
-    """The class whose mean feature has the greatest cosine with an image's.
+    """Nearest class mean, by the cosine of features.
 
-    It is the nearest class mean classifier of Kang et al., "Decoupling", ICLR 2020,
+    This is the nearest class mean classifier of Kang et al., "Decoupling", ICLR 2020,
     section 4.1, with cosines. Its logits are the cosines divided by 0.07.
 
     Args:
-        features: ``[N, D]`` of training images.
-        labels: int64 ``[N]``; a class without an image is not predicted.
+        features: ``[N, D]`` of the training images.
+        labels: int64 ``[N]``; classes without an image are never predicted.
         num_classes: C.
 
     Example:
@@ -81,17 +81,17 @@ class NearestMean(nn.Module):
 class NearestNeighbours(nn.Module):
     """A vote of the nearest training images, by the cosine of their features.
 
-    An image's vote is ``exp(cosine / 0.07)`` (Wu et al., CVPR 2018, section 3.4), and
-    the logits are the logarithms of the classes' shares of the votes.
+    Each neighbour votes with weight ``exp(cosine / 0.07)`` (Wu et al., CVPR 2018,
+    section 3.4). The logits are the logarithms of the classes' shares of the votes.
 
     Args:
-        features: ``[N, D]`` of training images.
+        features: ``[N, D]`` of the training images.
         labels: int64 ``[N]``.
         num_classes: C.
-        neighbours: images that vote, at most N.
+        neighbours: number of images that vote, at most N.
 
     Raises:
-        ValueError: there are not as many images.
+        ValueError: ``neighbours`` is larger than N.
 
     Example:
         >>> features = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
@@ -126,5 +126,5 @@ class NearestNeighbours(nn.Module):
         votes = (cosines / TEMPERATURE).softmax(1)
         shares = rows.new_zeros((len(rows), self.num_classes))
         shares.scatter_add_(1, self.labels[nearest], votes)
-        # A class without a vote keeps a finite logit.
+        # Keep the logit of a class without votes finite.
         return shares.clamp(min=torch.finfo(shares.dtype).tiny).log()

@@ -1,4 +1,4 @@
-"""From un-pooled maps to embeddings: pooling, cascaded heads, class directions."""
+"""From feature maps to embeddings: pooling, cascaded heads, class directions."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from s3h_ext.models.heads import (
 
 
 def pool_whole(feature_map: Tensor) -> Tensor:
-    """Return the mean ``[N, D]`` of each map of ``feature_map [N, D, H, W]``."""
+    """Return the means ``[N, D]`` of feature maps ``[N, D, H, W]``."""
     return F.adaptive_avg_pool2d(feature_map, 1).flatten(1)
 
 
 def pool_quadrants(feature_map: Tensor) -> Tensor:
-    """Return the means of the four quadrants of each map.
+    """Return the means of the four quadrants of each feature map.
 
-    A side that two does not divide is first stretched by one, bilinearly, so that no
-    cell belongs to two quadrants: 7 x 7 becomes 8 x 8, as in the released code of CBTS
-    (Zhao et al., IEEE TMM 2025).
+    An odd side is first stretched by one, bilinearly, so that no cell belongs to two
+    quadrants: 7 x 7 becomes 8 x 8, as in the released code of CBTS (Zhao et al., IEEE
+    TMM 2025).
 
     Args:
-        feature_map: ``[N, D, H, W]``, sides of at least 2.
+        feature_map: ``[N, D, H, W]`` with sides of at least 2.
 
     Returns:
-        ``[4 N, D]``: for each map top left, top right, bottom left, bottom right.
+        ``[4 N, D]``: top left, top right, bottom left, bottom right of each map.
 
     Raises:
         ValueError: a side is below 2.
@@ -59,14 +59,14 @@ class CascadedHeads(nn.Module):
     """Projection heads in sequence, each on the output of the previous one.
 
     The first is Linear, batch norm, ReLU, Linear; the others begin with a batch norm
-    without parameters. Two of them are the heads of CBTS (Zhao et al., IEEE TMM 2025,
-    released code), one is the head of BCL (Zhu et al., CVPR 2022).
+    without parameters. Two are the heads of CBTS (Zhao et al., IEEE TMM 2025, released
+    code), one is the head of BCL (Zhu et al., CVPR 2022).
 
     Args:
         in_features: dimension of the features.
         hidden: hidden units of each head.
         out_features: dimension of the embeddings.
-        heads: how many.
+        heads: number of heads.
 
     Raises:
         ValueError: a number is below 1.
@@ -115,10 +115,10 @@ class CascadedHeads(nn.Module):
 def class_directions(
     classifier: LinearClassifier | CosineClassifier | GroupedClassifier,
 ) -> Tensor:
-    """Return a row for each class, ``[C, D]``, from a classifier's weight.
+    """Return one direction per class, ``[C, D]``, from a classifier's weights.
 
-    A cosine classifier gives unit rows: the length of its weights means nothing. For
-    sub-classes it is the mean of the class's rows that are in use.
+    Rows of a cosine classifier are normalised, since their norm has no meaning. With
+    sub-classes, a class's direction is the mean of its rows in use.
 
     Example:
         >>> class_directions(CosineClassifier(64, 10)).shape

@@ -29,10 +29,10 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def feature_map(self, images: Tensor) -> Tensor:
-        """Return the un-pooled map ``[B, D, h, w]`` of ``images [B, C, H, W]``."""
+        """Return the feature map ``[B, D, h, w]`` of images ``[B, C, H, W]``."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return pooled features ``[B, D]`` of ``images [B, C, H, W]``."""
+        """Return pooled features ``[B, D]`` of images ``[B, C, H, W]``."""
         return torch.flatten(F.adaptive_avg_pool2d(self.feature_map(images), 1), 1)
 
 
@@ -46,8 +46,8 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
         self.stride = stride
-        # Option A fills the new channels with zeros, half on each side, so a block
-        # that changes the width adds no parameter.
+        # Option A pads the new channels with zeros, half on each side, so a block that
+        # changes the width adds no parameters.
         self.padding = (planes - in_planes) // 2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,14 +103,14 @@ class CifarResNet(Backbone):
         return nn.Sequential(*layers)
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """Return the un-pooled map ``[B, 64, H/4, W/4]`` of ``images [B, C, H, W]``."""
+        """Return the feature map ``[B, 64, H/4, W/4]`` of images ``[B, C, H, W]``."""
         x = norm_relu(self.bn1, self.conv1(images))
         feature_map: Tensor = self.layer3(self.layer2(self.layer1(x)))
         return feature_map
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 in groups, 1x1; the 3x3 convolution has the stride."""
+    """1x1, grouped 3x3 and 1x1 convolutions; the 3x3 one has the stride."""
 
     expansion = 4
 
@@ -143,14 +143,14 @@ class Bottleneck(nn.Module):
 class ResNet(Backbone):
     """ResNet-50 or ResNeXt-50 for photographs, without its classifier.
 
-    Parameters and buffers have the names that torchvision gives them, and the stride is
-    in the 3x3 convolution, as it is there.
+    Parameters and buffers are named as in torchvision, and as there, the stride is in
+    the 3x3 convolution.
 
     Args:
-        groups: of the 3x3 convolutions: 1, or 32 for ResNeXt-50 32x4d.
-        group_width: their width in a group of the first stage: 64, or 4.
+        groups: groups of the 3x3 convolutions: 1, or 32 for ResNeXt-50 32x4d.
+        group_width: their width per group in the first stage: 64, or 4.
         in_channels: channels of the input images.
-        blocks: in each stage; (3, 4, 6, 3) for depth 50.
+        blocks: blocks in each stage; (3, 4, 6, 3) for depth 50.
 
     Example:
         >>> ResNet()(torch.randn(2, 3, 64, 64)).shape
@@ -187,7 +187,7 @@ class ResNet(Backbone):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """Return the un-pooled map ``[B, 2048, H/32, W/32]`` of ``[B, C, H, W]``."""
+        """Return the feature map ``[B, 2048, H/32, W/32]`` of ``[B, C, H, W]``."""
         x = self.maxpool(norm_relu(self.bn1, self.conv1(images)))
         feature_map: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return feature_map
