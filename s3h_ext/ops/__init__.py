@@ -1,4 +1,4 @@
-"""Stateless operations: what the losses and views are made of."""
+"""Stateless operations on which the losses and views are built."""
 
 from s3h_ext.ops.all_gather import gather_rows
 from s3h_ext.ops.augment import Operation, augment_images

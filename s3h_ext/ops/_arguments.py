@@ -1,4 +1,4 @@
-"""Checks of the operations' arguments, by the names that a caller gave them."""
+"""Checks of the operations' arguments; errors name the argument as the caller did."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Reduction = Literal["mean", "sum", "none"]
-#: As the schemas count them.
+#: Numbered as in the operator schemas.
 REDUCTIONS = ("none", "mean", "sum")
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -26,7 +26,7 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 def meet_under_autocast(
     queries: Tensor, keys: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Under autocast, brings matrices of different types to the wider one."""
+    """Under autocast, convert matrices of different types to the wider one."""
     if keys is None or keys.dtype == queries.dtype:
         return queries, keys
     if not torch.is_autocast_enabled(queries.device.type):
@@ -36,17 +36,17 @@ def meet_under_autocast(
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Returns the type the operations calculate and answer in for an input type."""
+    """Return the dtype in which operations compute and return for an input dtype."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def outside_autocast(
     function: Callable[Concatenate[Tensor, P], R],
 ) -> Callable[Concatenate[Tensor, P], R]:
-    """Has a kernel multiply in the types that it chose.
+    """Run a kernel with autocast disabled.
 
-    Autocast stays on inside an operation and would round the products to 16 bits, in
-    the forward and not in the backward, which runs outside of it.
+    Autocast stays on inside an operation and would round the products to 16 bits, but
+    only in the forward: the backward runs outside of it.
     """
 
     @wraps(function)
@@ -58,8 +58,8 @@ def outside_autocast(
 
 
 def refuse_forward_mode(operator: str, *tensors: Tensor | None) -> None:
-    """Refuses tangents, which an operator without a forward derivative would drop."""
-    # What unpack_dual asks too; torch.compile can read this, and not trace that.
+    """Reject tangents, which an operator without a forward derivative would drop."""
+    # unpack_dual checks this too, but torch.compile cannot trace it.
     if forward_ad._current_level < 0:
         return
     for tensor in tensors:
@@ -71,13 +71,13 @@ def refuse_forward_mode(operator: str, *tensors: Tensor | None) -> None:
 
 
 def check_tensor(name: str, value: Any) -> None:
-    """Refuses lists and arrays, which know no device."""
+    """Reject lists and arrays, which have no device."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
 def check_matrices(queries: Tensor, keys: Tensor | None, name: str = "queries") -> None:
-    """Checks queries ``[N, D]``, called ``name``, and keys ``[M, D]`` of their type."""
+    """Check queries ``[N, D]``, called ``name``, and keys ``[M, D]`` of equal type."""
     check_tensor(name, queries)
     if queries.ndim != 2:
         raise ValueError(f"{name} must be [N, D], got shape {tuple(queries.shape)}")
@@ -102,14 +102,14 @@ def check_matrices(queries: Tensor, keys: Tensor | None, name: str = "queries") 
 
 
 def check_temperature(temperature: Any) -> float:
-    """Returns the temperature as a float: a positive, finite number."""
+    """Return the temperature, a positive finite number, as a float."""
     if not isinstance(temperature, numbers.Real):
         remedy = "; to learn it, divide the rows by its square root and pass 1.0"
         raise TypeError(
             f"temperature must be a number, got {type(temperature).__name__}"
             + (remedy if isinstance(temperature, Tensor) else "")
         )
-    # By comparison: under torch.compile a number may be symbolic, which math refuses.
+    # Compare: under torch.compile a number may be symbolic, which math rejects.
     number = float(temperature)
     if not 0.0 < number < math.inf:
         raise ValueError(f"temperature must be finite and above 0, got {temperature}")
@@ -117,7 +117,7 @@ def check_temperature(temperature: Any) -> float:
 
 
 def check_reduction(reduction: Reduction) -> Reduction:
-    """Returns the reduction: one of the three."""
+    """Return the reduction after checking its name."""
     if reduction not in REDUCTIONS:
         raise ValueError(
             f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}"
@@ -126,7 +126,7 @@ def check_reduction(reduction: Reduction) -> Reduction:
 
 
 def check_vector(name: str, tensor: Tensor, size: int, device: torch.device) -> None:
-    """Checks shape ``[size]`` and device."""
+    """Check shape ``[size]`` and device."""
     check_tensor(name, tensor)
     if tensor.shape != (size,):
         raise ValueError(f"{name} must have shape ({size},), got {tuple(tensor.shape)}")
@@ -137,7 +137,7 @@ def check_vector(name: str, tensor: Tensor, size: int, device: torch.device) -> 
 def check_bias(
     name: str, tensor: Tensor | None, size: int, device: torch.device
 ) -> None:
-    """Checks floating-point numbers ``[size]`` that need no gradient, or None."""
+    """Check for floating-point ``[size]`` without gradient, or None."""
     if tensor is None:
         return
     check_vector(name, tensor, size, device)
@@ -153,7 +153,7 @@ def check_bias(
 def check_integers(
     name: str, tensor: Tensor | None, size: int, device: torch.device
 ) -> None:
-    """Checks integers ``[size]``, or None."""
+    """Check for integers ``[size]``, or None."""
     if tensor is None:
         return
     check_vector(name, tensor, size, device)

@@ -1,7 +1,7 @@
 """Gradients of operators whose backward is an operator too.
 
-A backward operator takes what its forward took as its last arguments, as they are, so
-nothing here lists them.
+A backward operator takes all arguments of its forward, unchanged, as its last
+arguments, so they need not be listed here.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ def differentiate(
     in_steps: Callable[..., Tensor] | None = None,
     shown_as: str | None = None,
 ) -> Callable[..., Any]:
-    """Registers an operator whose first result has a gradient, calculated once.
+    """Register the gradient of an operator's first result; it is not differentiable.
 
     ``name_backward`` takes the gradient, the results that were kept, whether each
-    source needs a gradient if it is ``asked``, and all arguments; it returns the
-    sources' gradients, and has none itself.
+    source needs a gradient (if ``asked``), and all arguments. It returns the gradients
+    of the sources and has no gradient itself.
 
     Args:
-        name: of the operator.
-        fake: makes its empty results.
-        fake_backward: makes those of ``name_backward``.
-        sources: how many of the arguments, from the first on, may need a gradient.
+        name: name of the operator.
+        fake: returns empty tensors like the operator's results.
+        fake_backward: the same for ``name_backward``.
+        sources: number of leading arguments that may need a gradient.
         kept: which results the backward operator takes.
-        asked: whether it takes what is needed.
-        plain: the portable forms of both operators.
-        in_steps: the first result by PyTorch's own operations, whose gradient stands
-            in where a second derivative is wanted; None: that is refused.
-        shown_as: the public function's name, if it is another one.
+        asked: whether the backward operator is told which gradients are needed.
+        plain: portable implementations of both operators.
+        in_steps: computes the first result with PyTorch's own operations; its gradient
+            is used if a second derivative is requested. None: that is an error.
+        shown_as: name of the public function, if it differs.
 
     Returns:
-        What calls the operator. Where nothing traces the call, an
-        ``autograd.Function`` does: a gradient that is registered goes from Python
-        through the dispatcher into Python twice, which takes as long as the kernel of
-        a small batch, and ``torch.func`` does not see through it (pytorch #168393).
+        A function that calls the operator. Unless the call is traced, it uses an
+        ``autograd.Function``: a registered gradient passes from Python through the
+        dispatcher into Python twice, which takes as long as the kernel of a small
+        batch, and ``torch.func`` does not support it (pytorch #168393).
     """
     implement(**{name: plain[0], f"{name}_backward": plain[1]})
     operator = getattr(torch.ops.s3h, name).default
@@ -117,7 +117,7 @@ def differentiate(
 
 
 def _below_autograd(operator: Any) -> Callable[..., Any]:
-    """Returns what calls an operator and records nothing."""
+    """Return a function that calls an operator without recording it."""
 
     def call(*arguments: Any) -> Any:
         with _functions._AutoDispatchBelowAutograd():
@@ -129,11 +129,11 @@ def _below_autograd(operator: Any) -> Callable[..., Any]:
 def _function(
     operator: Any, backward: Callable[..., Any], setup_context: Callable[..., None]
 ) -> Callable[..., Any]:
-    """Returns an operator as an ``autograd.Function``, which ``torch.func`` takes."""
+    """Wrap an operator as an ``autograd.Function``, which ``torch.func`` supports."""
     forward = _below_autograd(operator)
 
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-        """Calls it for one after another, as torch does with an operator."""
+        """Loop over the batch, as torch does for an operator."""
         results = [
             transformed.apply(
                 *(
@@ -165,7 +165,7 @@ def _function(
         setup_context(ctx, arguments, output)
         return output
 
-    # A Function with setup_context looks up its signature at every call.
+    # A Function with setup_context looks up its signature in every call.
     plain: Any = type(
         operator.name(),
         (torch.autograd.Function,),

@@ -1,8 +1,8 @@
 """Declares the ``s3h`` operator namespace and loads the native libraries into it.
 
-Schemas are defined in Python, so importing, fake tensors and documentation work
-without any binary. A native library that does not load is not an import error: its
-cause is kept here and raised when one of its kernels is first called.
+Schemas are defined in Python, so importing, fake tensors and documentation work without
+any binary. If a native library does not load, importing succeeds; the error is kept and
+raised when one of its kernels is first called.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-# torch.library and torch.ops carry no annotations.
+# torch.library and torch.ops have no type annotations.
 registry: Any = torch.library
 LIBRARY: Any = registry.Library("s3h", "DEF")
 _FOLDER = Path(__file__).resolve().parent.parent
@@ -23,15 +23,15 @@ CUDA_LIBRARY_PATH = _FOLDER / "_s3h_cuda.so"
 
 
 class NativeLibrary:
-    """A shared library with kernels, or the reason why it is not there.
+    """A shared library of kernels, or the reason why it could not be loaded.
 
     Attributes:
         path: where the library is expected.
-        error: what went wrong while loading it; None where it is loaded.
+        error: why it could not be loaded; None if it is loaded.
     """
 
     def __init__(self, path: Path) -> None:
-        """Tries to load ``path`` and keeps the outcome."""
+        """Try to load ``path`` and keep the outcome."""
         self.path = path
         self.error: Exception | None = None
         self._symbols: ctypes.CDLL | None = None
@@ -46,7 +46,8 @@ class NativeLibrary:
             operators.load_library(str(path))
             self._symbols = ctypes.CDLL(str(path))
         except (OSError, RuntimeError) as error:
-            # torch's own says no more than the path; the loader's names the symbol.
+            # torch's message only names the path; the loader's names the missing
+            # symbol.
             cause = error.__cause__
             self.error = cause if isinstance(cause, OSError) else error
 
@@ -56,7 +57,7 @@ class NativeLibrary:
         return self.error is None
 
     def text(self, symbol: str) -> str:
-        """Returns the string of the C function ``const char* symbol()``.
+        """Return the string of the C function ``const char* symbol()``.
 
         Raises:
             RuntimeError: the library is not loaded.
@@ -68,7 +69,7 @@ class NativeLibrary:
         return str(function().decode())
 
     def require(self) -> None:
-        """Raises at the start of a program what its first kernel would raise.
+        """Raise early the error that the first kernel call would raise.
 
         Raises:
             ImportError: the library is not loaded.
@@ -77,7 +78,7 @@ class NativeLibrary:
             raise ImportError(str(self.failure())) from self.error
 
     def failure(self) -> RuntimeError:
-        """Returns the error to raise at a call, its cause attached."""
+        """Return the error to raise at a call, with its cause attached."""
         error = RuntimeError(
             f"the native library {self.path.name} is not available: {self.error}"
         )
@@ -85,15 +86,15 @@ class NativeLibrary:
         return error
 
     def fail(self, *args: Any, **kwargs: Any) -> Any:
-        """Stands in for a kernel: raises :meth:`failure`."""
+        """Raise :meth:`failure` in place of a kernel."""
         raise self.failure()
 
 
 def load_cuda(path: Path = CUDA_LIBRARY_PATH) -> NativeLibrary | None:
-    """Returns the library of CUDA kernels, loaded or with the reason why not.
+    """Load the library of CUDA kernels, or keep the reason why that failed.
 
     Returns:
-        None where there is nothing to load: it was not built, or torch has no CUDA.
+        The library, or None if it was not built or torch has no CUDA.
     """
     if torch.version.cuda is None or not path.is_file():
         return None
@@ -112,15 +113,15 @@ def implement(
     /,
     **operators: Callable[..., Any] | None,
 ) -> None:
-    """Gives operators their implementation under each dispatch key.
+    """Register an implementation of each operator for each dispatch key.
 
-    The kernel that a library has registered serves. A library that does not load raises
-    its error at every call: running something slower in its place would hide it. Where
-    there is no library, the portable form serves (:mod:`s3h_ext.ops.plain`).
+    If a library is installed, its kernels are used. If it does not load, every call
+    raises its error: running something slower in its place would hide it. Without a
+    library, the portable implementation is used (:mod:`s3h_ext.ops.plain`).
 
     Args:
-        libraries: by dispatch key; None where there is nothing to load.
-        operators: the portable form of each operator; None if it has none.
+        libraries: the library of each dispatch key; None if there is none.
+        operators: portable implementation of each operator, or None.
     """
     has_kernel: Any = torch._C._dispatch_has_kernel_for_dispatch_key
     for key, library in libraries.items():
@@ -132,10 +133,10 @@ def implement(
 
 
 def count_changes(*operators: str) -> None:
-    """Counts each call's changes of the arguments that ``operators`` write into.
+    """Bump the version of the arguments that ``operators`` write to, in every call.
 
-    Autograd refuses a backward through a tensor that was changed after its use; it
-    knows a change by the tensor's version, which a library's operators must raise
+    Autograd rejects a backward through a tensor that was modified after its use. It
+    detects that by the tensor's version, which a library's operators must bump
     themselves.
     """
     for operator in operators:

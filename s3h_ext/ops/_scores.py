@@ -1,7 +1,7 @@
-"""Scores that a forward keeps for its backward.
+"""Which scores a forward keeps for its backward.
 
-They are formed again where they are many, and kept where a cache holds them: that is a
-quarter of the work of a small batch.
+Large score matrices are recomputed. Those that fit into the cache are kept, which saves
+a quarter of the work of a small batch.
 """
 
 from __future__ import annotations
@@ -9,27 +9,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: A cache's worth: 8 MiB of float32.
+#: What fits into a cache: 8 MiB of float32.
 MOST_SCORES = 1 << 21
 # csrc/cpu/similarity.h has the same numbers.
 _PANEL, _HEAD = 48, 16
 
 
 def kept_size(rows: int, columns: int, symmetric: bool) -> int:
-    """Returns how many float32 the CPU's kernels keep."""
+    """Return how many float32 numbers the CPU kernels keep."""
     down, across = -(-rows // _PANEL), -(-columns // _PANEL)
     squares = down * (down + 1) // 2 if symmetric else down * across
     return _HEAD + squares * _PANEL * _PANEL
 
 
 def keeps_scores(queries: Tensor, keys: Tensor | None, deterministic: bool) -> bool:
-    """Returns whether there will be a backward, and room for its scores."""
+    """Return whether there will be a backward, and room for its scores."""
     tensors = (queries,) if keys is None else (queries, keys)
     if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
         return False
     if queries.device.type != "cpu" or queries.dtype == torch.float64 or deterministic:
         return False
-    # A limit on the size is one on the shapes, which an exported program must not have.
+    # A limit on the size would restrict the shapes of an exported program.
     if torch.compiler.is_exporting():
         return False
     rows = queries.shape[0]

@@ -1,4 +1,4 @@
-"""Gathers the rows of all processes, differentiably."""
+"""Differentiable gathering of the rows of all processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["gather_rows", "process_count"]
 
 
 def process_count(group: dist.ProcessGroup | None = None) -> int:
-    """Returns the number of processes; 1 where ``torch.distributed`` is not used."""
+    """Return the number of processes; 1 without ``torch.distributed``."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_world_size(group)
     return 1
@@ -21,22 +21,21 @@ def process_count(group: dist.ProcessGroup | None = None) -> int:
 def gather_rows(
     *tensors: Tensor, group: dist.ProcessGroup | None = None
 ) -> tuple[tuple[Tensor, ...], int]:
-    r"""Concatenates the rows of all processes in the order of their ranks.
+    r"""Concatenate the rows of all processes in the order of their ranks.
 
-    Processes may hold different numbers of rows. The gradient of a row is the sum of
-    what all processes' losses give for it: each process has to use the result, and
-    ``backward`` communicates. With :math:`L = \frac{1}{R} \sum_r L_r` over R processes,
-    which is what ``DistributedDataParallel`` differentiates by averaging gradients,
-    that sum makes the gradient of L exact. The sizes are read on the host, which waits
-    for the device once.
+    Processes may hold different numbers of rows. The gradient of a row sums over the
+    losses of all processes, so every process must use the result, and ``backward``
+    communicates. For R processes, ``DistributedDataParallel`` averages gradients, so it
+    differentiates :math:`L = \frac{1}{R} \sum_r L_r`; with the sum the gradient of L is
+    exact. Reading the sizes synchronises once with the device.
 
     Args:
-        *tensors: ``[N, ...]`` each, the same N.
-        group: the processes, all if None.
+        *tensors: ``[N, ...]`` each, with the same N.
+        group: the process group; None for all processes.
 
     Returns:
-        ``[ΣN, ...]`` of each tensor, and where this process's rows begin in them. With
-        one process the tensors themselves and 0.
+        ``[ΣN, ...]`` for each tensor, and the index at which this process's rows begin.
+        With one process: the tensors themselves and 0.
 
     Raises:
         ValueError: the tensors differ in N.
@@ -69,7 +68,7 @@ class _Gather(torch.autograd.Function):
         rank = dist.get_rank(group)
         start = sum(sizes[:rank])
         ctx.rows, ctx.group = slice(start, start + sizes[rank]), group
-        # Collectives want equal shapes.
+        # Collectives need equal shapes.
         padded = rows.new_zeros(max(sizes), *rows.shape[1:])
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in sizes]

@@ -1,8 +1,8 @@
-"""Augmentation of uint8 images, operation by operation as Pillow does it.
+"""Augmentation of uint8 images, each operation as in Pillow.
 
 The operations of AutoAugment and RandAugment round to bytes after each step, and some
-look at the whole image first (its histogram, its mean), so they are no part of the
-linear pipeline of views. They run here, before it: uint8 in, uint8 out.
+need statistics of the whole image (its histogram, its mean), so they cannot be part of
+the linear pipeline of views. They run before it: uint8 in, uint8 out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Operation(IntEnum):
     """The operations of :func:`augment_images` and the meaning of their magnitudes.
 
     Geometric operations take the nearest pixel, the ``CUBIC`` ones Pillow's bicubic;
-    what comes from outside the image is the fill. ``AUTO_CONTRAST``, ``INVERT`` and
+    areas from outside the image get the fill. ``AUTO_CONTRAST``, ``INVERT`` and
     ``EQUALIZE`` have no magnitude.
     """
 
@@ -43,12 +43,12 @@ class Operation(IntEnum):
     INVERT = 9
     EQUALIZE = 10
     POSTERIZE = 11  #: bits kept
-    SOLARIZE = 12  #: values from here on are inverted
+    SOLARIZE = 12  #: values from this one on are inverted
     COLOUR = 13  #: factor of ``ImageEnhance.Color``, 1 for none
     CONTRAST = 14  #: factor of ``ImageEnhance.Contrast``
     BRIGHTNESS = 15  #: factor of ``ImageEnhance.Brightness``
     SHARPNESS = 16  #: factor of ``ImageEnhance.Sharpness``
-    SOLARIZE_ADD = 17  #: is added to values below 128, its fraction dropped
+    SOLARIZE_ADD = 17  #: added to values below 128, truncated to an integer
     BLUR = 18  #: ``radius`` of ``ImageFilter.GaussianBlur``, 0 to 64
 
 
@@ -63,11 +63,11 @@ def augment_images(
     holes: Tensor | None = None,
     fill: int = 128,
 ) -> Tensor:
-    """Crops, flips, applies a list of operations and cuts a hole, view by view.
+    """Crop, flip, apply a list of operations and cut out a hole, view by view.
 
     Bit-equal to Pillow on x86-64, where the tests compare every operation; within one
-    grey level where a compiler contracts Pillow's own arithmetic. The result does not
-    depend on the number of threads, on the other views or on the device.
+    grey level if a compiler contracts Pillow's own arithmetic. The result does not
+    depend on the number of threads, other views or the device.
 
     On a GPU it is one kernel, which does not synchronise and can be captured in a CUDA
     graph. If the CUDA kernels were not built, the images of CUDA tensors are copied to
@@ -76,23 +76,23 @@ def augment_images(
     Args:
         images: uint8 ``[N, H, W, C]``, C = 1 or 3.
         operations: int64 ``[M, K]``, numbers of :class:`Operation`, applied in order.
-        magnitudes: float64 ``[M, K]``, within ±2**20.
-        source: int64 ``[M]``, the image of each view; None where M = N, in order.
-        corners: int64 ``[M, 2]``, the pixel (top, left) of the image that the view
-            begins at; black outside the image. None for (0, 0).
-        flips: bool ``[M]``, mirror left to right after the crop.
-        holes: int64 ``[M, 4]``: top, left, height, width of a black rectangle, cut off
+        magnitudes: float64 ``[M, K]`` within ±2**20, one for each operation.
+        source: int64 ``[M]``, index of each view's image; None if M = N, in order.
+        corners: int64 ``[M, 2]``, pixel (top, left) of the image at which the view
+            begins; black outside the image. None for (0, 0).
+        flips: bool ``[M]``, mirror left to right after the crop; None mirrors none.
+        holes: int64 ``[M, 4]``: top, left, height, width of a black rectangle, clipped
             at the border (Cutout, DeVries and Taylor, arXiv 1708.04552); None for none.
-        fill: grey level that geometric operations bring in, 0 .. 255.
+        fill: grey level of areas that geometric operations bring in, 0 .. 255.
 
     Returns:
         uint8 ``[M, H, W, C]``.
 
     Raises:
         RuntimeError: a tensor does not have the stated type, shape or range. The CUDA
-            kernel does not wait to look at values: one that is out of range stops it
-            with a device-side error, before anything outside the tensors is read or
-            written. Its images have at most 2**30 bytes each.
+            kernel does not synchronise to check values: one out of range triggers a
+            device-side assert before anything outside the tensors is read or written.
+            Its images have at most 2**30 bytes each.
 
     Example:
         >>> image = torch.tensor([[[[10], [200]]]], dtype=torch.uint8)
@@ -115,7 +115,7 @@ def augment_images(
 def _on_the_host(
     images: Tensor, operations: Tensor, magnitudes: Tensor, source: Tensor, *rest: Any
 ) -> Tensor:
-    # Of a data set that lies on the device, only what is shown goes to the host.
+    # If the data set is on the device, copy only the images in use to the host.
     shown = images.index_select(0, source)
     rows = torch.arange(len(source), device=source.device)
     arguments = (shown, operations, magnitudes, rows, *rest)

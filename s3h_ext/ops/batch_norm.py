@@ -1,6 +1,6 @@
-"""Batch norm by the batch's statistics, a residual and ReLU, in one pass on the CPU.
+"""Batch norm with batch statistics, a residual and ReLU, in one pass on the CPU.
 
-PyTorch takes a pass over the map for each of them, and another one in the backward.
+PyTorch makes one pass over the feature map for each, and more in the backward.
 """
 
 from __future__ import annotations
@@ -29,29 +29,28 @@ def batch_norm_relu(
     *,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Returns ``relu((x − mean) / sqrt(var + eps) · weight + bias + residual)``.
+    r"""Return ``relu((x − mean) / sqrt(var + eps) · weight + bias + residual)``.
 
     Mean and variance are those of the batch for each channel (Ioffe & Szegedy, ICML
-    2015, algorithm 1). On the CPU only. Sums are in float32 over a few rows at a time
-    and in float64 over these, in an order that does not depend on the number of
-    threads. Gradients flow to all four tensors; a second derivative is calculated by
-    PyTorch's operations.
+    2015, algorithm 1). CPU only. Sums are in float32 over a few rows at a time and in
+    float64 over these, in an order that does not depend on the number of threads.
+    Gradients flow to all four tensors; second derivatives use PyTorch's operations.
 
     Args:
-        x: ``[N, C, H, W]`` float32 or bfloat16, not empty. A map whose memory is not
-            channels-last is copied.
+        x: ``[N, C, H, W]`` float32 or bfloat16, not empty. It is copied if it is not
+            channels-last.
         weight: ``[C]`` float32.
         bias: ``[C]`` float32.
-        residual: like x.
-        eps: a number that is not negative.
+        residual: added before ReLU, like x; or None.
+        eps: added to the variance, >= 0.
 
     Returns:
         The result, like x and channels-last; the mean and the biased variance, ``[C]``
         float32, without gradients.
 
     Raises:
-        TypeError: a type is not as above.
-        ValueError: a shape, device or number is not as above.
+        TypeError: an argument has the wrong type.
+        ValueError: a shape, device or number is invalid.
 
     Example:
         >>> x = torch.randn(8, 3, 4, 4).contiguous(memory_format=torch.channels_last)
@@ -91,7 +90,7 @@ def batch_norm_relu(
 def normalise(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`batch_norm_relu` of arguments that are checked."""
+    """:func:`batch_norm_relu` for arguments that have been checked."""
     out, mean, variance = _call(x, weight, bias, residual, eps)
     return out, mean, variance
 

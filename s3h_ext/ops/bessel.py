@@ -1,6 +1,6 @@
 """Logarithm of the modified Bessel function, the normaliser of directional statistics.
 
-Elementwise, so the portable form serves every device.
+Elementwise, so the portable implementation serves every device.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ LIBRARY.define(
 
 
 def log_bessel(squares: Tensor, order: float) -> Tensor:
-    r"""Returns ``log( I_ν(x) / x^ν )`` at ``x² = squares``.
+    r"""Return ``log( I_ν(x) / x^ν )`` at ``x² = squares``.
 
-    I_ν is the modified Bessel function of the first kind, ν the order. Nothing
-    overflows, and x = 0 is no exception. Errors are those of float64 at any order.
-    Gradients flow to the squares, once; they alone are kept for it.
+    I_ν is the modified Bessel function of the first kind of order ν. Nothing overflows,
+    and x = 0 is allowed. The accuracy is that of float64 at any order. ``squares`` has
+    a first derivative only; nothing else is stored for it.
 
     Args:
-        squares: float64 of any shape, 0 or more.
+        squares: float64 of any shape, >= 0.
         order: ν, at least -1/2.
 
     Returns:
-        float64 of the squares' shape.
+        float64, same shape as ``squares``.
 
     Raises:
-        TypeError: the squares are not float64.
+        TypeError: ``squares`` is not float64.
 
     Example:
         >>> x = torch.tensor([1.0], dtype=torch.float64)

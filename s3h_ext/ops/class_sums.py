@@ -40,27 +40,27 @@ def class_sum_dots(
     key_classes: Tensor | None = None,
     num_classes: int,
 ) -> Tensor:
-    r"""Returns ``q_i · Σ_{j: y_j = y_i} k_j``.
+    r"""Return ``q_i · Σ_{j: y_j = y_i} k_j``.
 
     With ``keys=None`` the queries are the keys, and row i is left out of its sum.
-    Inputs of 16 bits are summed and answered in float32. Under autocast, mixed types
-    are converted to the wider one. Gradients flow to queries and keys, once. The result
+    16-bit inputs are summed and returned in float32. Under autocast, mixed types are
+    converted to the wider one. Queries and keys have first derivatives only. The result
     does not depend on the number of threads.
 
     Args:
         queries: ``[N, D]`` float32, float64, bfloat16 or float16.
         keys: ``[M, D]`` of the same type, or None.
-        query_classes: ``[N]`` integers; a class outside [0, num_classes) has no sum,
-            and 0 for its rows.
-        key_classes: ``[M]`` integers, with ``keys`` only.
-        num_classes: number of sums.
+        query_classes: ``[N]`` integers; rows with a class outside [0, num_classes) get
+            0.
+        key_classes: ``[M]`` integers, only with ``keys``.
+        num_classes: number of classes.
 
     Returns:
-        ``[N]``, float64 for float64 queries, else float32.
+        ``[N]``, float64 for float64 queries, otherwise float32.
 
     Raises:
-        TypeError: an argument's type is not one of the above.
-        ValueError: a shape, device, number or combination is not as above.
+        TypeError: an argument has the wrong type.
+        ValueError: a shape, device, number or combination is invalid.
 
     Example:
         >>> import torch

@@ -17,27 +17,27 @@ class Patches:
     its affine matrix), and coloured, in this order.
 
     Attributes:
-        image: int64 ``[P]``, the source image of each patch.
+        image: int64 ``[P]``, index of the source image of each patch.
         box: int64 ``[P, 4]``: top, left, height, width in source pixels, sides from 1
             to 65536. Parts outside the image are black.
-        flip: bool ``[P]``, mirror the box left to right; ``None`` for no patch.
-        colour: float32 ``[P, C, C + 1]`` on pixels in [0, 1], the last column an
-            offset, the result clamped to [0, 1]; ``None`` for no change. NaN in a
-            matrix gives NaN pixels.
+        flip: bool ``[P]``, mirror the box left to right; ``None`` mirrors no patch.
+        colour: float32 ``[P, C, C + 1]``, a matrix applied to pixels in [0, 1]; its
+            last column is an offset, and the result is clamped to [0, 1]. ``None`` for
+            no change. NaN in a matrix gives NaN pixels.
         affine: float32 ``[P, 2, 3]``: the patch's pixel with centre (x, y) in its
-            rectangle shows the point ``(x, y, 1)`` times the transposed matrix,
-            in pixels of the (mirrored) box from its top left corner, first the
-            horizontal coordinate, as PIL's ``Image.transform``. It replaces the resize
-            and is not antialiased. ``None``: the box is resized to the rectangle.
-        view: int64 ``[P]``, the view that each patch goes to; ``None``: the view of its
-            own number. Later patches cover earlier ones.
-        rect: int64 ``[P, 4]``, the destination in the view: top, left, height, width,
-            inside it; ``None``: the whole view.
-        views: How many views there are; ``None``: P, or one more than the largest
-            ``view``. Uncovered parts of a view are black.
+            rectangle shows the point ``(x, y, 1)`` times the transposed matrix, in
+            pixels of the (mirrored) box from its top left corner, horizontal coordinate
+            first, as in PIL's ``Image.transform``. It replaces the resize and is not
+            antialiased. ``None``: the box is resized to the rectangle.
+        view: int64 ``[P]``, index of the view that each patch is drawn into; ``None``:
+            patch i goes to view i. Later patches cover earlier ones.
+        rect: int64 ``[P, 4]``, the destination within the view: top, left, height,
+            width; ``None``: the whole view.
+        views: Number of views; ``None``: P, or one more than the largest ``view``.
+            Uncovered parts of a view are black.
         nearest: Whether affine maps take the nearest pixel instead of interpolating
             bilinearly.
-        fill: What an affine map shows outside the box, on pixels in [0, 1].
+        fill: Value that an affine map shows outside the box, on pixels in [0, 1].
     """
 
     image: Tensor
@@ -55,11 +55,11 @@ class Patches:
         return self.image.shape[0]
 
     def count(self) -> int:
-        """Returns the number of views, V.
+        """Return the number of views, V.
 
         Raises:
-            ValueError: ``views`` is negative, or not P where ``view`` is None; or all
-                of ``view`` is negative.
+            ValueError: ``views`` is negative, or not P while ``view`` is None; or every
+                ``view`` is negative.
         """
         if self.views is None:
             if self.view is None:

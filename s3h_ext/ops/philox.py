@@ -1,9 +1,9 @@
 """Counter-based random numbers: every draw is a pure function of its address.
 
 Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011)
-maps a 128-bit counter and a 64-bit key to four 32-bit words. A draw is addressed, not
-consumed, so it does not depend on the batch, the worker, the device or on what was
-drawn before it; that is what makes resumed and multi-process runs exact.
+maps a 128-bit counter and a 64-bit key to four 32-bit words. Draws are addressed, not
+consumed, so they do not depend on the batch, the worker, the device or earlier draws.
+This makes resumed and multi-process runs exact.
 
     key     = (seed, epoch)
     counter = (index low 32 bits, index high 32 bits, view | stream << 24, block)
@@ -29,7 +29,7 @@ _MASK24 = 0xFFFFFF
 def philox4x32(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Runs the ten rounds of Philox4x32 on 32-bit words held in int64 tensors.
+    """Run the ten rounds of Philox4x32 on 32-bit words held in int64 tensors.
 
     Args:
         counter: Four int64 tensors of one broadcastable shape, values in [0, 2**32).
@@ -71,17 +71,16 @@ def philox_words(
     stream: int = 0,
     draws: int,
 ) -> Tensor:
-    """Draws 32-bit words addressed by (seed, epoch, index, view, stream).
+    """Draw 32-bit words addressed by (seed, epoch, index, view, stream).
 
     Args:
         seed: First key word, in [0, 2**32).
         epoch: Second key word, in [0, 2**32).
         index: Sample indices, int64 ``[N]`` (any shape).
-        view: View counters, int64 ``[N]`` (broadcast against ``index``) or one integer;
-            the low 24 bits count.
-        stream: Which stream of numbers, in [0, 256).
-        draws: How many words per address; word ``d`` is the same for every
-            ``draws > d``.
+        view: View numbers, int64 ``[N]`` (broadcast against ``index``) or one integer;
+            only the low 24 bits are used.
+        stream: Number of an independent stream of draws, in [0, 256).
+        draws: Words per address; word ``d`` is the same for every ``draws > d``.
 
     Returns:
         int64 ``[N, draws]``, values in [0, 2**32).
@@ -122,7 +121,7 @@ def philox_uniform(
     stream: int = 0,
     draws: int,
 ) -> Tensor:
-    """Draws uniforms in [0, 1) addressed by (seed, epoch, index, view, stream).
+    """Draw uniforms in [0, 1) addressed by (seed, epoch, index, view, stream).
 
     A uniform is the upper 24 bits of its word times 2**-24: exact in float32, never 1.
     Arguments and errors are those of :func:`philox_words`.

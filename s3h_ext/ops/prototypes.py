@@ -1,14 +1,14 @@
-"""Clustering inside classes by moving averages, on a ragged state.
+"""Clustering within classes by moving averages, on a ragged state.
 
 Class c owns the rows ``offsets[c] .. offsets[c + 1] - 1`` of the prototypes ``[S, D]``,
-their sums ``[S, D]`` and their masses ``[S]``: frequent classes may have many rows and
-rare ones a single one. A step is :func:`accumulate_prototypes`, which assigns a batch
-and adds it up, :func:`all_reduce_update` where several processes hold parts of the
-batch, and :func:`apply_prototypes_`, which needs no data any more. Where one process
-holds the batch, :func:`update_prototypes_` does the step at once, and faster.
+their sums ``[S, D]`` and their masses ``[S]``: frequent classes may have many rows,
+rare ones a single one. A step consists of :func:`accumulate_prototypes`, which assigns
+a batch and sums it up, :func:`all_reduce_update` if several processes hold parts of the
+batch, and :func:`apply_prototypes_`, which needs no samples. If one process holds the
+whole batch, :func:`update_prototypes_` does it all faster.
 
-All of them start from zeros: a row of mass 0 is unborn. Rows are born by splitting, one
-of a class in each step: the row with the greatest distortion parts in two.
+The state starts from zeros: a row of mass 0 is unused. Rows come into use by splitting,
+one per class and step: the row with the greatest distortion is split in two.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class PrototypeUpdate(NamedTuple):
     """The contribution of a batch to the state.
 
     Attributes:
-        assignments: int64 ``[N]``, each sample's row; -1 where it was ignored.
-        sums: ``[S, D]``, of the samples of each row (cosine: of unit features).
-        counts: ``[S]``, samples of each row.
-        distortions: ``[S]``, sum of the distances of each row's samples to its
+        assignments: int64 ``[N]``, row of each sample; -1 if it was ignored.
+        sums: ``[S, D]``, sum of the samples of each row (cosine: of unit features).
+        counts: ``[S]``, number of samples of each row.
+        distortions: ``[S]``, sum of the distances between each row's samples and its
             prototype, squared if Euclidean.
-        far_distances: ``[C]``, distance of the class's farthest sample to its
+        far_distances: ``[C]``, distance of each class's farthest sample to its
             prototype, squared if Euclidean; -1 for a class without samples.
         far_features: ``[C, D]``, that sample; 0 for a class without samples.
     """
@@ -97,34 +97,34 @@ def accumulate_prototypes(
     metric: Metric = "euclidean",
     out: PrototypeUpdate | None = None,
 ) -> PrototypeUpdate:
-    r"""Assigns each sample to the nearest prototype of its class, and sums per row.
+    r"""Assign each sample to the nearest prototype of its class, and sum per row.
 
     Euclidean: ``argmin_k |f - p_k|²``; cosine: ``argmin_k 1 - f·p_k / |f|``, for unit
-    prototypes. Ties go to the first. Unused rows (mass 0) get no sample, except that
-    the first row of a class always may. There are no gradients. The result does not
-    depend on the number of threads, nor on CUDA on the run. Nothing syncs
-    with the host on CUDA: an out-of-range label triggers a device-side assert, and
-    offsets are not validated.
+        prototypes. Ties go to the first. Unused rows (mass 0) get no samples, except
+        for the first row of a class. There are no gradients. The result depends neither
+        on the number of threads nor, on CUDA, on the run. Nothing synchronises with the
+        host on CUDA: an out-of-range label triggers a device-side assert, and offsets
+        are not validated.
 
     Args:
-        features: ``[N, D]`` floating point. A sample whose distance is not finite is
+        features: ``[N, D]`` floating point. Samples with a non-finite distance are
             ignored.
         labels: int64 ``[N]``; negative ones are ignored.
-        prototypes: ``[S, D]``, float64 for float64 features, else float32.
-        masses: ``[S]``, of the prototypes' type.
+        prototypes: ``[S, D]``, float64 for float64 features, otherwise float32.
+        masses: ``[S]``, same type as the prototypes.
         offsets: int64 ``[C + 1]``, rising from 0 to S.
         metric: ``"euclidean"`` or ``"cosine"``.
-        out: a previous update of the same state; its memory, except for the
-            assignments, is reused. In a training loop this saves an allocation of the
-            size of the state in each step.
+        out: a previous update of the same state, whose memory is reused except for the
+            assignments. In a training loop this saves an allocation of the size of the
+            state in each step.
 
     Returns:
-        The batch's part of the update, in the prototypes' type.
+        The batch's contribution, in the type of the prototypes.
 
     Raises:
-        ValueError: an unknown metric; labels or offsets have another shape or device.
+        ValueError: an unknown metric; labels or offsets have the wrong shape or device.
         TypeError: labels or offsets are not integers.
-        RuntimeError: another shape or type does not fit; on the CPU, a label is not
+        RuntimeError: another shape or type does not match; on the CPU, a label is not
             below C or offsets do not rise from 0 to S.
 
     Example:
@@ -163,15 +163,15 @@ def accumulate_prototypes(
 def all_reduce_update(
     update: PrototypeUpdate, group: dist.ProcessGroup | None = None
 ) -> PrototypeUpdate:
-    """Combines the updates of all processes; each process gets the result.
+    """Combine the updates of all processes; each process gets the result.
 
-    Sums, counts and distortions are added. Of the farthest samples of a class, the
-    farthest one is kept; ties go to the lowest rank. If consecutive ranks hold
-    consecutive parts of a batch, one process with the whole batch finds the same.
+    Sums, counts and distortions are added. The farthest sample of a class is the
+    farthest of all; ties go to the lowest rank. If consecutive ranks hold consecutive
+    parts of a batch, the result is the same as for one process with the whole batch.
 
     Args:
-        update: of this process; shapes may differ between processes only in N.
-        group: the processes, all if None.
+        update: this process's update; shapes may differ between processes only in N.
+        group: the process group; None for all processes.
 
     Returns:
         The update of the whole batch, with this process's own assignments.
@@ -213,7 +213,7 @@ def apply_prototypes_(
     momentum: float = 0.99,
     expire_below: float = 0.1,
 ) -> None:
-    r"""Applies an update to the state, in place.
+    r"""Apply an update to the state, in place.
 
     For every class in the batch and each of its rows k:
 
@@ -221,34 +221,36 @@ def apply_prototypes_(
               p_k = s_k / m_k \;\text{(cosine: } s_k / |s_k|\text{)}
 
     with momentum g. A row without samples in the batch keeps its prototype, and classes
-    absent from the batch keep everything. Then the lightest row of the class is *dead*
-    if its mass is at most ``expire_below`` times the class's mass per row: it becomes
-    one half of the other row whose samples in the batch have the greatest distortion,
+    absent from the batch keep their whole state. Then the lightest row of the class is
+    *dead* if its mass is at most ``expire_below`` times the class's mass per row. It
+    becomes one half of the other row whose samples in the batch have the greatest
+    distortion,
 
     .. math:: m \to \tfrac{m}{2}, \tfrac{m}{2}, \quad
               s \to \tfrac{1}{2} (s \pm 0.03\, m (f - p)),
 
-    for that row's new prototype p and the class's farthest sample f: Linde, Buzo and
-    Gray's splitting (IEEE Trans. Communications 28(1), 1980). The two halves share the
-    row's samples whatever D is, and the averages part them. One row of a class in one
-    step, and none in the first batch of a class, or where no other row has a distortion
-    above what roundings leave: ε|p|² for each sample of the row, cosine: 8 ε, with the
-    type's machine epsilon.
+    for that row's new prototype p and the class's farthest sample f: the splitting of
+    Linde, Buzo and Gray (IEEE Trans. Communications 28(1), 1980). The two halves share
+    the row's samples for any D, and the moving averages drive them apart. Each step
+    splits at most one row per class, and none in the first batch of a class, or if no
+    other row's distortion exceeds rounding error: ε|p|² for each sample of the row,
+    cosine: 8 ε, with the type's machine epsilon.
 
     Args:
-        prototypes: ``[S, D]`` float32 or float64, contiguous, like all of the state.
+        prototypes: ``[S, D]`` float32 or float64, contiguous like the whole state.
         sums: ``[S, D]``.
         masses: ``[S]``.
         offsets: int64 ``[C + 1]``, rising from 0 to S.
-        update: of the whole batch.
+        update: update of the whole batch.
         metric: as in :func:`accumulate_prototypes`.
-        momentum: g in [0, 1).
-        expire_below: in [0, 1); 0: only unborn rows are seeded.
+        momentum: g in [0, 1); closer to 1 averages over more steps.
+        expire_below: relative mass of dead rows, in [0, 1); 0: only unused rows are
+            dead.
 
     Raises:
-        ValueError: an argument is out of range; offsets have another shape or device.
+        ValueError: an argument is out of range; offsets have the wrong shape or device.
         TypeError: offsets are not integers.
-        RuntimeError: another shape or type does not fit.
+        RuntimeError: another shape or type does not match.
 
     Example:
         >>> prototypes, sums = torch.zeros(1, 1), torch.zeros(1, 1)
@@ -291,34 +293,34 @@ def update_prototypes_(
     momentum: float = 0.99,
     expire_below: float = 0.1,
 ) -> Tensor:
-    """Assigns a batch and applies its update to the state, in place.
+    """Assign a batch and apply its update to the state, in place.
 
     Gives the same bits as :func:`accumulate_prototypes` followed by
-    :func:`apply_prototypes_`, but works class by class in the cache and stores no
-    batch sums.
+    :func:`apply_prototypes_`, but works class by class in the cache and stores no batch
+    sums.
 
     Args:
         features: ``[N, D]``, as in :func:`accumulate_prototypes`.
         labels: int64 ``[N]``; negative ones are ignored.
-        prototypes: ``[S, D]``, float64 for float64 features, else float32; contiguous,
-            like ``sums`` and ``masses``.
+        prototypes: ``[S, D]``, float64 for float64 features, otherwise float32;
+            contiguous, like ``sums`` and ``masses``.
         sums: ``[S, D]``.
         masses: ``[S]``.
         offsets: int64 ``[C + 1]``, rising from 0 to S.
         metric: ``"euclidean"`` or ``"cosine"``.
-        momentum: in [0, 1), as in :func:`apply_prototypes_`, like ``expire_below``.
-        expire_below: in [0, 1).
+        momentum: in [0, 1), see :func:`apply_prototypes_`.
+        expire_below: in [0, 1), see :func:`apply_prototypes_`.
 
     Returns:
-        int64 ``[N]``: each sample's row among the prototypes before the step; -1 where
-        it was ignored.
+        int64 ``[N]``: row of each sample among the prototypes before the step; -1 if it
+        was ignored.
 
     Raises:
         ValueError: an unknown metric, or a number out of range; labels or offsets have
-            another shape or device.
+            the wrong shape or device.
         TypeError: labels or offsets are not integers.
         RuntimeError: a label is not below C, offsets do not rise from 0 to S, or
-            another shape or type does not fit. The state is then unchanged.
+            another shape or type does not match. The state is then unchanged.
 
     Example:
         >>> prototypes, sums = torch.zeros(1, 1), torch.zeros(1, 1)

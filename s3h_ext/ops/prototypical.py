@@ -1,7 +1,7 @@
-"""The prototypical supervised contrastive loss as one operation of the CPU.
+"""The prototypical supervised contrastive loss as one CPU operation.
 
-One pass over the similarities sums the keys of the own class apart from the others, so
-the attraction costs nothing, in the backward neither.
+One pass over the similarities sums the anchor's own class separately, so the attraction
+costs nothing extra, in forward or backward.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ def prototypical_contrastive(
     temperature: float,
     reduction: Reduction = "mean",
 ) -> tuple[Tensor, Tensor]:
-    r"""Returns the loss of Wang et al. (CVPR 2021, Hybrid-PSC) and its count.
+    r"""Return the loss of Wang et al. (CVPR 2021, Hybrid-PSC) and its anchor count.
 
     ``L_i = log Σ_{j: c_j ≠ y_i} exp(z_i·p_j/τ) − log Σ_{j: c_j = y_i} exp(z_i·p_j/τ)``
 
-    c_j is the class of prototype j. A row is not counted, and its loss is 0, if its
-    label is no class or there is no other class. On the CPU only;
-    :func:`s3h_ext.losses.prototypical_supcon_loss` serves every device and float64.
-    Gradients flow to features and prototypes, once. For 16-bit types,
-    autocast and determinism, see :func:`s3h_ext.ops.similarity_logsumexp`.
+    c_j is the class of prototype j. A row is not counted, and its loss is 0, if it has
+    no class or there is no other class. CPU only;
+    :func:`s3h_ext.losses.prototypical_supcon_loss` supports every device and float64.
+    Features and prototypes have first derivatives only. For 16-bit types, autocast and
+    determinism, see :func:`s3h_ext.ops.similarity_logsumexp`.
 
     Args:
         features: ``[N, D]`` float32, bfloat16 or float16.
         prototypes: ``[C, D]`` or ``[C, K, D]`` of the same type.
-        labels: ``[N]`` integers; outside of [0, C): no class.
-        temperature: τ, a positive finite number.
-        reduction: ``"mean"`` over counted rows, which is 0 of none, ``"sum"``, or
+        labels: ``[N]`` integers; outside [0, C): no class.
+        temperature: τ, > 0.
+        reduction: ``"mean"`` over counted rows (0 if there are none), ``"sum"`` or
             ``"none"``.
 
     Returns:
@@ -68,8 +68,8 @@ def prototypical_contrastive(
         int64.
 
     Raises:
-        TypeError: a type is not as above.
-        ValueError: a shape, device or number is not as above.
+        TypeError: an argument has the wrong type.
+        ValueError: a shape, device or number is invalid.
 
     Example:
         >>> z = torch.nn.functional.normalize(torch.randn(8, 16), dim=1)
@@ -103,7 +103,7 @@ def contrast_prototypes(
     temperature: float,
     reduction: Reduction,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`prototypical_contrastive` of arguments whose shapes are checked."""
+    """:func:`prototypical_contrastive` for arguments whose shapes have been checked."""
     check_reduction(reduction)
     features, other = meet_under_autocast(features, prototypes)
     prototypes = cast(Tensor, other)

@@ -1,6 +1,6 @@
-"""Oracles of the similarity operations: slow, obvious, float64-able.
+"""Reference implementations of the similarity operations: slow, simple, any precision.
 
-They form the whole N x M matrix and are differentiated by autograd; tests and
+They form the whole N x M matrix and leave the gradient to autograd. Tests and
 benchmarks compare against them.
 """
 
@@ -28,7 +28,7 @@ def similarity_logsumexp_dense(
     same_label_bias: Tensor | float = 0.0,
     self_index: Tensor | None = None,
 ) -> Tensor:
-    """The oracle of :func:`s3h_ext.ops.similarity_logsumexp`, by the full matrix.
+    """Reference of :func:`s3h_ext.ops.similarity_logsumexp`, from the full matrix.
 
     Args:
         queries: ``[N, D]``.
@@ -65,13 +65,13 @@ def supervised_contrastive_dense(
     num_classes: int | None = None,
     reduction: str = "mean",
 ) -> tuple[Tensor, Tensor]:
-    """The oracle of :func:`s3h_ext.ops.supervised_contrastive`, by the full matrix.
+    """Reference of :func:`s3h_ext.ops.supervised_contrastive`, from the full matrix.
 
     Args:
         features: ``[N, D]``.
         labels: ``[N]``.
         temperature: divides the dot products.
-        num_classes: labels from here on are no class.
+        num_classes: labels from this number on have no class.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Returns:

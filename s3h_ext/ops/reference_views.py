@@ -1,4 +1,4 @@
-"""The oracle of view rendering: patch by patch with ``F.interpolate``, in float64."""
+"""Reference of view rendering: patch by patch with ``F.interpolate``, in float64."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def render_views_reference(
     std: Sequence[float],
     erase: Tensor | None = None,
 ) -> Tensor:
-    """Renders views patch by patch in float64.
+    """Render views patch by patch in float64.
 
     Args:
         images: uint8 ``[N, H, W, C]`` or a list of uint8 ``[H_i, W_i, C]``.
         patches: As for :func:`s3h_ext.ops.views.render_views`.
         out_size: Height and width of the views.
-        mean: Per channel.
-        std: Per channel.
+        mean: Mean of each channel.
+        std: Standard deviation of each channel.
         erase: int64 ``[V, 4]`` or None.
 
     Returns:
@@ -74,7 +74,7 @@ def _padded_crop(image: Tensor, box: list[int]) -> Tensor:
 
 
 def _interpolate(crop: Tensor, size: list[int]) -> Tensor:
-    # To a width of 1, torch 2.13 repeats the first row: let that be the height.
+    # For a width of 1, torch 2.13 repeats the first row, so swap the two sides.
     turned = size[1] == 1
     planes = crop.permute(2, 1, 0) if turned else crop.permute(2, 0, 1)
     planes = F.interpolate(

@@ -1,8 +1,8 @@
 """Row-wise log-sum-exp over a similarity matrix that is never stored.
 
-Contrastive, prototype and logit-adjusted losses of this field differ in what is
-added to the scores and what is left out, not in the reduction; see the losses in
-:mod:`s3h_ext.losses` for how each is written with it.
+Contrastive, prototypical and logit-adjusted losses differ in the biases added to the
+scores and the pairs that are excluded, not in the reduction; :mod:`s3h_ext.losses`
+shows how to express each of them.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _ARGUMENTS = (
     "float same_label_value, Tensor? self_index, bool assume_normalized, "
     "bool deterministic, bool allow_tf32, bool keep_scores"
 )
-# The second result is what the backward takes for the digits that a float32 lse lacks:
+# The second result makes up for the precision that a float32 lse lacks in the backward:
 # on the CPU float64, the same in units of log 2; on CUDA float32, the correction of
-# csrc/cuda/similarity_log.cuh; [0] where lse suffices. The third one is the scores,
-# where they are kept for the backward, else [0].
+# csrc/cuda/similarity_log.cuh; [0] if lse suffices. The third result holds the scores
+# if they are kept for the backward, otherwise [0].
 LIBRARY.define(f"similarity_logsumexp({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)")
 LIBRARY.define(
     "similarity_logsumexp_backward(Tensor grad, Tensor lse, Tensor kept, "
@@ -57,44 +57,44 @@ def similarity_logsumexp(
     self_index: Tensor | None = None,
     assume_normalized: bool = False,
 ) -> Tensor:
-    r"""Returns ``lse_i = log Σ_j exp(q_i·k_j / τ + b_j + [y_i = y_j] c_i)``.
+    r"""Return ``lse_i = log Σ_j exp(q_i·k_j / τ + b_j + [y_i = y_j] c_i)``.
 
-    The N×M scores are computed in tiles, and again in the backward. Only the CPU stores
-    them for it, if there is a gradient and they take less than 8 MiB.
-    With ``keys=None`` the queries are the keys and no row sees itself; passing the
-    same tensor twice does not imply this. A row without any key is -inf and has zero
+    The N×M scores are computed in tiles and recomputed in the backward. Only the CPU
+    stores them, if a gradient is needed and they take less than 8 MiB. With
+    ``keys=None`` the queries are the keys and no row sees itself; passing the same
+    tensor twice does not imply this. A row without any key is -inf and has zero
     gradient.
 
-    Inputs of 16 bits are multiplied as they are, accumulated and answered in float32.
-    CUDA kernels multiply float32 to float32 accuracy, by TF32 only where torch may too
-    (``torch.backends.cuda.matmul.allow_tf32``).
-    Under autocast, queries and keys of different types are converted to the wider one.
-    Gradients flow to queries and keys; a second derivative is an error.
+    16-bit inputs are multiplied as they are; sums and results are float32. CUDA kernels
+    multiply float32 to float32 accuracy, and use TF32 only if torch may
+    (``torch.backends.cuda.matmul.allow_tf32``). Under autocast, queries and keys of
+    different types are converted to the wider one. Gradients flow to queries and keys;
+    a second derivative is an error.
 
     Args:
         queries: ``[N, D]`` float32, float64, bfloat16 or float16.
         keys: ``[M, D]`` of the same type, or None for the symmetric case.
-        temperature: τ, a positive finite number.
+        temperature: τ, > 0.
         key_bias: b, ``[M]`` floating point (``[N]`` in the symmetric case); -inf
             excludes a key. Must not require a gradient.
-        query_labels: y, ``[N]`` integers; a negative label equals nothing. In the
+        query_labels: y, ``[N]`` integers; a negative label matches nothing. In the
             symmetric case they are the keys' labels too.
-        key_labels: ``[M]`` integers; with ``query_labels`` and ``keys`` only.
-        same_label_bias: c, a number or ``[N]``, added where labels agree; -inf excludes
+        key_labels: ``[M]`` integers; only with ``query_labels`` and ``keys``.
+        same_label_bias: c, a number or ``[N]``, added if labels agree; -inf excludes
             those pairs. Must not require a gradient.
-        self_index: ``[N]`` integers: the key that row i must not see; any value
-            outside [0, M) means none. Not with ``keys=None``.
-        assume_normalized: rows are expected to have unit length: a CUDA kernel then
-            adds exponentials without looking for the maximum first, and does rows
-            again whose sum comes out too large or too small. The values are the same,
-            as good as without it. The CPU kernel finds the lengths by itself.
+        self_index: ``[N]`` integers: index of the key that row i must not see; outside
+            [0, M): none. Not with ``keys=None``.
+        assume_normalized: hint that rows have unit length: a CUDA kernel then sums
+            exponentials without first finding the maximum, and redoes rows whose sum is
+            too large or too small. The accuracy is the same. The CPU kernel finds the
+            lengths by itself.
 
     Returns:
-        ``[N]``, float64 for float64 queries, else float32.
+        ``[N]``, float64 for float64 queries, otherwise float32.
 
     Raises:
-        TypeError: an argument's type is not one of the above.
-        ValueError: a shape, device, temperature or combination is not as above.
+        TypeError: an argument has the wrong type.
+        ValueError: a shape, device, temperature or combination is invalid.
 
     Example:
         >>> z = torch.nn.functional.normalize(torch.randn(8, 16), dim=1)
@@ -152,17 +152,16 @@ def similarity_logsumexp(
 
 
 def _allow_tf32() -> bool:
-    """Whether torch may multiply float32 matrices by TF32 on a GPU.
+    """Return whether torch may multiply float32 matrices by TF32 on a GPU.
 
-    ``allow_tf32`` raises where somebody has used the newer setting, which answers
-    for both.
+    Reading ``allow_tf32`` raises if the newer setting was used, which covers both.
     """
     return str(torch.backends.cuda.matmul.fp32_precision) == "tf32"
 
 
-# Under torch.compile the setting is read once, and a change of it compiles again. This
-# is all that torch.compiler.assume_constant_result does, but that imports the compiler,
-# 1.4 s for those who do not compile.
+# torch.compile reads the setting once and recompiles when it changes. This flag is all
+# that torch.compiler.assume_constant_result sets, but that would import the compiler,
+# which takes 1.4 s even if nothing is compiled.
 _allow_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

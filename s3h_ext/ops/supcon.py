@@ -1,9 +1,9 @@
-"""The supervised contrastive loss of a batch as one operation of the CPU.
+"""The supervised contrastive loss of a batch as one CPU operation.
 
-The denominators are :func:`s3h_ext.ops.similarity_logsumexp`'s and the attraction is
-:func:`s3h_ext.ops.class_sum_dots`'s. In one operation there is one node for autograd,
-one gradient matrix is written in place of three, and classes need no numbering: at a
-few hundred rows that is most of the time.
+It combines :func:`s3h_ext.ops.similarity_logsumexp` (denominators) and
+:func:`s3h_ext.ops.class_sum_dots` (attraction) into one autograd node. That writes one
+gradient matrix instead of three and needs no numbering of classes: for a few hundred
+rows this saves most of the time.
 """
 
 from __future__ import annotations
@@ -45,32 +45,32 @@ def supervised_contrastive(
     num_classes: int | None = None,
     reduction: Reduction = "mean",
 ) -> tuple[Tensor, Tensor]:
-    r"""Returns the loss ``L_out`` of Khosla et al. (2020, eq. 2) and its count.
+    r"""Return the loss ``L_out`` of Khosla et al. (2020, eq. 2) and its anchor count.
 
     ``L_i = log Σ_{a≠i} exp(z_i·z_a/τ) − z_i·(S_{y_i} − z_i) / (τ (n_{y_i} − 1))``
 
     S_c and n_c are the sum and the number of the rows of class c. A row that is alone
     in its class, or has no class, is not counted: its loss is 0, but it stays in the
-    others' denominators. On the CPU only; :func:`s3h_ext.losses.supcon_loss` serves
-    every device. Gradients flow to the features, once. For 16-bit types and
-    determinism, see :func:`s3h_ext.ops.similarity_logsumexp`.
+    others' denominators. CPU only; :func:`s3h_ext.losses.supcon_loss` supports every
+    device. Features have a first derivative only. For 16-bit types and determinism, see
+    :func:`s3h_ext.ops.similarity_logsumexp`.
 
     Args:
         features: ``[N, D]`` float32, float64, bfloat16 or float16. Rows should have
-            unit length, as the paper's have; others are right too, and slower.
+            unit length, as in the paper; others give correct results but are slower.
         labels: ``[N]`` integers; negative: no class.
-        temperature: τ, a positive finite number.
-        num_classes: labels from here on are no class either.
-        reduction: ``"mean"`` over counted rows, which is 0 of none, ``"sum"``, or
+        temperature: τ, > 0.
+        num_classes: labels from this number on have no class either.
+        reduction: ``"mean"`` over counted rows (0 if there are none), ``"sum"`` or
             ``"none"``.
 
     Returns:
-        The loss, ``[]`` or ``[N]``, float64 for float64 features, else float32; and
-        the number of counted rows, ``[]`` int64.
+        The loss, ``[]`` or ``[N]``, float64 for float64 features, otherwise float32;
+        and the number of counted rows, ``[]`` int64.
 
     Raises:
-        TypeError: a type is not as above.
-        ValueError: a shape, device or number is not as above.
+        TypeError: an argument has the wrong type.
+        ValueError: a shape, device or number is invalid.
 
     Example:
         >>> z = torch.nn.functional.normalize(torch.randn(8, 16), dim=1)
@@ -98,7 +98,7 @@ def contrast_rows(
     num_classes: int | None,
     reduction: Reduction,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`supervised_contrastive` of arguments that are checked."""
+    """:func:`supervised_contrastive` for arguments that have been checked."""
     check_reduction(reduction)
     deterministic = torch.are_deterministic_algorithms_enabled()
     loss, counted, _, _ = _call(

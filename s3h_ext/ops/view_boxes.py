@@ -1,4 +1,4 @@
-"""Where views look: boxes drawn under a constraint, by address."""
+"""Source boxes of views, drawn under a constraint as a function of their address."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ LIBRARY.define(
     "float[] constraint, int seed, int epoch, int stream) -> (Tensor, Tensor)"
 )
 
-# What the native library says of a value out of its range, behind where it says it.
+# The native library's message for a value out of range, without its source location.
 _FAULT = re.compile(r"\b(sizes|sample_index|view): expected .*")
 
 
 class ViewBoxes(NamedTuple):
-    """Boxes of views, and which of them missed their constraint.
+    """Boxes of views, and which of them failed to meet their constraint.
 
     Attributes:
         box: int64 ``[N, 4]``: top, left, height, width in pixels of the source.
-        fallback: bool ``[N]``: whether no draw met the constraint and the box is its
+        fallback: bool ``[N]``: True if no draw met the constraint and the box is its
             documented fallback.
     """
 
@@ -46,32 +46,32 @@ def sample_view_boxes(
     view: Tensor | int,
     stream: int = 0,
 ) -> ViewBoxes:
-    r"""Draws the source boxes of views.
+    r"""Draw the source boxes of views.
 
     A box is a pure function of (seed, epoch, sample index, view, stream), its image's
-    size and the constraint: it depends neither on the batch nor on the order, the
-    device or the number of threads, and the bits are those of
-    :func:`s3h_ext.data.views.host_boxes.sample_view_boxes_host`.
+    size and the constraint. It does not depend on batch, order, device or number of
+    threads, and equals that of
+    :func:`s3h_ext.data.views.host_boxes.sample_view_boxes_host` bit for bit.
 
     Args:
         sizes: int64 ``[N, 2]``, height and width of each image in [1, 2**24); or one
             pair for all.
-        constraint: Where to look; a crop alone covers the whole image. Under
-            ``torch.compile`` a :class:`Constraint` made outside.
-        seed: In [0, 2**32).
-        epoch: In [0, 2**32).
-        sample_index: int64 ``[N]``, at least 0.
-        view: int64 ``[N]``, in [0, 2**24), or one number for all.
-        stream: Which stream of draws, in [0, 256).
+        constraint: How to draw boxes; a crop without a region covers the whole image.
+            Under ``torch.compile`` a :class:`Constraint` created outside.
+        seed: Seed of the draws, in [0, 2**32).
+        epoch: Epoch, in [0, 2**32); each gives other draws.
+        sample_index: int64 ``[N]``, index of each image in the data set, >= 0.
+        view: int64 ``[N]``, number of each view in [0, 2**24), or one number for all.
+        stream: Number of an independent stream of draws, in [0, 256).
 
     Returns:
-        Boxes and fallback flags, on the device of ``sample_index``. Count the
-        flags: if many are set, the constraint does not suit the images.
+        Boxes and fallback flags, on the device of ``sample_index``. If many flags are
+        set, the constraint does not suit the images.
 
     Raises:
-        TypeError: a tensor is not int64, or the constraint is not a constraint.
-        ValueError: a wrong shape, or a number out of range. Values in CUDA tensors
-            are not checked, because that would synchronise.
+        TypeError: a tensor is not int64, or ``constraint`` is not a constraint.
+        ValueError: a wrong shape, or a number out of range. Values of CUDA tensors are
+            not checked, because that would synchronise.
 
     Example:
         >>> from s3h_ext.ops.view_constraints import FOUR_CORNERS, RandomResizedCrop
@@ -112,8 +112,8 @@ def sample_view_boxes(
             sizes, sample_index, view, numbers, seed, epoch, stream
         )
     except RuntimeError as error:
-        # Values are checked where they are read, and the native library knows no
-        # other type of error.
+        # The native library checks values as it reads them, and raises only one type
+        # of error.
         fault = _FAULT.search(str(error))
         if fault is None:
             raise
@@ -136,7 +136,7 @@ def _check_type(name: str, tensor: Tensor) -> None:
 
 
 def _pair(sizes: tuple[int, int], like: Tensor) -> Tensor:
-    # Filled and not copied, so that a device has nothing to wait for.
+    # full() instead of a copy, which would synchronise with the device.
     height, width = sizes
     for side in (height, width):
         if not 1 <= side < 1 << 24:

@@ -1,13 +1,13 @@
-"""Where a view may look: constraints on source boxes, composable and immutable.
+"""Constraints on the source boxes of views, composable and immutable.
 
-A constraint is three independent answers:
+A constraint has three independent parts:
 
-    region   in which part of the image    Grid: the cells of an overlapping grid
-    crop     how a box is drawn in it      Whole, PadCrop, RandomResizedCrop, Centre
+    region   which part of the image       Grid: the cells of an overlapping grid
+    crop     how to draw a box in it       Whole, PadCrop, RandomResizedCrop, Centre
     overlap  how far sibling views agree   Overlap: bounds on their IoU, or None
 
-:func:`s3h_ext.ops.sample_view_boxes` draws under it. The objects import nothing and
-travel to the native code as plain numbers, so every backend reads the same bits.
+:func:`s3h_ext.ops.sample_view_boxes` draws boxes under it. The native code receives the
+constraint as plain numbers, so every backend reads the same bits.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
     "as_constraint",
 ]
 
-# Numbers of the crops in csrc/common/boxes.h.
+# Numbering of the crops in csrc/common/boxes.h.
 _WHOLE, _PADDED, _RESIZED, _CENTRE = range(4)
 _PICKS = ("view", "drawn")
 _MOST_TRIES = 1000
@@ -53,18 +53,19 @@ def _check_share(name: str, value: float) -> None:
 class Grid:
     """A region of the image: a cell of a grid of equal, overlapping cells.
 
-    A cell's side is its share of the image's, rounded to the nearest pixel (halves up)
-    and at least 1. Along each side the first cell begins at one end of the image, the
-    last ends at the other, and those between are spread evenly; a single one is
-    centred. ``Grid()`` is the whole image.
+    Sides of a cell are rounded to the nearest pixel (halves up) and at least 1. Along
+    each side the first cell begins at one end of the image, the last ends at the other,
+    and the others are spread evenly; a single one is centred. ``Grid()`` is the whole
+    image.
 
     Attributes:
-        rows: Cells from top to bottom.
-        columns: Cells from left to right.
-        height: Of a cell, as a share of the image's, in (0, 1].
-        width: Of a cell, as a share of the image's, in (0, 1].
-        pick: Which cell, counted row by row: ``"view"``, the view number modulo their
-            number, so that sibling views look at different places; or ``"drawn"``.
+        rows: Number of cells from top to bottom.
+        columns: Number of cells from left to right.
+        height: Height of a cell as a fraction of the image's, in (0, 1].
+        width: Width of a cell as a fraction of the image's, in (0, 1].
+        pick: How to choose a cell, counted row by row: ``"view"`` takes the view number
+            modulo the number of cells, so that sibling views look at different places;
+            ``"drawn"`` draws one.
 
     Example:
         >>> Grid(rows=2, columns=2, height=0.8, width=0.8) == FOUR_CORNERS
@@ -88,7 +89,7 @@ class Grid:
 
 #: The four corner regions of 80 % of each side: the spatial constraint of JigClu (Chen
 #: et al., "Jigsaw clustering for unsupervised visual representation learning", CVPR
-#: 2021, released code), and our reading of S3H's.
+#: 2021, released code), and our interpretation of S3H's.
 FOUR_CORNERS = Grid(rows=2, columns=2, height=0.8, width=0.8)
 
 #: The left and the right half.
@@ -105,7 +106,7 @@ class PadCrop:
     """The region shifted by up to ``padding`` pixels each way; it may leave the image.
 
     Attributes:
-        padding: In pixels of the source.
+        padding: Largest shift in source pixels.
     """
 
     padding: int = 4
@@ -119,8 +120,8 @@ class Centre:
     """A centred square, for evaluation.
 
     Attributes:
-        share: Its side over the region's shorter side, in (0, 1]. ``224 / 256`` is
-            "resize the shorter side to 256, crop 224 from the centre".
+        share: Side of the square over the region's shorter side, in (0, 1].
+            ``224 / 256`` is "resize the shorter side to 256, crop 224 from the centre".
     """
 
     share: float = 224 / 256
@@ -131,16 +132,16 @@ class Centre:
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """A random box of the region, with the distribution of torchvision's.
+    """A random box of the region, distributed as in torchvision.
 
     The area is uniform in ``scale`` times the region's, the aspect ratio log-uniform in
     ``ratio``, the sides are rounded, and the first of ``tries`` that fits is placed
     uniformly. Fallback: the largest centred box whose ratio is in ``ratio``.
 
     Attributes:
-        scale: Range of the area over the region's, in (0, 1].
+        scale: Range of the area as a fraction of the region's, in (0, 1].
         ratio: Range of width over height, in [0.1, 10].
-        tries: How many sizes are tried.
+        tries: Number of sizes to try.
     """
 
     scale: tuple[float, float] = (0.2, 1.0)
@@ -161,16 +162,16 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True)
 class Overlap:
-    """Bounds on the intersection over union of the two views of a pair.
+    """Bounds on the intersection over union (IoU) of the two views of a pair.
 
     Views 2k and 2k + 1 of an image are siblings: the even one is drawn freely, the odd
-    one until it keeps the bounds. Its first attempt is what it would be without them.
-    Fallback: the attempt that comes nearest.
+    one until it keeps the bounds. Its first attempt is the box it would have without
+    bounds. Fallback: the attempt that comes nearest.
 
     Attributes:
-        least: Least IoU, in [0, 1].
-        most: Greatest IoU, in [least, 1].
-        attempts: How often the odd view is drawn.
+        least: Smallest IoU allowed, in [0, 1].
+        most: Largest IoU allowed, in [least, 1].
+        attempts: Largest number of draws of the odd view.
     """
 
     least: float = 0.0
@@ -194,8 +195,8 @@ class Constraint:
     """A crop in a region, with bounds on the overlap with the sibling view.
 
     Attributes:
-        crop: How a box is drawn.
-        region: In which part of the image.
+        crop: How to draw a box in the region.
+        region: Part of the image to draw it in.
         overlap: Bounds on the IoU of sibling views; ``None`` for no bounds.
 
     Example:
@@ -220,9 +221,9 @@ class Constraint:
             )
 
     def numbers(self) -> list[float]:
-        """Returns what the native code reads: ``BoxConstraint`` in csrc/common/boxes.h.
+        """Return the constraint as numbers: ``BoxConstraint`` in csrc/common/boxes.h.
 
-        The logarithms are taken here, once, so that no backend has its own.
+        Logarithms are computed here, so that they are the same for every backend.
         """
         crop, region, overlap = self.crop, self.region, self.overlap
         kind, padding, share = _WHOLE, 0, 1.0
@@ -248,10 +249,10 @@ class Constraint:
 
 
 def as_constraint(constraint: Constraint | Crop) -> Constraint:
-    """Returns a constraint for a constraint, or for a crop of the whole image.
+    """Return the constraint, wrapping a crop as one of the whole image.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: the argument is neither.
     """
     if isinstance(constraint, Constraint):
         return constraint

@@ -35,34 +35,34 @@ def render_views(
     dtype: torch.dtype = torch.float32,
     erase: Tensor | None = None,
 ) -> Tensor:
-    r"""Renders patches of images into normalised views, in one pass over the bytes.
+    r"""Render patches of images into normalised views, in one pass over the bytes.
 
-    A box is resized like ``F.interpolate(mode="bilinear", antialias=True)`` resizes the
-    crop (and PIL's ``BILINEAR``): nothing outside the box is sampled, and at its border
-    the window is renormalised. A box of the size of its rectangle is copied exactly.
-    A view does not depend on the others, their order or the number of threads. No
-    gradient flows.
+    A box is resized as ``F.interpolate(mode="bilinear",
+    antialias=True)`` resizes the crop (and PIL's ``BILINEAR``): nothing outside the box
+    is sampled, and at its border the window is renormalised. A box of the size of its
+    rectangle is copied exactly. A view does not depend on other views, their order or
+    the number of threads. No gradient flows.
 
     Args:
         images: uint8 ``[N, H, W, C]``, C = 1 or 3; or a list of N uint8
             ``[H_i, W_i, C]``.
-        patches: What to render from where to where.
-        out_size: Height and width of the views, or both in one number.
-        mean: Per channel, of pixels in [0, 1].
-        std: Per channel, positive.
-        dtype: float32, bfloat16 or float16.
+        patches: Source boxes, destinations and transforms.
+        out_size: Height and width of the views in pixels, or one number for both.
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel, positive.
+        dtype: Type of the views: float32, bfloat16 or float16.
         erase: int64 ``[V, 4]`` (Cutout): top, left, height, width of a rectangle in
-            each view that becomes 0 after the normalisation, the mean colour. It may
-            leave the view; it is empty where a side is 0 or less.
+            each view that becomes 0, the mean colour, after normalisation. It may
+            extend beyond the view; it is empty if a side is 0 or less.
 
     Returns:
-        ``[V, C, H, W]``, channels last in memory.
+        ``[V, C, H, W]``, channels-last in memory.
 
     Raises:
-        TypeError: a tensor of another type.
+        TypeError: a tensor has the wrong type.
         ValueError: a wrong shape or device, an index or a rectangle out of range. The
-            CUDA kernel does not wait to look at values: there they end in a
-            device-side error.
+            CUDA kernel does not synchronise to report values: there, they trigger a
+            device-side assert.
 
     Example:
         >>> images = torch.full((2, 4, 4, 3), 255, dtype=torch.uint8)
@@ -115,8 +115,8 @@ def render_views(
             dtype,
         )
     except RuntimeError as error:
-        # Values are checked where they are read; the native library knows no other
-        # type of error and puts its own source line in front of the text.
+        # The native library checks values as it reads them. It has one type of error,
+        # and puts its source line in front of the message.
         _, found, text = str(error).partition("patches.")
         if found:
             raise ValueError(found + text) from None

@@ -1,15 +1,16 @@
 """Logarithm of the modified Bessel function of the first kind, and its derivative.
 
-``log I_ν(x)`` overflows nothing, but I_ν does: at ν = 63 it is 1e-150 at x = 0.3 and
-1e300 at x = 750. What the von Mises-Fisher distribution needs is smooth in x²::
+``log I_ν(x)`` never overflows, but I_ν does: at ν = 63 it is 1e-150 at x = 0.3 and
+1e300 at x = 750. The von Mises-Fisher distribution needs a function that is smooth in
+x²::
 
     g(s) = log( I_ν(√s) / √s^ν ),    g'(s) = I_{ν+1}(√s) / (2 √s I_ν(√s))
 
 By Debye's expansion, uniform in x (DLMF 10.41.3), with w = √(ν² + s) and t = ν/w it is
 ``w − ν log(ν + w) − ½ log(2πw) + log Σ_k u_k(t)/ν^k``: x and its logarithm cancel, and
-so does the singularity at 0. From order 32 on eight terms are as good as float64; a
-smaller order comes from there by ``h_{ν−1} = 2ν h_ν + s h_{ν+1}`` for h_ν = I_ν(x)/x^ν
-(DLMF 10.29.1), a sum of positive terms.
+so does the singularity at 0. From order 32 on, eight terms reach float64 precision.
+Smaller orders follow from there by ``h_{ν−1} = 2ν h_ν + s h_{ν+1}`` for h_ν =
+I_ν(x)/x^ν (DLMF 10.29.1), a sum of positive terms.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _LEAST_ORDER = 32
 
 
 def _debye() -> list[list[tuple[int, float]]]:
-    """Returns u_k for k = 0 .. 8: pairs of a power of t and its coefficient.
+    """Return u_k for k = 0 .. 8 as pairs (power of t, coefficient).
 
     ``u_{k+1} = ½ t² (1 − t²) u_k' + ⅛ ∫_0^t (1 − 5v²) u_k(v) dv`` (DLMF 10.41.9).
     """
@@ -47,7 +48,7 @@ _DEBYE = _debye()
 
 
 def _at_high_order(order: float, squares: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns g and ``h_{ν+1} / h_ν``, which is 2 g', for an order of 32 or more."""
+    """Return g and ``h_{ν+1} / h_ν``, which is 2 g', for orders of 32 or more."""
     coefficients = [0.0] * (3 * _TERMS + 1)
     for k, polynomial in enumerate(_DEBYE):
         for power, value in polynomial:

@@ -11,13 +11,13 @@ __all__ = ["class_sum_dots", "class_sum_dots_backward"]
 
 
 def _sums(rows: Tensor, classes: Tensor, num_classes: int) -> Tensor:
-    """Returns class sums ``[num_classes + 1, D]``; the last one takes no class."""
+    """Return class sums ``[num_classes + 1, D]``, the last for rows without class."""
     sums = rows.new_zeros(num_classes + 1, rows.shape[1])
     return sums.index_add_(0, _place(classes, num_classes), rows)
 
 
 def _place(classes: Tensor, num_classes: int) -> Tensor:
-    classes = classes.long()  # the number may be beyond a smaller type's range
+    classes = classes.long()  # a smaller type may not hold num_classes
     inside = (classes >= 0) & (classes < num_classes)
     return torch.where(inside, classes, num_classes)
 

@@ -1,7 +1,7 @@
-"""Clustering inside classes by moving averages.
+"""Clustering within classes by moving averages.
 
-Nothing is copied to the host, and memory is O(N + S D) beside a chunk of fixed size.
-The distances to all S prototypes are formed, C times the work of the kernels.
+Nothing is copied to the host, and memory is O(N + S D) plus a chunk of fixed size. It
+computes the distances to all S prototypes, C times the work of the kernels.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _COSINE_NOISE = 8
 
 
 def _inverse_norms(rows: Tensor) -> Tensor:
-    """Returns ``1 / |row|`` [N]; 0 for a zero row, NaN where a norm is not finite."""
-    # In float64, where the squares of all float32 numbers are.
+    """Return ``1 / |row|`` [N]; 0 for a zero row, NaN if a norm is not finite."""
+    # float64 holds the squares of all float32 numbers.
     squares = rows.double().square().sum(dim=1)
     scale = torch.where(squares > 0, squares.rsqrt(), 0)
     return torch.where(squares < math.inf, scale, math.nan).to(rows.dtype)
@@ -43,7 +43,7 @@ def _nearest(
     masses: Tensor,
     cosine: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the rows [n] in ``first <= row < last`` and the distances [n]."""
+    """Return the nearest row [n] with ``first <= row < last`` and its distance [n]."""
     products = features @ prototypes.T
     if cosine:
         distances = 1 - products
@@ -53,7 +53,7 @@ def _nearest(
     own = (columns >= first[:, None]) & (columns < last[:, None])
     born = (masses > 0) | (columns == first[:, None])
     row = torch.where(own & born, distances, math.inf).argmin(dim=1)
-    # Again and directly: the expanded square has lost digits.
+    # Recompute directly: the expanded square has lost precision.
     chosen = prototypes.index_select(0, row)
     if cosine:
         return row, 1 - (features * chosen).sum(dim=1)
@@ -69,7 +69,7 @@ def accumulate(
     offsets: Tensor,
     cosine: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Assigns and adds up; returns what the operator writes into its arguments."""
+    """Assign and sum up; return what the operator writes into its arguments."""
     count, depth = features.shape
     rows, classes = len(prototypes), len(offsets) - 1
     features = features.to(compute_dtype(features.dtype))
@@ -109,7 +109,7 @@ def accumulate(
     label = torch.where(kept, labels, classes)
     distance = torch.where(kept, distance, -1)
     far.scatter_reduce_(0, label, distance, "amax")
-    # The first of equally far samples.
+    # The first of equally distant samples.
     numbers = torch.arange(count, device=labels.device)
     numbers = torch.where(distance == far[label], numbers, count)
     farthest = torch.full_like(far, count, dtype=torch.int64)
@@ -182,9 +182,9 @@ def apply_prototypes_(
     lightest = new_masses.new_full((classes,), math.inf)
     lightest.scatter_reduce_(0, owner, new_masses, "amin")
     dead = first_where(new_masses == lightest[owner])
-    # The first batch of a class has distances to no prototype.
+    # In the first batch of a class, distances refer to no prototype.
     dead = torch.where((per_class(masses) > 0) & (lightest <= least), dead, rows)
-    # Roundings are no distortion.
+    # Rounding errors are not a distortion.
     squares = _COSINE_NOISE if cosine else prototypes.square().sum(dim=1)
     noise = torch.finfo(masses.dtype).eps * batch_counts * squares
     kept = (numbers != dead[owner]) & (distortions > noise)
@@ -227,7 +227,7 @@ def update_prototypes_(
     expire_below: float,
     cosine: bool,
 ) -> Tensor:
-    """The operator ``s3h::update_prototypes_``, by the other two operators."""
+    """The operator ``s3h::update_prototypes_``, composed of the other two."""
     classes, depth = offsets.shape[0] - 1, prototypes.shape[1]
     batch_sums, counts, distortions = map(torch.empty_like, (sums, masses, masses))
     far_distances = prototypes.new_empty(classes)

@@ -1,6 +1,6 @@
 """Row-wise log-sum-exp of similarities, in chunks of rows.
 
-Needs O((N + M) D) memory beside a chunk of fixed size.
+Needs O((N + M) D) memory plus a chunk of fixed size.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Problem(NamedTuple):
     self_index: Tensor | None
 
     def resolved(self) -> tuple[Problem, Tensor]:
-        """Returns the problem with keys, in the type of the arithmetic; and the keys.
+        """Return the problem with keys, in the dtype of the computation; and the keys.
 
         In the symmetric case the queries are the keys and row i does not see itself.
         """
@@ -56,7 +56,7 @@ class Problem(NamedTuple):
         return problem, queries
 
     def scores(self, rows: slice, keys: Tensor) -> Tensor:
-        """Returns the scores ``x_ij`` of some rows, -inf where a pair is excluded."""
+        """Return the scores ``x_ij`` of some rows, -inf if a pair is excluded."""
         scores = self.queries[rows] @ keys.T / self.temperature
         if self.key_bias is not None:
             scores = scores + self.key_bias.to(scores.dtype)
@@ -76,7 +76,7 @@ class Problem(NamedTuple):
 
 
 def logsumexp(scores: Tensor) -> Tensor:
-    """Row-wise log-sum-exp whose gradient is zero, not NaN, in an empty row."""
+    """Row-wise log-sum-exp whose gradient for an empty row is zero, not NaN."""
     if scores.shape[1] == 0:
         scores = torch.nn.functional.pad(scores, (0, 1), value=-math.inf)
     top = scores.detach().amax(dim=1, keepdim=True)
@@ -89,7 +89,7 @@ def logsumexp(scores: Tensor) -> Tensor:
 
 
 def _chunks(rows: int, columns: int) -> list[slice]:
-    """Returns row ranges whose scores stay below the chunk's size."""
+    """Return row ranges whose scores fit into a chunk."""
     step = max(1, _CHUNK_ELEMENTS // max(1, columns))
     return [slice(i, min(rows, i + step)) for i in range(0, rows, step)]
 
@@ -99,8 +99,8 @@ def similarity_logsumexp(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The operator ``s3h::similarity_logsumexp``.
 
     Returns:
-        ``[N]``, float64 for float64 queries, else float32; and two empty ones, for the
-        backward needs no more.
+        ``[N]``, float64 for float64 queries, otherwise float32; and two empty tensors,
+        because the backward needs no more.
     """
     problem, keys = Problem(*arguments[: len(Problem._fields)]).resolved()
     lse = problem.queries.new_empty(problem.queries.shape[0])
@@ -124,8 +124,8 @@ def similarity_logsumexp_backward(
     """The operator ``s3h::similarity_logsumexp_backward``.
 
     Returns:
-        Gradients of queries ``[N, D]`` and keys ``[M, D]`` in the queries' type; the
-        one not asked for is ``[0, D]``.
+        Gradients of queries ``[N, D]`` and keys ``[M, D]`` in the type of the queries;
+        ``[0, D]`` for one that is not requested.
     """
     given = Problem(*arguments[: len(Problem._fields)])
     problem, keys = given.resolved()
@@ -136,7 +136,7 @@ def similarity_logsumexp_backward(
     for rows in _chunks(queries.shape[0], keys.shape[0]):
         x = problem.scores(rows, keys)
         empty = lse[rows] == -math.inf
-        # Not e^(x - lse): where scores are large, lse lacks the digits.
+        # Not e^(x - lse): for large scores, lse lacks precision.
         weights = x.softmax(dim=1) * (grad[rows] / problem.temperature)[:, None]
         weights = weights.masked_fill(empty[:, None], 0.0)
         if need_queries:

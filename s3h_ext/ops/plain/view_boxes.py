@@ -1,9 +1,9 @@
-"""Boxes of views, drawn by address.
+"""Source boxes of views.
 
-The same draws, the same float64 operations in the same order as csrc/common/boxes.h,
-so the same bits, on every device. What that rests on: eager PyTorch rounds after every
-operation, and CUDA multiplies by a reciprocal where a tensor is divided by a Python
-number, so divisors are tensors here.
+The same draws and the same float64 operations in the same order as csrc/common/boxes.h,
+so the same bits on every device. This relies on eager PyTorch rounding after every
+operation. Divisors are tensors, because CUDA multiplies by the reciprocal if the
+divisor is a Python number.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["sample_view_boxes"]
 _TOP, _LEFT, _CELL, _FIRST_TRY = 1, 2, 9, 12
 _BLOCKS_PER_ATTEMPT = 1 << 16
 _MASK32, _MASK24 = 0xFFFFFFFF, 0xFFFFFF
-# Views drawn at a time on a CPU, so that what is in work stays in its cache.
+# Views drawn at a time on a CPU, so that intermediate results stay in its cache.
 _CPU_CHUNK = 4096
 
 
@@ -50,7 +50,7 @@ class _Numbers:
 
 @dataclass(frozen=True)
 class _Views:
-    """What a draw depends on; all of one shape ``[N]``."""
+    """The address of each draw; all of one shape ``[N]``."""
 
     key: tuple[int, int]
     height: Tensor
@@ -60,7 +60,7 @@ class _Views:
     stream: int
 
     def uniforms(self, first: int, count: int, attempt: int) -> Tensor:
-        """Returns the draws of ``count`` blocks, float64 ``[N, 4 * count]``."""
+        """Return the draws of ``count`` blocks, float64 ``[N, 4 * count]``."""
         index, word = self.index[:, None], self.view[:, None] | self.stream << 24
         blocks = torch.arange(count, device=index.device)
         blocks = blocks + (first + attempt * _BLOCKS_PER_ATTEMPT)
@@ -87,9 +87,9 @@ def sample_view_boxes(
         sample_index: int64 ``[N]``.
         view: int64 ``[N]`` or ``[1]``.
         constraint: :meth:`s3h_ext.ops.view_constraints.Constraint.numbers`.
-        seed: In [0, 2**32).
-        epoch: In [0, 2**32).
-        stream: In [0, 256).
+        seed: Seed, in [0, 2**32).
+        epoch: Epoch, in [0, 2**32).
+        stream: Stream of draws, in [0, 256).
 
     Returns:
         Boxes, int64 ``[N, 4]``, and whether they are fallbacks, bool ``[N]``.
@@ -214,7 +214,7 @@ def _resized(
     heights = (side / stretch).round().to(torch.int64)
     fits = (widths >= 1) & (widths <= width[:, None])
     fits &= (heights >= 1) & (heights <= height[:, None])
-    # argmax gives the first of equals: the first try that fits.
+    # argmax returns the first maximum: the first try that fits.
     first = fits.to(torch.int8).argmax(dim=-1, keepdim=True)
     found = fits.any(dim=-1)
     fallback_height, fallback_width = _nearest_ratio(numbers, height, width)
@@ -230,7 +230,7 @@ def _resized(
 def _nearest_ratio(
     numbers: _Numbers, height: Tensor, width: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Returns the largest sides whose ratio is in range."""
+    """Return the largest sides whose ratio is in range."""
     low, high = numbers.ratio_low, numbers.ratio_high
     tall, wide = height.double(), width.double()
     shorter = (wide / torch.full_like(wide, low)).round().to(torch.int64)
@@ -243,8 +243,8 @@ def _nearest_ratio(
 
 
 def _exp(x: Tensor) -> Tensor:
-    # Taylor by Horner, one rounding per operation; |x| <= log(10) / 2 leaves an error
-    # below 1e-12, far less than the rounding of a side to whole pixels.
+    # Taylor series by Horner, one rounding per operation; |x| <= log(10) / 2 keeps the
+    # error below 1e-12, far less than the rounding of a side to whole pixels.
     result = torch.ones_like(x)
     for n in range(18, 0, -1):
         result = result * x / torch.full_like(x[:1, :1], n) + 1
@@ -252,7 +252,7 @@ def _exp(x: Tensor) -> Tensor:
 
 
 def _overlap(a: Tensor, b: Tensor) -> Tensor:
-    """Returns the intersection over union of boxes ``[N, 4]``, float64 ``[N]``."""
+    """Return the intersection over union of boxes ``[N, 4]``, float64 ``[N]``."""
     start = torch.maximum(a[:, :2], b[:, :2])
     end = torch.minimum(a[:, :2] + a[:, 2:], b[:, :2] + b[:, 2:])
     common = (end - start).clamp_(min=0).prod(dim=-1)

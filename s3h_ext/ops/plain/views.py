@@ -1,7 +1,7 @@
 """One-pass rendering of views.
 
-Resizing is a product with two interpolation matrices per patch, so that patches are
-rendered many at a time.
+Resizing multiplies by two interpolation matrices per patch, so many patches are
+rendered at a time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 __all__ = ["render_views"]
 
-# What the native kernel takes too.
+# The same limits as in the native kernel.
 _LARGEST_SIDE, _FAR = 65536, 1 << 48
 # Elements of a chunk's interpolation matrices.
 _CHUNK_ELEMENTS = 1 << 24
@@ -45,7 +45,8 @@ def render_views(
 
     Args:
         images: One uint8 ``[N, H, W, C]``, or uint8 ``[H_i, W_i, C]`` for each image.
-        image: ``[P]``, like all up to ``rect`` as in :class:`s3h_ext.ops.Patches`.
+        image: ``[P]``; arguments up to ``rect`` are those of
+            :class:`s3h_ext.ops.Patches`.
         box: ``[P, 4]``.
         flip: ``[P]`` or None.
         colour: ``[P, C, C + 1]`` or None.
@@ -53,20 +54,20 @@ def render_views(
         view: ``[P]`` or None.
         rect: ``[P, 4]`` or None.
         erase: ``[V, 4]`` or None.
-        views: V.
-        height: Of the views.
-        width: Of the views.
-        mean: Per channel.
-        std: Per channel.
-        fill: Of affine maps outside the box.
-        nearest: Of affine maps.
-        dtype: Of the result.
+        views: Number of views, V.
+        height: Height of the views.
+        width: Width of the views.
+        mean: Mean of each channel.
+        std: Standard deviation of each channel.
+        fill: Value that affine maps show outside the box.
+        nearest: Whether affine maps take the nearest pixel.
+        dtype: Type of the result.
 
     Returns:
         ``[V, height, width, C]``.
 
     Raises:
-        ValueError: an index or a rectangle out of range.
+        ValueError: an index or a rectangle is out of range.
     """
     stacked = len(images) > 0 and images[0].dim() == 4
     count = images[0].shape[0] if stacked else len(images)
@@ -87,7 +88,7 @@ def render_views(
     fits = ((corner >= 0) & (sides >= 1) & (corner + sides <= size)).all(dim=1)
     _require("rect", fits, rect, f"a rectangle inside {height} x {width}")
 
-    # Patches of one view in turns, so that no turn writes a view twice.
+    # Render patches of one view in separate turns, so that no turn writes it twice.
     turn = _turn(view)
     canvas = torch.zeros(views, height, width, len(mean), device=image.device)
     step = 1
@@ -156,7 +157,7 @@ def _require(name: str, good: Tensor, values: Tensor, expected: str) -> None:
 
 
 def _inside(rect: Tensor, height: int, width: int) -> Tensor:
-    """Returns bool ``[R, height, width]``: which pixels lie in each rectangle."""
+    """Return bool ``[R, height, width]``: which pixels lie inside each rectangle."""
     y = torch.arange(height, device=rect.device)
     x = torch.arange(width, device=rect.device)
     top, left, rows, columns = rect[:, :, None].unbind(1)
@@ -166,7 +167,7 @@ def _inside(rect: Tensor, height: int, width: int) -> Tensor:
 
 
 def _turn(view: Tensor) -> Tensor:
-    """Returns int64 ``[P]``: how many patches of the same view come before."""
+    """Return int64 ``[P]``: number of earlier patches of the same view."""
     order = torch.argsort(view, stable=True)
     ordered = view[order]
     first = torch.searchsorted(ordered, ordered)
@@ -178,11 +179,11 @@ def _turn(view: Tensor) -> Tensor:
 def _interpolation(
     box: Tensor, rect: Tensor, axis: int, source: Tensor, canvas: Tensor
 ) -> Tensor:
-    """Returns the antialiased bilinear weights of one axis, ``[P, canvas, source]``.
+    """Return the antialiased bilinear weights of one axis, ``[P, canvas, source]``.
 
-    A triangle of half-width max(scale, 1) source pixels about each output pixel's
-    centre, cut off at the box and normalised there. Pixels outside the source are black
-    and have no column, but they count in the normalisation.
+    A triangle of half-width max(scale, 1) source pixels around each output pixel's
+    centre, cut off at the box and normalised there. Pixels outside the source are
+    black: they have no column but count in the normalisation.
     """
     start, size = box[:, axis, None].double(), box[:, axis + 2, None].double()
     first, length = rect[:, axis, None], rect[:, axis + 2, None]
@@ -190,7 +191,7 @@ def _interpolation(
     scale = size / length
     centre = (position + 0.5) * scale - 0.5
     reach = scale.clamp(min=1)
-    # Arithmetic series left and right of the centre, for the sum over the whole box.
+    # Arithmetic series left and right of the centre give the sum over the whole box.
     low = (centre - reach).floor().add_(1).clamp_(min=0)
     middle = centre.floor()
     high = torch.minimum((centre + reach).ceil() - 1, size - 1)
@@ -207,7 +208,7 @@ def _interpolation(
 
 
 def _mirrored_rows(weights: Tensor, rect: Tensor) -> Tensor:
-    """Returns the rows of each matrix mirrored within its rectangle's columns."""
+    """Mirror the rows of each matrix within the columns of its rectangle."""
     rows = torch.arange(weights.shape[1], device=rect.device)
     mirrored = 2 * rect[:, 1, None] + rect[:, 3, None] - 1 - rows
     mirrored = mirrored.clamp_(0, weights.shape[1] - 1)
@@ -224,7 +225,7 @@ def _mapped(
     fill: float,
     nearest: bool,
 ) -> Tensor:
-    """Returns ``[P, height, width, C]``: the boxes seen through the affine maps."""
+    """Return ``[P, height, width, C]``: the boxes seen through the affine maps."""
     top, left, rows, columns = box[:, :, None, None].unbind(1)
     y = torch.arange(out_size[0], device=box.device)[:, None] + 0.5
     x = torch.arange(out_size[1], device=box.device) + 0.5
