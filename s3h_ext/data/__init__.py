@@ -1,4 +1,4 @@
-"""Data sets, recipes and the sources that training draws its batches from."""
+"""Data sets, augmentation recipes and the sources of training batches."""
 
 from s3h_ext.data.dataset import ImageFiles, ImageSet, LongTailDataset
 from s3h_ext.data.load import load_dataset, unused_images

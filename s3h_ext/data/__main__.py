@@ -1,4 +1,4 @@
-"""``python -m s3h_ext.data``: get a data set, check it, list its training images."""
+"""``python -m s3h_ext.data``: download a data set, check it, list training images."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _list(options: argparse.Namespace) -> None:
         **given,
     )
     text = train_list(dataset)
-    assert text is not None  # all data sets by name have one
+    assert text is not None  # all named data sets have one
     if options.output is not None:
         write_bytes(options.output, text.encode("utf-8", "surrogateescape"))
         print(f"{list_hash(dataset)}  {printable(options.output)}")
@@ -104,7 +104,7 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns its exit status: 0, 1 for bad data, 130."""
+    """Run the command line; return its exit status: 0, 1 for bad data, or 130."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:

@@ -1,4 +1,4 @@
-"""Images in memory or in files, and long-tailed data sets of them."""
+"""Sets of images in memory or in files, and long-tailed data sets made of them."""
 
 from __future__ import annotations
 
@@ -46,24 +46,24 @@ class ImageSet:
         return len(self.labels)
 
     def subset(self, indices: NDArray[np.int64]) -> ImageSet:
-        """Returns the images at ``indices`` (int64 ``[M]``), in that order."""
+        """Return the images at ``indices`` (int64 ``[M]``), in that order."""
         return ImageSet(self.images[indices], self.labels[indices])
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """Image files and their labels; files are opened only when they are used.
+    """Image files and their labels; files are opened only when needed.
 
-    All paths share one string of bytes, and a subset shares it with the whole: a
-    million of them take some 80 MB in place of the 200 MB of as many Python objects.
+    All paths share one byte string, which subsets share too: a million of them take
+    about 80 MB, instead of 200 MB as Python objects.
 
     Attributes:
-        root: What the paths are relative to.
-        names: The paths, as bytes of the file system, each at its ``starts``.
-        starts: int64 ``[N]``.
-        lengths: int64 ``[N]``, in bytes.
+        root: Folder that the paths are relative to.
+        names: All paths joined, as file-system bytes.
+        starts: int64 ``[N]``, position of each path in ``names``.
+        lengths: int64 ``[N]``, length of each path in bytes.
         labels: int64 ``[N]``.
-        side: Height and width of the views they are shown in, in pixels.
+        side: Height and width of their views in pixels.
 
     Example:
         >>> files = ImageFiles.of("photos", ["cat/1.jpg", "dog/2.jpg"], [0, 1])
@@ -95,15 +95,15 @@ class ImageFiles:
     def of(
         cls, root: str | Path, names: Iterable[str], labels: Iterable[int]
     ) -> ImageFiles:
-        """Returns a set of files.
+        """Return a set of files.
 
         Args:
-            root: What the names are relative to.
+            root: Folder that the names are relative to.
             names: N paths.
-            labels: N numbers.
+            labels: N class numbers.
 
         Raises:
-            ValueError: there are not as many labels as names.
+            ValueError: the numbers of labels and names differ.
         """
         encoded = [os.fsencode(name) for name in names]
         lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
@@ -119,16 +119,16 @@ class ImageFiles:
         return len(self.labels)
 
     def name(self, index: int) -> str:
-        """Returns the path of an image, relative to the root."""
+        """Return the path of an image, relative to the root."""
         start = int(self.starts[index])
         return os.fsdecode(self.names[start : start + int(self.lengths[index])])
 
     def path(self, index: int) -> Path:
-        """Returns the path of an image."""
+        """Return the path of an image."""
         return self.root / self.name(index)
 
     def subset(self, indices: NDArray[np.int64]) -> ImageFiles:
-        """Returns the files at ``indices`` (int64 ``[M]``), in that order."""
+        """Return the files at ``indices`` (int64 ``[M]``), in that order."""
         return ImageFiles(
             self.root,
             self.names,
@@ -144,21 +144,20 @@ class LongTailDataset:
     """A long-tailed training set, an optional validation set, and a test set.
 
     Attributes:
-        name: As given to :func:`load_dataset`.
-        train: The training images, without those held out in ``val``: an
-            :class:`ImageSet` in memory, or an :class:`ImageFiles`, as the
-            other two are.
-        val: The held-out part of the training set, as long-tailed as it, or a data
-            set's own validation images, or ``None``.
-        test: The untouched test split; never used to choose anything.
+        name: Name given to :func:`load_dataset`.
+        train: Training images, without those held out in ``val``: an :class:`ImageSet`
+            in memory or an :class:`ImageFiles`, as for the other splits.
+        val: Images held out of the training set, with the same class proportions, or a
+            data set's own validation images, or ``None``.
+        test: Test images; never used to choose anything.
         class_names: One name per class.
-        mean: Per channel, of pixels in [0, 1].
-        std: Per channel, of pixels in [0, 1].
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel, for pixels in [0, 1].
         notes: Remarks about the data for readers of results, one sentence each.
-        unreadable: Names of training images that were left out because they cannot be
-            read, relative to the root.
-        indices: Of images cut from an archive, their places in its training split,
-            int64 ``[N]``; ``None`` for others.
+        unreadable: Training images left out because they cannot be read: their names
+            relative to the root.
+        indices: int64 ``[N]``, positions in the training split of the archive that the
+            images come from; ``None`` for others.
     """
 
     name: str
@@ -179,13 +178,13 @@ class LongTailDataset:
 
     @property
     def class_counts(self) -> NDArray[np.int64]:
-        """Training images per class, int64 ``[C]``, after ``val`` was held out."""
+        """Training images per class, int64 ``[C]``, without those in ``val``."""
         counts = np.bincount(self.train.labels, minlength=self.num_classes)
         return counts.astype(np.int64)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Height, width, channels; for photographs those of their views."""
+        """Height, width and channels; for photographs, those of their views."""
         if isinstance(self.train, ImageFiles):
             return self.train.side, self.train.side, self.train.channels
         _, height, width, channels = self.train.images.shape

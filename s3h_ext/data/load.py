@@ -31,10 +31,10 @@ from s3h_ext.data.sets.registry import download_command
 
 __all__ = ["BY_SIZE", "DATASETS", "PHOTOGRAPHS", "load_dataset", "unused_images"]
 
-#: Data sets that are files on the disk.
+#: Data sets of image files on disk.
 PHOTOGRAPHS = (*LISTED, "folder")
 
-#: Name -> default imbalance factor; ``None``: the classes are as large as they are.
+#: Name -> default imbalance factor; ``None`` keeps the original class sizes.
 DATASETS: dict[str, float | None] = {
     "digits-lt": 20.0,
     "cifar10-lt": 100.0,
@@ -45,10 +45,10 @@ DATASETS: dict[str, float | None] = {
     **dict.fromkeys(PHOTOGRAPHS),
 }
 
-#: Archives whose classes differ in size by nature and are cut from the largest on.
+#: Archives with unequal classes, which the profile takes in order of size.
 BY_SIZE = ("octmnist-lt", *MEDMNIST, "arrays")
 
-# Both CIFARs are normalised by CIFAR-10's statistics, as every published baseline does.
+# Both CIFARs use CIFAR-10's statistics, as in all published baselines.
 _CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 _CIFAR_STD = (0.2023, 0.1994, 0.2010)
 
@@ -66,7 +66,7 @@ def load_dataset(
     label_pattern: str | None = None,
     seed: int = 0,
 ) -> LongTailDataset:
-    """Loads a data set and cuts its training half to a long tail.
+    """Load a data set and subsample its training split to a long tail.
 
     The subset is fixed (the published draw, :func:`~.longtail.pick_subset`); ``seed``
     only chooses the validation part.
@@ -74,37 +74,36 @@ def load_dataset(
     Args:
         name: ``"digits-lt"`` (built in), ``"cifar10-lt"``, ``"cifar100-lt"``,
             ``"octmnist-lt"``; ``"octmnist"`` and the other sets of MedMNIST
-            (:data:`~.sets.medmnist.MEDMNIST`); ``"arrays"``, an ``.npz`` file of one's
-            own; ``"imagenet-lt"``, ``"inat18"``, ``"places-lt"`` by their lists; or
-            ``"folder"``, any images in files.
-        root: Where the unpacked CIFAR folder, ``octmnist.npz`` or the photographs are,
-            or the file of ``"arrays"``; if ``None``, the environment variable
+            (:data:`~.sets.medmnist.MEDMNIST`); ``"arrays"``, your own ``.npz`` file;
+            ``"imagenet-lt"``, ``"inat18"``, ``"places-lt"`` by their lists; or
+            ``"folder"``, any image files.
+        root: Folder of the unpacked CIFAR folder, of ``octmnist.npz`` or of the
+            photographs, or the file of ``"arrays"``. ``None``: the environment variable
             ``S3H_DATA_ROOT``. Not used for the digits.
-        lists: Folder of the list files; ``None`` for ``root``, and for data sets that
-            have none. For ``"folder"`` see :func:`~.sets.own_lists.read_own_lists`.
-        imbalance: Largest over smallest class; ``None`` for the data set's default (20
-            for the digits, 100 for CIFAR and ``"octmnist-lt"``; the others are left as
-            they are).
-        size: Side of MedMNIST's images: 28 (``None``), 64, 128 or 224; for photographs
-            the side of their views, 224 (``None``) or any other; ``None`` for the
-            others, which come in one size.
+        lists: Folder of the list files; ``None`` for ``root``, and for data sets
+            without lists. For ``"folder"`` see :func:`~.sets.own_lists.read_own_lists`.
+        imbalance: Largest class size divided by the smallest. ``None``: 20 for the
+            digits, 100 for CIFAR and ``"octmnist-lt"``; the others keep their sizes.
+        size: Image side in pixels: for MedMNIST 28 (``None``), 64, 128 or 224; for
+            views of photographs 224 (``None``) or any other. ``None`` for the others,
+            which have one size.
         profile: ``"exp"`` or ``"step"``.
-        val_fraction: Share of each training class to hold out, in [0, 1).
-        test_fraction: Share of each class that becomes the test split of a folder that
-            has none, in (0, 1); always the same images. ``None`` for 0.2, for a folder
-            that has one, and for data sets other than ``"folder"``.
-        label_pattern: For ``"folder"``, a regular expression whose group finds the
+        val_fraction: Fraction of each training class to hold out, in [0, 1).
+        test_fraction: Fraction of each class, in (0, 1), to hold out for testing if a
+            folder has no test split; always the same images. ``None``: 0.2, or unused
+            if there is one. Only for ``"folder"``.
+        label_pattern: For ``"folder"``, a regular expression whose group matches the
             class in the path of an image below its split.
-        seed: Of the hold-out, in [0, 2**32).
+        seed: Seed of the hold-out, in [0, 2**32).
 
     Returns:
         The data set.
 
     Raises:
         ValueError: an argument is out of range, the data are unusable, or a class has
-            fewer images than the profile asks for.
+            fewer images than the profile needs.
         FileNotFoundError: ``root`` does not hold the data.
-        ImportError: scikit-learn, which has the digits, is missing.
+        ImportError: scikit-learn, which includes the digits, is missing.
 
     Example:
         >>> load_dataset("digits-lt").class_counts.tolist()
@@ -182,7 +181,7 @@ def _cut_archive(
     mean: tuple[float, ...] = _CIFAR_MEAN
     std: tuple[float, ...] = _CIFAR_STD
     if not name.startswith("cifar"):
-        # Four decimals, as published constants have: stable against summation order.
+        # Four decimals, like published constants: independent of summation order.
         mean, std = (
             tuple(round(value, 4) for value in values)
             for values in statistics(histograms(train.images))
@@ -216,16 +215,17 @@ def unused_images(
     val_fraction: float = 0.0,
     seed: int = 0,
 ) -> ImageSet:
-    """Returns the training images of an archive that :func:`load_dataset` leaves out.
+    """Return the training images of an archive that :func:`load_dataset` leaves out.
 
-    They are the images removed by the long-tailed cut (many of each rare class) and the
-    held-out ones (the only ones of the most frequent class). Together they measure
-    every class without test images. Published protocols do not use such images, so say
-    so if you base a choice on them. The arguments are
-    those of :func:`load_dataset`.
+    These are the images removed by subsampling (many of each rare class) and the
+    held-out ones (the only ones of the most frequent class). Together they cover every
+    class without using test images. Published protocols do not use such images, so
+    report it if you base a choice on them. The arguments are those of
+    :func:`load_dataset`.
 
     Raises:
-        ValueError: an argument is out of range, or the data set is of photographs.
+        ValueError: an argument is out of range, or the data set consists of
+            photographs.
         FileNotFoundError: ``root`` does not hold the data.
 
     Example:
@@ -247,11 +247,12 @@ def _long_tail(
     val_fraction: float,
     seed: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Returns which training images of an archive train, and which are held out."""
+    """Return which training images of an archive to train on, and which to hold out."""
     labels, num_classes = archive.train.labels, len(archive.class_names)
     available = np.bincount(labels, minlength=num_classes)
     # The digits' classes differ in size by chance, so the smallest one sets the scale;
-    # elsewhere it is the largest, so that an archive cut to a long tail serves as well.
+    # elsewhere it is the largest, so that an archive that is already long-tailed works
+    # too.
     largest = available.min() if name == "digits-lt" else available.max()
     imbalance = DATASETS[name] if imbalance is None else imbalance
     if imbalance is None:
@@ -282,7 +283,7 @@ def _root(name: str, root: str | Path | None) -> Path:
 
 
 def _remedy(name: str, root: str | Path, size: int | None) -> str:
-    """Returns what to do about data that are not there."""
+    """Return how to get the missing data."""
     if name in ("folder", "arrays"):
         return ""
     if name in PHOTOGRAPHS:

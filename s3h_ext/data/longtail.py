@@ -1,8 +1,8 @@
 """Long-tailed subsets of a balanced data set, by the rule of LDAM-DRW.
 
 Cao et al., "Learning imbalanced datasets with label-distribution-aware margin loss",
-NeurIPS 2019; the picks are those of its ``imbalance_cifar.py``, so the official CIFAR
-files give the very images and counts that published numbers rest on.
+NeurIPS 2019. Images are selected as in its ``imbalance_cifar.py``, so the official
+CIFAR files give exactly the images and counts of the published numbers.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ PROFILES = ("exp", "step")
 def class_profile(
     num_classes: int, *, largest: int, imbalance: float, profile: str = "exp"
 ) -> NDArray[np.int64]:
-    """Returns how many images each class keeps.
+    """Return the number of images that each class keeps.
 
     ``exp``: ``n_c = int(largest * f ** (c / (C - 1)))`` with ``f = 1 / imbalance``.
     ``step``: the first ``C // 2`` classes keep ``largest``, the others
-    ``int(largest * f)``. What is whole but for rounding counts as whole.
+    ``int(largest * f)``. A value that is an integer up to rounding errors counts as
+    one.
 
     Args:
         num_classes: C, at least 2.
         largest: Images of the largest class, class 0.
-        imbalance: Largest class over smallest class, finite and at least 1.
+        imbalance: Largest class size divided by the smallest, finite and at least 1.
         profile: ``"exp"`` or ``"step"``.
 
     Returns:
-        int64 ``[C]``, falling.
+        int64 ``[C]``, in descending order.
 
     Raises:
         ValueError: an argument is out of range, or a class would keep no image.
@@ -68,9 +69,9 @@ def class_profile(
 
 
 def _truncated(count: float) -> int:
-    """Truncates, as the published counts are, but for what rounding took away.
+    """Truncate, as the published counts are, but undo rounding errors.
 
-    A 49th of 49 images is one image, and 49 * (1 / 49) is a little less.
+    A 49th of 49 images is one image, but 49 * (1 / 49) is slightly less.
     """
     nearest = round(count)
     return nearest if math.isclose(count, nearest, rel_tol=1e-12) else int(count)
@@ -79,15 +80,15 @@ def _truncated(count: float) -> int:
 def sorted_profile(
     available: NDArray[np.int64], *, imbalance: float, profile: str = "exp"
 ) -> NDArray[np.int64]:
-    """Returns how many images each class keeps where classes differ in size by nature.
+    """Return the number of images that each class keeps, for unequal class sizes.
 
-    The profile runs over the classes from the largest to the smallest, and a class that
-    has fewer images than its place asks for keeps all of them. ``available`` has the
-    images of each class, int64 ``[C]``; ``imbalance`` is the largest class over the
-    profile's smallest.
+    The profile runs over the classes from the largest to the smallest. A class with
+    fewer images than its target keeps all of them. ``available`` holds the images of
+    each class, int64 ``[C]``; ``imbalance`` is the size of the largest class divided by
+    the profile's smallest.
 
     Returns:
-        int64 ``[C]``, in the classes' own order.
+        int64 ``[C]``, in the original order of the classes.
 
     Example:
         >>> available = np.array([33484, 10213, 7754, 46026])
@@ -111,18 +112,18 @@ def sorted_profile(
 def pick_subset(
     labels: NDArray[np.int64], counts: NDArray[np.int64], *, seed: int = 0
 ) -> NDArray[np.int64]:
-    """Picks ``counts[c]`` images of every class, without replacement.
+    """Pick ``counts[c]`` images of every class, without replacement.
 
-    Legacy ``RandomState(seed)``, classes ascending, each class's indices shuffled whole
-    and cut. The shuffle does not see the count, so a subset of a higher factor is a
-    part of every subset of a lower one. ``labels`` are int64 ``[N]``, ``counts`` int64
-    ``[C]``; seed 0 is the published draw.
+    Uses legacy ``RandomState(seed)``: for each class in ascending order, all indices
+    are shuffled and then cut. The shuffle does not depend on the count, so the subset
+    of a higher factor is contained in that of a lower one. ``labels`` are int64
+    ``[N]``, ``counts`` int64 ``[C]``; seed 0 is the published draw.
 
     Returns:
-        int64 ``[counts.sum()]``, indices into ``labels``, class after class.
+        int64 ``[counts.sum()]``, indices into ``labels``, class by class.
 
     Raises:
-        ValueError: a class has fewer images than asked for.
+        ValueError: a class has fewer images than requested.
     """
     random = np.random.RandomState(seed)
     picks = []
@@ -146,16 +147,16 @@ def hold_out(
     seed: int = 0,
     argument: str = "val_fraction",
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Splits a training set into a training and a validation part, class by class.
+    """Split a training set into a training and a validation part, class by class.
 
     A class of n images gives ``floor(fraction * n + 1/2)`` of them (halves round up),
     but keeps at least one.
 
     Args:
         labels: int64 ``[N]``.
-        fraction: Share to hold out, in [0, 1).
-        seed: Of the choice, in [0, 2**32).
-        argument: What errors call ``fraction``.
+        fraction: Fraction to hold out, in [0, 1).
+        seed: Seed of the choice, in [0, 2**32).
+        argument: Name of ``fraction`` in error messages.
 
     Returns:
         Indices of the training part and of the validation part, each ascending.

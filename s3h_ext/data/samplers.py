@@ -1,10 +1,10 @@
-"""Samplers: draw the images of an epoch, in order.
+"""Samplers: they draw the images of an epoch, in order.
 
     instance-balanced  every image once
     class-balanced     p_c = 1 / C
     square-root        p_c proportional to sqrt(n_c)
     progressive        p_c moves from n_c / N to 1 / C with the progress of the training
-    M-per-class        M images of one class, then M of another, from a step's start on
+    M-per-class        M images of a class, then M of the next, anew in every step
 
 Kang et al., "Decoupling representation and classifier for long-tailed recognition",
 ICLR 2020, section 3.1 and equation 2.
@@ -26,20 +26,20 @@ __all__ = ["SAMPLERS", "EpochOrder", "check_sampler", "class_probabilities"]
 
 SAMPLERS = ("instance-balanced", "class-balanced", "square-root", "progressive")
 
-# The order of stream s draws from the numbers of stream 128 + s, so that it shares none
+# The order of stream s draws from stream 128 + s, so that it shares no random numbers
 # with the augmentation of any stream.
 _ORDER_STREAMS = 128
 _KEYS, _CLASSES = 0, 1
 
 
 def images_per_class(sampler: str) -> int | None:
-    """Returns the number of ``"M-per-class"``, ``None`` for other samplers."""
+    """Return M of ``"M-per-class"``, ``None`` for other samplers."""
     found = re.fullmatch(r"([1-9]\d{0,8})-per-class", sampler)
     return int(found[1]) if found else None
 
 
 def check_sampler(argument: str, sampler: str) -> None:
-    """Refuses what is neither one of :data:`SAMPLERS` nor ``"M-per-class"``.
+    """Check that ``sampler`` is one of :data:`SAMPLERS` or ``"M-per-class"``.
 
     Example:
         >>> check_sampler("sampler", "4-per-class")
@@ -55,18 +55,18 @@ square-root, progressive, 4-per-class, got 'square-rot'; did you mean 'square-ro
 def class_probabilities(
     sampler: str, class_counts: NDArray[np.int64], *, progress: float = 0.0
 ) -> NDArray[np.float64]:
-    """Returns how likely a draw is of each class.
+    """Return the probability of drawing each class.
 
     Args:
         sampler: One of :data:`SAMPLERS`.
         class_counts: int64 ``[C]``; a class without images is never drawn.
-        progress: Epochs done over all epochs, in [0, 1]; for ``"progressive"``.
+        progress: Epochs done / total epochs, in [0, 1]; for ``"progressive"``.
 
     Returns:
         float64 ``[C]``, sum 1.
 
     Raises:
-        ValueError: an unknown sampler, a progress out of range, or no image at all.
+        ValueError: an unknown sampler, a progress out of range, or no images.
 
     Example:
         >>> class_probabilities("square-root", np.array([9, 1])).tolist()
@@ -96,18 +96,18 @@ class EpochOrder:
     """Draws whole epochs of sample indices.
 
     ``instance-balanced`` is a permutation. The other samplers draw a class by its
-    probability and then take the next image of that class's own permutation, starting
-    over when it is used up, so that a class's images are used equally often.
+    probability and then take the next image of that class's own permutation, which
+    starts over when used up, so that a class's images are used equally often.
 
-    ``M-per-class`` goes through the classes in rounds, each in an order of its own, and
-    takes the next M images of each, again from the class's own permutation. A class of
-    fewer images repeats them. Every step begins with a new class, and its last class
-    has fewer than M where its size is no multiple of M. A step that holds the end of a
-    round may hold a class twice. ``labels`` are int64 ``[N]`` on the host; the orders
-    are drawn and kept on ``device``.
+    ``M-per-class`` goes through the classes in rounds, each in its own order, and takes
+    the next M images of each, again from the class's own permutation. A class with
+    fewer images repeats them. Every step begins with a new class; its last class has
+    fewer than M images if its size is not a multiple of M. A step that contains the end
+    of a round may contain a class twice. ``labels`` are int64 ``[N]`` on the host; the
+    orders are drawn and kept on ``device``.
 
     Raises:
-        ValueError: no label, or a label out of range.
+        ValueError: there are no labels, or a label is out of range.
     """
 
     def __init__(
@@ -141,20 +141,20 @@ class EpochOrder:
         progress: float = 0.0,
         steps: int = 1,
     ) -> tuple[Tensor, Tensor]:
-        """Draws an epoch of N samples; a pure function of its arguments.
+        """Draw an epoch of N samples; a pure function of its arguments.
 
         Args:
             sampler: One of :data:`SAMPLERS`, or ``"M-per-class"``.
-            seed: In [0, 2**32).
-            epoch: In [0, 2**32).
+            seed: Seed, in [0, 2**32).
+            epoch: Epoch, in [0, 2**32).
             stream: Number of the stream, in [0, 128).
-            progress: Epochs done over all epochs, in [0, 1].
-            steps: Of the epoch, step s from place ``s * N // steps`` on; for
-                ``"M-per-class"`` alone.
+            progress: Epochs done / total epochs, in [0, 1].
+            steps: Steps of the epoch, only for ``"M-per-class"``; step s starts at
+                position ``s * N // steps``.
 
         Returns:
-            Sample indices, int64 ``[N]``, and how often each was drawn before in this
-            epoch, int64 ``[N]``.
+            Sample indices, int64 ``[N]``, and the number of earlier draws of each in
+            this epoch, int64 ``[N]``.
 
         Raises:
             ValueError: an argument is out of range.
@@ -163,7 +163,7 @@ class EpochOrder:
             raise ValueError(
                 f"stream: expected 0 <= stream < {_ORDER_STREAMS}, got {stream}"
             )
-        # What needs probabilities has them first: they check the sampler's name.
+        # Compute probabilities first: that checks the sampler's name.
         together = images_per_class(sampler)
         if together is None:
             probabilities = class_probabilities(
@@ -186,7 +186,7 @@ class EpochOrder:
         return image, rank // counts
 
     def _rounds(self, together: int, steps: int, address: dict[str, int]) -> Tensor:
-        """Returns the classes of an epoch's draws by M-per-class, int64 ``[N]``."""
+        """Return the classes of an epoch's draws by M-per-class, int64 ``[N]``."""
         total, device = len(self._labels), self._labels.device
         ends = torch.arange(steps + 1, device=device) * total // steps
         sizes = ends.diff()
@@ -196,7 +196,7 @@ class EpochOrder:
         )
         place = torch.arange(total, device=device) - ends[step]
         group = (groups.cumsum(0) - groups)[step] + place // together
-        # No more groups than this, whatever the sizes of the steps.
+        # An upper bound on the groups, for any sizes of the steps.
         rounds = -(-(total // together + steps) // len(self._present))
         numbers = torch.arange(rounds * len(self._present), device=device)
         keys = _keys(address, numbers, _CLASSES)
@@ -206,11 +206,11 @@ class EpochOrder:
     def choose(
         self, sampler: str, classes: Tensor, members: Tensor, *, progress: float = 0.0
     ) -> Tensor:
-        """Chooses images by two random words each, independently of all others.
+        """Choose images by two random words each, independently of each other.
 
         ``classes`` and ``members`` are int64 ``[...]``, words in [0, 2**32). The
-        sampler says how likely each class is; an image of it is then as likely as any
-        other.
+        sampler sets the class probabilities; within a class all images are equally
+        likely.
 
         Returns:
             Sample indices, int64 ``[...]``.
@@ -224,14 +224,14 @@ class EpochOrder:
 
 
 def _keys(address: dict[str, int], numbers: Tensor, view: int) -> Tensor:
-    """Returns 63-bit keys: sorting by them is a fair shuffle, without ties."""
+    """Return 63-bit keys: sorting by them is a fair shuffle, without ties."""
     high, low = philox_words(**address, index=numbers, view=view, draws=2).unbind(-1)
     return (high << 31) | (low >> 1)
 
 
 def _class_of(probabilities: NDArray[np.float64], words: Tensor) -> Tensor:
-    """Returns the classes that words in [0, 2**32) stand for, int64 ``[...]``."""
-    # Whole numbers, so that every device draws the same classes.
+    """Map words in [0, 2**32) to classes, int64 ``[...]``."""
+    # Integers, so that every device draws the same classes.
     limits = np.rint(probabilities.cumsum() * 2.0**32).astype(np.int64)
     limits[limits >= limits[-1]] = 1 << 32
     thresholds = torch.from_numpy(limits).to(words.device, non_blocking=True)
@@ -239,7 +239,7 @@ def _class_of(probabilities: NDArray[np.float64], words: Tensor) -> Tensor:
 
 
 def _rank_within_class(classes: Tensor, num_classes: int) -> Tensor:
-    """Returns how many earlier draws were of the same class, int64 ``[N]``."""
+    """Return the number of earlier draws of the same class, int64 ``[N]``."""
     order = classes.argsort(stable=True)
     ordered = classes[order]
     labels = torch.arange(num_classes, device=classes.device)

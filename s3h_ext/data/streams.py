@@ -1,4 +1,4 @@
-"""Named streams: a step may draw several batches, each its own way."""
+"""Named streams: a step may draw several batches, each in its own way."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ __all__ = ["Stream"]
 
 @dataclass(frozen=True)
 class Stream:
-    """Draws one of a step's batches: its sampler, recipe and number of views.
+    """How to draw one of a step's batches: sampler, recipe and number of views.
 
     Attributes:
         sampler: ``"instance-balanced"``, ``"class-balanced"``, ``"square-root"``,
-            ``"progressive"`` or ``"M-per-class"``, as in ``"4-per-class"``.
-        recipe: A name of :data:`s3h_ext.data.views.recipes.RECIPES`.
-        views: Views of each image; of a montage, as many as there are images.
-        follows: Name of the stream whose images it shows again, in the same order; its
-            own sampler is then not used. ``None`` for images of its own.
-        mixing: How other images are mixed into its views; ``None`` for not at all.
+            ``"progressive"`` or ``"M-per-class"``, such as ``"4-per-class"``.
+        recipe: Augmentation, a name of :data:`s3h_ext.data.views.recipes.RECIPES`.
+        views: Views of each image, or montages per image.
+        follows: Name of a stream whose images to show again, in the same order, instead
+            of drawing with ``sampler``; ``None`` to draw.
+        mixing: How to mix other images into its views; ``None`` for no mixing.
 
     Raises:
-        ValueError: an unknown name, no view, or mixed montages.
+        ValueError: a name is unknown, there is no view, or montages are mixed.
     """
 
     sampler: str = "instance-balanced"

@@ -1,4 +1,4 @@
-"""Data classes of tensors."""
+"""Data classes whose fields are tensors."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _Self = TypeVar("_Self", bound="Tensors")
 
 
 class Tensors:
-    """A data class of tensors, of others like it, and of what is neither."""
+    """Base of data classes of tensors, nested data classes and other values."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def each(self: _Self, function: Callable[[Tensor], Tensor]) -> _Self:
-        """Returns a copy with a function of each tensor, in the order of the fields."""
+        """Return a copy with ``function`` applied to each tensor, in field order."""
         changed: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -31,11 +31,11 @@ class Tensors:
         return replace(self, **changed)
 
     def to(self: _Self, device: torch.device) -> _Self:
-        """Returns a copy on a device."""
+        """Return a copy on a device."""
         return self.each(lambda tensor: tensor.to(device))
 
     def tensors(self) -> list[Tensor]:
-        """Returns the tensors in the order of :meth:`each`."""
+        """Return the tensors in the order of :meth:`each`."""
         found: list[Tensor] = []
 
         def keep(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The list of the images that a run trains on, and its hash."""
+"""The list of a run's training images, and its hash."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["list_hash", "train_list"]
 
 
 def train_list(dataset: LongTailDataset) -> str | None:
-    """Returns the training images as CSV, in their order.
+    """Return the training images as CSV, in order.
 
-    Of files it has the columns ``path`` and ``label``, the class's name, and serves as
-    a list of ``--data.lists``. Of an archive's images it has ``index``, the place in
-    the archive's training split, and ``label``, the class's number. ``None`` for images
-    that are neither, such as a part that somebody took of these.
+    For files, the columns are ``path`` and ``label``, the class name, as in a list for
+    ``--data.lists``. For images of an archive they are ``index``, the position in the
+    archive's training split, and ``label``, the class number. ``None`` for other
+    images, such as a subset made by hand.
 
     Example:
         >>> from s3h_ext.data import load_dataset
@@ -37,7 +37,7 @@ def train_list(dataset: LongTailDataset) -> str | None:
 
 
 def list_hash(dataset: LongTailDataset) -> str | None:
-    """Returns the SHA-256 of :func:`train_list`, which ``sha256sum`` prints of it."""
+    """Return the SHA-256 of :func:`train_list`, as ``sha256sum`` prints it."""
     text = train_list(dataset)
     if text is None:
         return None

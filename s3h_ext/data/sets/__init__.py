@@ -1,1 +1,1 @@
-"""Data sets: one file per source of images, and what reads, checks and fetches them."""
+"""Data sets: one file per source of images; reading, checks and downloads."""

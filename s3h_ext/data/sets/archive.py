@@ -18,9 +18,9 @@ class ArchiveError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Archive:
-    """All images of an archive, in the files' order, and one name per class.
+    """All images of an archive, in the order of its files, and the class names.
 
-    ``val`` is an archive's own validation split, where it has one.
+    ``val`` is the archive's own validation split, if it has one.
     """
 
     train: ImageSet
@@ -30,9 +30,9 @@ class Archive:
 
 
 def histograms(images: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Counts the values 0 .. 255 of each channel of ``[N, H, W, C]``, ``[C, 256]``."""
+    """Count the values 0 .. 255 of each channel of ``[N, H, W, C]``: ``[C, 256]``."""
     counts = np.zeros((images.shape[-1], 256), np.int64)
-    # bincount widens what it counts to eight bytes a pixel, so a part at a time.
+    # bincount converts its input to eight bytes per pixel, so process parts.
     for start in range(0, len(images), 1024):
         pixels = images[start : start + 1024].reshape(-1, len(counts))
         for channel, values in enumerate(pixels.T):
@@ -41,9 +41,9 @@ def histograms(images: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def statistics(counts: NDArray[np.int64]) -> tuple[list[float], list[float]]:
-    """Returns mean and standard deviation per channel of pixels in [0, 1].
+    """Return mean and standard deviation per channel, for pixels in [0, 1].
 
-    ``counts`` are those of :func:`histograms`, int64 ``[C, 256]``.
+    ``counts`` come from :func:`histograms`, int64 ``[C, 256]``.
     """
     values = np.arange(256) / 255.0
     means, stds = [], []

@@ -1,4 +1,4 @@
-"""Checks data on the disk: whether they are complete, official, and what is in them."""
+"""Checks data on disk: completeness, checksums and contents."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ class CheckReport:
     """Findings of a check.
 
     Attributes:
-        lines: The findings, to be read by a person.
-        problems: What keeps the data from being used, each with its remedy.
-        official: Whether the checksums are the official ones; ``None`` where nothing
-            could be compared.
-        class_counts: Training images per class; empty where they could not be read.
+        lines: The findings, as text for the user.
+        problems: Problems that prevent using the data, each with its remedy.
+        official: Whether the checksums are the official ones; ``None`` if there is
+            nothing to compare.
+        class_counts: Training images per class; empty if they could not be read.
     """
 
     lines: list[str] = field(default_factory=list)
@@ -70,7 +70,7 @@ class CheckReport:
     class_counts: list[int] = field(default_factory=list)
 
     def text(self) -> str:
-        """Returns the report, problems last."""
+        """Return the report, problems last."""
         verdict = [f"wrong: {problem}" for problem in self.problems]
         if not verdict:
             doubtful = any(line.startswith("warning: ") for line in self.lines)
@@ -89,32 +89,31 @@ def check(
     label_pattern: str | None = None,
     decode: bool = False,
 ) -> CheckReport:
-    """Checks a data set in ``root``.
+    """Check a data set in ``root``.
 
-    Data that are only a part of the official ones are fine as long as they are sound:
-    that is said, and is no problem.
+    A valid subset of the official data is reported, but not as a problem.
 
     Args:
         name: ``"cifar10"``, ``"cifar100"``, a set of MedMNIST, ``"arrays"``, or a data
             set of photographs: ``"imagenet-lt"``, ``"inat18"``, ``"places-lt"``,
             ``"folder"``.
         root: As for :func:`~s3h_ext.data.load_dataset`.
-        imbalance: Factors that must be possible with these data; none for data sets
-            that are long-tailed by their lists.
+        imbalance: Imbalance factors that must be possible with these data; none for
+            data sets that are long-tailed by their lists.
         profile: ``"exp"`` or ``"step"``.
         size: Image side in pixels, for MedMNIST: 28, 64, 128 or 224.
         lists: As for :func:`~s3h_ext.data.load_dataset`.
-        label_pattern: Likewise.
-        decode: Of photographs, decode every file, with a progress bar on stderr, and
-            list those that cannot be read; if not, every file must be there, and none
-            is opened.
+        label_pattern: As for :func:`~s3h_ext.data.load_dataset`.
+        decode: For photographs, decode every file, with a progress bar on stderr, and
+            list those that cannot be read. If False, every file must exist, and none is
+            opened.
 
     Returns:
-        The report; what is wrong with the data is in it and raises nothing.
+        The report, which includes all problems with the data; they raise no error.
 
     Raises:
         ValueError: there is no such data set, size, or profile, a factor is below 1, or
-            the data set is not cut to any.
+            the data set is not subsampled by a factor.
     """
     for factor in (1, *imbalance):
         class_profile(2, largest=1 << 62, imbalance=factor, profile=profile)
@@ -228,7 +227,7 @@ def _check_photographs(
     report: CheckReport,
     decode: bool,
 ) -> ImageFiles | None:
-    """Adds what there is to say; returns the training images."""
+    """Add findings to the report; return the training images."""
     if name in LISTED:
         _check_lists(name, Path(lists or root), report)
     try:
@@ -265,7 +264,7 @@ def _check_lists(name: str, folder: Path, report: CheckReport) -> None:
         if standard.blob is not None:
             try:
                 same.append(blob_hash(path.read_bytes()) == standard.blob)
-            except OSError:  # reading the data set says why
+            except OSError:  # reading the data set reports why
                 same.append(False)
             verdict = "the standard list" if same[-1] else "not the standard list"
         report.lines.append(f"{split}: {path}: {verdict}")
@@ -275,7 +274,7 @@ def _check_lists(name: str, folder: Path, report: CheckReport) -> None:
 def _decode(
     split: str, files: ImageFiles, names: Sequence[str], report: CheckReport
 ) -> None:
-    """Adds every file that cannot be read, and what the split is without them."""
+    """Report every unreadable file, and the split without them."""
     unreadable = Unreadable("skip")
     bad = find_unreadable(files, unreadable, title=f"reading {split}")
     if not len(bad):
@@ -314,7 +313,7 @@ def _add_split(
     *,
     complete: bool = False,
 ) -> None:
-    """Adds a split, and more of one called train; ``complete``: of every class."""
+    """Report a split, in detail for train; ``complete``: has images of every class."""
     classes = len(names)
     counts = np.bincount(labels, minlength=classes)
     shape = (
@@ -350,7 +349,7 @@ def _add_statistics(report: CheckReport, counts: NDArray[np.int64]) -> None:
 def _add_factors(
     report: CheckReport, imbalance: Sequence[float], profile: str, *, by_size: bool
 ) -> None:
-    """Adds which imbalance factors can be cut; see :func:`cut_counts`."""
+    """Report which imbalance factors are possible; see :func:`cut_counts`."""
     counts = np.array(report.class_counts, np.int64)
     natural = f"own imbalance {counts.max() / counts.min():.3g}"
     if by_size:
@@ -386,14 +385,14 @@ def cut_counts(
     *,
     by_size: bool = False,
 ) -> NDArray[np.int64] | None:
-    """Returns what each class keeps in a cut, or ``None`` where images are too few.
+    """Return the class sizes after subsampling, or ``None`` without enough images.
 
     Args:
         counts: Images per class, int64 ``[C]``.
-        imbalance: Largest over smallest class.
+        imbalance: Largest class size divided by the smallest.
         profile: ``"exp"`` or ``"step"``.
-        by_size: Cut along the classes' order of size, and let a class with fewer images
-            than its place asks for keep all of them.
+        by_size: Apply the profile to the classes sorted by size; a class with fewer
+            images than its target keeps all of them.
     """
     try:
         if by_size:

@@ -1,8 +1,8 @@
 """Reads the unpacked official CIFAR-10 and CIFAR-100 archives.
 
-The archives are pickles, and a pickle can run any code. These find three names, all
-stand-ins of ours for what numpy's own pickles ask for; a pickle that asks for anything
-else is refused, and no numpy parser sees its bytes.
+The archives are pickles, and a pickle can run any code. Here, it can resolve only three
+names, which are stand-ins for those in numpy's own pickles; any other name is rejected,
+and no numpy parser sees its bytes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Layout:
     num_classes: int
 
 
-#: Kind of archive -> what is where in it.
+#: Kind of archive -> its layout.
 LAYOUTS = {
     "cifar10": Layout(
         folder="cifar-10-batches-py",
@@ -65,18 +65,18 @@ LAYOUTS = {
 
 
 def read_archive(kind: str, root: str | Path) -> Archive:
-    """Reads an unpacked CIFAR archive, which may hold only a part of the official rows.
+    """Read an unpacked CIFAR archive, which may hold only a part of the official rows.
 
     Args:
         kind: ``"cifar10"`` or ``"cifar100"``.
-        root: The unpacked folder (``cifar-10-batches-py``, ``cifar-100-python``) or the
-            folder it lies in.
+        root: The unpacked folder (``cifar-10-batches-py``, ``cifar-100-python``) or its
+            parent.
 
     Raises:
         ValueError: ``kind`` is unknown.
         FileNotFoundError: the folder or one of its files is missing.
-        ArchiveError: a file is truncated, is not such an archive, asks for code, or its
-            images and labels do not fit.
+        ArchiveError: a file is truncated, is not such an archive, tries to run code, or
+            its images and labels do not match.
     """
     check_choice("kind", kind, LAYOUTS)
     layout = LAYOUTS[kind]
@@ -89,14 +89,14 @@ def read_archive(kind: str, root: str | Path) -> Archive:
 
 
 def read_pickle(path: str | Path) -> dict[str, Any]:
-    """Reads a pickled dictionary of lists, numbers, strings and uint8 arrays.
+    """Read a pickled dictionary of lists, numbers, strings and uint8 arrays.
 
-    Strings of Python 2 pickles come as ``bytes``; keys always as ``str``.
+    Strings of Python 2 pickles are returned as ``bytes``; keys always as ``str``.
 
     Raises:
-        FileNotFoundError: no such file.
-        ArchiveError: the file is truncated, is no pickle, asks for a global that is not
-            part of a plain numpy array, or holds no dictionary.
+        FileNotFoundError: there is no such file.
+        ArchiveError: the file is truncated or not a pickle, asks for a global that is
+            not part of a plain numpy array, or does not hold a dictionary.
     """
     path = Path(path)
     if not path.is_file():
@@ -110,7 +110,7 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
             "are allowed, so it was not read further"
         ) from None
     except Exception as error:
-        # A broken pickle may raise almost anything; the file is unusable either way.
+        # A broken pickle may raise almost any error; the file is unusable anyway.
         raise ArchiveError(
             f"{path}: truncated or not a pickle of the official archive "
             f"({type(error).__name__}: {error})"
@@ -127,7 +127,7 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
 
 
 class _Global:
-    """Stands for a name of numpy; a pickle can call it and nothing else."""
+    """Stand-in for a name of numpy that a pickle may call, but not use otherwise."""
 
     __slots__ = ("_function",)
 
@@ -142,7 +142,7 @@ class _Global:
 
 
 class _Dtype:
-    """uint8; the state that numpy pickles with it says nothing more."""
+    """uint8; the state that numpy pickles with it adds nothing."""
 
     __slots__ = ()
 
@@ -180,7 +180,7 @@ class _Array:
             raise pickle.UnpicklingError("array with an impossible shape")
         if isinstance(raw, str):
             raw = raw.encode("latin1")
-        # Raises if the bytes do not fill the shape, before anything is allocated.
+        # Raises before anything is allocated if the bytes do not fill the shape.
         flat = np.frombuffer(raw, np.uint8)
         self.array = flat.reshape(shape, order="F" if fortran else "C")
 
@@ -199,7 +199,7 @@ _ALLOWED = {
 
 
 def find_folder(kind: str, root: Path) -> Path:
-    """Returns the folder of an archive's files: ``root``, or the official one in it.
+    """Return the folder of an archive's files: ``root``, or the official one in it.
 
     Raises:
         FileNotFoundError: a file is missing.

@@ -17,13 +17,13 @@ _SIDE = 32
 
 
 def read_digits() -> Archive:
-    """Returns the digits in the shape of CIFAR, 30 test images per class held out.
+    """Return the digits in the shape of CIFAR, 30 test images per class held out.
 
-    The 8 x 8 images with 17 grey levels are stretched to 0 .. 255 and resized to 32 x
-    32 (bilinear, rounded). The grey plane is repeated to three channels so that the
-    networks and recipes built for CIFAR run on it unchanged. The held-out images are
-    the first 30 of each class after a shuffle by ``RandomState(0)``, always the same.
-    Every class has 144 training images or more.
+    The 8 x 8 images with 17 grey levels are scaled to 0 .. 255 and resized to 32 x 32
+    (bilinear, rounded). The grey channel is repeated three times, so that networks and
+    recipes for CIFAR work unchanged. The held-out images are the first 30 of each class
+    after a shuffle by ``RandomState(0)``, always the same. Every class has at least 144
+    training images.
 
     Raises:
         ImportError: scikit-learn is not installed.

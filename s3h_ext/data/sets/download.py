@@ -1,4 +1,4 @@
-"""Fetches the official files: goes on where it broke off, verifies before use."""
+"""Downloads the official files: resumes broken transfers, verifies before use."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MARGIN = 64 << 20
 
 
 class DownloadError(CommandError):
-    """A data set could not be fetched; the message says why and what to do."""
+    """A data set could not be downloaded; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -53,34 +53,33 @@ def download(
     attempts: int = 5,
     pause: float = 1.0,
 ) -> Path:
-    """Fetches a data set from its official address into ``root``.
+    """Download a data set from its official address into ``root``.
 
-    A transfer that breaks off leaves ``FILE.part``, and the next call goes on from
-    there. The checksum is compared before anything is unpacked, and the final name
-    appears when all is in place. An archive put into ``root`` by hand is taken as if it
-    had been fetched.
+    A broken transfer leaves ``FILE.part``, and the next call resumes it. The checksum
+    is verified before anything is unpacked, and the final name appears when everything
+    is in place. An archive copied into ``root`` by hand is used as if it had been
+    downloaded.
 
     Args:
-        name: ``"cifar10"``, ``"cifar100"``, a set of MedMNIST, or a source of one's
-            own.
-        root: Folder to put it in; made if it is not there.
+        name: ``"cifar10"``, ``"cifar100"``, a set of MedMNIST, or a source of your own.
+        root: Target folder; created if it does not exist.
         size: Image side in pixels, for MedMNIST: 28, 64, 128 or 224.
-        url: Another address of the very same file, a mirror for instance.
-        keep_archive: Do not remove a fetched archive after unpacking it.
+        url: Another address of the same file, such as a mirror.
+        keep_archive: Keep a downloaded archive after unpacking it.
         progress: Show a progress bar.
         timeout: Seconds to wait for the server.
-        attempts: How often to resume a transfer that breaks off.
-        pause: Seconds to wait before that.
+        attempts: Number of attempts to resume a broken transfer.
+        pause: Seconds to wait before each.
 
     Returns:
-        The unpacked folder, or the file where there is nothing to unpack.
+        The unpacked folder, or the file if there is nothing to unpack.
 
     Raises:
-        ValueError: there is no such data set, or ``url`` is no web address.
+        ValueError: there is no such data set, or ``url`` is not a web address.
         DownloadError: no connection, no such file, a wrong checksum, not enough space,
-            or ``root`` holds other files under the names wanted.
+            or ``root`` holds other files of these names.
         ArchiveError: the archive is not safe to unpack.
-        OSError: ``root`` cannot be written.
+        OSError: ``root`` is not writable.
 
     Example:
         >>> download("cifar100", "/path/to/data")  # doctest: +SKIP
@@ -141,7 +140,7 @@ def _only_one(path: Path) -> Iterator[None]:
                 f"{path.parent}: another process is downloading this file"
             ) from error
         except OSError as error:
-            # A file system without locks; the checksum tells a mixed file.
+            # The file system has no locks; the checksum would reveal a corrupted file.
             if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
                 raise
         try:
@@ -166,7 +165,7 @@ def _fetch(source: OfficialFile, archive: Path, options: _Options) -> None:
                 "removed. The server, or a proxy, sends a different file: try again, "
                 "or give another address with --url"
             )
-        # What lay there from an earlier call may have been of another file.
+        # The part left by an earlier call may belong to another file.
         resumed = False
 
 
@@ -198,7 +197,7 @@ def _transfer(source: OfficialFile, part: Path, options: _Options) -> None:
         if reason is None:
             return
         after = part.stat().st_size if part.exists() else 0
-        # A server that gives a little more each time is worth going on with.
+        # Keep trying as long as the server sends a little more each time.
         failures = 1 if after > before else failures + 1
         if failures >= options.attempts or (failures > 1 and before == after == 0):
             raise DownloadError(
@@ -216,10 +215,10 @@ def _by_hand(source: OfficialFile, part: Path) -> str:
 
 
 def _transfer_once(source: OfficialFile, part: Path, options: _Options) -> str | None:
-    """Moves what it can; returns why it ended early, ``None`` where it did not."""
+    """Transfer as much as possible; return why it ended early, otherwise ``None``."""
     offset = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(source.url)
-    # Packed on the way, lengths and ranges would count other bytes than the file has.
+    # With compression, lengths and ranges would count other bytes than the file's.
     request.add_header("Accept-Encoding", "identity")
     if offset:
         request.add_header("Range", f"bytes={offset}-")
@@ -229,8 +228,8 @@ def _transfer_once(source: OfficialFile, part: Path, options: _Options) -> str |
         if error.code != 416:
             raise
         error.close()
-        # Nothing is left to send: the part is the whole file, or of another one.
-        # The checksum tells.
+        # Nothing is left to send: the part is complete or belongs to another file. The
+        # checksum decides.
         return None
     with response:
         start, total = _extent(response, offset)
@@ -252,7 +251,7 @@ def _transfer_once(source: OfficialFile, part: Path, options: _Options) -> str |
 
 
 def _extent(response: http.client.HTTPResponse, offset: int) -> tuple[int, int | None]:
-    """Returns where the sent bytes begin, and how long the whole file is if known."""
+    """Return where the sent bytes begin, and the size of the whole file if known."""
     if response.status != 206:
         return 0, response.length
     match = re.fullmatch(

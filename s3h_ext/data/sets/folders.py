@@ -1,4 +1,4 @@
-"""Image folders: a folder for each class, named as it is."""
+"""Image folders with one sub-folder per class."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ __all__ = [
     "split_folders",
 ]
 
-#: Share of a folder's images that are its test split where it has none.
+#: Fraction of images held out for testing if a folder has no test split.
 TEST_FRACTION = 0.2
-# A folder without test images always holds out the same ones.
+# The held-out test images are always the same.
 _TEST_SEED = 0
 
-#: Files with other extensions are not taken for images.
+#: Extensions of image files; other files are ignored.
 EXTENSIONS = frozenset(
     ".jpg .jpeg .png .bmp .webp .tif .tiff .gif .ppm .pgm .jfif".split()
 )
@@ -55,7 +55,7 @@ def read_image_folder(
     lists: Path | None = None,
     pattern: str | None = None,
 ) -> LongTailDataset:
-    """Reads the data set ``"folder"``; opens no image.
+    """Read the data set ``"folder"`` without opening any image.
 
     The arguments and errors are those of :func:`~s3h_ext.data.load_dataset`.
     """
@@ -137,12 +137,12 @@ def read_image_folder(
 
 
 def _prefix(folder: Path, root: Path) -> str:
-    """Returns what a folder's paths relative to the root begin with."""
+    """Return the prefix of a folder's paths relative to the root."""
     return "" if folder == root else f"{folder.relative_to(root)}/"
 
 
 def _only_splits(folders: Sequence[str]) -> bool:
-    """Says whether all folders are named like splits, one of them for training."""
+    """Return whether all folders are named like splits, one of them for training."""
     names = [name.lower() for name in folders]
     if all(name in SPLITS for name in names):
         return True
@@ -152,17 +152,16 @@ def _only_splits(folders: Sequence[str]) -> bool:
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """Returns where the splits of a folder are.
+    """Return the folders of the splits.
 
-    ``root/train`` and, where they are there, ``root/val`` and ``root/test``; or the
-    root itself as ``"train"`` where it has no folder ``train``. A ``val`` without a
-    ``test`` is returned as ``"test"``, the way ImageNet is published.
+    These are ``root/train`` and, if they exist, ``root/val`` and ``root/test``; or the
+    root itself as ``"train"`` if it has no folder ``train``. A ``val`` without a
+    ``test`` is returned as ``"test"``, as ImageNet is published.
 
     Raises:
-        FileNotFoundError: ``root`` is no folder.
-        ValueError: ``root`` holds nothing but splits, and none is called ``train``; or
-            one beside ``train`` that has another name than these; or ``train`` may be a
-            class.
+        FileNotFoundError: ``root`` is not a folder.
+        ValueError: ``root`` holds only splits, and none is called ``train``; or a split
+            beside ``train`` has another name than these; or ``train`` may be a class.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"root: expected a folder of images, got {root}")
@@ -194,17 +193,17 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 
 def passed_over(root: Path) -> list[str]:
-    """Returns the folders beside ``root/train`` that are no splits, sorted."""
+    """Return the folders beside ``root/train`` that are not splits, sorted."""
     if not (root / "train").is_dir():
         return []
     return sorted(name for name in _folders(root) if name not in SPLITS)
 
 
 def class_folders(root: Path) -> tuple[str, ...]:
-    """Returns the names of the classes: the folders in ``root``, sorted, none hidden.
+    """Return the class names: the folders in ``root``, sorted, without hidden ones.
 
     Raises:
-        FileNotFoundError: ``root`` holds no folder, or only one.
+        FileNotFoundError: ``root`` holds fewer than two folders.
     """
     names = _folders(root)
     if len(names) < 2:
@@ -223,7 +222,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError as error:
-        if error.errno != errno.ELOOP:  # a link to itself is no folder
+        if error.errno != errno.ELOOP:  # a link to itself is not a folder
             raise
         return False
 
@@ -231,13 +230,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def read_folder(
     root: Path, classes: Sequence[str], *, relative_to: Path | None = None
 ) -> ImageFiles:
-    """Lists the images of an image folder, class by class and sorted by name.
+    """List the images of an image folder, class by class and sorted by name.
 
-    Paths are relative to ``relative_to``, or to ``root``; the place of a name among
+    Paths are relative to ``relative_to``, or to ``root``; the index of a name in
     ``classes`` is its label.
 
     Raises:
-        ValueError: ``root`` holds a class that is not among ``classes``.
+        ValueError: ``root`` holds a class that is not in ``classes``.
     """
     unknown = sorted(set(_folders(root)) - set(classes))
     if unknown:
@@ -260,11 +259,10 @@ def read_folder(
 def image_names(
     folder: Path, prefix: str = "", *, within: Sequence[Path] = ()
 ) -> Iterator[str]:
-    """Yields the images in a folder and in those below it, in no order, none hidden.
+    """Yield the images in a folder and its sub-folders, unordered, without hidden ones.
 
-    Links are followed, but not back to a folder that they lie in, which are those of
-    ``within``. A name is the prefix and the path relative to ``folder``. Nothing is
-    found where there is no such folder.
+    Links are followed, except back to a folder that contains them (``within``). A name
+    is the prefix and the path relative to ``folder``. A missing folder yields nothing.
     """
     if not folder.is_dir() or any(folder.samefile(outer) for outer in within):
         return
@@ -283,10 +281,10 @@ def image_names(
 def _nesting_note(
     files: ImageFiles, classes: Sequence[str], folder: Path, is_root: bool
 ) -> str | None:
-    """Tells of classes whose images lie in several folders below the class's own.
+    """Warn about classes whose images are spread over several sub-folders.
 
-    That is right for folders by camera or patient, and wrong where these folders are
-    the classes, because the root is one level too high.
+    That is correct for folders by camera or patient. It is wrong if these folders are
+    the classes and the root is one level too high.
     """
     depth = len(folder.relative_to(files.root).parts) + 1  # of a class's folder
     parts, deeper, uses = [], [], Counter[str]()
@@ -295,7 +293,7 @@ def _nesting_note(
         places = {tuple(files.name(i).split("/")[depth:-1]) for i in images}
         below = os.path.commonprefix(list(places))  # noqa: RUF071  (of tuples)
         inside = {place[len(below)] for place in places if len(place) > len(below)}
-        # A single folder is no sign of anything, unless it has the name of a class.
+        # A single sub-folder means nothing, unless it has the name of a class.
         if len(inside) < 2 and not inside & set(classes):
             continue
         parts.append(

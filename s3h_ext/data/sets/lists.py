@@ -1,9 +1,9 @@
 """The standard lists of ImageNet-LT, Places-LT and iNaturalist 2018.
 
 A list has one image per line, ``relative/path.JPEG label``. Those of ImageNet-LT and
-Places-LT are Liu et al.'s ("Large-scale long-tailed recognition in an open world", CVPR
-2019), that of iNaturalist 2018 is the challenge's own split; git blob hashes tell the
-standard files from others.
+Places-LT are from Liu et al. ("Large-scale long-tailed recognition in an open world",
+CVPR 2019), that of iNaturalist 2018 is the challenge's own split; git blob hashes
+identify the standard files.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ListFile:
-    """One list: its name on the disk, and the lines and git hash of the standard one.
+    """One list: its file name, and the line count and git hash of the standard file.
 
-    ``blob`` is ``None`` where we have not seen that.
+    ``blob`` is ``None`` if the hash is not known.
     """
 
     file: str
@@ -49,10 +49,10 @@ class ListedDataset:
 
     Attributes:
         classes: Number of classes.
-        lists: ``"train"``, ``"test"`` and, where there is one, ``"val"``.
-        mean: Per channel, of pixels in [0, 1], as published baselines normalise.
-        std: Per channel.
-        layout: What the root must hold, for people.
+        lists: ``"train"``, ``"test"`` and, if there is one, ``"val"``.
+        mean: Mean of each channel, for pixels in [0, 1], as in published baselines.
+        std: Standard deviation of each channel.
+        layout: Expected contents of the root, as text for the user.
     """
 
     classes: int
@@ -62,7 +62,7 @@ class ListedDataset:
     layout: str
 
 
-#: Mean and standard deviation, of ImageNet's images.
+#: Mean and standard deviation of ImageNet's images.
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 #: The data sets by name.
@@ -98,7 +98,7 @@ LISTED = {
                 437_513,
                 "4accdb7584d2f0a5106c40a33ed6afa392189bcc",
             ),
-            # The challenge's validation images are what every table tests on.
+            # Published tables test on the challenge's validation images.
             "test": ListFile(
                 "iNaturalist18_val.txt",
                 24_426,
@@ -131,13 +131,13 @@ LISTED = {
 
 
 def read_listed(name: str, root: Path, folder: Path) -> LongTailDataset:
-    """Reads a data set of :data:`LISTED`; opens no image.
+    """Read a data set of :data:`LISTED`; opens no image.
 
-    The paths are relative to ``root``; the lists are in ``folder``.
+    Paths are relative to ``root``; the lists are in ``folder``.
 
     Raises:
         ValueError: a list is unusable, or splits share images.
-        FileNotFoundError: the lists are not there, or the first image of one.
+        FileNotFoundError: a list, or the first image of one, does not exist.
     """
     spec = LISTED[name]
     files, hashes, notes = {}, {}, []
@@ -183,10 +183,10 @@ def _untangle(
     hashes: dict[str, str],
     notes: list[str],
 ) -> None:
-    """Keeps test images out of training and out of what epochs are compared on.
+    """Keep test images out of training and out of the split used for selection.
 
     Some repositories ship ImageNet-LT's 50,000-line test list under the name of the
-    20,000-line val list: a run that selects by it selects on the test images.
+    20,000-line val list: selecting a model on it means selecting on test images.
     """
     val, test = spec.lists.get("val"), spec.lists["test"]
     if val and "val" in files and hashes["val"] in (test.blob, hashes.get("test")):
@@ -205,7 +205,7 @@ def _untangle(
 
 
 def shared_names(first: ImageFiles, second: ImageFiles) -> set[bytes]:
-    """Returns the paths that two sets of files have both."""
+    """Return the paths that both sets of files contain."""
 
     def names(files: ImageFiles) -> set[bytes]:
         ends = (files.starts + files.lengths).tolist()
@@ -217,7 +217,7 @@ def shared_names(first: ImageFiles, second: ImageFiles) -> set[bytes]:
 
 
 def _names_from_paths(files: ImageFiles, classes: int) -> tuple[str, ...]:
-    """Names each class by the folder of its first image, if these names differ."""
+    """Name each class by the folder of its first image, if these names differ."""
     labels, first = np.unique(files.labels, return_index=True)
     names = [str(label) for label in range(classes)]
     for label, index in zip(labels.tolist(), first.tolist(), strict=True):
@@ -228,7 +228,7 @@ def _names_from_paths(files: ImageFiles, classes: int) -> tuple[str, ...]:
 
 
 def blob_hash(content: bytes) -> str:
-    """Returns what ``git hash-object`` prints for a file of this content.
+    """Return the hash that ``git hash-object`` prints for this content.
 
     Example:
         >>> blob_hash(b"")
@@ -243,17 +243,17 @@ def blob_hash(content: bytes) -> str:
 def parse_list(
     content: bytes, path: Path, root: Path, num_classes: int | None = None
 ) -> ImageFiles:
-    """Parses a list; a path may hold spaces, the label is behind the last one.
+    """Parse a list; paths may contain spaces, the label follows the last one.
 
     Args:
-        content: Of the list file, UTF-8 (or whatever the file system speaks).
-        path: The file, for messages.
-        root: What the list's paths are relative to.
+        content: Content of the list file, UTF-8 (or the file system's encoding).
+        path: Path of the list file, for messages.
+        root: Folder that the list's paths are relative to.
         num_classes: C: labels must be in 0 .. C - 1. ``None`` for no bound.
 
     Raises:
-        ValueError: a line is not ``path label``, its label is out of range or its path
-            leaves the root, or there is no line; the message has file and line.
+        ValueError: a line is not ``path label``, its label is out of range, its path
+            leaves the root, or there are no lines; the message has file and line.
     """
     names, labels = [], []
     for row, name, label in list_rows(path, content.decode("utf-8", "surrogateescape")):
@@ -274,7 +274,7 @@ def parse_list(
 
 
 def list_rows(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
-    """Yields the number, the path and, behind the last space, the label of each line.
+    """Yield the number, the path and the label of each line, split at the last space.
 
     Raises:
         ValueError: a line is a single word.
@@ -290,7 +290,7 @@ def list_rows(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
 
 
 def check_below(path: Path, row: int, name: str) -> None:
-    """Refuses the path of an image that leaves the root."""
+    """Reject the path of an image that leaves the root."""
     if os.path.isabs(name) or ".." in name.split("/"):
         raise ValueError(
             f"{path}, line {row}: expected a path below the root, got {name!r}"

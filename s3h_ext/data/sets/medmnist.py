@@ -1,7 +1,7 @@
-"""MedMNIST's 2-D sets with one label an image, from their official files.
+"""MedMNIST's 2-D sets with one label per image, from their official files.
 
 Yang et al., "MedMNIST v2", Scientific Data 2023. Classes and channels are those of its
-``medmnist/info.py``. ChestMNIST is not here: its images have several labels each.
+``medmnist/info.py``. ChestMNIST is excluded: its images have several labels each.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from s3h_ext.data.sets.registry import MEDMNIST_FACTS, find_official
 
 __all__ = ["MEDMNIST", "read_medmnist", "read_medmnist_split"]
 
-#: Name -> the names of its classes.
+#: Name -> class names.
 MEDMNIST: Mapping[str, tuple[str, ...]] = {
     name: tuple(facts["classes"]) for name, facts in MEDMNIST_FACTS.items()
 }
 
 
 def read_medmnist(name: str, root: str | Path, size: int | None = None) -> Archive:
-    """Reads the images of a set of :data:`MEDMNIST`, one byte a pixel and channel.
+    """Read the images of a set of :data:`MEDMNIST`, one byte per pixel and channel.
 
     Raises:
         ValueError: there is no such size.
@@ -42,7 +42,7 @@ def read_medmnist(name: str, root: str | Path, size: int | None = None) -> Archi
 def read_medmnist_split(
     name: str, path: Path, split: str, *, size: int, keep: bool = False
 ) -> NpzSplit:
-    """Reads one split of a file, which has uint8 ``[N, size, size]`` or ``[..., 3]``.
+    """Read one split of a file: uint8 ``[N, size, size]`` or ``[..., 3]``.
 
     Raises:
         FileNotFoundError, ArchiveError: see

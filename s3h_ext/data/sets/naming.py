@@ -1,4 +1,4 @@
-"""Names of classes and folders as messages show them: a few, and how many more."""
+"""Names of classes and folders in messages: the first few, and how many more."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["check_classes", "class_lines", "classes_by_size", "empty_classes", "
 def some(
     names: Sequence[str], limit: int = 5, *, show: Callable[[str], str] = repr
 ) -> str:
-    """Returns the first names in quotes, and how many more there are.
+    """Return the first names in quotes, and how many more there are.
 
     Example:
         >>> some(["a", "b", "c", "d"], limit=2)
@@ -29,7 +29,7 @@ def some(
 def classes_by_size(
     counts: NDArray[np.int64], names: Sequence[str], limit: int = 3
 ) -> str:
-    """Returns the largest and the smallest ``limit`` classes with their images.
+    """Return the largest and the smallest ``limit`` classes with their sizes.
 
     Example:
         >>> classes_by_size(np.array([5, 9, 2]), ["cat", "dog", "owl"], limit=1)
@@ -43,13 +43,13 @@ def classes_by_size(
 
 
 def empty_classes(labels: NDArray[np.int64], classes: Sequence[str]) -> list[str]:
-    """Returns the names of the classes without an image, labels int64 ``[N]``."""
+    """Return the names of the classes without an image, for labels int64 ``[N]``."""
     counts = np.bincount(labels, minlength=len(classes))
     return [classes[label] for label in np.flatnonzero(counts == 0).tolist()]
 
 
 def check_classes(labels: NDArray[np.int64], names: Sequence[str]) -> None:
-    """Raises a ValueError where some class has no training image."""
+    """Raise a ValueError if a class has no training image."""
     if missing := empty_classes(labels, names):
         raise ValueError(
             f"train: expected images of every class, found none of {some(missing)}"
@@ -57,9 +57,9 @@ def check_classes(labels: NDArray[np.int64], names: Sequence[str]) -> None:
 
 
 def class_lines(dataset: LongTailDataset) -> list[str]:
-    """Returns what shows a person that the right classes were found.
+    """Return lines that let a user check that the right classes were found.
 
-    The largest and the smallest classes; and those without a test image, if any.
+    They show the largest and the smallest classes, and any without test images.
     """
     names, counts = dataset.class_names, dataset.class_counts
     lines = [f"{len(names)} classes: {classes_by_size(counts, names)}"]

@@ -1,8 +1,8 @@
 """Reads images and labels from ``.npz`` files, zip files of plain numpy arrays.
 
-Of each split SPLIT a file holds ``SPLIT_images`` and ``SPLIT_labels``. No pickle is
-looked at, every byte passes the zip file's checksums, and memory is taken as it is
-written to, so a false shape takes none.
+For each split SPLIT a file holds ``SPLIT_images`` and ``SPLIT_labels``. Pickles are
+never read, all bytes are verified by the zip file's checksums, and memory is allocated
+as data arrive, so a forged shape allocates nothing.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from s3h_ext.data.sets.archive import Archive, ArchiveError, histograms
 
 __all__ = ["Layout", "NpzSplit", "read_arrays", "read_npz_split"]
 
-#: The array of class names in a file of one's own.
+#: The array of class names in a user's file.
 _NAMES = "class_names"
-# What claims more is no such file.
+# A file that claims more is rejected.
 _MAX_IMAGES, _MAX_CLASSES, _MAX_TEXT = 10_000_000, 100_000, 1 << 20
 _BLOCK = 512
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a file must hold.
+    """Expected contents of a file.
 
     Attributes:
         classes: C, labels are 0 .. C - 1.
-        shape: Of an image; ``None`` for any ``(H, W)``, ``(H, W, 1)`` or ``(H, W, 3)``.
+        shape: Shape of an image; ``None``: any ``(H, W)``, ``(H, W, 1)`` or
+            ``(H, W, 3)``.
     """
 
     classes: int
@@ -44,7 +45,7 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class NpzSplit:
-    """One split: labels ``[N]``, the histogram of its pixels, images if they were kept.
+    """One split: labels ``[N]``, pixel histograms, and images if they are kept.
 
     The histogram is int64 ``[C, 256]``, the images are uint8 ``[N, H, W, C]``, with C
     channels.
@@ -58,7 +59,7 @@ class NpzSplit:
 def read_npz_split(
     path: Path, split: str, layout: Layout, *, keep: bool = False
 ) -> NpzSplit:
-    """Reads one split of a file, some images at a time.
+    """Read one split of a file, some images at a time.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -70,13 +71,14 @@ def read_npz_split(
 
 
 def read_arrays(path: Path) -> Archive:
-    """Reads a file of one's own, which may hold ``class_names`` and no ``val``.
+    """Read a user's file; ``class_names`` and ``val`` are optional.
 
-    Without names the classes are called by their numbers, up to the greatest label of
-    the training images.
+    Without names, classes are named by their numbers, up to the largest label of the
+    training images.
 
     Raises:
-        ValueError: a split has another image shape than the training images, or none.
+        ValueError: a split is missing or has images of another shape than the training
+            images.
         FileNotFoundError, ArchiveError: see :func:`read_npz_split`.
     """
     with _opened(path) as archive:
@@ -198,7 +200,7 @@ def _read_names(path: Path, archive: zipfile.ZipFile) -> tuple[str, ...]:
 def _array(
     path: Path, archive: zipfile.ZipFile, key: str
 ) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]]:
-    """Opens an array behind its header; checks that it is in C order."""
+    """Open an array and skip its header, checking that it is in C order."""
     with archive.open(f"{key}.npy") as file:
         version = np.lib.format.read_magic(file)
         reader: Any = {

@@ -1,4 +1,4 @@
-"""Image files with labels of one's own: in a list, or in the files' names."""
+"""Image files with user-defined labels: from a list, or from the file names."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from s3h_ext.table_files import plain_text
 __all__ = ["label_by_pattern", "read_own_lists"]
 
 _COLUMNS = ("path", "label")
-#: Of a split: paths and labels.
+#: Paths and labels of a split.
 _Labelled = tuple[list[str], list[str]]
 
 
 def read_own_lists(
     root: Path, lists: Path
 ) -> tuple[dict[str, ImageFiles], tuple[str, ...]]:
-    """Reads lists of image files; opens no image but looks for the first of each list.
+    """Read lists of image files; opens no image but checks the first of each list.
 
-    ``NAME.csv`` has the columns ``path`` and ``label`` and maybe others; any other file
-    has a path and behind the last space a label in each line. Classes are the labels of
-    the training images, sorted; by number where all are numbers. Paths are relative to
-    ``root``. ``lists`` is a folder of ``train``, ``test`` and ``val``, each ``.csv`` or
-    ``.txt``, of which the first has to be there; or a list of training images.
+    ``NAME.csv`` has the columns ``path`` and ``label``, and possibly others. In any
+    other file, each line is a path, a space and a label. Classes are the labels of the
+    training images, sorted; numerically if all are numbers. Paths are relative to
+    ``root``. ``lists`` is a list of training images, or a folder with a required
+    ``train`` and optional ``test`` and ``val``, each ``.csv`` or ``.txt``.
 
     Returns:
         The files of each split, and the names of the classes.
 
     Raises:
-        FileNotFoundError: a list or an image is not there.
+        FileNotFoundError: a list or an image does not exist.
         ValueError: a list is unusable, or an image is listed twice; the message has
             file and line.
     """
@@ -62,13 +62,13 @@ def read_own_lists(
 def label_by_pattern(
     root: Path, names: Mapping[str, tuple[str, Iterable[str]]], pattern: str
 ) -> tuple[dict[str, ImageFiles], tuple[str, ...]]:
-    """Labels image files by what a regular expression finds in their paths.
+    """Label image files by a regular expression that matches their paths.
 
-    ``names`` has, of each split, where it is in the root, and its paths below that. The
-    label is the group ``label`` of the pattern, or its first group.
+    ``names`` holds, for each split, its location in the root and its paths below that.
+    The label is the group ``label`` of the pattern, or its first group.
 
     Raises:
-        ValueError: the pattern is none, has no group, or does not fit some image.
+        ValueError: the pattern is invalid, has no group, or does not match an image.
     """
     try:
         compiled = re.compile(pattern)
@@ -115,7 +115,7 @@ def _places(lists: Path) -> dict[str, Path]:
 
 
 def _read_list(path: Path) -> _Labelled:
-    # Names that are no UTF-8 pass as the bytes they are.
+    # Names that are not UTF-8 pass through as bytes.
     text = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     lines = text.decode("utf-8", "surrogateescape")
     rows = _csv_rows(path, lines) if path.suffix == ".csv" else list_rows(path, lines)
@@ -159,7 +159,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
 def _numbered(
     root: Path, found: Mapping[str, _Labelled], places: Mapping[str, str]
 ) -> tuple[dict[str, ImageFiles], tuple[str, ...]]:
-    """Returns the files with the places of their labels among the sorted ones."""
+    """Return the files, with labels as indices into the sorted names."""
     known = set(found["train"][1])
     numbers = all(label.isascii() and label.isdigit() for label in known)
     names = sorted(known, key=(lambda label: (int(label), label)) if numbers else None)

@@ -1,10 +1,10 @@
-"""Reads pickles of plain data, without the power that a pickle has.
+"""Reads pickles of plain data without executing what a pickle could.
 
-A pickle may call anything, claim lengths that it does not have, grow the memo to any
-index, and ask for hashes of nested tuples that take 2**n steps. So its instructions are
-looked through before Python's unpickler sees them: only those that plain data need are
-let through, no length exceeds the file, no memo index its size, and tuples are few. The
-unpickler then finds no names but those that it is given.
+A pickle may call anything, claim lengths beyond its size, grow the memo to any index,
+and request hashes of nested tuples that take 2**n steps. So its instructions are
+scanned before Python's unpickler sees them: only those for plain data are allowed,
+lengths must not exceed the file, nor memo indices its size, and tuples are few. The
+unpickler can then resolve only the given names.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _INSTRUCTIONS = frozenset(
     MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD
     """.split()
 )
-# An array of numpy takes six. The hash of 20 nested ones takes a million steps.
+# A numpy array needs six. The hash of 20 nested ones takes a million steps.
 _MOST_TUPLES = 20
 
 
@@ -38,7 +38,7 @@ class _Unpickler(pickle.Unpickler):
     def __init__(
         self, content: bytes, allowed: Mapping[tuple[str, str], object]
     ) -> None:
-        # Strings of Python 2 stay bytes.
+        # Keep strings of Python 2 as bytes.
         super().__init__(io.BytesIO(content), encoding="bytes", fix_imports=False)
         self._allowed = allowed
 
@@ -50,16 +50,16 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load_plain(content: bytes, allowed: Mapping[tuple[str, str], object]) -> Any:
-    """Reads a pickle of dictionaries, lists, tuples, strings and numbers.
+    """Read a pickle of dictionaries, lists, tuples, strings and numbers.
 
-    Time and memory are linear in its size. Its containers may hold one another, and
-    themselves: whoever walks through them has to count the steps. ``allowed`` says what
-    stands for a (module, name); the pickle may call that, and may set the state of what
-    it returns, and both are the stand-in's own code.
+    Time and memory are linear in its size. Containers may hold one another and
+    themselves, so code that walks through them must limit its steps. ``allowed`` maps
+    (module, name) to a stand-in; the pickle may call it and set the state of the
+    result, and both run only the stand-in's code.
 
     Raises:
         RefusedGlobalError: the pickle asks for another global.
-        Exception: almost any other: the pickle is broken.
+        Exception: of almost any type if the pickle is broken.
     """
     tuples = 0
     for instruction, argument, _ in pickletools.genops(content):

@@ -1,4 +1,4 @@
-"""Finds image files that cannot be read, and leaves them out of a data set."""
+"""Finds image files that cannot be read, and removes them from a data set."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ def find_unreadable(
     workers: int = 0,
     title: str | None = None,
 ) -> NDArray[np.int64]:
-    """Decodes every image once, in threads, and keeps none.
+    """Decode every image once, in threads, and discard the pixels.
 
-    ``unreadable`` records those that cannot be read. 0 ``workers``: as many threads as
-    there are CPUs. ``title`` is that of a progress bar on stderr, if there is to be
-    one.
+    ``unreadable`` records those that cannot be read. ``workers=0`` uses one thread per
+    CPU. ``title`` is the title of a progress bar on stderr, if one is wanted.
 
     Returns:
         Positions of the images that cannot be read, ascending.
@@ -42,7 +41,7 @@ def find_unreadable(
         return [i for i in range(start, stop) if decoder.image(i) is None]
 
     bad: list[int] = []
-    # A log file wants a line now and then.
+    # Update a log file only occasionally.
     every = 0.1 if sys.stderr.isatty() else 30.0
     how = {"unit": "image", "disable": title is None, "mininterval": every}
     with (
@@ -58,9 +57,9 @@ def find_unreadable(
 def without_unreadable(
     dataset: LongTailDataset, names: Collection[str]
 ) -> LongTailDataset:
-    """Leaves training images out, and classes that have none without them.
+    """Remove training images, and classes that have none left.
 
-    A name that is not there leaves nothing out. All names are listed in ``unreadable``.
+    Unknown names are ignored. All names are listed in ``unreadable``.
 
     Raises:
         ValueError: fewer than two classes, or no test image, would be left.

@@ -34,12 +34,12 @@ class OfficialFile:
     """A file to download.
 
     Attributes:
-        name: As on the command line.
-        url: The official address.
-        file: Its name on the disk.
-        md5: Its checksum.
-        folder: What the archive unpacks to; ``None`` where the file is used as it is.
-        members: The files in that folder that are needed -> their checksums.
+        name: Name on the command line.
+        url: Official address.
+        file: File name on disk.
+        md5: Checksum.
+        folder: Folder that the archive unpacks to; ``None`` if it is not unpacked.
+        members: Required files in that folder -> their checksums.
     """
 
     name: str
@@ -83,12 +83,12 @@ _CIFAR = (
         },
     ),
 )
-#: Name -> channels, names of the classes, and the checksum for each image size.
+#: Name -> channels, class names, and the checksum for each image size.
 MEDMNIST_FACTS: Mapping[str, Any] = json.loads(
     Path(__file__).with_name("medmnist.json").read_text(encoding="utf-8")
 )
 
-#: (name, image size) -> where it comes from; CIFAR has one size, 32.
+#: (name, image size) -> official file; CIFAR has one size, 32.
 OFFICIAL_FILES: Mapping[tuple[str, int], OfficialFile] = {
     **{(source.name, 32): source for source in _CIFAR},
     **{
@@ -103,7 +103,7 @@ OFFICIAL_FILES: Mapping[tuple[str, int], OfficialFile] = {
 
 
 def find_official(name: str, size: int | None = None) -> OfficialFile:
-    """Returns the official file of a data set; without a size that of the smallest.
+    """Return the official file of a data set; without ``size`` the smallest one.
 
     Raises:
         ValueError: there is no such data set, or not in this size.
@@ -120,13 +120,13 @@ def find_official(name: str, size: int | None = None) -> OfficialFile:
 
 
 def download_command(name: str, root: str | Path, size: int | None) -> str:
-    """Returns the command that fetches a data set."""
+    """Return the command that downloads a data set."""
     command = f"python -m s3h_ext.data download {name} --root {shlex.quote(str(root))}"
     return command if size is None else f"{command} --size {size}"
 
 
 def md5_of(path: Path) -> str:
-    """Returns the MD5 of a file, as 32 hexadecimal digits."""
+    """Return the MD5 of a file, as 32 hexadecimal digits."""
     digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -1,4 +1,4 @@
-"""A first training that suits a folder's counts, with the reasons for it."""
+"""Suggests a first training for a folder's class counts, with reasons."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from s3h_ext.data.dataset import ImageFiles
 
 __all__ = ["fitting", "suggest", "usual_side"]
 
-#: What the presets of folders are made for.
+#: Settings of the folder presets.
 BATCH_SIZE, RATE = 128, 0.05
-#: 200 epochs of CIFAR-100-LT at a batch of 128, rounded.
+#: 200 epochs of CIFAR-100-LT with batches of 128, rounded.
 STEPS = 17_000
-#: A smaller batch where an epoch would have fewer steps, down to the second number.
+#: Batches shrink if an epoch would have fewer steps, down to the second number.
 STEPS_AN_EPOCH, SMALLEST_BATCH = 20, 16
 SHORTEST, LONGEST = 30, 200
-#: Factors between the largest and the smallest class: hardly unequal, long-tailed.
+#: Ratios of largest to smallest class: slightly imbalanced, long-tailed.
 UNEQUAL, LONG_TAILED = 5, 20
-#: Images of a class of which a held-out part says nothing.
+#: Classes with so few images say little in a held-out part.
 TOO_FEW = 5
-#: Photographs are shown in views of 224 pixels; smaller ones than the first number gain
-#: nothing from that, and up to the second number a network for small images suits them.
+#: Views of photographs have 224 pixels. Images below the first number gain nothing from
+#: that; up to the second, they suit a network for small images.
 SMALL, TINY = 112, 64
-#: Images whose size is looked at.
+#: Number of images whose size is read.
 LOOKED_AT = 100
 
 
 def fitting(images: int) -> tuple[int, int]:
-    """Return the batch size and the epochs that suit a number of training images.
+    """Return a batch size and a number of epochs for a number of training images.
 
     Example:
         >>> fitting(60), fitting(100_000)
@@ -52,7 +52,7 @@ def suggest(
     Args:
         counts: training images of each class, int64 ``[C]``, none of them 0.
         root: the folder of the images.
-        side: their usual shorter side in pixels, if known.
+        side: typical shorter side of the images in pixels, if known.
         data: further options of the data, such as ``lists``.
 
     Example:
@@ -105,9 +105,9 @@ def suggest(
 
 
 def usual_side(files: ImageFiles) -> int | None:
-    """Return the median of the images' shorter sides in pixels, by their headers.
+    """Return the median of the images' shorter sides in pixels, from their headers.
 
-    It looks at a hundred of them, and returns None if none can be read.
+    It reads 100 of them at most, and returns None if none can be read.
     """
     step = max(1, len(files) // LOOKED_AT)
     sides = []
@@ -115,6 +115,6 @@ def usual_side(files: ImageFiles) -> int | None:
         try:
             with Image.open(files.path(index)) as image:
                 sides.append(min(image.size))
-        except Exception:  # the check of the files says what is wrong
+        except Exception:  # the check of the files reports it
             continue
     return int(np.median(sides)) if sides else None

@@ -1,4 +1,4 @@
-"""Unpacks an archive so that it can write nowhere but into its own folder."""
+"""Unpacks archives safely: nothing is written outside the target folder."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ MAX_MEMBERS = 1000
 
 
 def unpack(archive: Path, root: Path, *, folder: str, wanted: Collection[str]) -> Path:
-    """Unpacks ``folder`` out of a tar file into ``root``, all of it or nothing.
+    """Unpack ``folder`` from a tar file into ``root``, completely or not at all.
 
-    Nothing but the content of plain files is taken over: no owner, no mode, no link, no
-    device. The folder gets its name when it is complete, by one rename. The files
-    ``wanted`` must be in it.
+    Only the content of plain files is used: no owners, modes, links or devices. The
+    folder is renamed to its final name when it is complete. It must contain the files
+    ``wanted``.
 
     Raises:
-        ArchiveError: damaged, too large, with a part missing, or with a member that is
-            no plain file or folder below ``folder``.
+        ArchiveError: the file is damaged, too large, lacks a part, or has a member that
+            is not a plain file or folder below ``folder``.
         FileExistsError: ``root`` already has such a folder.
-        OSError: the disk is full, or ``root`` not writable.
+        OSError: the disk is full, or ``root`` is not writable.
     """
     target = root / folder
     if target.exists():
         raise FileExistsError(f"{target}: is there already")
-    # Beside its final place: a rename does not cross file systems.
+    # Beside its final location: a rename cannot cross file systems.
     with tempfile.TemporaryDirectory(prefix=f".{folder}-", dir=root) as scratch:
         try:
             _extract(archive, Path(scratch), folder)
@@ -46,7 +46,7 @@ def unpack(archive: Path, root: Path, *, folder: str, wanted: Collection[str]) -
             gzip.BadGzipFile,
             EOFError,
             ValueError,
-            # A file where a folder should be, or the other way round.
+            # A file in place of a folder, or vice versa.
             FileExistsError,
             NotADirectoryError,
             IsADirectoryError,
@@ -74,12 +74,12 @@ def _extract(archive: Path, scratch: Path, folder: str) -> None:
                 continue
             (scratch / place).parent.mkdir(parents=True, exist_ok=True)
             source = tar.extractfile(member)
-            assert source is not None  # only for what is no plain file
+            assert source is not None  # None only if not a plain file
             if (scratch / place).exists():
                 raise ValueError(f"the member {member.name[:100]!r} occurs twice")
             with source, (scratch / place).open("xb") as file:
                 shutil.copyfileobj(source, file)
-        # What follows the last member holds the checksum of a packed file.
+        # The checksum of a compressed file follows its last member.
         assert tar.fileobj is not None
         while block := tar.fileobj.read(1 << 20):
             written += len(block)

@@ -1,1 +1,1 @@
-"""Sources of batches: what draws, decodes and renders them."""
+"""Sources of batches: drawing, decoding and rendering."""

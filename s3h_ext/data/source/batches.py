@@ -1,4 +1,4 @@
-"""Batches, and how the crops of one are put in order and mixed."""
+"""Batches, and how the crops of a batch are arranged and mixed."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Quadrants(Tensors):
     Attributes:
         labels: int64 ``[V, B, 4]``.
         indices: int64 ``[V, B, 4]``, positions in the image set.
-        crops: int64 ``[V, B, 4]``, which of its image's 4 V crops it is; with the
-            regions of ``"montage-2x2"``, ``crops % 4`` is the corner it was taken from.
+        crops: int64 ``[V, B, 4]``, number of the crop among the 4 V of its image; with
+            the regions of ``"montage-2x2"``, ``crops % 4`` is the corner it comes from.
     """
 
     labels: Tensor
@@ -37,12 +37,12 @@ class MixedViews(Tensors):
     """Images mixed into the views of a batch, and the weights of their labels.
 
     Attributes:
-        labels: int64 ``[V, B]``, of the images mixed in; a view's own where none is.
+        labels: int64 ``[V, B]``, labels of the images mixed in; the own label if none.
         indices: int64 ``[V, B]``, positions of these images in the image set.
-        weights: float32 ``[V, B]``, of the view's own label; the other one has the
-            rest. 1 where nothing is mixed.
-        boxes: int64 ``[V, B, 4]``: top, left, height, width of what is pasted, empty
-            where nothing is; the whole view where the images are blended.
+        weights: float32 ``[V, B]``, weight of the view's own label; the other one has
+            the rest. 1 if not mixed.
+        boxes: int64 ``[V, B, 4]``: top, left, height, width of the pasted part: empty
+            if not mixed, the whole view if the images are blended.
     """
 
     labels: Tensor
@@ -60,9 +60,9 @@ class Batch(Tensors):
             ``images[v]`` and ``images.flatten(0, 1)`` are channels-last without a copy.
         labels: int64 ``[B]``.
         indices: int64 ``[B]``, positions in the image set.
-        quadrants: Of montages; ``None`` for other views. The crops of all B
-            images are spread over all montages, so ``labels`` says nothing about a
-            single one.
+        quadrants: Crops of montages; ``None`` for other views. The crops of all B
+            images are spread over all montages, so ``labels`` does not describe single
+            montages.
         mixed: The images mixed into the views; ``None`` without mixing.
     """
 
@@ -79,8 +79,8 @@ class Draws:
 
     Attributes:
         indices: int64 ``[B]``, positions in the image set.
-        crops: ``[V, B]``, or ``[4 V, B]`` of montages: crop v of each image.
-        mix: What is mixed into the views, if anything.
+        crops: ``[V, B]``, or ``[4 V, B]`` for montages: crop v of each image.
+        mix: How the views are mixed, if they are.
         partners: ``[V, B]``, the crops of the images mixed in.
     """
 
@@ -90,7 +90,7 @@ class Draws:
     partners: ViewSpec | None = None
 
     def narrow(self, start: int, stop: int) -> Draws:
-        """Returns the draws of the images ``start .. stop - 1``."""
+        """Return the draws of the images ``start .. stop - 1``."""
         return Draws(
             self.indices[start:stop],
             self.crops.narrow(1, start, stop),
@@ -107,11 +107,11 @@ def make_batch(
     recipe: Recipe,
     part: slice = slice(None),
 ) -> Batch:
-    """Renders the views of a batch, and mixes them.
+    """Render the views of a batch, and mix them.
 
-    ``labels`` are those of the whole image set, ``images`` those of the step. Of
-    montages, ``part`` says which of the batch are wanted; their crops come from all of
-    its images.
+    ``labels`` are those of the whole image set, ``images`` those of the step. For
+    montages, ``part`` selects which of the batch to render; their crops come from all
+    of its images.
     """
     indices, mix, partners = draws.indices, draws.mix, draws.partners
     sources = indices.repeat(len(draws.crops.flip))
@@ -146,12 +146,12 @@ def _mixed(
     images: StepPixels,
     recipe: Recipe,
 ) -> Tensor:
-    """Renders views together with what is mixed into them, ``[P, C, H, W]``."""
+    """Render views together with the images mixed into them, ``[P, C, H, W]``."""
     mixed = mix.mixed.flatten()
     count = len(sources)
     views = torch.arange(count, device=sources.device)
     rows = _rows(mixed)
-    # A view that is not mixed has its own crop for a partner.
+    # The partner of a view that is not mixed is its own crop.
     order = torch.cat((views, torch.where(mixed, views + count, views)[rows]))
     sources = torch.cat((sources, mix.partners.flatten()))[order]
     crops = crops.followed_by(partners).select(order)
@@ -168,9 +168,9 @@ def _mixed(
 
 
 def _rows(mixed: Tensor) -> Tensor:
-    """Returns the views to mix: on the CPU those that are, elsewhere all of them.
+    """Return the views to mix: on the CPU the mixed ones, elsewhere all of them.
 
-    The host would have to wait for the number of those that are.
+    Counting the mixed ones would synchronise with the device.
     """
     if mixed.device.type == "cpu":
         return mixed.nonzero()[:, 0]

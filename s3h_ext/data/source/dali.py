@@ -1,9 +1,8 @@
-"""NVIDIA DALI as decoder, with the pixels, the order and the boxes of the others.
+"""NVIDIA DALI as decoder, with the pixels, order and boxes of the other decoders.
 
-DALI decodes and nothing else: samplers, boxes and rendering are ours, so a run draws
-the same whatever decodes, and its position is a pair of numbers. Whole JPEGs go to
-DALI, everything else to Pillow, which also judges what DALI refuses. It runs without a
-GPU too.
+DALI only decodes: samplers, boxes and rendering are ours, so a run draws the same with
+every decoder, and its position is a pair of numbers. Complete JPEGs go to DALI,
+everything else to Pillow, including files that DALI rejects. A GPU is not required.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from s3h_ext.data.source.decode import (
 
 __all__ = ["DaliDecoder"]
 
-#: Batches that are read and decoded while one is in use.
+#: Number of batches read and decoded ahead.
 AHEAD = 2
 
-# A JPEG of one pixel, for a batch of which DALI decodes nothing.
+# A one-pixel JPEG, for batches without an image for DALI.
 _PIXEL = np.frombuffer(
     bytes.fromhex(
         "ffd8ffe000104a46494600010100000100010000ffdb004300"
@@ -48,7 +47,7 @@ _PIXEL = np.frombuffer(
 
 @dataclass(eq=False)
 class _Fed:
-    """A batch on its way: positions, and the files' bytes of those DALI decodes."""
+    """A batch in flight: positions, and the bytes of the files that DALI decodes."""
 
     indices: list[int]
     contents: list[NDArray[np.uint8] | None]
@@ -60,10 +59,10 @@ class _Fed:
 
 
 class DaliDecoder:
-    """DALI on the CPU, or on the GPU that the batches are for.
+    """DALI on the CPU, or on the GPU that needs the batches.
 
-    On a GPU it decodes there (``mixed``) and the images stay there. The arguments are
-    those of :class:`~.decode.PillowDecoder`, and the device of the batches.
+    On a GPU it decodes there (``mixed``), and the images stay there. The arguments are
+    those of :class:`~.decode.PillowDecoder` and the device of the batches.
 
     Raises:
         ImportError: DALI is not installed.
@@ -100,7 +99,7 @@ class DaliDecoder:
         with decoding_threads(self._workers) as pool:
 
             def feed() -> list[NDArray[np.uint8]]:
-                # Raises StopIteration at the end, which is what DALI waits for.
+                # Raises StopIteration at the end, as DALI expects.
                 fed = again.popleft() if again else None
                 begun.append(fed or self._read(next(coming).tolist(), pool))
                 return begun[-1].encoded or [_PIXEL]
@@ -114,8 +113,8 @@ class DaliDecoder:
                 except RuntimeError:
                     if not begun:
                         raise
-                    # A file of the oldest batch or of one behind it is damaged. Pillow
-                    # decodes the oldest, and DALI starts anew with the others.
+                    # A file of the oldest batch or a later one is damaged. Pillow
+                    # decodes the oldest, and DALI restarts with the others.
                     fed = begun.popleft()
                     again.extendleft(reversed(begun))
                     begun.clear()
@@ -164,7 +163,7 @@ class DaliDecoder:
 
 
 def _merged(fed: _Fed, decoded: Any) -> list[Tensor | None]:
-    """Returns the images in order: those of DALI, without a copy, and the others."""
+    """Return the images in order: DALI's, without a copy, and the others."""
     places = iter(range(len(decoded)))
     return [
         fed.others[index].result()
@@ -175,11 +174,11 @@ def _merged(fed: _Fed, decoded: Any) -> list[Tensor | None]:
 
 
 def _for_dali(content: bytes) -> bool:
-    """Tells whether this is a JPEG from its first to its last mark, not CMYK.
+    """Return whether this is a complete JPEG that is not CMYK.
 
-    A truncated file would be refused, and the pipeline begun anew for it; of CMYK there
-    is no one conversion, so Pillow's is taken everywhere. What has more pixels than
-    Pillow decodes is left to it to refuse.
+    DALI would reject a truncated file, and the pipeline would have to restart. CMYK has
+    no standard conversion, so Pillow's is used everywhere. Files with more pixels than
+    Pillow accepts are left to Pillow to reject.
     """
     from PIL import Image
 

@@ -39,14 +39,14 @@ __all__ = [
 
 UnreadablePolicy = Literal["error", "skip"]
 
-#: Formats that are decoded. Not all that Pillow knows: for a PostScript file it would
-#: start another program on what a stranger wrote.
+#: Formats to decode. Not all of Pillow's: for a PostScript file it would start another
+#: program on untrusted input.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 
-#: The longest side that :func:`s3h_ext.ops.render_views` takes a box of.
+#: Longest side of an image that :func:`s3h_ext.ops.render_views` accepts.
 LONGEST_SIDE = 65536
 _ORIENTATION = 0x0112
-# Pillow's modes of pixels without a range that could be mapped to 0 .. 255.
+# Pillow's modes whose pixels have no range that could be mapped to 0 .. 255.
 _OTHER_NUMBERS = {
     "I": "whole numbers of 32 bits or with a sign",
     "F": "floating-point numbers",
@@ -55,18 +55,18 @@ _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class UnreadableImageError(ValueError):
-    """An image file is missing, damaged or no image; the message has its path."""
+    """An image file is missing, damaged or not an image; the message has its path."""
 
 
 class Unreadable:
-    """Image files that could not be read, and what is done about them.
+    """Image files that could not be read, and how to handle them.
 
     Args:
-        policy: ``"error"``: the first one ends the run. ``"skip"``: an image is left
-            out of its batch, which is smaller then, and remembered.
+        policy: ``"error"``: the first one ends the run. ``"skip"``: the image is
+            recorded and left out of its batch, which becomes smaller.
 
     Attributes:
-        errors: Path -> what was wrong with it.
+        errors: Path -> error message.
     """
 
     def __init__(self, policy: UnreadablePolicy = "error") -> None:
@@ -76,7 +76,7 @@ class Unreadable:
         self._lock = threading.Lock()
 
     def record(self, path: str, error: Exception) -> None:
-        """Records an image that could not be read, or raises if that is the policy."""
+        """Record an image that could not be read, or raise if that is the policy."""
         reason = str(error) or type(error).__name__
         if self.policy == "error":
             raise UnreadableImageError(
@@ -89,7 +89,7 @@ class Unreadable:
 
 
 def available_cpus() -> int:
-    """Returns how many CPUs this process may use."""
+    """Return the number of CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -97,7 +97,7 @@ def available_cpus() -> int:
 
 @contextmanager
 def decoding_threads(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Opens threads, 0 for one per CPU; what has not begun at the end is not done."""
+    """Open threads, 0 for one per CPU; on exit, jobs not yet started are cancelled."""
     pool = ThreadPoolExecutor(workers or available_cpus(), "s3h-decode")
     try:
         yield pool
@@ -106,13 +106,13 @@ def decoding_threads(workers: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def decode_image(content: bytes) -> Tensor:
-    """Decodes an image file with Pillow to uint8 ``[H, W, 3]``.
+    """Decode an image file with Pillow to uint8 ``[H, W, 3]``.
 
-    Turned upright as EXIF says, grey and palettes widened, CMYK converted, alpha
-    dropped, of 16 bits the upper 8; of an animation the first frame.
+    EXIF rotation is applied, grey and palettes become RGB, CMYK is converted, alpha is
+    dropped, 16-bit images keep the upper 8 bits, and animations their first frame.
 
     Raises:
-        Exception: whatever Pillow raises on a file that is no image, or is damaged.
+        Exception: whatever Pillow raises on a file that is damaged or not an image.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -144,16 +144,16 @@ def decode_image(content: bytes) -> Tensor:
             image = image.convert("RGBA")
         if image.mode != "RGB":
             image = image.convert("RGB")
-        # A copy, for the array of an image cannot be written to.
+        # A copy, because the array of an image is read-only.
         return torch.from_numpy(np.array(image))
 
 
 @cache
 def _quieten_libtiff() -> None:
-    """Keeps libtiff from writing to stderr what Pillow raises as an exception.
+    """Stop libtiff from printing to stderr what Pillow raises as an exception.
 
-    Pillow has no way to ask for it. The lookup finds the libtiff that Pillow is linked
-    to; where the system's loader does not search there, its messages stay.
+    Pillow has no option for it. This looks up the libtiff that Pillow is linked to; if
+    the system's loader does not find it, the messages remain.
     """
     from PIL import _imaging
 
@@ -166,11 +166,11 @@ def _quieten_libtiff() -> None:
 
 
 def _upright(image: Image.Image) -> Transpose | None:
-    """Returns what turns an image upright by its EXIF, and by nothing else.
+    """Return the transposition that turns an image upright by its EXIF alone.
 
-    Not ``exif_transpose``: that writes all the metadata anew, which fails where any of
-    it is odd, and it asks XMP as well, which other decoders do not. A TIFF has been
-    turned while it was loaded.
+    Not ``exif_transpose``: it rewrites all metadata, which fails if any of it is odd,
+    and it also consults XMP, which other decoders do not. TIFF images were already
+    rotated when they were loaded.
     """
     from PIL import Image
 
@@ -178,7 +178,7 @@ def _upright(image: Image.Image) -> Transpose | None:
     try:
         exif.load(image.info.get("exif", b""))
         value: object = exif.get(_ORIENTATION)
-    except Exception:  # damaged metadata, of an image that may be sound
+    except Exception:  # the metadata is damaged, the image may be fine
         return None
     turns = Image.Transpose
     return {
@@ -198,10 +198,10 @@ class Decoder(Protocol):
     def images(
         self, batches: Iterable[NDArray[np.int64]], largest: int
     ) -> Iterator[list[Tensor | None]]:
-        """Decodes batches of images.
+        """Decode batches of images.
 
-        A batch has positions in the image set, int64 ``[B]``; ``largest`` is the
-        greatest B.
+        A batch holds positions in the image set, int64 ``[B]``; ``largest`` is the
+        largest B.
 
         Returns:
             For each batch its images in order, uint8 ``[H, W, 3]``; ``None`` for those
@@ -215,9 +215,9 @@ class Decoder(Protocol):
 
 
 class PillowDecoder:
-    """Pillow in threads, which it lets run beside each other while it decodes.
+    """Pillow in threads, which run in parallel while decoding.
 
-    0 ``workers``: as many threads as there are CPUs.
+    ``workers=0`` uses one thread per CPU.
 
     Raises:
         ValueError: ``workers`` is negative.
@@ -238,14 +238,14 @@ class PillowDecoder:
         self._workers = workers
 
     def image(self, index: int) -> Tensor | None:
-        """Returns an image, or ``None`` if it cannot be read."""
+        """Return an image, or ``None`` if it cannot be read."""
         path = self._files.path(index)
         try:
             return decode_image(path.read_bytes())
         except Exception as error:  # a damaged file can fail anywhere in a decoder
             of_machine = getattr(error, "errno", None) in _OF_THE_MACHINE
             if of_machine or isinstance(error, MemoryError):
-                raise  # it says nothing of the file
+                raise  # not the file's fault
             self._unreadable.record(str(path), error)
             return None
 
@@ -257,8 +257,8 @@ class PillowDecoder:
         with decoding_threads(self._workers) as pool:
             for batch in batches:
                 pending.append([pool.submit(self.image, i) for i in batch.tolist()])
-                # One batch is decoded while the one before is in use; more would only
-                # take memory, as photographs are held at their own size.
+                # Decode one batch while the previous one is in use; more would only
+                # take memory, as photographs are kept at full size.
                 if len(pending) > 1:
                     yield [future.result() for future in pending.popleft()]
             while pending:

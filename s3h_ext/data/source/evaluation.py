@@ -1,4 +1,4 @@
-"""Goes through a split in its order, for evaluation."""
+"""Batches of a split in order, for evaluation."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ __all__ = ["EvaluationBatches"]
 
 
 class EvaluationBatches:
-    """Iterates over a split in its order, normalised and not augmented.
+    """Batches of a split in order, normalised and not augmented.
 
-    Photographs that cannot be read are left out, if the decoder's policy is to skip
-    them.
+    Unreadable photographs are left out if the decoder's policy is to skip them.
 
     Args:
         pixels: The images.
         batch_size: Images per batch; the last one holds the rest.
-        recipe: ``"none"``, or ``"evaluation"`` for a centre crop resized to 224;
-            ``None`` for the images as they are, or that crop of photographs in their
-            own ``side``.
+        recipe: ``"none"``, or ``"evaluation"`` for a centre crop resized to 224.
+            ``None``: images as they are, or that crop of photographs, resized to their
+            ``side``.
 
     Raises:
         ValueError: ``batch_size`` is below 1, or there is no such recipe.

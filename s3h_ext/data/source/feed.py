@@ -1,4 +1,4 @@
-"""Makes a run's sources from its options."""
+"""Builds a run's sources from its options."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SourceName = Literal["auto", "resident", "pil", "dali"]
 
 
 class Feed:
-    """Makes the sources of a run.
+    """Factory of a run's sources.
 
     Args:
         source: ``"resident"`` for images in memory; ``"pil"`` or ``"dali"`` for
@@ -36,7 +36,7 @@ class Feed:
             ``"skip"``.
 
     Attributes:
-        unreadable: The photographs that could not be read, of all sources made here.
+        unreadable: The unreadable photographs of all sources made here.
 
     Raises:
         ValueError: an argument is out of range.
@@ -75,7 +75,7 @@ class Feed:
         rank: int = 0,
         world_size: int = 1,
     ) -> Source:
-        """Returns the source of the training batches, this process's part of them.
+        """Return the source of this process's part of the training batches.
 
         Raises:
             ValueError: an argument is out of range, or the source does not fit the
@@ -100,7 +100,7 @@ class Feed:
         batch_size: int,
         device: torch.device | str = "cpu",
     ) -> EvaluationBatches:
-        """Returns the batches of a split of ``dataset``, in its order, not augmented.
+        """Return the batches of a split of ``dataset``, in order, not augmented.
 
         Raises:
             ValueError: as for :meth:`training`.

@@ -25,13 +25,13 @@ class ResidentPixels:
 
     Args:
         image_set: The images; they are copied.
-        mean: Per channel, of pixels in [0, 1].
-        std: Per channel.
-        device: Where they are kept and rendered.
-        dtype: Of the views: float32, bfloat16 or float16.
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel.
+        device: Device that keeps and renders the images.
+        dtype: Type of the views: float32, bfloat16 or float16.
 
     Raises:
-        ValueError: an argument does not have the form that is stated for
+        ValueError: an argument does not have the form stated for
             :class:`~s3h_ext.data.views.render.Renderer`.
     """
 
@@ -55,7 +55,7 @@ class ResidentPixels:
         self.view_size = self.render.height, self.render.width
 
     def fit(self, recipe: Recipe) -> Recipe:
-        """Returns the recipe for these images.
+        """Return the recipe for these images.
 
         Raises:
             ValueError: it needs even sides, or colours that the images do not have.
@@ -67,14 +67,14 @@ class ResidentPixels:
     def prefetch(
         self, wanted: Iterable[NDArray[np.int64]], largest: int
     ) -> Iterator[ResidentPixels]:
-        """Returns these pixels, for each step."""
+        """Return these pixels for every step."""
         return repeat(self)
 
     def readable(self, indices: Tensor) -> None:
-        """Returns ``None``: all of them."""
+        """Return ``None``: all images are readable."""
 
     def sizes(self, indices: Tensor) -> tuple[int, int]:
-        """Returns the height and width of all images."""
+        """Return the height and width of all images."""
         return self.view_size
 
 
@@ -86,11 +86,11 @@ class FilePixels:
 
     Args:
         files: The images.
-        decoder: Of ``files``.
-        mean: Per channel, of pixels in [0, 1].
-        std: Per channel.
-        device: Where the views are rendered.
-        dtype: Of the views.
+        decoder: Decoder of ``files``.
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel.
+        device: Device that renders the views.
+        dtype: Type of the views.
     """
 
     resident = False
@@ -113,7 +113,7 @@ class FilePixels:
         self.mean, self.std, self.dtype = list(mean), list(std), dtype
 
     def fit(self, recipe: Recipe) -> Recipe:
-        """Returns the recipe for views of the files' ``side``, or a size of its own.
+        """Return the recipe for views of the files' ``side``, or of its own size.
 
         Raises:
             ValueError: it needs even sides.
@@ -126,10 +126,10 @@ class FilePixels:
     def prefetch(
         self, wanted: Iterable[NDArray[np.int64]], largest: int
     ) -> Iterator[DecodedPixels]:
-        """Decodes the images of a step while the step before is in use.
+        """Decode the images of a step while the previous step is in use.
 
-        ``wanted`` has for each step the positions of its images, int64 ``[M]``, sorted
-        and each once; ``largest`` is the greatest M.
+        ``wanted`` yields, for each step, the sorted unique positions of its images,
+        int64 ``[M]``; ``largest`` is the largest M.
         """
         asked: deque[NDArray[np.int64]] = deque()
 
@@ -141,7 +141,7 @@ class FilePixels:
         def decoded(images: list[Tensor | None]) -> DecodedPixels:
             return DecodedPixels(self, asked.popleft(), images)
 
-        # Not a generator, whose frame would keep the images in the step before.
+        # Not a generator, whose frame would keep the images of the previous step.
         return map(decoded, self.decoder.images(asking(), largest))
 
 
@@ -172,9 +172,9 @@ class DecodedPixels:
         self._sizes = torch.tensor(sides, dtype=torch.int64).reshape(-1, 2)
 
     def readable(self, indices: Tensor) -> Tensor:
-        """Returns which images can be read, bool like ``indices``.
+        """Return which images can be read, bool like ``indices``.
 
-        An image that was not asked for before is decoded now.
+        Images not requested before are decoded now.
         """
         missing = sorted(set(indices.flatten().tolist()) - self._tried.keys())
         for index in missing:
@@ -185,7 +185,7 @@ class DecodedPixels:
         return torch.isin(indices, self._indices)
 
     def sizes(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns heights and widths, int64 like ``indices``."""
+        """Return heights and widths, int64 like ``indices``."""
         places = torch.searchsorted(self._indices, indices)
         height, width = self._sizes[places].unbind(-1)
         return height, width
@@ -197,7 +197,7 @@ class DecodedPixels:
         recipe: Recipe,
         pasted: Pasted | None = None,
     ) -> Tensor:
-        """Renders crops, see :class:`~s3h_ext.data.views.render.Renderer`."""
+        """Render crops, see :class:`~s3h_ext.data.views.render.Renderer`."""
         pixels, size = self._pixels, recipe.out_size
         assert size is not None
         return render_crops(

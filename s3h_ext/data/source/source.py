@@ -1,4 +1,4 @@
-"""Draws the batches of a training run."""
+"""The source of the batches of a training run."""
 
 from __future__ import annotations
 
@@ -19,43 +19,42 @@ from s3h_ext.data.views.recipes import MAX_STREAMS, ViewSpec, get_recipe
 
 __all__ = ["Source"]
 
-# Crops drawn at a time. Drawing is many small operations on few numbers, so drawing
-# many steps together takes their cost off the single step.
+# Crops drawn at a time. Drawing consists of many small operations, so drawing many
+# steps at once spreads their overhead.
 _DRAWN_AT_ONCE = 16384
 
 
 class Source:
     """Draws the batches of a training run.
 
-    Every draw is a function of (seed, epoch, stream, image, how often that image was
-    drawn before in the epoch, view), whatever the batch size, the step the epoch was
-    entered at, and where the pixels come from. Streams are numbered in the order of
-    ``streams``. A montage depends on its batch: it shows crops of several of the
-    batch's images. With ``Mixing(unit="batch")``, what a batch shares is a function of
-    its step.
+    Every draw is a function of (seed, epoch, stream, image, number of earlier draws of
+    the image in the epoch, view). It does not depend on the batch size, the step at
+    which the epoch was entered, or where the pixels come from. Streams are numbered in
+    the order of ``streams``. A montage depends on its batch: it shows crops of several
+    of the batch's images. With ``Mixing(unit="batch")``, the draws that a batch shares
+    are a function of its step.
 
-    With several processes, each renders its part of the batch that one would: the parts
-    of a step follow each other in the order of the ranks, and their sizes differ by at
-    most one. Montages of images in memory are those of the whole batch; montages of
-    photographs show images of their own process.
+    With several processes, each renders its part of the batch that a single process
+    would render: the parts of a step follow each other in the order of the ranks, and
+    their sizes differ by at most one. Montages of images in memory are those of the
+    whole batch; montages of photographs show images of their own process.
 
-    Photographs that cannot be read are left out of their batch, if the decoder's policy
-    is to skip them, and are not mixed into others. A batch of which nothing is left
-    shows the epoch's next image that can be read: losses need an image, and in several
-    processes each of them one.
+    Unreadable photographs are left out of their batch, if the decoder's policy is to
+    skip them, and are not mixed into others. If nothing is left of a batch, it shows
+    the epoch's next readable image, because losses need an image, in every process.
 
     Args:
-        pixels: The training images, in memory or decoded as they are wanted.
+        pixels: The training images, in memory or decoded on demand.
         streams: Name -> how to draw that batch of a step.
         num_classes: C.
-        batch_size: The largest batch of a stream, of all processes together.
-        epochs: Length of the run, which ``"progressive"`` streams follow.
-        seed: In [0, 2**32).
-        rank: Which of the processes this is.
-        world_size: How many there are.
+        batch_size: The largest batch of a stream, summed over all processes.
+        epochs: Length of the run, which ``"progressive"`` streams need.
+        seed: Seed, in [0, 2**32).
+        rank: Number of this process.
+        world_size: Number of processes.
 
     Attributes:
-        steps_per_epoch: The number of steps.
+        steps_per_epoch: Number of steps in an epoch.
         resident: Whether the images are in the device's memory.
 
     Raises:
@@ -117,35 +116,35 @@ class Source:
         self._fallbacks = dict.fromkeys(self.streams, none)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[dict[str, Batch]]:
-        """Iterates over the steps of an epoch.
+        """Iterate over the steps of an epoch.
 
         Args:
-            epoch: In [0, epochs).
-            start_step: Step to begin with, to go on where a run stopped.
+            epoch: Epoch, in [0, epochs).
+            start_step: First step, to resume a run inside an epoch.
 
         Returns:
             One dictionary of batches per step, by stream name. The batches of a step
-            are of the same size, and sizes differ by at most one over the epoch, but
+            have the same size, and sizes differ by at most one over the epoch, except
             for photographs that are left out.
 
         Raises:
             ValueError: an argument is out of range.
             UnreadableImageError: an image could not be read and the policy is
-                ``"error"``, or no image at all can be.
+                ``"error"``, or no image at all can be read.
         """
         self._check_position(epoch, start_step)
         return self._steps(epoch, range(start_step, self.steps_per_epoch))
 
     def crops(self, epoch: int, step: int) -> dict[str, ViewSpec]:
-        """Draws the crops that a step's views are made of.
+        """Draw the crops of a step's views.
 
         Args:
-            epoch: In [0, epochs).
-            step: In [0, steps_per_epoch].
+            epoch: Epoch, in [0, epochs).
+            step: Step, in [0, steps_per_epoch].
 
         Returns:
-            By stream, the crops ``[V, B]``, or ``[4 V, B]`` of montages: crop v of each
-            image of the batch; none at the end of the epoch.
+            By stream, the crops ``[V, B]``, or ``[4 V, B]`` for montages: crop v of
+            each image of the batch; none at the end of the epoch.
 
         Raises:
             ValueError: an argument is out of range.
@@ -157,11 +156,11 @@ class Source:
         return {name: s.draws(step, images).crops for name, s in streams.items()}
 
     def fallbacks(self) -> dict[str, tuple[int, int]]:
-        """Counts the crops whose box is the fallback of its constraint.
+        """Count the crops whose box is the fallback of its constraint.
 
         Returns:
-            For each stream, how many were so and how many were drawn, in all epochs so
-            far, those drawn ahead included.
+            For each stream, the number of fallbacks and of draws in all epochs so far,
+            including those drawn ahead.
         """
         return {name: (int(c[0]), int(c[1])) for name, c in self._fallbacks.items()}
 
@@ -181,7 +180,7 @@ class Source:
         for step in steps:
             images = next(prefetched)
             batches = {name: s.batch(step, images) for name, s in streams.items()}
-            # Photographs at their own size: not to be kept while the next are decoded.
+            # Free photographs at their own size before the next ones are decoded.
             del images
             yield batches
 
@@ -210,7 +209,7 @@ class Source:
             torch.cat([s.wanted(step) for s in streams.values()]).unique().numpy()
             for step in steps
         )
-        # Of each image of a step, itself and what is mixed into its views.
+        # For each image of a step: itself and the images mixed into its views.
         of_one = sum(
             (stream.follows is None) + stream.views * (stream.mixing is not None)
             for stream in self.streams.values()
@@ -219,7 +218,7 @@ class Source:
         return self.pixels.prefetch(wanted, of_one * max(sizes, default=0))
 
     def _span(self, step: int, *, whole: bool = False) -> tuple[int, int]:
-        """Returns where a step begins and ends in the order, or this process's part."""
+        """Return the range of a step in the order, or of this process's part of it."""
         total, steps = len(self._labels), self.steps_per_epoch
         start, stop = (min(s, steps) * total // steps for s in (step, step + 1))
         if whole:
@@ -244,7 +243,7 @@ def _check_streams(streams: Mapping[str, Stream]) -> None:
 
 
 class _StreamOfEpoch:
-    """One stream's epoch; of images in memory many steps are drawn ahead."""
+    """One epoch of a stream; for images in memory, it draws many steps ahead."""
 
     def __init__(
         self, source: Source, name: str, epoch: int, indices: Tensor, repeats: Tensor
@@ -253,21 +252,21 @@ class _StreamOfEpoch:
         self._indices, self._repeats = indices, repeats
         self._stream, self._recipe = source.streams[name], source._recipes[name]
         self._number = list(source.streams).index(name)
-        # A montage of images in memory shows those of all processes.
+        # A montage of images in memory may show images of all processes.
         self._whole = self._recipe.montage and source.resident
-        self._steps = range(0)  # that the draws below are of
+        self._steps = range(0)  # steps of the draws below
         self._spans: list[tuple[int, int]] = []
         self._draws: Draws
 
     def wanted(self, step: int) -> Tensor:
-        """Returns the images that this process needs for a step, int64 ``[M]``."""
+        """Return the images that this process needs for a step, int64 ``[M]``."""
         places = torch.arange(*self._source._span(step))
         shown = self._indices[places]
         mix = self._mix(places, torch.full_like(places, step))
         return shown if mix is None else torch.cat((shown, mix.partners.flatten()))
 
     def batch(self, step: int, images: StepPixels) -> Batch:
-        """Renders this process's part of a step."""
+        """Render this process's part of a step."""
         source = self._source
         part = slice(None)
         if self._whole:
@@ -285,13 +284,13 @@ class _StreamOfEpoch:
         return batch.to(source.pixels.device)
 
     def draws(self, step: int, images: StepPixels) -> Draws:
-        """Returns what is drawn for this process's part of a step."""
+        """Return the draws for this process's part of a step."""
         if step not in self._steps:
             self._draw_from(step, images)
         return self._draws.narrow(*self._spans[step - self._steps.start])
 
     def _draw_from(self, step: int, images: StepPixels) -> None:
-        """Draws a step, and some of those behind it where all images are in memory."""
+        """Draw a step, and some later ones if all images are in memory."""
         source, device = self._source, self._indices.device
         start, stop = source._span(step, whole=self._whole)
         ahead = 1
@@ -315,7 +314,7 @@ class _StreamOfEpoch:
         self._draws = self._draw(places, steps, images)
 
     def _readable(self, places: Tensor, stop: int, images: StepPixels) -> Tensor:
-        """Returns ``places``, or where there are none the next that can be read."""
+        """Return ``places``, or if it is empty, the next one that can be read."""
         if len(places):
             return places
         total = len(self._indices)
@@ -338,7 +337,7 @@ class _StreamOfEpoch:
         return Draws(indices, crops, mix, partners)
 
     def _views(self, places: Tensor) -> Tensor:
-        """Returns the numbers of the images' crops, int64 ``[crops, B]``."""
+        """Return the numbers of the images' crops, int64 ``[crops, B]``."""
         crops = self._stream.views * self._recipe.crops
         numbers = torch.arange(crops, device=places.device)[:, None]
         return self._repeats[places] * crops + numbers
@@ -346,7 +345,7 @@ class _StreamOfEpoch:
     def _crops(
         self, shown: Tensor, indices: Tensor, views: Tensor, images: StepPixels
     ) -> ViewSpec:
-        """Draws crops of the images ``shown`` at the address of ``indices``."""
+        """Draw crops of the images ``shown`` at the address of ``indices``."""
         return self._recipe.describe(
             *images.sizes(shown),
             seed=self._source.seed,

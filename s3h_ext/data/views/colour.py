@@ -1,9 +1,9 @@
 """Colour changes of a view as one matrix.
 
 Brightness, contrast about a fixed grey, saturation, hue (a rotation in YIQ) and
-greyscale are linear, so they become one 3 x 4 matrix with one clamp after it. This is
-not torchvision's jitter, which turns hue in HSV, takes contrast about the image's mean,
-applies the operations in random order and clamps after each.
+greyscale are linear, so they combine into one 3 x 4 matrix with one clamp after it.
+This differs from torchvision's jitter, which rotates hue in HSV, takes contrast about
+the image's mean, applies the operations in random order and clamps after each.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["ColorJitter", "colour_matrix", "draw_colour"]
 # Slots of a view's uniforms, see s3h_ext/data/views/recipes.py.
 _GREY, _JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(3, 9)
 
-# ITU-R BT.601 luma, and the NTSC chroma axes that hue is turned about.
+# ITU-R BT.601 luma, and the NTSC chroma axes in which hue is rotated.
 _LUMA = (0.299, 0.587, 0.114)
 _IN_PHASE = (0.595716, -0.274453, -0.321263)
 _QUADRATURE = (0.211456, -0.522591, 0.311135)
@@ -58,7 +58,7 @@ class ColorJitter:
 def draw_colour(
     uniforms: Tensor, jitter: ColorJitter | None, grey: float
 ) -> Tensor | None:
-    """Turns a view's uniforms into its colour matrix.
+    """Turn a view's uniforms into its colour matrix.
 
     Args:
         uniforms: float64 ``[..., draws]`` in [0, 1), at least nine with ``jitter``,
@@ -67,7 +67,7 @@ def draw_colour(
         grey: Probability of greyscale.
 
     Returns:
-        float32 ``[..., 3, 4]``, or ``None`` where nothing can change.
+        float32 ``[..., 3, 4]``, or ``None`` if nothing can change.
     """
     if jitter is None and grey == 0:
         return None
@@ -89,7 +89,7 @@ def draw_colour(
         angle = torch.where(on, turn, angle)
     if grey > 0:
         # Greyscale is saturation 0 after everything else; hue keeps the luma, so it
-        # may as well be saturation 0 before it.
+        # equals saturation 0 before it.
         saturation = torch.where(uniforms[..., _GREY] < grey, 0.0, saturation)
     return colour_matrix(brightness, contrast, saturation, angle)
 
@@ -97,19 +97,20 @@ def draw_colour(
 def colour_matrix(
     brightness: Tensor, contrast: Tensor, saturation: Tensor, angle: Tensor
 ) -> Tensor:
-    """Composes brightness, contrast, saturation and hue, in this order.
+    """Compose brightness, contrast, saturation and hue, in this order.
 
     On a pixel x in [0, 1]: ``b x``; ``c x + (1 - c) / 2``; ``s x + (1 - s) luma(x)``;
     and a rotation of the two chroma axes of YIQ by ``angle`` (radians). All are float64
-    ``[...]``; the result is float32 ``[..., 3, 4]``, the matrix and, as its last
-    column, the offset.
+    ``[...]``. The result is float32 ``[..., 3, 4]``, the matrix with the offset as its
+    last column.
     """
-    # Saturation scales the two chroma axes and hue turns them: in RGB that is the luma
-    # part, plus s cos(angle) of what is not luma, plus s sin(angle) of it turned by a
-    # right angle. Numbers instead of constant tensors: nothing to copy to the device.
+    # Saturation scales the two chroma axes and hue rotates them: in RGB, that is the
+    # luma part, plus s cos(angle) times the rest, plus s sin(angle) times the rest
+    # rotated by 90 degrees. Python numbers instead of tensors avoid copies to the
+    # device.
     cosine, sine = saturation * torch.cos(angle), saturation * torch.sin(angle)
     gain = brightness * contrast
-    # Saturation and hue leave greys alone, so contrast's offset passes through them.
+    # Saturation and hue keep greys, so contrast's offset passes through them.
     offset = (1 - contrast) * _MID_GREY
     rows = []
     for row, turned in enumerate(_QUARTER_TURN):

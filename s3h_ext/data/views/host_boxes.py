@@ -1,7 +1,7 @@
-"""View boxes on NumPy arrays: for the callbacks of data pipelines.
+"""View boxes as NumPy arrays, for the callbacks of data pipelines.
 
-The native module ``s3h_ext._s3h_host`` knows nothing of PyTorch and releases the GIL.
-Its boxes are those of :func:`s3h_ext.ops.sample_view_boxes`, bit for bit.
+The native module ``s3h_ext._s3h_host`` does not depend on PyTorch and releases the GIL.
+Its boxes equal those of :func:`s3h_ext.ops.sample_view_boxes` bit for bit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["HostViewBoxes", "sample_view_boxes_host"]
 
 
 class HostViewBoxes(NamedTuple):
-    """Boxes of views, and which of them missed their constraint.
+    """Boxes of views, and which of them failed to meet their constraint.
 
     Attributes:
         box: int64 ``[N, 4]``: top, left, height, width in pixels of the source.
@@ -38,19 +38,20 @@ def sample_view_boxes_host(
     view: NDArray[np.integer] | int,
     stream: int = 0,
 ) -> HostViewBoxes:
-    """Draws the source boxes of views; see :func:`s3h_ext.ops.sample_view_boxes`.
+    """Draw the source boxes of views; see :func:`s3h_ext.ops.sample_view_boxes`.
 
     Args:
         sizes: Integers ``[N, 2]``, height and width; or one pair for all.
-        constraint: Where to look; a crop alone is meant in the whole image.
-        seed: In [0, 2**32).
-        epoch: In [0, 2**32).
-        sample_index: Integers ``[N]``.
-        view: Integers ``[N]``, or one for all.
-        stream: Which stream of draws, in [0, 256).
+        constraint: How to draw boxes; a crop without a region covers the whole image.
+        seed: Seed, in [0, 2**32).
+        epoch: Epoch, in [0, 2**32).
+        sample_index: Integers ``[N]``, index of each image.
+        view: Integers ``[N]``, number of each view, or one for all.
+        stream: Number of an independent stream of draws, in [0, 256).
 
     Raises:
-        TypeError: an array does not hold integers, or the constraint is none.
+        TypeError: an array does not hold integers, or ``constraint`` is not a
+            constraint.
         ValueError: a wrong shape, or a number out of range.
         RuntimeError: the native module was not built.
 

@@ -1,12 +1,12 @@
-"""Views of two images: mixup and CutMix, with the weights of their labels.
+"""Mixing of two images in a view: mixup and CutMix, with label weights.
 
     mixup   w x_a + (1 - w) x_b               Zhang et al., ICLR 2018, equation 1
     CutMix  a box of x_b pasted onto x_a      Yun et al., ICCV 2019, equations 1 and 2
 
-Which image is mixed in is drawn by a sampler of its own. With ``"class-balanced"``
-CutMix is the context-rich oversampling of CMO (Park et al., CVPR 2022, section 3.2):
-rare classes on the backgrounds of frequent ones; ConCutMix (Pan et al., IEEE TIP 2024)
-does so on the view of the classifier.
+A separate sampler draws the image to mix in. CutMix with ``"class-balanced"`` is the
+context-rich oversampling of CMO (Park et al., CVPR 2022, section 3.2): rare classes on
+the backgrounds of frequent ones. ConCutMix (Pan et al., IEEE TIP 2024) applies it to
+the classifier's view.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["Mix", "Mixing"]
 MixKind = Literal["mixup", "cutmix"]
 MixUnit = Literal["image", "batch"]
 
-# See the module docstring of recipes.py for the addresses of all draws.
+# The module docstring of recipes.py lists the addresses of all draws.
 _MIX_STREAMS = 192
 _MIXED_VIEWS = 1 << 23
 _CLASS, _MEMBER, _WHETHER, _WEIGHT, _TOP, _LEFT = range(6)
@@ -39,14 +39,14 @@ class Mix(Tensors):
     """Partners of a batch's views, and the weights of the labels.
 
     Attributes:
-        partners: int64 ``[V, B]``, the images mixed in, as positions in the image set;
-            the view's own where nothing is.
-        weights: float32 ``[V, B]``, of the view's own label; 1 where nothing is mixed.
-        boxes: int64 ``[V, B, 4]``: top, left, height and width of what is pasted, in
-            the view; empty where nothing is. The whole view for mixup.
-        view: int64 ``[V, B]``, numbers of the partners' crops.
+        partners: int64 ``[V, B]``, images mixed in, as positions in the image set; the
+            view's own image if it is not mixed.
+        weights: float32 ``[V, B]``, weight of the view's own label; 1 if not mixed.
+        boxes: int64 ``[V, B, 4]``: top, left, height and width of the pasted part of
+            the view: empty if not mixed, the whole view for mixup.
+        view: int64 ``[V, B]``, view numbers of the partners' crops.
         size: Height and width of the views.
-        pasted: Whether partners are pasted; if not, they are blended.
+        pasted: Whether partners are pasted (CutMix) or blended (mixup).
     """
 
     partners: Tensor
@@ -62,7 +62,7 @@ class Mix(Tensors):
         return self.boxes[..., 2:].amin(-1) > 0
 
     def keep(self, kept: Tensor, indices: Tensor) -> Mix:
-        """Returns the mix with the ``kept`` partners alone, bool ``[V, B]``."""
+        """Return the mix restricted to the ``kept`` partners, bool ``[V, B]``."""
         return replace(
             self,
             partners=torch.where(kept, self.partners, indices),
@@ -73,23 +73,23 @@ class Mix(Tensors):
 
 @dataclass(frozen=True)
 class Mixing:
-    """Mixes the views of a stream, and weights the labels by the area seen.
+    """How to mix the views of a stream; labels are weighted by visible area.
 
     The weight of the view's own label is uniform on [0, 1], the Beta(1, 1) of the
-    papers. The box of CutMix has the share ``1 - weight`` of the view, about a uniform
-    centre; what leaves the view is cut off, and the label has the weight of what is
-    left. The image mixed in has a crop, flip and colours of its own.
+    papers. The box of CutMix covers ``1 - weight`` of the view around a uniform centre.
+    It is clipped at the border of the view, and the label weight follows the area that
+    remains. The image mixed in has its own crop, flip and colours.
 
     Args:
         kind: ``"mixup"`` or ``"cutmix"``.
-        probability: with which a view is mixed, in (0, 1].
-        sampler: how the image mixed in is drawn from all training images:
-            ``"class-balanced"`` as in CMO, ``"instance-balanced"`` (every image alike),
+        probability: probability of mixing a view, in (0, 1].
+        sampler: how to draw the image to mix in, from all training images:
+            ``"class-balanced"`` as in CMO, ``"instance-balanced"`` (uniform),
             ``"square-root"`` or ``"progressive"``.
-        unit: whether each ``"image"`` or each ``"batch"`` has its own decision to mix,
-            weight and position of the box. Partners are drawn for each image.
-        start: share of the training before which nothing is mixed.
-        end: share from which on nothing is; 0.985 is epoch 197 of 200.
+        unit: draw the decision to mix, the weight and the position of the box once per
+            ``"image"`` or once per ``"batch"``. Partners are drawn for each image.
+        start: fraction of the training before which nothing is mixed.
+        end: fraction after which nothing is mixed; 0.985 is epoch 197 of 200.
 
     Raises:
         ValueError: a value is out of range.
@@ -118,7 +118,7 @@ class Mixing:
             )
 
     def active(self, progress: float) -> bool:
-        """Returns whether views are mixed at a progress of the training, in [0, 1)."""
+        """Return whether views are mixed at ``progress`` of the training, in [0, 1)."""
         return self.start <= progress < self.end
 
     def draw(
@@ -134,11 +134,11 @@ class Mixing:
         stream: int,
         progress: float,
     ) -> Mix:
-        """Draws what is mixed into the views of a batch; a pure function.
+        """Draw what is mixed into the views of a batch; a pure function.
 
-        ``order`` and ``size`` are of the training images and of the views. ``index``
-        and ``step`` are int64 ``[B]``: the images of the batch, and the step of the
-        epoch that each belongs to; ``view`` is int64 ``[V, B]``, numbers of their
+        ``order`` is that of the training images, ``size`` that of the views. ``index``
+        and ``step`` are int64 ``[B]``: the images of the batch and the step of the
+        epoch that each belongs to. ``view`` is int64 ``[V, B]``, the numbers of their
         views.
         """
         address = {"seed": seed, "epoch": epoch, "stream": _MIX_STREAMS + stream}
@@ -148,7 +148,8 @@ class Mixing:
         ).view(*view.shape, -1)
         shared = words
         if self.unit == "batch":
-            # Addressed by the step, not the image: a batch shares one draw.
+            # Addressed by the step instead of the image: the whole batch shares one
+            # draw.
             row = torch.arange(len(view), device=view.device)[:, None]
             shared = philox_words(
                 **address,
@@ -163,7 +164,7 @@ class Mixing:
         if pasted:
             boxes = _boxes(shared, weight, size)
             area = boxes[..., 2] * boxes[..., 3]
-            # A tensor divides: CUDA multiplies by the reciprocal of a number.
+            # Divide by a tensor: CUDA multiplies by the reciprocal of a Python number.
             whole = torch.full_like(weight, size[0] * size[1])
             weight = 1 - area / whole
             mixed &= area > 0
@@ -177,8 +178,8 @@ class Mixing:
 
 
 def _boxes(words: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:
-    """Returns boxes of the area ``1 - weight``, cut off at the view, ``[..., 4]``."""
-    share = (1 - weight).sqrt()  # of each side
+    """Return boxes of the area ``1 - weight``, clipped to the view, ``[..., 4]``."""
+    share = (1 - weight).sqrt()  # fraction of each side
     starts, sides = [], []
     for side, draw in zip(size, (_TOP, _LEFT), strict=True):
         length = (share * side).floor().to(torch.int64)

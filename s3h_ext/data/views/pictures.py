@@ -1,4 +1,4 @@
-"""Prepares single images of any size: as a network's input, or small for reports."""
+"""Preparation of single images of any size, as network input or thumbnails."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["Preprocessing", "find_pictures", "read_picture", "thumbnails"]
 
 
 def read_picture(path: Path, channels: int) -> NDArray[np.uint8]:
-    """Decode an image file as training does, to uint8 ``[H, W, channels]``.
+    """Decode an image file as in training, to uint8 ``[H, W, channels]``.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is no image, or damaged.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or not an image.
     """
     try:
         pixels = decode_image(path.read_bytes()).numpy()
@@ -45,15 +45,15 @@ def read_picture(path: Path, channels: int) -> NDArray[np.uint8]:
 
 
 def find_pictures(places: Iterable[Path]) -> Iterator[Path]:
-    """Yield files as they are given, and of folders the images below them, sorted.
+    """Yield files as given, and the images below folders, sorted.
 
-    An image of a folder is what training takes for one.
+    A file in a folder counts as an image if training would use it.
     """
     for place in places:
         try:
             is_folder = place.is_dir()
-        except OSError:  # too long a name, or in a folder that may not be entered:
-            is_folder = False  # reading it will say so, of it alone
+        except OSError:  # the name is too long or its folder not accessible:
+            is_folder = False  # reading it reports that
         if is_folder:
             paths = (place / name for name in image_names(place))
             yield from sorted(path for path in paths if path.is_file())
@@ -63,12 +63,12 @@ def find_pictures(places: Iterable[Path]) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Crops, resizes and normalises images for the network.
+    """Crop, resize and normalise images for the network.
 
-    With ``"evaluation"`` the centre 224/256 of the shorter side is resized to the
-    network's input. With ``"none"``, evaluation shows images at their own size, so one
-    of another size is brought to it: its central square is resized; the whole of it
-    where the input is no square. Resizing is antialiased and bilinear.
+    With ``"evaluation"``, the centre 224/256 of the shorter side is resized to the
+    network's input. With ``"none"``, evaluation uses images at their own size, so an
+    image of another size is resized: its central square, or the whole image if the
+    input is not square. Resizing is antialiased and bilinear.
 
     Example:
         >>> prepare = Preprocessing((32, 32, 3), (0.5,) * 3, (0.5,) * 3)
@@ -87,7 +87,7 @@ class Preprocessing:
         return self.image_shape[:2]
 
     def view(self, height: int, width: int) -> Recipe:
-        """Return how an image of a size is shown to the network."""
+        """Return the recipe that shows an image of this size to the network."""
         if self.recipe != "none":
             return replace(get_recipe(self.recipe), out_size=self.size)
         if (height, width) == self.size:
@@ -133,12 +133,12 @@ class Preprocessing:
 def thumbnails(
     images: ImageSet | ImageFiles, indices: NDArray[np.int64], side: int = 64
 ) -> NDArray[np.uint8]:
-    """Returns small pictures of images.
+    """Return small versions of images.
 
     Args:
         images: The image set.
         indices: int64 ``[...]``.
-        side: Of the pictures of photographs, in pixels.
+        side: Side of the thumbnails of photographs, in pixels.
 
     Returns:
         uint8 ``[..., H, W, C]``: the images themselves, or the central squares of

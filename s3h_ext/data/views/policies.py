@@ -1,11 +1,11 @@
 """Learned and random augmentation policies: lists of operations on uint8 images.
 
-The operations and their arithmetic are :mod:`s3h_ext.ops.augment`'s. Magnitudes are
-ten levels between none and the greatest of Cubuk et al., "AutoAugment: Learning
-augmentation policies from data", CVPR 2019, as the PyTorch code that the long-tailed
-literature shares has them: a shear interpolates bicubically, translation
-and rotation take the nearest pixel, grey 128 comes in from outside, a rotation is
-counter-clockwise, and of the other signed operations either sign is as likely.
+:mod:`s3h_ext.ops.augment` defines the operations. Magnitudes are ten levels between
+none and the maximum of Cubuk et al., "AutoAugment: Learning augmentation policies from
+data", CVPR 2019. Details follow the PyTorch code shared in the long-tailed literature:
+shears interpolate bicubically, translation and rotation take the nearest pixel, the
+fill is grey 128, rotations are counter-clockwise, and other signed operations take
+either sign with equal probability.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LEVELS = 10
 _GREATEST_TRANSLATION = 150 / 331
 
 #: The 25 sub-policies that AutoAugment found on CIFAR-10 (CVPR 2019, appendix): two
-#: times (probability, operation, level), applied in order.
+#: operations each, as (probability, operation, level), applied in order.
 CIFAR10_POLICY = (
     ((0.1, Operation.INVERT, 7), (0.2, Operation.CONTRAST, 6)),
     ((0.7, Operation.ROTATE, 2), (0.3, Operation.TRANSLATE_X, 9)),
@@ -72,7 +72,7 @@ _SHEARS = (
 def _magnitude(
     operation: Operation, share: float, height: int, width: int, turns: bool
 ) -> tuple[float, float]:
-    """Returns (m, s): the operation's magnitude is m + s times a sign drawn for it."""
+    """Return (m, s): the operation's magnitude is m + s times a random sign."""
     if operation in _SHEARS:
         return 0.0, 0.3 * share
     if operation == Operation.TRANSLATE_X:
@@ -90,12 +90,12 @@ def _magnitude(
     return 0.0, 0.0
 
 
-# Cached: copying a table to a GPU would wait for it at every step.
+# Cached, as copying a table to a GPU would synchronise in every step.
 @lru_cache(maxsize=64)
 def _autoaugment_tables(
     height: int, width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Returns operations ``[25, 2]`` and (probability, m, s) ``[25, 2, 3]``."""
+    """Return operations ``[25, 2]`` and (probability, m, s) ``[25, 2, 3]``."""
     values = [
         [
             (p, *_magnitude(op, level / (_LEVELS - 1), height, width, False))
@@ -114,7 +114,7 @@ def _autoaugment_tables(
 def _randaugment_tables(
     share: float, height: int, width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Returns operations ``[14]`` and (m, s) ``[14, 2]``."""
+    """Return operations ``[14]`` and (m, s) ``[14, 2]``."""
     values = [_magnitude(op, share, height, width, True) for op in _RANDOM]
     return (
         torch.tensor([int(op) for op in _RANDOM], device=device),
@@ -128,21 +128,21 @@ def _sign(uniform: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AutoAugment:
-    """One of the 25 sub-policies found on CIFAR-10, each operation by its probability.
+    """One of the 25 sub-policies found on CIFAR-10, drawn for each view.
 
-    Slots of the uniforms: 0 sub-policy, 1 and 2 whether an operation is applied, 3 and
-    4 its sign.
+    Slots of the uniforms: 0 sub-policy, 1 and 2 whether each operation is applied, 3
+    and 4 their signs.
     """
 
     @property
     def draws(self) -> int:
-        """Uniforms that a view needs."""
+        """Number of uniforms per view."""
         return 5
 
     def describe(
         self, uniforms: Tensor, height: int, width: int
     ) -> tuple[Tensor, Tensor]:
-        """Chooses operations for an image of a size.
+        """Choose operations for an image of the given size.
 
         ``uniforms`` are float64 ``[..., draws]`` in [0, 1).
 
@@ -166,17 +166,17 @@ class AutoAugment:
 
 @dataclass(frozen=True)
 class RandAugment:
-    """Operations drawn evenly, all of one magnitude.
+    """Uniformly drawn operations, all of the same magnitude.
 
     Cubuk et al., "RandAugment: practical automated data augmentation with a reduced
     search space", CVPR Workshops 2020: 14 operations (one of them does nothing) with
-    AutoAugment's ranges, a shear by the nearest pixel, rotation with either sign.
+    AutoAugment's ranges, shears by the nearest pixel, rotations with either sign.
 
     Slots of the uniforms: 2k operation k, 2k + 1 its sign.
 
     Attributes:
-        count: How many operations, N in the paper.
-        magnitude: M in the paper, out of 30.
+        count: Number of operations, N in the paper.
+        magnitude: M in the paper, from 0 to 30.
     """
 
     count: int = 2
@@ -188,13 +188,13 @@ class RandAugment:
 
     @property
     def draws(self) -> int:
-        """Uniforms that a view needs."""
+        """Number of uniforms per view."""
         return 2 * self.count
 
     def describe(
         self, uniforms: Tensor, height: int, width: int
     ) -> tuple[Tensor, Tensor]:
-        """Chooses ``count`` operations, see :meth:`AutoAugment.describe`."""
+        """Choose ``count`` operations, see :meth:`AutoAugment.describe`."""
         codes, table = _randaugment_tables(
             self.magnitude / 30, height, width, uniforms.device
         )

@@ -1,27 +1,26 @@
-"""Augmentation recipes: what to draw for a view, described and not yet rendered.
+"""Augmentation recipes: they describe views, and do not render them.
 
 A recipe turns the address of a view (seed, epoch, image, view, stream) into a
 :class:`ViewSpec`: a source box, a flip, a colour matrix, a list of operations, a hole.
 :mod:`s3h_ext.data.views.render` turns the description into pixels. The draws of an
-address have fixed slots, so that two recipes crop and flip alike, whatever else they
-do:
+address have fixed slots, so all recipes draw the same crops and flips, whatever else
+they do:
 
     0 flip   1 top   2 left   3 greyscale   4 jitter   5 brightness   6 contrast
     7 saturation   8 hue   9 region   10, 11 place in a montage
     12 + 2t, 13 + 2t   area and aspect ratio of try t of a resized crop
 
-Holes and operations have numbers of their own, those of stream 64 + s: 0 and 1 the
-hole's centre, from 2 on the policy's, then 2 of the blur and 1 of solarising. Orders
-have those of stream 128 + s (:mod:`s3h_ext.data.samplers`). What is mixed into a view
-(:mod:`s3h_ext.data.views.mixing`) has those of stream 192 + s at the view's own
-address:
+Holes and operations use the draws of stream 64 + s: slots 0 and 1 are the hole's
+centre, the policy starts at 2, followed by 2 for the blur and 1 for solarising. Orders
+use stream 128 + s (:mod:`s3h_ext.data.samplers`). Mixing
+(:mod:`s3h_ext.data.views.mixing`) uses stream 192 + s at the view's own address:
 
     0 class and 1 member of it that is mixed in   2 whether   3 weight
     4 top and 5 left of the box
 
-Where a batch is mixed alike, slots 2 to 5 are those of the step in place of the image
-and the view 2**23 + v. The crop of what is mixed in is that of the view 2**23 + view of
-the image that it is mixed into, in stream s (and 64 + s).
+If a batch is mixed as one, slots 2 to 5 are drawn for the step instead of the image, at
+view 2**23 + v. The crop of the image mixed in is that of view 2**23 + view of the image
+that it is mixed into, in stream s (and 64 + s).
 """
 
 from __future__ import annotations
@@ -55,34 +54,34 @@ from s3h_ext.ops.view_constraints import (
 
 __all__ = ["MAX_STREAMS", "RECIPES", "Recipe", "ViewSpec", "get_recipe"]
 
-#: Streams that have numbers of their own for policies and orders.
+#: Largest number of streams with separate draws for policies and orders.
 MAX_STREAMS = 64
 
 _FLIP, _GREY, _HUE, _KEY = 0, 3, 8, 10
-# Standard deviations of the blur, in pixels.
+# Range of the standard deviation of the blur, in pixels.
 _BLUR = (0.1, 2.0)
 
 
 @dataclass(frozen=True)
 class ViewSpec(Tensors):
-    """Crops to render, one entry each; leading dimensions are free.
+    """Descriptions of crops, one entry each; leading dimensions are arbitrary.
 
-    A view is one crop, or four in a montage. The order of things is crop, resize, flip,
-    colour matrix, operations, hole.
+    A view is one crop, or four in a montage. The order of operations is crop, resize,
+    flip, colour matrix, operations, hole.
 
     Attributes:
-        box: int64 ``[..., 4]``: top, left, height, width in source pixels. A box that
-            leaves the image sees black there.
+        box: int64 ``[..., 4]``: top, left, height, width in source pixels. Parts
+            outside the image are black.
         flip: bool ``[...]``: mirror left to right.
         fallback: bool ``[...]``: whether the box is its constraint's fallback.
         colour: float32 ``[..., 3, 4]`` on pixels in [0, 1], the result clamped to
-            [0, 1]; or ``None``, meaning the identity.
+            [0, 1]; ``None`` for the identity.
         operations: int64 ``[..., K]``, see :class:`s3h_ext.ops.augment.Operation`; or
-            ``None`` for none.
-        magnitudes: float64 ``[..., K]``, where there are operations.
-        hole: int64 ``[..., 4]``: a black rectangle in the view; ``None`` for none.
-        key: float64 ``[...]``, by which crops are sorted into montages; ``None`` where
-            a crop is a view.
+            ``None``.
+        magnitudes: float64 ``[..., K]``, if there are operations.
+        hole: int64 ``[..., 4]``: a black rectangle in the view, or ``None``.
+        key: float64 ``[...]``, sort keys that distribute crops over montages; ``None``
+            if each crop is a view.
         resized: Whether boxes are resized to the output; if not, every box has the
             output's size.
     """
@@ -98,40 +97,40 @@ class ViewSpec(Tensors):
     resized: bool = False
 
     def narrow(self, dim: int, start: int, stop: int) -> ViewSpec:
-        """Returns the crops ``start .. stop - 1`` along a leading dimension."""
+        """Return the crops ``start .. stop - 1`` along a leading dimension."""
         return self.each(lambda tensor: tensor.narrow(dim, start, stop - start))
 
     def flatten(self) -> ViewSpec:
-        """Returns the same crops with one leading dimension."""
+        """Return the same crops with one leading dimension."""
         last = self.flip.dim() - 1
         return self.each(lambda tensor: tensor.flatten(0, last))
 
     def select(self, index: Tensor) -> ViewSpec:
-        """Returns the crops at ``index`` (int64 ``[M]``) of the first dimension."""
+        """Return the crops at ``index`` (int64 ``[M]``) of the first dimension."""
         return self.each(lambda tensor: tensor.index_select(0, index))
 
     def followed_by(self, other: ViewSpec) -> ViewSpec:
-        """Returns these crops and then others of the same recipe, both flat."""
+        """Concatenate with other crops of the same recipe; both must be flat."""
         rest = iter(other.tensors())
         return self.each(lambda tensor: torch.cat((tensor, next(rest))))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A composition; whatever is left out is not done.
+    """A composition of augmentations; everything is off by default.
 
     Attributes:
-        crop: Where to look: a crop of the image, or a constraint.
+        crop: How to draw the box: a crop of the image, or a constraint.
         flip: Probability of mirroring left to right.
         jitter: Colour jitter or ``None``.
         grey: Probability of greyscale.
         policy: Operations on the bytes of the crop, after the colours.
-        blur: Probability of a Gaussian blur after that, with a standard deviation drawn
+        blur: Probability of a subsequent Gaussian blur, with a standard deviation drawn
             from 0.1 to 2 pixels (Chen et al., "SimCLR", ICML 2020; MoCo v2).
         solarize: Probability of inverting values from 128 on, after the blur (Grill et
             al., "BYOL", NeurIPS 2020).
-        cutout: Side of a black square about a uniform centre, cut off at the border
-            (DeVries and Taylor, arXiv 1708.04552); 0 for none. It comes last.
+        cutout: Side of a black square around a uniform centre, clipped at the border
+            (DeVries and Taylor, arXiv 1708.04552); 0 for none. Applied last.
         montage: Whether a view is four crops, two by two. The crops of a batch are
             permuted over its views, so that a montage shows four images.
         out_size: Height and width of the views; ``None`` for those of the source.
@@ -158,14 +157,14 @@ class Recipe:
 
     @property
     def crops(self) -> int:
-        """Crops that a view is made of."""
+        """Number of crops in a view."""
         return 4 if self.montage else 1
 
     def check_channels(self, channels: int) -> None:
-        """Refuses colours for images that have none.
+        """Check that the images have the channels that colour changes need.
 
         Raises:
-            ValueError: jitter or greyscale for images of one channel.
+            ValueError: jitter or greyscale for images with one channel.
         """
         if channels != 3 and (self.jitter is not None or self.grey > 0):
             names = [repr(name) for name, recipe in RECIPES.items() if recipe == self]
@@ -176,10 +175,10 @@ class Recipe:
             )
 
     def view_size(self, height: int, width: int) -> tuple[int, int]:
-        """Returns height and width of the views of images of a size.
+        """Return height and width of the views of images of the given size.
 
         Raises:
-            ValueError: a montage of odd sides.
+            ValueError: the views are montages and a side is odd.
         """
         size = (height, width) if self.out_size is None else self.out_size
         if self.montage and (size[0] % 2 or size[1] % 2):
@@ -189,7 +188,7 @@ class Recipe:
         return size
 
     def crop_size(self, height: int, width: int) -> tuple[int, int]:
-        """Returns height and width that crops of images of a size are rendered in."""
+        """Return height and width of rendered crops of images of the given size."""
         height, width = self.view_size(height, width)
         return (height // 2, width // 2) if self.montage else (height, width)
 
@@ -204,20 +203,20 @@ class Recipe:
         view: Tensor | int,
         stream: int = 0,
     ) -> ViewSpec:
-        """Draws crops; a pure function of its arguments.
+        """Draw crops; a pure function of its arguments.
 
         Args:
-            height: Of the source images; or int64, one for each element of ``index``,
-                where they differ in size: the recipe then needs an ``out_size``.
-            width: Of the source images, in the same form.
-            seed: In [0, 2**32).
-            epoch: In [0, 2**32).
+            height: Height of the source images, or int64 with one for each element of
+                ``index`` if sizes differ; the recipe then needs an ``out_size``.
+            width: Width of the source images, in the same form.
+            seed: Seed, in [0, 2**32).
+            epoch: Epoch, in [0, 2**32).
             index: Image numbers, int64 ``[...]``.
-            view: Numbers of the crops of an image, int64 broadcastable with ``index``.
-            stream: In [0, 64).
+            view: Numbers of an image's crops, int64 broadcastable with ``index``.
+            stream: Number of the stream, in [0, 64).
 
         Returns:
-            One crop per element of ``index`` and ``view`` broadcast.
+            One crop per element of ``index`` and ``view``, broadcast.
 
         Raises:
             ValueError: an argument is out of range.
@@ -276,7 +275,7 @@ class Recipe:
             operations=operations,
             magnitudes=magnitudes,
             hole=hole,
-            # Forty-eight bits: a fair shuffle, and exact in float64.
+            # 48 bits: a fair shuffle, and exact in float64.
             key=uniforms[:, _KEY] + uniforms[:, _KEY + 1] * 2.0**-24
             if self.montage
             else None,
@@ -303,7 +302,7 @@ class Recipe:
     def _bytes(
         self, height: int, width: int, stream: int, address: dict[str, Any]
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Draws the operations, their magnitudes and the hole."""
+        """Draw the operations, their magnitudes and the hole."""
         steps: list[tuple[Tensor, Tensor]] = []
         hole = None
         after = 2 + (0 if self.policy is None else self.policy.draws)
@@ -337,9 +336,9 @@ class Recipe:
         return operations, magnitudes, hole
 
 
-# Our reading of S3H's spatial constraint sampling: regions and crops of JigClu (Chen et
-# al., CVPR 2021), colours of CBTS's small crops (Zhao et al., IEEE TMM 2025, released
-# code) without their RandAugment.
+# Our interpretation of S3H's spatial constraint sampling: regions and crops of JigClu
+# (Chen et al., CVPR 2021), colours of CBTS's small crops (Zhao et al., IEEE TMM 2025,
+# released code) without their RandAugment.
 _MONTAGE = Recipe(
     crop=Constraint(RandomResizedCrop(), FOUR_CORNERS),
     flip=0.5,
@@ -357,14 +356,14 @@ RECIPES = {
     "crop-flip-jitter-gray": Recipe(
         crop=PadCrop(), flip=0.5, jitter=ColorJitter(), grey=0.2
     ),
-    # SimCLR's and SupCon's (Khosla et al., NeurIPS 2020, released code for CIFAR).
+    # As in SimCLR and SupCon (Khosla et al., NeurIPS 2020, released code for CIFAR).
     "supcon": Recipe(
         crop=RandomResizedCrop(), flip=0.5, jitter=ColorJitter(), grey=0.2
     ),
-    # The other reading of Hybrid's "random cropping with size 32 x 32".
+    # Another interpretation of Hybrid's "random cropping with size 32 x 32".
     "supcon-no-jitter": Recipe(crop=RandomResizedCrop(), flip=0.5, grey=0.2),
-    # What ImageNet-LT and iNaturalist 2018 are trained with (Kang et al., ICLR 2020,
-    # released code); with greyscale in place of the jitter, Hybrid's on photographs.
+    # Standard for ImageNet-LT and iNaturalist 2018 (Kang et al., ICLR 2020, released
+    # code); with greyscale instead of jitter, Hybrid's for photographs.
     "resized-crop-flip": Recipe(crop=RandomResizedCrop((0.08, 1.0)), flip=0.5),
     "resized-crop-flip-jitter": Recipe(
         crop=RandomResizedCrop((0.08, 1.0)),
@@ -374,27 +373,27 @@ RECIPES = {
     "resized-crop-flip-gray": Recipe(
         crop=RandomResizedCrop((0.08, 1.0)), flip=0.5, grey=0.2
     ),
-    # The classification view of BCL and ProCo on CIFAR (released code).
+    # Classification view of BCL and ProCo on CIFAR (released code).
     "autoaugment+cutout": Recipe(
         crop=PadCrop(), flip=0.5, policy=AutoAugment(), cutout=16
     ),
     "randaugment": Recipe(crop=PadCrop(), flip=0.5, policy=RandAugment()),
     "montage-2x2": _MONTAGE,
-    # The same for images that have no mirror and no colours, such as digits.
+    # The same for images that must not be mirrored and have no colours, such as digits.
     "montage-2x2-plain": Recipe(crop=_MONTAGE.crop, montage=True),
-    # The same without the regions, to see what they are worth.
+    # The same without the regions, to measure their effect.
     "montage-2x2-anywhere": replace(_MONTAGE, crop=RandomResizedCrop()),
     # Resize the shorter side to 256, crop 224 from the centre, in one step.
     "evaluation": Recipe(crop=Centre(224 / 256), out_size=(224, 224)),
 }
 
 
-#: What may be added to a named recipe, and the number if none is given.
+#: Parts that may be added to a named recipe, and their default numbers.
 _ADDED = {"blur": 0.5, "solarize": 0.2, "cutout": 16}
 
 
 def _addition(part: str, argument: str) -> tuple[str, Any]:
-    """Returns a field of a recipe and its value, ``None`` where the part is none."""
+    """Return a field of a recipe and its value; ``None`` if the part is unknown."""
     if part.split("-")[0] == "rand":
         return "policy", parse_randaugment(part, argument)
     found = re.fullmatch(r"(blur|solarize)(\d{1,4}(?:\.\d{1,6})?)?", part)
@@ -406,15 +405,15 @@ def _addition(part: str, argument: str) -> tuple[str, Any]:
 
 
 def get_recipe(name: str, argument: str = "recipe") -> Recipe:
-    """Returns a recipe by its name, with what is added to it.
+    """Return a recipe by name, with optional additions.
 
-    Behind the name of one of :data:`RECIPES`, each after a ``+``: timm's string of
-    RandAugment (:mod:`~s3h_ext.data.views.timm_randaugment`), ``blur`` and ``solarize``
-    with a probability, ``cutout`` with a side; 0.5, 0.2 and 16 if none is given.
+    After the name of one of :data:`RECIPES`, each with a ``+``: timm's RandAugment
+    string (:mod:`~s3h_ext.data.views.timm_randaugment`), ``blur`` and ``solarize`` with
+    a probability, ``cutout`` with a side; the defaults are 0.5, 0.2 and 16.
 
     Raises:
-        ValueError: there is no such recipe, whose message names the nearest; or a part
-            is none, or there already.
+        ValueError: there is no such recipe (the message names the most similar one), or
+            a part is unknown or repeated.
 
     Example:
         >>> recipe = get_recipe("crop-flip+rand-n2-m10-mstd0.5+cutout8")
@@ -426,7 +425,7 @@ def get_recipe(name: str, argument: str = "recipe") -> Recipe:
     if name in RECIPES:
         return RECIPES[name]
     base, *parts = name.split("+")
-    if parts and "+".join((base, parts[0])) in RECIPES:  # as autoaugment+cutout
+    if parts and "+".join((base, parts[0])) in RECIPES:  # such as autoaugment+cutout
         base, parts = "+".join((base, parts[0])), parts[1:]
     check_choice(argument, base, RECIPES)
     added: dict[str, Any] = {}

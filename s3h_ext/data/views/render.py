@@ -1,10 +1,9 @@
-"""Turns view descriptions into normalised batches.
+"""Rendering of described views into normalised batches.
 
-That is :func:`s3h_ext.ops.render_views`, with
-:func:`s3h_ext.ops.augment.augment_images` before it where a recipe works on bytes: the
-crop is rounded to uint8, as it is in the pipelines of the papers, the operations and
-the hole are applied, and what comes out is placed and normalised. With the CUDA kernels
-nothing here waits for the device.
+Uses :func:`s3h_ext.ops.render_views`. If a recipe works on bytes,
+:func:`s3h_ext.ops.augment.augment_images` runs first: the crop is rounded to uint8, as
+in the papers' pipelines, operations and hole are applied, and the result is placed and
+normalised. With the CUDA kernels, nothing here synchronises with the device.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Pasted(Tensors):
-    """Crops that are seen in a part of another crop's view only, on top of it.
+    """Crops pasted onto the view of another crop, covering a part of it.
 
-    Of a crop that was resized the part is cut at whole pixels of its image, the
-    nearest; of any other it is the very pixels that its view would have there.
+    If a crop was resized, the part is cut from its image at the nearest whole pixels;
+    otherwise its pixels are exactly those that its own view would show there.
 
     Attributes:
-        view: int64 ``[M]``, the views they go to.
-        rect: int64 ``[M, 4]``: top, left, height, width in the view, inside it.
+        view: int64 ``[M]``, views to paste into.
+        rect: int64 ``[M, 4]``: top, left, height, width, inside the view.
     """
 
     view: Tensor
@@ -47,10 +46,10 @@ class Renderer:
 
     Args:
         images: uint8 ``[N, H, W, C]``, C = 1 or 3.
-        mean: Per channel, of pixels in [0, 1].
-        std: Per channel, positive.
-        device: Where to keep and render them.
-        dtype: Of the rendered views: float32, bfloat16 or float16.
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel, positive.
+        device: Device that keeps and renders the images.
+        dtype: Type of the rendered views: float32, bfloat16 or float16.
 
     Raises:
         ValueError: an argument does not have the stated form.
@@ -104,21 +103,22 @@ class Renderer:
         recipe: Recipe,
         pasted: Pasted | None = None,
     ) -> Tensor:
-        """Renders the crops of a recipe.
+        """Render the crops of a recipe.
 
         Args:
-            source: int64 ``[P]``, which image each crop is of.
-            crops: P crops with one leading dimension; for montages, those of a view one
-                after the other: top left, top right, bottom left, bottom right.
-            recipe: What they were drawn by.
-            pasted: Where the last M of the crops go, if not to views of their own.
+            source: int64 ``[P]``, index of the image of each crop.
+            crops: P crops with one leading dimension. The four crops of a montage
+                follow each other: top left, top right, bottom left, bottom right.
+            recipe: Recipe that the crops were drawn by.
+            pasted: Destinations of the last M crops, if they do not have views of their
+                own.
 
         Returns:
-            ``[V, C, h, w]`` of the renderer's type, channels last in memory; V is P, or
-            a quarter of it for montages, or ``P - M``.
+            ``[V, C, h, w]`` of the renderer's type, channels-last in memory; V is P, or
+            P / 4 for montages, or ``P - M``.
 
         Raises:
-            ValueError: a colour matrix for images of one channel.
+            ValueError: colour matrices are used for images with one channel.
         """
         if crops.colour is not None and self.channels != 3:
             raise ValueError("views: a colour matrix needs images of 3 channels, got 1")
@@ -148,14 +148,14 @@ def render_crops(
     dtype: torch.dtype = torch.float32,
     pasted: Pasted | None = None,
 ) -> Tensor:
-    """Renders the crops of a recipe, of images of one size or of many.
+    """Render the crops of a recipe from images of equal or different sizes.
 
     ``images`` are uint8 ``[N, H, W, C]``, or N of ``[H_i, W_i, C]`` for a recipe that
-    resizes its crops. ``source``, ``crops``, ``recipe`` and ``pasted`` are as for
+    resizes its crops. ``source``, ``crops``, ``recipe`` and ``pasted`` are those of
     :class:`Renderer`; ``size`` is that of the views.
 
     Returns:
-        ``[V, C, h, w]``, channels last in memory.
+        ``[V, C, h, w]``, channels-last in memory.
     """
     view = rect = views = None
     if recipe.montage:
@@ -200,7 +200,7 @@ def _augmented(
     size: tuple[int, int],
     channels: int,
 ) -> Tensor:
-    """Returns uint8 ``[P, h, w, C]``: the crops after operations and holes."""
+    """Return uint8 ``[P, h, w, C]``: the crops after operations and holes."""
     corners: Tensor | None = crops.box[:, :2]
     flips: Tensor | None = crops.flip
     if crops.resized or crops.colour is not None or not isinstance(images, Tensor):
@@ -232,13 +232,13 @@ def _augmented(
 def _part(
     box: Tensor, flip: Tensor | None, rect: Tensor, size: tuple[int, int]
 ) -> Tensor:
-    """Returns the parts of boxes that are seen in a rectangle of their views."""
+    """Return the parts of boxes that are visible in a rectangle of their views."""
     parts = []
     for axis, side in enumerate(size):
         start, length = rect[:, axis], rect[:, axis + 2]
         if axis == 1 and flip is not None:
             start = torch.where(flip, side - start - length, start)
-        # Edges at the nearest pixel, halves rounded up: (x * pixels) / side.
+        # Round edges to the nearest pixel, halves up: (x * pixels) / side.
         pixels = box[:, axis + 2]
         first, last = (
             torch.div(2 * edge * pixels + side, 2 * side, rounding_mode="floor")
@@ -251,8 +251,8 @@ def _part(
 
 
 def whole_box(size: tuple[int, int], like: Tensor) -> Tensor:
-    """Returns the box ``[1, 4]`` of a whole image."""
-    # Filled and not copied, so that a device has nothing to wait for.
+    """Return the box ``[1, 4]`` of a whole image."""
+    # Fill instead of copying from the host, which would synchronise with the device.
     box = like.new_zeros(1, 4)
     for column, side in enumerate(size, start=2):
         box[:, column].fill_(side)
@@ -260,7 +260,7 @@ def whole_box(size: tuple[int, int], like: Tensor) -> Tensor:
 
 
 def _montage(count: int, size: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the view ``[P]`` and the rectangle ``[P, 4]`` of each crop."""
+    """Return the view ``[P]`` and the rectangle ``[P, 4]`` of each crop."""
     place = torch.arange(count, device=like.device)
     height, width = size[0] // 2, size[1] // 2
     rect = like.new_empty(count, 4)

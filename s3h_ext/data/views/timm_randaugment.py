@@ -1,14 +1,15 @@
-"""timm's RandAugment, by the string that its users type.
+"""timm's RandAugment, configured by timm's own strings.
 
-``rand-m9-n3-mstd0.5-inc1``: behind ``rand``, in any order, ``m`` the magnitude (10),
-``n`` the operations of a view (2), ``mstd`` the standard deviation of the magnitude
-(0; above 100 it is uniform from 0 to m), ``mmax`` its upper end (10), ``inc1`` for
-operations that all grow with it, ``p`` the probability of each operation (0.5). The
-fifteen operations and their ranges are those of timm's ``data/auto_augment.py``.
+``rand-m9-n3-mstd0.5-inc1``: after ``rand``, in any order, ``m`` is the magnitude
+(default 10), ``n`` the number of operations per view (2), ``mstd`` the standard
+deviation of the magnitude (0; above 100 it is uniform from 0 to m), ``mmax`` its upper
+limit (10), ``inc1`` makes all operations stronger with the magnitude, ``p`` is the
+probability of each operation (0.5). The fifteen operations and their ranges are those
+of timm's ``data/auto_augment.py``.
 
-Two things are ours. Geometric operations take the nearest pixel, where timm draws
-bilinear or bicubic, and grey 128 comes in from outside. Magnitudes are multiples of
-1/1024, so that every device draws the same.
+There are two differences. Geometric operations take the nearest pixel, while timm draws
+bilinear or bicubic, and fill with grey 128. Magnitudes are multiples of 1/1024, so that
+every device draws the same.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ from s3h_ext.ops.augment import Operation
 
 __all__ = ["TimmRandAugment", "parse_randaugment"]
 
-_LEVELS = 10.0  # a magnitude of these is the greatest
+_LEVELS = 10.0  # the largest magnitude
 _UNIFORM_ABOVE = 100.0
 _STEP = 1 / 1024
-_HALF = 2.0**-25  # half of what uniforms are multiples of
+_HALF = 2.0**-25  # half the step between uniforms
 
 _Row = tuple[Operation, float, float, float, bool]
-#: Operation and, of its magnitude with L = m / 10: what it begins at, how much it grows
-#: by L, how much by L with a sign that is drawn, and whether the growth is cut to a
-#: whole number.
+#: Operation, and four properties of its magnitude with L = m / 10: offset, growth with
+#: L, growth with L under a random sign, and whether the growth is truncated to an
+#: integer.
 _COMMON: tuple[_Row, ...] = (
     (Operation.AUTO_CONTRAST, 0.0, 0.0, 0.0, False),
     (Operation.EQUALIZE, 0.0, 0.0, 0.0, False),
@@ -44,7 +45,7 @@ _COMMON: tuple[_Row, ...] = (
     (Operation.SOLARIZE_ADD, 0.0, 110.0, 0.0, True),
     (Operation.SHEAR_X, 0.0, 0.0, 0.3, False),
     (Operation.SHEAR_Y, 0.0, 0.0, 0.3, False),
-    # Of the image's side.
+    # As fractions of the image's side.
     (Operation.TRANSLATE_X, 0.0, 0.0, 0.45, False),
     (Operation.TRANSLATE_Y, 0.0, 0.0, 0.45, False),
 )
@@ -68,12 +69,12 @@ _INCREASING: tuple[_Row, ...] = (
 )
 
 
-# Cached: copying a table to a GPU would wait for it at every step.
+# Cached, as copying a table to a GPU would synchronise in every step.
 @lru_cache(maxsize=64)
 def _tables(
     increasing: bool, height: int, width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Returns operations ``[15]`` and the numbers of the rows, with limits, [15, 6]."""
+    """Return operations ``[15]`` and the rows' numbers with limits, ``[15, 6]``."""
     codes, values = [], []
     for operation, start, growth, signed, whole in (
         _INCREASING if increasing else _PLAIN
@@ -97,18 +98,18 @@ def _tables(
 
 @dataclass(frozen=True)
 class TimmRandAugment:
-    """Operations drawn evenly, each applied by a probability, of a random magnitude.
+    """Uniformly drawn operations, each applied with a probability and random magnitude.
 
     Slots of the uniforms: 4k operation k, 4k + 1 whether it is applied, 4k + 2 its
     sign, 4k + 3 its magnitude.
 
     Attributes:
-        count: ``n``.
-        magnitude: ``m``.
-        deviation: ``mstd``.
-        greatest: ``mmax``.
-        increasing: ``inc``.
-        probability: ``p``.
+        count: Operations per view, ``n``.
+        magnitude: Mean magnitude, ``m``.
+        deviation: Standard deviation of the magnitude, ``mstd``.
+        greatest: Upper limit of the magnitude, ``mmax``.
+        increasing: Whether all operations get stronger with the magnitude, ``inc``.
+        probability: Probability of applying an operation, ``p``.
     """
 
     count: int = 2
@@ -120,13 +121,13 @@ class TimmRandAugment:
 
     @property
     def draws(self) -> int:
-        """Uniforms that a view needs."""
+        """Number of uniforms per view."""
         return 4 * self.count
 
     def describe(
         self, uniforms: Tensor, height: int, width: int
     ) -> tuple[Tensor, Tensor]:
-        """Chooses operations for an image of a size.
+        """Choose operations for an image of the given size.
 
         ``uniforms`` are float64 ``[..., draws]`` in [0, 1), multiples of 2**-24.
 
@@ -178,10 +179,10 @@ _NUMBER = r"\d{1,4}(?:\.\d{1,6})?"
 
 
 def parse_randaugment(text: str, argument: str = "recipe") -> TimmRandAugment:
-    """Returns the policy of timm's string.
+    """Parse timm's string into a policy.
 
     Raises:
-        ValueError: a part that is none, comes twice or is out of range.
+        ValueError: a part is unknown, repeated or out of range.
 
     Example:
         >>> parse_randaugment("rand-m9-mstd0.5-inc1").increasing
