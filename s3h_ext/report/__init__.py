@@ -1,1 +1,1 @@
-"""Metrics, tables and pictures of one run."""
+"""Metrics, tables and figures of a run."""

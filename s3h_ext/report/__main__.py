@@ -1,4 +1,4 @@
-"""``python -m s3h_ext.report RUN``: draw a run's report anew from its folder."""
+"""``python -m s3h_ext.report RUN``: redraw a run's report from its folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A method's own part of the report, from the training images of a finished run."""
+"""A method's part of the report, from the training images of a finished run."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def try_analysis(
     precision: str,
     device: torch.device,
 ) -> None:
-    """Write the analysis of sub-classes, or say on the error stream why there is none.
+    """Write the analysis of sub-classes, or print to stderr why there is none.
 
-    Other methods than CWS have none. ``batches`` are the training images of
-    ``dataset``, without augmentation.
+    Only CWS has one. ``batches`` are the training images of ``dataset``, without
+    augmentation.
     """
     if not isinstance(method, ClasswiseSplitting):
         return
     places: list[Tensor] = []
 
     def noted() -> Iterator[Batch]:
-        # Images that cannot be read may be left out.
+        # Unreadable images may have been left out.
         for batch in batches:
             places.append(batch.indices)
             yield batch

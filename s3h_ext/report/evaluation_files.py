@@ -1,4 +1,4 @@
-"""The results of a finished run as files in its folder, and read back from there."""
+"""Writes and reads the results of a finished run as files in its folder."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class RunResults:
 
     Attributes:
         summary: the content of ``summary.json``.
-        history: the rows of ``metrics.csv``, one for each epoch; a value that was not
-            measured in an epoch is not in its row.
-        class_names: one for each class.
+        history: the rows of ``metrics.csv``, one for each epoch, without values that
+            were not measured in that epoch.
+        class_names: one name for each class.
         class_counts: int64 ``[C]``, training images of each class.
         test_counts: int64 ``[C]``, test images of each class.
-        confusion: int64 ``[K, 3]``, the cells of the confusion matrix that are not 0:
-            true class, predicted class, images.
+        confusion: int64 ``[K, 3]``, the non-zero cells of the confusion matrix: true
+            class, predicted class, images.
         calibration: confidence against accuracy.
     """
 
@@ -51,7 +51,7 @@ class RunResults:
 
     @property
     def metrics(self) -> Metrics:
-        """The metrics, computed anew from the confusion matrix."""
+        """The metrics, recomputed from the confusion matrix."""
         return metrics_of_cells(self.confusion, self.class_counts)
 
 
@@ -65,8 +65,8 @@ def write_evaluation(
 ) -> None:
     """Write ``per_class.csv``, ``confusion.csv`` and ``calibration.csv``.
 
-    ``images_column`` is the name of the fourth column of ``per_class.csv``; a report
-    can be drawn of ``"test_images"`` alone.
+    ``images_column`` is the name of the fourth column of ``per_class.csv``; only files
+    with ``"test_images"`` can be used for a report.
     """
     true, _, images = test.confusion.T
     test_counts = np.bincount(true, images, len(class_names)).astype(np.int64)
@@ -103,8 +103,8 @@ def read_results(folder: RunFolder) -> RunResults:
     """Read the results of a finished run.
 
     Raises:
-        FileNotFoundError: a file that a finished run leaves is not there.
-        ValueError: a file does not hold what it should; the message names it.
+        FileNotFoundError: a file of a finished run is missing.
+        ValueError: a file has invalid contents; the message names it.
     """
     summary = folder.read_summary()
     for path in (
@@ -179,7 +179,7 @@ def read_results(folder: RunFolder) -> RunResults:
 
 
 def _cells(values: np.ndarray) -> list[float | str]:
-    """Return what goes into a file; an empty cell where there is no value."""
+    """Return the cells to write; empty where there is no value."""
     return ["" if value != value else value for value in values.tolist()]
 
 
@@ -194,9 +194,9 @@ def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
 def _read(
     path: Path, header: Sequence[str], parse: Callable[[dict[str, str]], _T]
 ) -> list[_T]:
-    """Return what ``parse`` makes of each row; ``header`` has to be in the file."""
+    """Parse each row with ``parse``; the file must have the columns of ``header``."""
     try:
-        text = path.read_bytes().decode()  # as it is: a name may hold a line's end
+        text = path.read_bytes().decode()  # unchanged: a name may contain a line break
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text: {error}") from None
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)

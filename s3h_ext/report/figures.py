@@ -1,4 +1,4 @@
-"""The pictures of a report, drawn by matplotlib without a display."""
+"""The figures of a report, drawn by matplotlib without a display."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 __all__ = ["FIGURES", "draw", "group_outcomes"]
 
-#: From this many classes on there is no room for their names.
+#: From this number of classes on, there is no room for their names.
 NAMED_CLASSES = 30
-#: Above this many, single classes are no longer told apart: bands and groups are.
+#: Above this number, figures show bands and groups instead of single classes.
 MATRIX_CLASSES = 200
 
-# Apart for every common colour blindness, and in grey too; shapes tell the same again.
+# Distinct for colour-blind readers and in greyscale; shapes repeat the distinction.
 _COLOURS = ("#004488", "#C28500", "#BB5566")
 _MARKERS = ("o", "s", "^")
 _INK, _GREY = "#1A1A1A", "#6B6B6B"
 _GROUP_NAMES = [f"{g} ({n} images)" for g, n in zip(GROUPS, GROUP_SIZES, strict=True)]
 
-# On top of matplotlib's defaults, so that a personal matplotlibrc changes nothing.
+# Applied to matplotlib's defaults, so that a user's matplotlibrc has no effect.
 _STYLE: dict[str, Any] = {
     "font.size": 11,
     "axes.titlesize": 12,
@@ -57,7 +57,7 @@ _STYLE: dict[str, Any] = {
 
 
 def draw(results: RunResults, subclasses: Subclasses | None = None) -> dict[str, bytes]:
-    """Draw all pictures of a run; return PNG files by name.
+    """Draw all figures of a run; return PNG files by name.
 
     The same results give the same bytes with the same matplotlib.
 
@@ -78,7 +78,7 @@ def draw(results: RunResults, subclasses: Subclasses | None = None) -> dict[str,
         figure = Figure(layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
         png = io.BytesIO()
         with warnings.catch_warnings():
-            # A box for a sign in a class's name; the page has the name itself.
+            # A missing glyph in a class name becomes a box; the page has the full name.
             warnings.filterwarnings("ignore", r"(?s)Glyph .* missing from font")
             function(figure, *content)
             figure.savefig(png, format="png")
@@ -99,11 +99,11 @@ def by_frequency(results: RunResults) -> np.ndarray:
 
 
 def group_outcomes(results: RunResults) -> tuple[list[str], np.ndarray]:
-    """Return what became of the test images of each group, in percent.
+    """Return the outcomes for the test images of each group, in percent.
 
     Returns:
-        The names of the ``R`` groups that have test images, and ``[R, 4]``: predicted
-        right; confused with another class with many, medium, few training images.
+        The names of the ``R`` groups that have test images, and ``[R, 4]``: classified
+        correctly; confused with a class of many, medium, few training images.
     """
     groups = class_groups(results.class_counts)
     true, predicted, images = results.confusion.T
@@ -168,7 +168,7 @@ def _draw_classes(figure: Figure, results: RunResults) -> None:
         else f"Accuracy on the test split, bands of about {classes / 60:.0f} classes: "
         "mean and middle half"
     )
-    # Below the names of the classes, however long these are.
+    # Below the class names, however long they are.
     handles, labels = bottom.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     margin = 0.7 + 0.005 * classes
@@ -181,9 +181,9 @@ def _draw_classes(figure: Figure, results: RunResults) -> None:
 def _scatter_bands(
     axes: Axes, rank: np.ndarray, accuracy: np.ndarray, width: float, how: Any
 ) -> None:
-    """Draw thousands of classes as bands of neighbours, all of one group.
+    """Draw thousands of classes as bands of neighbours within a group.
 
-    With a handful of test images a class, single classes would all lie on a few lines.
+    With only a few test images per class, single classes would all lie on a few lines.
     """
     count = max(1, round(len(rank) / width))
     for ranks, values in zip(
@@ -217,7 +217,7 @@ def _draw_curves(figure: Figure, results: RunResults) -> None:
 
     figure.set_size_inches(9, 8.5)
     loss, rate, accuracy = figure.subplots(3, sharex=True, height_ratios=(3, 2, 3))
-    # Five colours and four lines: no two terms of a method look the same.
+    # Five colours and four line styles: all terms of a method look different.
     colours = (_INK, *_COLOURS, _GREY)
     for number, name in enumerate(terms):
         plot(
@@ -269,13 +269,13 @@ def _draw_confusion(figure: Figure, results: RunResults) -> None:
     side = max(6.0, 0.45 * classes + 2.5) if named else 9.0
     figure.set_size_inches(side + 1.2, side)
     axes = figure.subplots()
-    # Mistakes are a few percent of a row: on a straight scale they would be white.
+    # Errors are a few percent of a row and would be white on a linear scale.
     mesh = axes.imshow(share, cmap="Blues", norm=_power_norm(), interpolation="nearest")
     bar = figure.colorbar(mesh, ax=axes, shrink=0.8, pad=0.02)
     bar.set_ticks([0, 1, 5, 10, 25, 50, 75, 100])
     bar.set_label("share of the true class's test images (%)")
     axes.grid(visible=False)
-    # With few classes the picture is narrow; the order is in its caption.
+    # With few classes the figure is narrow; its caption states the order.
     axes.set_title("Confusion matrix", pad=22)
     groups = class_groups(results.class_counts[order])
     for edge in np.flatnonzero(np.diff(groups)):
@@ -373,7 +373,7 @@ def _draw_reliability(figure: Figure, results: RunResults) -> None:
     bottom.grid(axis="x", visible=False)
 
 
-#: File name -> what draws it.
+#: File name -> function that draws it.
 FIGURES: Mapping[str, Callable[[Any, RunResults], None]] = {
     "classes.png": _draw_classes,
     "curves.png": _draw_curves,
@@ -389,12 +389,12 @@ def _power_norm() -> Any:
 
 
 def _percent_axis(axes: Axes) -> None:
-    axes.set_ylim(-4, 104)  # room for whole marks at 0 and 100
+    axes.set_ylim(-4, 104)  # room for complete markers at 0 and 100
     axes.set_yticks(range(0, 101, 20))
 
 
 def _log_if_wide(axes: Axes, values: Sequence[float]) -> None:
-    """Take a logarithmic scale where a straight one would flatten most of it."""
+    """Use a logarithmic scale if a linear one would flatten most values."""
     if values and min(values) > 0 and max(values) > 15 * min(values):
         from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -408,7 +408,7 @@ def _log_if_wide(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _short(name: str) -> str:
-    """Cut a name in the middle: names of one data set often begin alike."""
+    """Shorten a name in the middle: names of one data set often begin alike."""
     return name if len(name) <= 18 else f"{name[:8]}…{name[-9:]}"
 
 
@@ -431,7 +431,7 @@ def _annotate(axes: Axes, share: np.ndarray, size: float, form: str = "{:.0f}") 
             axes.text(
                 column,
                 row,
-                "<1" if text == "0" else text,  # which is not none
+                "<1" if text == "0" else text,  # not zero
                 ha="center",
                 va="center",
                 size=size,

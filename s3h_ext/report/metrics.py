@@ -9,7 +9,7 @@ import numpy as np
 MANY_ABOVE = 100
 FEW_BELOW = 20
 GROUPS = ("many", "medium", "few")
-#: Training images of the classes of each group.
+#: Range of training images per class in each group.
 GROUP_SIZES = (
     f"over {MANY_ABOVE}",
     f"{FEW_BELOW} to {MANY_ABOVE}",
@@ -19,7 +19,7 @@ CALIBRATION_BINS = 15
 
 
 def class_groups(class_counts: np.ndarray) -> np.ndarray:
-    """Return the position in ``GROUPS`` of each class, int64 ``[C]``.
+    """Return the index in ``GROUPS`` of each class, int64 ``[C]``.
 
     Args:
         class_counts: training images of each class ``[C]``.
@@ -39,14 +39,13 @@ class Metrics:
     """Results of one evaluation, in percent; a group without a class is ``None``.
 
     Attributes:
-        top1: share of the images whose class is predicted.
-        many: mean of the per-class accuracies over classes with more than 100 training
-            images.
+        top1: fraction of images classified correctly.
+        many: mean per-class accuracy over classes with more than 100 training images.
         medium: the same over classes with 20 to 100.
         few: the same over classes with fewer than 20.
         macro_f1: mean over classes of the harmonic mean of precision and recall.
         worst_class: the lowest per-class accuracy.
-        per_class: accuracy of each class ``[C]``, NaN where it has no image.
+        per_class: accuracy of each class ``[C]``, NaN if it has no image.
     """
 
     top1: float
@@ -59,7 +58,7 @@ class Metrics:
 
     @property
     def balanced_accuracy(self) -> float:
-        """Mean of the per-class accuracies, over the classes that have images."""
+        """Mean per-class accuracy, over the classes that have images."""
         return float(np.nanmean(self.per_class))
 
 
@@ -72,8 +71,8 @@ class Calibration:
     Calibration of Modern Neural Networks", ICML 2017, section 2).
 
     Attributes:
-        images: int64 ``[M]``, predictions in each bin.
-        accuracy: ``[M]``, share of them that are right, NaN in an empty bin.
+        images: int64 ``[M]``, number of predictions in each bin.
+        accuracy: ``[M]``, fraction of them that is correct, NaN in an empty bin.
         confidence: ``[M]``, their mean confidence, NaN in an empty bin.
     """
 
@@ -83,9 +82,9 @@ class Calibration:
 
     @property
     def error(self) -> float:
-        """Expected calibration error in percent points (Guo et al. 2017, eq. 3).
+        """Expected calibration error in percentage points (Guo et al. 2017, eq. 3).
 
-        NaN where a confidence is not a finite number.
+        NaN if a confidence is not finite.
         """
         filled = self.images > 0
         gaps = np.abs(self.accuracy - self.confidence)[filled]
@@ -94,13 +93,13 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Evaluation(Metrics):
-    """The metrics of one evaluation and what they were computed from.
+    """The metrics of one evaluation and the data behind them.
 
     Attributes:
-        confusion: int64 ``[K, 3]``, the cells of the confusion matrix that are not 0,
-            sorted: true class, predicted class, images.
+        confusion: int64 ``[K, 3]``, the non-zero cells of the confusion matrix, sorted:
+            true class, predicted class, images.
         calibration: confidence against accuracy.
-        auc: :func:`macro_auc`, where it was asked for.
+        auc: :func:`macro_auc`, if requested.
     """
 
     confusion: np.ndarray
@@ -115,11 +114,11 @@ def calibrate(
 
     Args:
         confidence: ``[N]`` in [0, 1], probability of the predicted class.
-        correct: bool ``[N]``, whether the prediction is right.
+        correct: bool ``[N]``, whether the prediction is correct.
         bins: number of bins over [0, 1].
 
     Raises:
-        ValueError: shapes that do not match, or no prediction.
+        ValueError: shapes do not match, or there are no predictions.
 
     Example:
         >>> c = calibrate(np.array([0.9, 0.9, 0.6]), np.array([True, False, True]), 2)
@@ -139,7 +138,7 @@ def calibrate(
     # side="left" closes a bin on the right, as in the paper. NaN goes last.
     which = np.searchsorted(inner, confidence, side="left")
     images = np.bincount(which, minlength=bins)
-    with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin is the NaN we promise
+    with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin is NaN, as documented
         return Calibration(
             images=images,
             accuracy=100.0 * np.bincount(which, correct, bins) / images,
@@ -153,18 +152,18 @@ def evaluate_predictions(
     confidence: np.ndarray,
     class_counts: np.ndarray,
 ) -> Evaluation:
-    """Compute everything that is reported about the predictions on a split.
+    """Compute all reported results from the predictions on a split.
 
-    No ``[C, C]`` matrix is made, so thousands of classes are no burden.
+    No ``[C, C]`` matrix is formed, so thousands of classes are no problem.
 
     Args:
-        truth: int ``[N]``, the right classes.
-        predicted: int ``[N]``.
+        truth: int ``[N]``, true classes.
+        predicted: int ``[N]``, predicted classes.
         confidence: ``[N]`` in [0, 1], probability of the predicted class.
         class_counts: *training* images of each class ``[C]``, which define the groups.
 
     Raises:
-        ValueError: shapes that do not match, a class outside ``[0, C)``, or no image.
+        ValueError: shapes do not match, a class is outside ``[0, C)``, or no images.
 
     Example:
         >>> e = evaluate_predictions(
@@ -196,13 +195,13 @@ def evaluate_predictions(
 
 
 def macro_auc(truth: np.ndarray, probabilities: np.ndarray) -> float | None:
-    """Return the mean of the classes' areas under the ROC curve, in percent.
+    """Return the mean over classes of the area under the ROC curve, in percent.
 
-    Each class is held against all the others, as MedMNIST does; a class that has no
-    image, or all of them, does not count. ``None`` where no class counts.
+    Each class is compared with all others, as in MedMNIST. Classes with no images, or
+    with all of them, do not count. ``None`` if no class counts.
 
     Args:
-        truth: int ``[N]``, the right classes.
+        truth: int ``[N]``, true classes.
         probabilities: ``[N, C]``.
 
     Example:
@@ -221,7 +220,7 @@ def macro_auc(truth: np.ndarray, probabilities: np.ndarray) -> float | None:
 
 
 def metrics_of_cells(cells: np.ndarray, class_counts: np.ndarray) -> Metrics:
-    """Compute the metrics of a confusion matrix given by its cells.
+    """Compute the metrics from the cells of a confusion matrix.
 
     Args:
         cells: int ``[K, 3]``: true class, predicted class, images.

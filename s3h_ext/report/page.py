@@ -1,4 +1,4 @@
-"""The report of a finished run: ``report.html``, one file, and its pictures as PNG."""
+"""The report of a finished run: a single ``report.html``, and its pictures as PNG."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from s3h_ext.runs.folder import RunFolder
 
 __all__ = ["try_report", "write_report"]
 
-#: Longest table of classes; of more, those with the lowest accuracy are listed.
+#: Longest table of classes; of more classes, those with the lowest accuracy are listed.
 LISTED_CLASSES = MATRIX_CLASSES
 
 #: The header of a table and its rows.
@@ -39,11 +39,11 @@ def write_report(folder: RunFolder) -> Path:
     Nothing is trained or evaluated, and the same files give the same report.
 
     Returns:
-        The page, ``report.html`` in ``folder``; its pictures lie next to it too.
+        The page, ``report.html`` in ``folder``, with its pictures next to it.
 
     Raises:
         FileNotFoundError: ``folder`` does not hold a finished run.
-        ValueError: a file in it does not hold what it should.
+        ValueError: a file has invalid contents.
         ImportError: matplotlib is missing.
     """
     results = read_results(folder)
@@ -61,7 +61,7 @@ def write_report(folder: RunFolder) -> Path:
 
 
 def try_report(folder: RunFolder) -> Path | None:
-    """Write the report, or say on the error stream why there is none.
+    """Write the report, or print to stderr why there is none.
 
     An error in drawing must not fail a run that took days.
     """
@@ -115,7 +115,7 @@ def _page(
 
 
 def _mean_subclasses(found: Subclasses) -> tuple[float, float]:
-    """Return how many sub-classes a divided class has on average, and in use."""
+    """Return the mean number of sub-classes of a divided class, and of those in use."""
     rows = np.diff(found.offsets)
     divided = rows > 1
     return float(rows[divided].mean()), float(found.perplexity()[divided].mean())
@@ -158,7 +158,7 @@ def _class_table(results: RunResults, subclasses: Subclasses | None) -> Table:
     per_class = results.metrics.per_class
     order = by_frequency(results)
     if classes > LISTED_CLASSES:
-        # Stable: of equals, the more frequent comes first; classes without test
+        # Stable: in a tie, the more frequent class comes first; classes without test
         # images, whose accuracy is NaN, come last.
         order = order[np.argsort(per_class[order], kind="stable")][:LISTED_CLASSES]
     true, predicted, images = results.confusion.T
@@ -166,7 +166,7 @@ def _class_table(results: RunResults, subclasses: Subclasses | None) -> Table:
     hits = np.zeros(classes)
     hits[true[true == predicted]] = images[true == predicted]
     wrong = results.confusion[true != predicted]
-    # The last of equal classes wins below, so that the lowest number does.
+    # In a tie the last class wins below, so sort the lowest number last.
     wrong = wrong[np.lexsort((-wrong[:, 1], wrong[:, 2]))]
     mistaken = {int(t): (int(p), int(n)) for t, p, n in wrong}
     in_use: dict[int, str] = {}
@@ -174,7 +174,7 @@ def _class_table(results: RunResults, subclasses: Subclasses | None) -> Table:
         pairs = zip(subclasses.perplexity(), np.diff(subclasses.offsets), strict=True)
         in_use = {c: f"{used:.1f} of {own}" for c, (used, own) in enumerate(pairs)}
     rows = []
-    # Where the pictures have no room for names, they have ranks.
+    # If the pictures have no room for names, they show ranks.
     ranked = classes > NAMED_CLASSES
     rank = np.empty(classes, np.int64)
     rank[by_frequency(results)] = np.arange(1, classes + 1)

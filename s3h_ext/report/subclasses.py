@@ -1,4 +1,4 @@
-"""Sub-classes of a finished run: the file behind their part of the report, and it."""
+"""Sub-classes of a finished run: the stored data, and the figures of the report."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Subclasses", "read_subclasses", "write_subclasses"]
 
-# Eight that stay apart for common colour blindness, by Okabe and Ito; of more rows,
-# markers tell those of one colour apart.
+# Eight colours that colour-blind readers can distinguish, by Okabe and Ito; markers
+# distinguish rows that share one.
 _COLOURS = (
     "#0072B2",
     "#E69F00",
@@ -39,15 +39,14 @@ class Subclasses:
 
     Attributes:
         offsets: ``[C + 1]``: class c owns the rows from ``offsets[c]`` on.
-        moments: ``[m]``, share of the training.
+        moments: ``[m]``, as fractions of the training.
         sizes: ``[m, S]``, training images of each row at those moments.
-        classes: ``[k]``, the classes shown, with R rows in all.
-        images: uint8 ``[R, E, H, W, C]``, examples of each row, near ones first; black
-            where there are fewer.
+        classes: ``[k]``, the classes shown, with R rows in total.
+        images: uint8 ``[R, E, H, W, C]``, examples of each row, padded with black.
         points: ``[P, 2]``, training images on the maps.
         point_rows: ``[P]``, their rows.
         centres: ``[R, 2]``, prototypes on the maps.
-        explained: ``[k, 2]``, each axis' part of the variance.
+        explained: ``[k, 2]``, fraction of the variance on each axis.
     """
 
     offsets: np.ndarray
@@ -61,14 +60,14 @@ class Subclasses:
     explained: np.ndarray
 
     def rows(self, label: int) -> slice:
-        """Returns a class's rows among all S."""
+        """Return a class's rows among all S."""
         return slice(int(self.offsets[label]), int(self.offsets[label + 1]))
 
     def perplexity(self) -> np.ndarray:
-        """Returns each class's effective number of rows in the end, ``[C]``.
+        """Return each class's effective number of rows at the end, ``[C]``.
 
         The perplexity ``exp(-sum p log p)`` of their shares p of the class's images: K
-        where K rows are equally large, 1 where one has them all, or there are none.
+        for K rows of equal size, 1 if one row has all images or there are none.
         """
         starts = self.offsets[:-1]
         sizes = self.sizes[-1].astype(np.float64)
@@ -85,8 +84,8 @@ def write_subclasses(
 ) -> None:
     """Write ``subclasses.npz``: the method's arrays, and the example images themselves.
 
-    ``pictures`` makes uint8 ``[R, E, H, W, C]`` of positions ``[R, E]`` as the method
-    counts images.
+    ``pictures`` maps the method's image positions ``[R, E]`` to uint8
+    ``[R, E, H, W, C]``.
     """
     content = dict(arrays)
     examples = content.pop("examples")
@@ -94,16 +93,16 @@ def write_subclasses(
     images[examples < 0] = 0
     buffer = io.BytesIO()
     content["images"] = images
-    save: Any = np.savez_compressed  # annotated as if there were no other name
+    save: Any = np.savez_compressed  # its annotations allow no other names
     save(buffer, **content)
     write_bytes(folder.subclasses, buffer.getvalue())
 
 
 def read_subclasses(folder: RunFolder) -> Subclasses | None:
-    """Read ``subclasses.npz``; ``None`` where the run left none.
+    """Read ``subclasses.npz``; ``None`` if the run has none.
 
     Raises:
-        ValueError: the file does not hold what it should.
+        ValueError: the file has invalid contents.
     """
     path = folder.subclasses
     if not path.is_file():
@@ -137,7 +136,7 @@ def draw_sizes(figure: Figure, found: Subclasses, names: Sequence[str]) -> None:
 
 
 def draw_examples(figure: Figure, found: Subclasses, names: Sequence[str]) -> None:
-    """Draw example images, a line for each sub-class."""
+    """Draw example images, one line for each sub-class."""
     rows, count = found.images.shape[:2]
     figure.set_size_inches(9, 0.95 + 0.78 * rows)
     grid = figure.subplots(rows, count, squeeze=False)
@@ -161,7 +160,7 @@ def draw_examples(figure: Figure, found: Subclasses, names: Sequence[str]) -> No
                 "va": "center",
             }
             colour = _COLOURS[(row - own.start) % len(_COLOURS)]
-            # The colour beside the words, which would be hard to read in it.
+            # A colour patch, because coloured text would be hard to read.
             grid[number, 0].text(-0.08, 0.5, "\N{BLACK SQUARE}", color=colour, **place)
             grid[number, 0].text(
                 -0.38,

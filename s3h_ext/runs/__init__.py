@@ -1,1 +1,1 @@
-"""A run's folder: options, checkpoints, and the network that is loaded from it."""
+"""A run's folder: options, checkpoints, and loading of the network."""

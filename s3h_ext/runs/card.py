@@ -1,7 +1,7 @@
 """Describes the input and output of a run's network, in the run's folder.
 
-With ``dataset.json`` and a checkpoint a network can be used where the training images
-are not.
+With ``dataset.json`` and a checkpoint, a network can be used without the training
+images.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ __all__ = ["DatasetCard", "read_card", "write_card"]
 
 @dataclass(frozen=True)
 class DatasetCard:
-    """A data set without its images, and how they are shown to the network.
+    """A data set without its images, and how to show images to the network.
 
     Attributes:
-        name: of the data set.
-        classes: names of the classes, in the order of the logits.
-        train_images: of each class, those of the validation split not counted.
+        name: name of the data set.
+        classes: class names, in the order of the logits.
+        train_images: training images of each class, without the validation split.
         image_shape: height, width and channels of the network's input.
-        mean: per channel, of pixels in [0, 1].
-        std: per channel.
-        recipe: of the evaluation, ``"none"`` for images at their own size,
+        mean: mean of each channel, for pixels in [0, 1].
+        std: standard deviation of each channel.
+        recipe: evaluation recipe: ``"none"`` for images at their own size,
             ``"evaluation"`` for photographs.
-        unreadable: names of training images that were left out because they cannot be
-            read, relative to the root.
+        unreadable: training images left out because they cannot be read: their names
+            relative to the root.
     """
 
     name: str
@@ -64,11 +64,11 @@ class DatasetCard:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Prepares images of any size for the network."""
+        """The preprocessing of images of any size for the network."""
         return Preprocessing(self.image_shape, self.mean, self.std, self.recipe)
 
     def differences(self, other: DatasetCard) -> list[str]:
-        """Return in words what of ``other`` is not as here; empty if all is."""
+        """Describe how ``other`` differs; empty if it does not."""
         found = []
         missing = sorted(set(self.classes) - set(other.classes))
         added = sorted(set(other.classes) - set(self.classes))
@@ -99,9 +99,9 @@ class DatasetCard:
         return found
 
     def stand_in(self) -> LongTailDataset:
-        """Return a data set with these labels and black images.
+        """Return a data set with the same class counts and black images.
 
-        It is what a method needs to build its modules; the images take no memory.
+        A method needs it to build its modules; the images take no memory.
         """
         labels = np.repeat(np.arange(len(self.classes)), self.train_images)
         pixel = np.zeros((1,) * 4, np.uint8)
@@ -120,16 +120,16 @@ class DatasetCard:
 
 def write_card(folder: RunFolder, dataset: LongTailDataset) -> None:
     """Write ``dataset.json``."""
-    # ASCII, for what is no UTF-8 in a class's name has to come back as it was.
+    # ASCII, because class names that are not UTF-8 must survive unchanged.
     text = json.dumps(asdict(DatasetCard.of(dataset)), indent=1)
     write_text(folder.card, text + "\n")
 
 
 def read_card(folder: RunFolder) -> DatasetCard | None:
-    """Read ``dataset.json``; ``None`` where an older run left none.
+    """Read ``dataset.json``; ``None`` if an older run left none.
 
     Raises:
-        ValueError: the file does not hold what it should.
+        ValueError: the file has invalid contents.
     """
     path = folder.card
     if not path.is_file():

@@ -1,7 +1,7 @@
-"""Checkpoints: the state of a run in a file that is whole or not there.
+"""Checkpoints: the state of a run in a file that is either complete or absent.
 
-A checkpoint is a safetensors file: its tensors, and in the header everything else as
-JSON. Neither can execute code or take more memory than the file is long.
+A checkpoint is a safetensors file: tensors, and everything else as JSON in the header.
+Neither can execute code or take more memory than the size of the file.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ KEEP = 2
 _SUFFIX = ".safetensors"
 _MORE = "_and_more"
 
-# What may differ between the run that wrote a checkpoint and the run that goes on.
+# Options that may change when a run is resumed.
 FREE_KEYS = frozenset(
     {
         "output",
         "data.root",
         "data.lists",
-        # On the CPU they give the same pixels.
+        # On the CPU, all sources give the same pixels.
         "data.source",
         "data.workers",
         "data.unreadable",
@@ -46,7 +46,7 @@ FREE_KEYS = frozenset(
         "graphs",
         "preset",
         "report",
-        # As the number of processes is, which they come with.
+        # Free like the number of processes, which it belongs to.
         "distributed.gather",
         "distributed.sync_batch_norm",
         "distributed.timeout",
@@ -59,9 +59,9 @@ class CheckpointError(CommandError):
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """Return what keeps a run with options ``current`` from going on from ``saved``.
+    """Return the options that keep a run from resuming from ``saved``.
 
-    An option that is younger than ``saved`` had its default then.
+    An option added after ``saved`` was written counts as its default.
     """
     old, new = with_defaults(saved), with_defaults(current)
     return [
@@ -72,7 +72,7 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
 
 
 def with_defaults(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return flat options; what is left out outside the method has its default."""
+    """Return flat options, with defaults for those missing outside the method."""
     defaults = TrainConfig().dump()
     del defaults["method"]
     return {**flatten(defaults), **flatten(record)}
@@ -87,10 +87,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 def checkpoint_paths(run: RunFolder) -> list[Path]:
-    """Return the checkpoints of a run, the newest first.
+    """Return the checkpoints of a run, newest first.
 
     ``epoch_00002.safetensors`` is the state after epoch 2;
-    ``epoch_00002_and_more.safetensors`` is a later one, before epoch 3 has its results.
+    ``epoch_00002_and_more.safetensors`` is a later one, before epoch 3 is complete.
     """
     return sorted(run.checkpoints.glob(f"epoch_*{_SUFFIX}"), reverse=True)
 
@@ -98,14 +98,14 @@ def checkpoint_paths(run: RunFolder) -> list[Path]:
 def save_checkpoint(run: RunFolder, epochs_done: int, state: Mapping[str, Any]) -> Path:
     """Write ``state`` as ``checkpoints/epoch_NNNNN`` and keep the last two.
 
-    A state inside an epoch (``unfinished_epoch``) has a name of its own, and is kept
-    beside the two until the next whole epoch is saved. A file gets its name only when
-    all of it is on the disk, so a reader never sees a part of one, whenever the process
-    or the machine stops. ``state`` holds tensors, numbers, text and None in mappings
-    and lists.
+    A state inside an epoch (``unfinished_epoch``) has another name, and is kept beside
+    the two until the next epoch is saved. A file gets its name only when it is
+    completely on disk, so a reader never sees a partial one, even if the process or the
+    machine stops. ``state`` holds tensors, numbers, text and None in mappings and
+    lists.
 
     Raises:
-        OSError: the disk is full or the folder not writable; what was there stays.
+        OSError: the disk is full or the folder not writable; existing files remain.
     """
     folder = run.checkpoints
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,27 +115,27 @@ def save_checkpoint(run: RunFolder, epochs_done: int, state: Mapping[str, Any]) 
     _sync_folder(folder)
     begun = set(folder.glob(f"epoch_*{_MORE}{_SUFFIX}"))
     whole = [old for old in checkpoint_paths(run) if old not in begun]
-    # Older checkpoints, and what a killed process left half-written.
+    # Older checkpoints, and files left half-written by a killed process.
     for old in [*whole[KEEP:], *begun - {path}, *folder.glob("epoch_*.partial")]:
         old.unlink()
     return path
 
 
 def drop_unfinished(run: RunFolder) -> None:
-    """Delete the state inside an epoch, if there is one."""
+    """Delete the checkpoint inside an epoch, if there is one."""
     for path in run.checkpoints.glob(f"epoch_*{_MORE}{_SUFFIX}"):
         path.unlink()
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read one checkpoint onto the CPU.
+    """Read one checkpoint into CPU memory.
 
     Raises:
         CheckpointError: the file is damaged, or not a checkpoint of this package.
     """
     try:
         content = path.read_bytes()
-        tensors = safetensors.torch.load(content)  # checks the header too
+        tensors = safetensors.torch.load(content)  # also checks the header
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length]).get("__metadata__", {})
         if (found := header.get("format")) == FORMAT:
@@ -167,7 +167,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def encode_checkpoint(state: Mapping[str, Any]) -> bytes:
-    """Return the content of a checkpoint file."""
+    """Return the contents of a checkpoint file."""
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_pack(state, "", tensors, {}))
     checksum = str(_checksum(text, tensors))
@@ -188,16 +188,16 @@ def _checksum(text: str, tensors: Mapping[str, Tensor]) -> int:
 def _pack(
     value: Any, name: str, tensors: dict[str, Tensor], names: dict[Any, str]
 ) -> Any:
-    """Return a part of a state as JSON has it, with references in place of tensors.
+    """Convert a part of a state to JSON values, with references instead of tensors.
 
-    ``tensors`` takes these, on the CPU and contiguous, by ``name``, as in
-    ``"method.model.fc.weight"``; ``names`` tells one that is in the state more than
+    The tensors are added to ``tensors``, on the CPU and contiguous, under ``name``,
+    such as ``"method.model.fc.weight"``; ``names`` identifies one that occurs more than
     once.
     """
     if isinstance(value, Tensor):
         key = (value.data_ptr(), value.dtype, value.shape, value.stride())
-        # Where weights are channels-last so are their momenta, and a fused optimiser
-        # that goes on with them relies on it.
+        # Momenta of channels-last weights are channels-last too; a fused optimiser
+        # relies on it.
         order = sorted(range(value.ndim), key=lambda axis: -value.stride()[axis])
         if names.setdefault(key, name) == name:
             tensors[name] = (
@@ -222,7 +222,7 @@ def _pack(
 
 
 def _unpack(value: Any, tensors: Mapping[str, Tensor], depth: int = 0) -> Any:
-    """Return what :func:`_pack` was given; a tuple comes back as a list."""
+    """Invert :func:`_pack`; tuples come back as lists."""
     if depth > 20:
         raise ValueError("nested too deep")
     if isinstance(value, list):
@@ -237,7 +237,7 @@ def _unpack(value: Any, tensors: Mapping[str, Tensor], depth: int = 0) -> Any:
 
 
 def sound_checkpoints(run: RunFolder) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the checkpoints that can be read, newest first; warn about the others."""
+    """Yield the readable checkpoints, newest first; warn about the others."""
     for path in checkpoint_paths(run):
         try:
             yield path, load_checkpoint(path)
@@ -248,21 +248,21 @@ def sound_checkpoints(run: RunFolder) -> Iterator[tuple[Path, dict[str, Any]]]:
 def latest_checkpoint(
     run: RunFolder, record: Mapping[str, Any], precision: str | None = None
 ) -> tuple[Path, dict[str, Any]] | None:
-    """Return the newest sound checkpoint of a run; ``None`` without any.
+    """Return the newest readable checkpoint of a run; ``None`` if there is none.
 
-    ``record`` has the options of the run that takes it, which trains on in
-    ``precision``; not set, precision does not matter.
+    ``record`` holds the options of the run that resumes, in ``precision``; if that is
+    not set, precision does not matter.
 
     Raises:
-        CheckpointError: there are checkpoints and all are damaged, or the newest sound
-            one belongs to a run with other options.
+        CheckpointError: there are checkpoints and all are damaged, or the newest
+            readable one belongs to a run with other options.
     """
     for path, state in sound_checkpoints(run):
         default = {"precision": TrainConfig.precision}
         saved, current = {**default, **state["config"]}, {**default, **record}
         if precision is None:
             current["precision"] = saved["precision"]
-        elif "precision" in state:  # "auto" is not the same everywhere
+        elif "precision" in state:  # "auto" depends on the machine
             saved["precision"], current["precision"] = state["precision"], precision
         wrong = differences(saved, current)
         if wrong:
@@ -298,7 +298,7 @@ def rng_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_rng_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    """Set what :func:`rng_state` returned."""
+    """Restore what :func:`rng_state` returned."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,9 +1,8 @@
-"""Restricts the classes that a file of options may name to those already imported.
+"""Restricts the classes that an option file may name to those already imported.
 
-The parser of options imports whatever class a file names, and to import a module is to
-run it. So while it parses, it may import the methods that this process knows and
-nothing else: those of ``s3h_ext``, and those of modules that the caller has imported,
-or named on the command line.
+The option parser imports any class that a file names, and importing a module runs it.
+So while parsing, it may only import the methods known to this process: those of
+``s3h_ext``, and those of modules that the caller imported or named on the command line.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ def _with_subclasses(base: type) -> Iterator[type]:
 
 
 def _with_options(base: type) -> Iterator[type]:
-    """Yield a class, its subclasses, and the data classes that their options are."""
+    """Yield a class, its subclasses, and the data classes of their options."""
     for each in _with_subclasses(base):
         yield each
         try:
             hints = typing.get_type_hints(each.__init__)  # type: ignore[misc]
-        except Exception:  # names that only type checkers know
+        except Exception:  # names known only to type checkers
             continue
         for hint in hints.values():
             for part in (hint, *typing.get_args(hint)):
@@ -47,21 +46,21 @@ def _with_options(base: type) -> Iterator[type]:
 
 
 def _known_names() -> Iterator[str]:
-    """Yield the import paths of the methods in this process, and of their options."""
+    """Yield the import paths of this process's methods and of their options."""
     for each in _with_options(Method):
         yield from import_paths(each)
 
 
 @contextmanager
 def known_classes_only() -> Iterator[None]:
-    """While entered, jsonargparse imports the known methods and nothing else.
+    """Allow jsonargparse to import only the known methods, as a context.
 
-    Its settings are the process's; those of the caller's own parsers come back.
+    Its settings are global to the process; on exit, the caller's are restored.
     """
     settings = _common.parsing_settings
     before = dict(settings)
     try:
-        # Only what is allowed below counts, not what the caller allows.
+        # Ignore what the caller allows: only the classes below count.
         settings["import_path_verdicts"] = {}
         set_parsing_settings(
             import_path_denylist=["*"],
@@ -74,7 +73,7 @@ def known_classes_only() -> Iterator[None]:
 
 
 def explain(message: str) -> str | None:
-    """Return what to say where the parser was about to import another class."""
+    """Return an explanation if the parser was about to import another class."""
     found = _DENIED.search(message)
     if found is None:
         return None

@@ -28,35 +28,35 @@ GraphsName = Literal["auto", "on", "off"]
 
 @dataclass
 class DataConfig:
-    """The data set and its long-tailed cut.
+    """The data set and its long-tailed subsampling.
 
     Args:
         name: data set: ``digits-lt`` (built in), ``cifar10-lt``, ``cifar100-lt``,
-            ``octmnist-lt``; a set of MedMNIST as it is, such as ``dermamnist``;
-            ``arrays`` for an ``.npz`` file; ``imagenet-lt``, ``inat18``, ``places-lt``
-            with their standard lists; ``folder`` for any image files.
+            ``octmnist-lt``; a set of MedMNIST, such as ``dermamnist``; ``arrays`` for
+            an ``.npz`` file; ``imagenet-lt``, ``inat18``, ``places-lt`` with their
+            standard lists; ``folder`` for any image files.
         root: folder of the unpacked archives or the photographs, or the file of
             ``arrays``; defaults to the environment variable ``S3H_DATA_ROOT``.
             ``digits-lt`` needs none.
-        lists: folder of the list files of photographs, if it is not ``root``; for
-            ``folder``: of ``train.csv`` and its like, or one such file.
-        imbalance: largest class size divided by the smallest. Not set: 20 for
-            ``digits-lt``, 100 for CIFAR and ``octmnist-lt``; the others are left as
-            they are. ``imagenet-lt``, ``inat18`` and ``places-lt`` cannot be cut.
+        lists: folder of the list files of photographs, if it is not ``root``. For
+            ``folder``: the folder of ``train.csv`` etc., or one such file.
+        imbalance: largest class size divided by the smallest, >= 1. Not set: 20 for
+            ``digits-lt``, 100 for CIFAR and ``octmnist-lt``; the others keep their
+            class sizes. Not for ``imagenet-lt``, ``inat18`` and ``places-lt``.
         size: image side in pixels: for MedMNIST 28 (the default), 64, 128 or 224; for
             views of photographs 224 (the default) or any other.
         profile: class sizes fall exponentially (``exp``) or in one step (``step``).
-        val_fraction: fraction of the training images of each class to hold out for
-            model selection, which never uses test images.
+        val_fraction: fraction of the training images of each class, in [0, 1), to hold
+            out for model selection, which never uses test images.
         split_seed: seed for choosing the held-out images. The long-tailed subset itself
             is fixed, as in the published tables.
-        test_fraction: for ``folder`` without test images: fraction of each class to
-            hold out for testing, always the same images. Not set: 0.2.
-        label_pattern: for ``folder``: regular expression whose group, ``label`` or the
-            first, finds the class in the path of an image below its split.
-        source: where batches come from: ``resident`` for images in memory; ``pil`` or
-            ``dali`` to decode photographs. ``auto``: ``resident`` or ``pil``.
-        workers: threads that read and decode photographs; 0: one per CPU.
+        test_fraction: for ``folder`` without test images: fraction of each class, in
+            (0, 1), to hold out for testing, always the same images. Not set: 0.2.
+        label_pattern: for ``folder``: regular expression whose group ``label``, or
+            first group, matches the class in the path of an image below its split.
+        source: how to load images: ``resident`` keeps them in memory; ``pil`` or
+            ``dali`` decodes photographs. ``auto``: ``resident`` or ``pil``.
+        workers: number of threads that read and decode photographs; 0: one per CPU.
         unreadable: ``error`` stops the run at the first photograph that cannot be read;
             ``skip`` reads every file before the run starts, and reports and leaves out
             those that cannot be read.
@@ -112,12 +112,12 @@ class ModelConfig:
     """The network.
 
     Args:
-        backbone: ``resnet32`` is the network of the published CIFAR-LT tables,
-            ``resnet50`` and ``resnext50-32x4d`` are those for photographs.
+        backbone: ``resnet32`` is the network of the published CIFAR-LT tables;
+            ``resnet50`` and ``resnext50-32x4d`` are for photographs.
         weights: file of initial backbone weights with torchvision's parameter names; a
             classifier in it is ignored.
         classifier: ``linear``, or ``cosine`` (unit features and unit weights).
-        scale: logit scale of the cosine classifier.
+        scale: factor of the cosine classifier's logits, > 0.
     """
 
     backbone: BackboneName = "resnet32"
@@ -134,19 +134,20 @@ class OptimConfig:
     """SGD with momentum and its learning-rate schedule.
 
     Args:
-        lr: peak learning rate.
-        momentum: SGD momentum.
+        lr: peak learning rate, > 0.
+        momentum: momentum of SGD, in [0, 1).
         nesterov: use Nesterov momentum.
-        weight_decay: L2 penalty.
+        weight_decay: factor of the L2 penalty, >= 0.
         decay_norm_and_bias: apply weight decay to batch-norm parameters and biases too,
             as the CIFAR-LT codebases do.
         warmup_epochs: epochs over which the learning rate rises linearly from 0 to
-            ``lr``; must be shorter than the run. If a preset's warm-up is not, it keeps
-            its share of the epochs.
-        schedule: ``step``, ``cosine`` (to 0) or ``constant``.
+            ``lr``; must be shorter than the run. A preset's warm-up shrinks in
+            proportion if the run is too short for it.
+        schedule: of the learning rate: ``step``, ``cosine`` (falls to 0) or
+            ``constant``.
         milestones: for ``step``: fractions of the training at which the learning rate
             is multiplied by ``gamma``; 0.8 is epoch 160 of 200.
-        gamma: factor for ``step``.
+        gamma: factor of the learning rate at each milestone.
         ema_decay: decay per step, in (0, 1), of an exponential moving average of
             weights and batch-norm statistics, which is then evaluated, exported and
             passed to a second stage. Not set: the last weights are used.
@@ -190,7 +191,7 @@ class DistributedConfig:
             part, and gradients are averaged.
         sync_batch_norm: normalise by the statistics of the joint batch instead of each
             process's part.
-        timeout: seconds after which an unresponsive process counts as lost.
+        timeout: seconds after which an unresponsive process counts as lost, > 0.
     """
 
     gather: bool = True
@@ -214,9 +215,9 @@ class TrainConfig:
         distributed: options for several processes.
         init_from: folder of a finished run whose network to start from; required by
             second-stage methods.
-        epochs: passes over the first stream of the method.
-        batch_size: images per step and stream, over all processes.
-        seed: seed for initial weights and all random draws.
+        epochs: number of passes over the method's first stream of images.
+        batch_size: images per step and stream, summed over all processes.
+        seed: seed of initial weights and all random draws.
         device: ``auto`` (CUDA if available), ``cpu``, ``cuda``, ``cuda:1`` ...
         precision: ``auto`` uses bfloat16 autocast on GPUs from sm_80 and on CPUs with
             AVX512_BF16 or AMX, otherwise float32.
@@ -258,7 +259,7 @@ class TrainConfig:
         check(SEED, seed=self.seed)
 
     def dump(self) -> dict[str, Any]:
-        """Return the options as plain values, as they go into ``config.yaml``.
+        """Return the options as plain values, as written to ``config.yaml``.
 
         Example:
             >>> TrainConfig(epochs=3).dump()["method"]["class_path"]
@@ -284,7 +285,7 @@ def _plain(value: Any) -> Any:
 
 
 def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested options by their dotted names, as they are typed.
+    """Flatten nested options to dotted names, as typed on the command line.
 
     Example:
         >>> flatten({"method": {"class_path": "S3H", "init_args": {"heads": 2}}})

@@ -1,8 +1,8 @@
-"""Options that contradict each other, or that have no effect beside others.
+"""Options that contradict each other, or have no effect in combination.
 
-A single option is checked where it is declared. Here two are checked together: a run
-that cannot follow its options is refused, and an option without effect, or with another
-one than it seems to have, is reported.
+Single options are checked where they are declared. This module checks combinations: it
+rejects options that a run cannot follow, and reports options without effect, or with
+another effect than they seem to have.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ __all__ = ["check_length", "check_options"]
 
 
 def check_options(config: TrainConfig, processes: int = 1) -> list[str]:
-    """Refuse options that contradict each other; return warnings about the others.
+    """Reject options that contradict each other; return warnings about the others.
 
-    An option that has no effect is named where it is not what the preset, or else the
-    default, has.
+    An option without effect is named only if it differs from the preset or, without a
+    preset, from the default.
 
     Raises:
         ValueError: the run could not do what its options say.
@@ -65,7 +65,7 @@ def check_options(config: TrainConfig, processes: int = 1) -> list[str]:
 
 
 def check_length(config: TrainConfig, images: int) -> list[str]:
-    """Return a warning, with options that fit, if a folder is small for its batches."""
+    """Return a warning, with better options, if a folder is small for its batches."""
     batch, epochs = fitting(images)
     if config.data.name != "folder" or config.batch_size <= batch:
         return []
@@ -82,7 +82,7 @@ def check_length(config: TrainConfig, images: int) -> list[str]:
 
 
 def _late(config: TrainConfig) -> Iterator[str]:
-    """Yield what a run is too short for."""
+    """Yield the options that take effect only after the end of the run."""
     epochs = config.epochs
     run = f"a run of {epochs} epoch{'s' if epochs > 1 else ''}"
     for name in ("eval_every", "checkpoint_every"):
@@ -134,7 +134,7 @@ def _nested(method: Method, prefix: str = "method") -> Iterator[tuple[str, Metho
         yield from _nested(method.inner, f"{prefix}.inner")
 
 
-#: Option -> whether it has an effect, and beside what it has none.
+#: Option -> whether it has an effect, and with what it has none.
 _EFFECTS: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
     "data.profile": (
         lambda c: c.data.name not in PHOTOGRAPHS or c.data.imbalance is not None,
@@ -181,7 +181,7 @@ _OF_THE_COPY = ("cross_weight", "momentum", "momentum_schedule")
 
 
 def _idle(config: TrainConfig, processes: int) -> Iterator[str]:
-    """Yield the options that were given and have no effect."""
+    """Yield the given options that have no effect."""
     given = _given(config)
     for option, (works, beside) in _EFFECTS.items():
         if option in given and not works(config):
@@ -201,7 +201,7 @@ def _idle(config: TrainConfig, processes: int) -> Iterator[str]:
 
 
 def _given(config: TrainConfig) -> dict[str, Any]:
-    """Return the options that are neither the preset's nor the default."""
+    """Return the options that differ from both preset and default."""
     options, usual = flatten(config.dump()), {**preset_options(config.preset)}
     for prefix, method in _nested(config.method):
         name = f"{prefix}.class_path"

@@ -1,4 +1,4 @@
-"""A run's network as an ONNX model or as a program of ``torch.export``."""
+"""A run's network as an ONNX model or a ``torch.export`` program."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from s3h_ext.runs.loading import Run
 
 __all__ = ["ExportError", "export_run", "metadata"]
 
-#: Largest difference of a logit, relative to the largest one there is.
+#: Largest difference between logits, relative to the largest logit.
 TOLERANCE = 1e-4
 
 
 class ExportError(CommandError):
-    """The exported network is not the network; nothing was written."""
+    """The exported network differs from the original; nothing was written."""
 
 
 class Prediction(nn.Module):
@@ -44,7 +44,7 @@ class Prediction(nn.Module):
 
 
 def metadata(run: Run) -> dict[str, str]:
-    """Return what the file says about itself: strings, structures as JSON."""
+    """Return the file's metadata as strings, structures as JSON."""
     card = run.card
     return {
         "run": run.name,
@@ -60,38 +60,38 @@ def metadata(run: Run) -> dict[str, str]:
 
 
 def export_run(run: Run, images: Tensor, path: Path, form: str) -> float:
-    """Export a run's network, check the file's content, write the file.
+    """Export a run's network, verify the file's content, write the file.
 
-    The batch size is free, the image size is the network's own.
+    The batch size is variable, the image size is the network's own.
 
     Args:
-        run: on the CPU.
-        images: real inputs to check with, ``[B, C, H, W]``, B >= 1.
-        path: of the file; it appears whole or not at all.
+        run: a run loaded on the CPU.
+        images: real inputs for the check, ``[B, C, H, W]``, B >= 1.
+        path: file to write; it appears complete or not at all.
         form: ``"onnx"`` or ``"pt2"``.
 
     Returns:
-        The largest difference of a logit between the file and the network.
+        The largest difference between logits of the file and the network.
 
     Raises:
-        ImportError: ONNX is asked for and its packages are not installed.
+        ImportError: ONNX is requested but its packages are not installed.
         ExportError: logits or predicted classes differ.
     """
     check_choice("format", form, FORMATS)
     make = _onnx if form == "onnx" else _pt2
-    # A copy: plain memory and no gradients are the export's business alone.
+    # A copy: contiguous memory and frozen weights are needed for the export only.
     method = copy.deepcopy(run.method).requires_grad_(False)
-    # The stubs of torch lack this overload.
+    # torch's stubs lack this overload.
     method.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     network = Prediction(method).eval()
     with torch.inference_mode():
         expected = network(images)
-    # Two images, for an example of one would make the batch size a constant. Outside
-    # of inference mode, whose tensors cannot be traced.
+    # Two images, because one would make the batch size a constant. Outside of inference
+    # mode, whose tensors cannot be traced.
     example = images[:1].repeat(2, 1, 1, 1).contiguous()
     content, call = make(network, example, metadata(run))
     difference = 0.0
-    for part in (slice(None), slice(1)):  # the batch size has to be free
+    for part in (slice(None), slice(1)):  # the batch size must be variable
         found, wanted = call(images[part]), expected[part]
         limit = TOLERANCE * max(1.0, float(wanted.abs().max()))
         difference = max(difference, float((found - wanted).abs().max()))
@@ -138,12 +138,12 @@ def _onnx(
         ) from error
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, about its own insides
+        warnings.simplefilter("ignore")  # torch warns about its internals
         exported = torch.onnx.export(
             _program(network, example),
             input_names=["images"],
             output_names=["logits"],
-            # Of the program's own names for its axes none is left.
+            # The program's own names for its axes are lost.
             dynamic_shapes={"images": {0: "batch"}},
             dynamo=True,
             verbose=False,

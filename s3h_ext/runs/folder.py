@@ -1,4 +1,4 @@
-"""A run's folder: what its files are called, its options and summary, its lock."""
+"""A run's folder: file names, options, summary, lock."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from s3h_ext.files import open_to_append, write_text
 __all__ = ["RunFolder"]
 
 _TAKEN = (errno.EACCES, errno.EAGAIN)
-# A POSIX lock belongs to the process and ends when any file of it is closed, so a
-# process keeps one open file per folder.
+# A POSIX lock belongs to the process and is released when any open file of it is
+# closed, so a process keeps one open file per folder.
 _held: dict[Path, IO[str]] = {}
 
 
@@ -32,7 +32,7 @@ class _Inside:
 
 
 class RunFolder:
-    """The folder of a run; every other module asks it for the names of files."""
+    """The folder of a run; all other modules get file names from it."""
 
     config = _Inside("config.yaml")  #: the options
     card = _Inside("dataset.json")  #: the data set without its images
@@ -44,8 +44,8 @@ class RunFolder:
     per_class = _Inside("per_class.csv")  #: the accuracy of each class
     confusion = _Inside("confusion.csv")  #: the cells of the confusion matrix
     calibration = _Inside("calibration.csv")  #: confidence against accuracy
-    subclasses = _Inside("subclasses.npz")  #: what the report shows of sub-classes
-    report = _Inside("report.html")  #: its pictures are beside it
+    subclasses = _Inside("subclasses.npz")  #: data of the report on sub-classes
+    report = _Inside("report.html")  #: with its pictures beside it
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -56,13 +56,13 @@ class RunFolder:
     def evaluation(
         self, split: str, classifier: str = "head", weights: str = "average"
     ) -> Path:
-        """The folder of an evaluation, ``evaluation-SPLIT[-CLASSIFIER][-last]``."""
+        """Return an evaluation's folder, ``evaluation-SPLIT[-CLASSIFIER][-last]``."""
         name = f"evaluation-{split}"
         name += "" if classifier == "head" else f"-{classifier}"
         return self.path / (name + ("-last" if weights == "last" else ""))
 
     def export(self, form: str) -> Path:
-        """The exported network, ``model.onnx`` or ``model.pt2``."""
+        """Return the path of the exported network, ``model.onnx`` or ``model.pt2``."""
         return self.path / f"model.{form}"
 
     def write_config(self, options: Mapping[str, Any]) -> None:
@@ -73,8 +73,8 @@ class RunFolder:
         """Read ``config.yaml`` as plain values.
 
         Raises:
-            ValueError: the file is no mapping of options.
-            FileNotFoundError: there is none.
+            ValueError: the file is not a mapping of options.
+            FileNotFoundError: the file does not exist.
         """
         from s3h_ext.runs.plain_yaml import load_yaml
 
@@ -94,8 +94,8 @@ class RunFolder:
         """Read ``summary.json``.
 
         Raises:
-            FileNotFoundError: the run is not finished, or this is no run.
-            ValueError: the file is no JSON object.
+            FileNotFoundError: the run is not finished, or this is not a run.
+            ValueError: the file is not a JSON object.
         """
         try:
             summary = json.loads(self.summary.read_text(encoding="utf-8"))
@@ -111,10 +111,10 @@ class RunFolder:
         return summary
 
     def create(self) -> None:
-        """Make the folder where it does not exist.
+        """Create the folder if it does not exist.
 
         Raises:
-            OSError: it cannot be made.
+            OSError: it cannot be created.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ class RunFolder:
             ) from error
 
     def check_free(self) -> None:
-        """Refuse a folder that holds a run.
+        """Check that the folder does not hold a run.
 
         Raises:
             FileExistsError: it does.
@@ -138,12 +138,12 @@ class RunFolder:
     def lock(self) -> None:
         """Keep other processes from training here until :meth:`unlock`.
 
-        The system releases the lock when the process ends, however that ends; what
-        stays is an empty file. On a file system without locks nothing is locked.
+        The system releases the lock when the process ends, for whatever reason; an
+        empty file remains. File systems without locks are not protected.
 
         Raises:
-            FileExistsError: another process trains here, or a folder in here that a run
-                writes to is a link to elsewhere.
+            FileExistsError: another process trains here, or a sub-folder that a run
+                writes to is a link to another location.
         """
         for inside in (self.checkpoints, self.tensorboard):
             if inside.is_symlink():

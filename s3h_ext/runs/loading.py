@@ -1,4 +1,4 @@
-"""From options or from a run's folder to a network that can be used."""
+"""Builds networks from options or from a run's folder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ __all__ = [
 
 
 def open_dataset(data: DataConfig) -> LongTailDataset:
-    """Load the data set of a configuration, with the errors of `load_dataset`."""
+    """Load the data set of a configuration; errors are those of `load_dataset`."""
     return load_dataset(
         data.name,
         lists=data.lists,
@@ -56,7 +56,7 @@ def _cut(data: DataConfig) -> dict[str, Any]:
 
 
 def build_network(config: TrainConfig, dataset: LongTailDataset) -> ImageClassifier:
-    """Return the configuration's network for a data set, with fresh weights."""
+    """Build the configuration's network for a data set, with fresh weights."""
     return build_model(
         config.model.backbone,
         dataset.num_classes,
@@ -99,9 +99,9 @@ def _load_network(model: ImageClassifier, path: Path, state: Mapping[str, Any]) 
 def _check_first_run(
     run: RunFolder, saved: Mapping[str, Any], dataset: LongTailDataset, data: DataConfig
 ) -> None:
-    """Refuse a first run on other classes, or on images that are held out here.
+    """Reject a first run on other classes, or on images that are held out here.
 
-    ``saved`` are that run's options of data; ``dataset`` and ``data`` are of this one.
+    ``saved`` are that run's data options; ``dataset`` and ``data`` are this run's.
     """
     card = read_card(run)
     if card is None:  # an older run
@@ -111,7 +111,7 @@ def _check_first_run(
             f"init_from: expected a run on the classes of {dataset.name}, got {run}, "
             f"trained on other classes ({card.name})"
         )
-    # A folder without test images; where they are apart both have None.
+    # For a folder without test images; with a test split, both are None.
     shares = saved.get("test_fraction"), data.test_fraction
     if shares[0] != shares[1] and {None, TEST_FRACTION} != set(shares):
         raise CheckpointError(
@@ -135,14 +135,14 @@ def take_weights(
     config: TrainConfig,
     dataset: LongTailDataset,
 ) -> str | None:
-    """Load what the options name: a backbone's weights, or a first stage.
+    """Load the initial weights that the options name, of a backbone or a first stage.
 
     Returns:
-        What the first stage is called, if there is one: its preset and what it changed
-        (:func:`~s3h_ext.runs.title.run_title`), or its folder's name.
+        Title of the first stage, if there is one: its preset and changed options
+        (:func:`~s3h_ext.runs.title.run_title`), or the name of its folder.
 
     Raises:
-        CheckpointError: the first stage is not there, or does not go with this run.
+        CheckpointError: the first stage is missing, or does not fit this run.
         ValueError: the method needs one and none is named, or a file does not fit.
     """
     if config.model.weights is not None:
@@ -171,12 +171,12 @@ class Run:
     Attributes:
         folder: the run's folder.
         config: its options.
-        card: what its data set was.
-        method: with the weights of the newest checkpoint, averaged ones where the run
-            has them (``optim.ema_decay``), in evaluation mode.
-        epochs_done: whole epochs behind those weights.
-        steps_done: steps of the epoch after them, where a run was stopped inside it.
-        device: where the method is.
+        card: description of its data set.
+        method: the method in evaluation mode, with the weights of the newest
+            checkpoint, averaged if the run has averages (``optim.ema_decay``).
+        epochs_done: complete epochs that produced those weights.
+        steps_done: further steps, if the run was stopped inside an epoch.
+        device: device of the method.
         precision: ``"fp32"`` or ``"bf16"``.
     """
 
@@ -198,20 +198,20 @@ class Run:
 def load_run(path: Path, *, device: str = "auto", weights: str = "average") -> Run:
     """Load a run's method and weights from its folder.
 
-    The images are not needed, unless the run was made before ``dataset.json`` was. No
-    code is run that the folder names: a method of your own has to be imported before.
+    The images are not needed, unless the run is older than ``dataset.json``. No code
+    named by the folder is run: import your own methods first.
 
     Args:
-        path: of the folder, as ``python -m s3h_ext.train`` left it.
-        device: as the option of the training; the run's own may not be here.
-        weights: ``"average"``, their moving average where the run keeps one
-            (``--optim.ema_decay``), else those of the last step; ``"last"``, always
-            those of the last step.
+        path: folder of the run, as written by ``python -m s3h_ext.train``.
+        device: as in the training options; the run's own may not exist here.
+        weights: ``"average"``: the moving average if the run has one
+            (``--optim.ema_decay``), otherwise the weights of the last step; ``"last"``:
+            always those of the last step.
 
     Raises:
-        FileNotFoundError: this is no run, or it has no checkpoint.
+        FileNotFoundError: this is not a run, or it has no checkpoint.
         CheckpointError: the checkpoints are damaged or do not fit the options.
-        ValueError: a file of the run does not hold what it should.
+        ValueError: a file of the run has invalid contents.
 
     Example:
         >>> from pathlib import Path
@@ -232,7 +232,7 @@ def load_run(path: Path, *, device: str = "auto", weights: str = "average") -> R
     checkpoint, state = found
     epochs_done, steps_done = state["epochs_done"], 0
     if unfinished := state.get("unfinished_epoch"):
-        whole = unfinished["steps"] == unfinished.get("of")  # it was not evaluated yet
+        whole = unfinished["steps"] == unfinished.get("of")  # trained but not evaluated
         epochs_done += whole
         steps_done = 0 if whole else unfinished["steps"]
     card = read_card(folder) or DatasetCard.of(open_dataset(config.data))
@@ -248,7 +248,7 @@ def load_run(path: Path, *, device: str = "auto", weights: str = "average") -> R
             f"{checkpoint}: does not fit this run: {error}"
         ) from error
     place = resolve_device(device)
-    # The stubs of torch lack this overload.
+    # torch's stubs lack this overload.
     method.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Run(
         folder=folder,
@@ -270,19 +270,19 @@ def split_images(
     *,
     argument: str = "split",
 ) -> LongTailDataset:
-    """Return the run's data set with the split ``split`` as its test images.
+    """Return the run's data set, with the given split as its test images.
 
     Args:
-        run: from :func:`load_run`.
+        run: run loaded by :func:`load_run`.
         split: ``"train"``, ``"val"``, ``"test"``, or ``"unused"``
             (:func:`~s3h_ext.data.unused_images`).
-        root: folder of the data, where it is not the run's own.
-        lists: folder of the list files, likewise.
-        argument: what errors call ``split``.
+        root: folder of the data, if it differs from the run's.
+        lists: folder of the list files, if it differs.
+        argument: name of ``split`` in error messages.
 
     Raises:
-        ValueError: the run has no such split, or these are not its data.
-        FileNotFoundError: the data are not there.
+        ValueError: the run has no such split, or the data differ from the run's.
+        FileNotFoundError: the data do not exist.
     """
     data = run.config.data
     data = replace(data, root=root or data.root, lists=lists or data.lists)

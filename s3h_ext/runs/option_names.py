@@ -1,4 +1,4 @@
-"""The trainer's options as people type them: spelling, messages, the nearest name."""
+"""The trainer's options as users type them: spelling, messages, similar names."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class OptionError(ValueError):
 
 
 def as_typed(message: str, method: object = None) -> str:
-    """Return an error with the option that it begins with as it is typed.
+    """Return an error message with its leading option spelt as it is typed.
 
-    ``method``, as in a record, is where arguments of methods are looked up.
+    Arguments of methods are looked up in ``method``, as given in a record.
 
     Example:
         >>> as_typed("root: expected a folder of images, got None")
@@ -47,7 +47,7 @@ def as_typed(message: str, method: object = None) -> str:
 
 
 def _of_method(name: str, method: object, prefix: str = "method") -> str | None:
-    """Return the option of a method, or of one inside of it, that has a name."""
+    """Return the full option for an argument of a method or of a nested one."""
     if not isinstance(method, Mapping):
         return None
     options = method.get("init_args") or {}
@@ -70,13 +70,13 @@ def method_options(class_path: str | None = None) -> list[str]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a question for the nearest known name, empty if none is near."""
+    """Return a "did you mean" question with the most similar name, or nothing."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
 def nearest_option(name: str, known: Iterable[str]) -> str:
-    """Return the same for an option, by its last part too: ``lr`` is ``optim.lr``."""
+    """Do the same for an option, also by its last part: ``lr`` is ``optim.lr``."""
     options = list(dict.fromkeys(known))
     last = name.rpartition(".")[2]
     same = [option for option in options if option.rpartition(".")[2] == last]

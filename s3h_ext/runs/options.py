@@ -1,4 +1,4 @@
-"""From the command line and YAML to a checked configuration."""
+"""Parses the command line and YAML into a checked configuration."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _FLAGS = ("help", "print_config", "resume")
 
 
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
-    """Keeps the lines of what stands behind the options."""
+    """Keeps the line breaks of the text after the options."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n".join(
@@ -73,7 +73,7 @@ def make_parser() -> jsonargparse.ArgumentParser:
         help="resume from the newest valid checkpoint in --output",
     )
     parser.add_class_arguments(TrainConfig, None, as_group=False)
-    # The parser keeps the method as a class name and its options, so they can be saved.
+    # The parser keeps the method as class name and options, so they can be saved.
     parser.set_defaults(method={"class_path": METHOD})
     return parser
 
@@ -82,18 +82,18 @@ def parse_options(arguments: Sequence[str] = ()) -> tuple[TrainConfig, bool]:
     """Turn command-line arguments into a checked configuration.
 
     A preset comes first, then ``--config`` files and dotted options in the order given.
-    A preset's warm-up that would outlast the run keeps its share of it.
-    Another class of method starts from its own defaults. Without ``--preset`` and
-    ``--config`` it is the built-in job, ``digits-lt/hybrid-psc``.
+    A preset's warm-up shrinks in proportion if the run is too short for it. Naming
+    another method class resets its options to their defaults. Without ``--preset`` and
+    ``--config``, the preset is ``digits-lt/hybrid-psc``.
 
-    A file runs no code: it may name the methods of ``s3h_ext`` and those of modules
-    that are imported already. A class after ``--method`` is imported.
+    Files cannot run code: they may name the methods of ``s3h_ext`` and those of modules
+    that are already imported. A class given by ``--method`` is imported.
 
     Returns:
         The configuration, and whether ``--resume`` was given.
 
     Raises:
-        OptionError: an unknown option or preset, or a value that does not fit.
+        OptionError: an unknown option or preset, or an invalid value.
 
     Example:
         >>> arguments = ["--preset", "digits-lt/ce", "--seed", "3"]
@@ -133,9 +133,9 @@ def parse_options(arguments: Sequence[str] = ()) -> tuple[TrainConfig, bool]:
 
     try:
         with classes.known_classes_only():
-            if helps:  # about a method; it is printed and that is all
+            if helps:  # print a method's help, then exit
                 parser.parse_args(helps)
-            # Of another class by default the parser would keep what options both have.
+            # With another default class, the parser would keep options that both have.
             parser.set_defaults(method={"class_path": method["class_path"]})
             namespace = parser.parse_args(words)
             method = namespace.method.as_dict()
@@ -154,7 +154,7 @@ def parse_options(arguments: Sequence[str] = ()) -> tuple[TrainConfig, bool]:
 
 @functools.cache
 def preset_options(preset: str | None) -> dict[str, Any]:
-    """Return the flat options that a preset gives, or the defaults if there is none."""
+    """Return the flat options of a preset, or the defaults without one."""
     known = preset in preset_names()
     arguments = ["--preset", str(preset)] if known else ["--config", "{}"]
     return flatten(parse_options(arguments)[0].dump())
@@ -165,10 +165,10 @@ def _is_method(option: str) -> bool:
 
 
 def _pairs(arguments: Sequence[str], known: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield options as they are spelt here, and their values.
+    """Yield options, in standard spelling, and their values.
 
     Raises:
-        OptionError: a word is no option, or an option has no value.
+        OptionError: a word is not an option, or an option has no value.
     """
     words = iter(["--help" if word == "-h" else word for word in arguments])
     for word in words:
@@ -186,10 +186,10 @@ def _pairs(arguments: Sequence[str], known: Sequence[str]) -> Iterator[tuple[str
 
 
 def _content(value: str) -> Mapping[Any, Any]:
-    """Return the options in what ``--config`` is given: a file, or YAML itself.
+    """Return the options in the argument of ``--config``: a file, or YAML itself.
 
     Raises:
-        OptionError: they cannot be read, or the file names another one.
+        OptionError: they cannot be read, or the file names another file.
     """
     try:
         path = Path(value)
@@ -210,7 +210,7 @@ _NO_OTHER = (
 
 
 def _loaded(value: str) -> object:
-    """Return a value as YAML; what is none is text."""
+    """Parse a value as YAML, or return it as text if it is not."""
     try:
         return plain_yaml.load_yaml(value)
     except (ValueError, yaml.YAMLError):
@@ -220,7 +220,7 @@ def _loaded(value: str) -> object:
 def _choose(chosen: dict[str, object], option: str, value: object) -> None:
     """Add an option, or several in a mapping, to those chosen so far.
 
-    Another class of method has its own defaults: options of the one before are dropped.
+    Another method class has its own defaults: options of the previous one are dropped.
     """
     if isinstance(value, Mapping) and value:
         inside: object = value
@@ -260,7 +260,7 @@ def _method(chosen: Mapping[str, object], option: str) -> object:
 
 
 def _words(chosen: Mapping[str, object]) -> Iterator[str]:
-    """Yield the options outside the method as arguments of the parser."""
+    """Yield the options outside the method as arguments for the parser."""
     for name, value in chosen.items():
         if name in _FLAGS:
             if value is not False:
@@ -272,13 +272,13 @@ def _words(chosen: Mapping[str, object]) -> Iterator[str]:
 def _dumped(value: object) -> str:
     try:
         text = yaml.safe_dump(value, default_flow_style=True, width=10**9)
-    except (ValueError, yaml.YAMLError) as error:  # as a number of 5000 digits
+    except (ValueError, yaml.YAMLError) as error:  # such as a number of 5000 digits
         raise OptionError(str(error)) from error
     return text.removesuffix("...\n").strip()
 
 
 def _import_classes(option: str, value: object) -> None:
-    """Import the classes that are named on the command line.
+    """Import the classes named on the command line.
 
     Raises:
         OptionError: one cannot be imported.
@@ -296,7 +296,7 @@ def _import_classes(option: str, value: object) -> None:
         except Exception as error:  # a module may raise anything
             missing = isinstance(error, ModuleNotFoundError) and error.name
             if option != "method" and f"{module}.".startswith(f"{missing}."):
-                return  # any text with a dot in it
+                return  # any text may contain a dot
             raise OptionError(
                 f"{option}: {value} cannot be imported: {type(error).__name__}: {error}"
             ) from error
@@ -308,9 +308,9 @@ def _check(
     chosen: Mapping[str, object],
     known: Sequence[str],
 ) -> None:
-    """Refuse an option that does not exist, and null where it is not accepted.
+    """Reject options that do not exist, and null where it is not accepted.
 
-    Methods of one's own are left to the parser.
+    Options of user-defined methods are left to the parser.
     """
     if option in _GROUPS:
         raise OptionError(_NO_OTHER.format(option, value))
@@ -348,14 +348,14 @@ def _guess(option: str, known: Sequence[str]) -> str:
 
 
 def _cut(message: str, limit: int = 2000) -> str:
-    """Shorten a message that repeats a whole file; the end says what was wrong."""
+    """Shorten a message that repeats a whole file; the error is at its end."""
     if len(message) <= limit:
         return message
     return f"{message[: limit // 2]} [...] {message[-limit // 2 :]}"
 
 
 def _explain(message: str) -> str:
-    """Make a message of the parser say more."""
+    """Make a message of the parser more helpful."""
     if denied := classes.explain(message):
         return denied
     option = "--" + ".".join(re.findall(r'Parser key "([\w.]+)"', message))

@@ -1,7 +1,6 @@
-"""YAML as options need it: small, and without aliases.
+"""YAML for options: limited in size, and without aliases.
 
-Ten lines of aliases stand for a billion values, and whoever walks through the result
-never comes back.
+Ten lines of aliases can stand for a billion values, which takes forever to traverse.
 """
 
 from __future__ import annotations
@@ -13,16 +12,16 @@ from jsonargparse import get_loader, set_loader
 
 __all__ = ["MODE", "load_yaml"]
 
-#: Name of this loader, to be given to the parser.
+#: Name of this loader in the parser.
 MODE = "s3h-yaml"
 MAX_CHARACTERS = 100_000
 MAX_DEPTH = 20
-# The one jsonargparse takes; two parsers may see two different things in a text.
+# jsonargparse's loader; another one might read the same text differently.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def load_yaml(text: str) -> Any:
-    """Loads ``text`` as jsonargparse's own YAML loader does, within limits.
+    """Load ``text`` as jsonargparse's own YAML loader does, within limits.
 
     Raises:
         yaml.YAMLError: broken YAML, an alias, or a text too long or too deep.

@@ -12,7 +12,7 @@ from s3h_ext.runs.config import PrecisionName
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device called ``name``; ``auto`` is CUDA where there is one.
+    """Return the device called ``name``; ``auto`` is CUDA if available.
 
     Raises:
         ValueError: no device has that name, or it is not on this machine.
@@ -22,7 +22,7 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        device = torch.device("meta")  # none of ours
+        device = torch.device("meta")  # not supported
     if device.type not in ("cpu", "cuda"):
         raise ValueError(
             f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', got {name!r}"
@@ -41,8 +41,8 @@ def resolve_device(name: str) -> torch.device:
 def resolve_precision(name: PrecisionName, device: torch.device) -> str:
     """Return ``"bf16"`` or ``"fp32"`` for ``name`` on ``device``.
 
-    ``auto`` takes bf16 only where the chip multiplies it natively: elsewhere it is
-    emulated and slower than float32.
+    ``auto`` uses bf16 only if the chip multiplies it natively; elsewhere it is emulated
+    and slower than float32.
     """
     if name != "auto":
         return name
@@ -54,7 +54,7 @@ def resolve_precision(name: PrecisionName, device: torch.device) -> str:
 
 
 def _cpuinfo(field: str) -> str:
-    """Return one field of the first processor in ``/proc/cpuinfo``, if it is there."""
+    """Return one field of the first processor in ``/proc/cpuinfo``, if it exists."""
     path = Path("/proc/cpuinfo")
     for line in path.read_text().splitlines() if path.exists() else ():
         if line.startswith(field):
@@ -65,10 +65,10 @@ def _cpuinfo(field: str) -> str:
 def autocast(
     precision: str, device: torch.device, *, cache: bool = True
 ) -> AbstractContextManager[object]:
-    """Return the autocast context of ``"fp32"`` or ``"bf16"``.
+    """Return the autocast context for ``"fp32"`` or ``"bf16"``.
 
-    ``cache`` keeps the weights' casts to the end of the context. A recording that is
-    made inside of it and lives longer would read them when they are gone.
+    ``cache`` keeps converted weights until the context ends. A recording made inside it
+    that outlives it would read freed memory.
     """
     if precision == "bf16":
         return torch.autocast(device.type, torch.bfloat16, cache_enabled=cache)
@@ -76,7 +76,7 @@ def autocast(
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of the chip, as far as the system tells it."""
+    """Return the name of the chip, as far as the system reports it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return _cpuinfo("model name") or platform.processor() or platform.machine()

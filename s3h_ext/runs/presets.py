@@ -26,7 +26,7 @@ def preset_arguments(name: str) -> list[str]:
 
 
 def _no_preset(name: str) -> str:
-    """Return an error that lists what the preset could have been."""
+    """Return an error message that lists similar presets."""
     data_set, _, method = name.partition("/")
     there = by_data_set()
     if data_set not in there:
@@ -48,7 +48,7 @@ def _no_preset(name: str) -> str:
 
 
 def preset_warmup(preset: str) -> tuple[float, int]:
-    """Return a preset's own epochs of warm-up and of training."""
+    """Return the number of warm-up epochs and of epochs in a preset."""
     text = Path(preset_arguments(preset)[1]).read_text(encoding="utf-8")
     content = plain_yaml.load_yaml(text)
     optim = content.get("optim", {})
@@ -59,11 +59,11 @@ def preset_warmup(preset: str) -> tuple[float, int]:
 
 
 def short_warmup(whole: float, length: int, epochs: int) -> float:
-    """Return a preset's epochs of warm-up in a run of ``epochs``.
+    """Return a preset's warm-up epochs for a run of ``epochs``.
 
-    A run that ends within its warm-up never reaches its learning rate, and a trial of a
-    few epochs would say nothing about its preset. There the warm-up keeps its share:
-    the preset has ``whole`` epochs of it in ``length``.
+    A run that ends during warm-up never reaches its learning rate, so a short trial
+    would say nothing about the preset. In that case the warm-up is scaled down: the
+    preset has ``whole`` epochs of it in ``length``.
     """
     if epochs > whole or whole >= length:
         return whole

@@ -13,7 +13,7 @@ from s3h_ext.runs.options import preset_options
 
 __all__ = ["option_changes", "run_title"]
 
-#: Options that say where and how a run is made and leave its result alone.
+#: Options that do not affect the result of a run, only where and how it is made.
 _INCIDENTAL = {
     *("preset", "seed", "output", "report", "device", "precision"),
     *("data.root", "checkpoint_every", "eval_every", "eval_batch_size"),
@@ -25,9 +25,9 @@ _INCIDENTAL = {
 def option_changes(
     record: Mapping[str, Any], first_stage: str | None = None
 ) -> tuple[str, ...]:
-    """Return a run's options that differ from those of its preset.
+    """Return the options of a run that differ from its preset.
 
-    ``first_stage`` is the title of the run that it starts from, where that is known.
+    ``first_stage`` is the title of the run that it starts from, if known.
     """
     preset = record["preset"]
     ours, theirs = with_defaults(record), preset_options(preset)
@@ -35,8 +35,8 @@ def option_changes(
         ours["init_from"] = first_stage
     name = str(ours.get("method.class_path")).rpartition(".")[2]
     if getattr(getattr(methods, name, None), "needs_first_stage", False):
-        # The presets of second stages are those on cross-entropy. Older runs do not
-        # say what theirs is, and their folders differ from seed to seed.
+        # The presets of second stages start from cross-entropy. Older runs do not
+        # record their first stage, and its folder differs between seeds.
         usual = first_stage == re.sub("/(crt|tau-norm)", "/ce", preset)
         ours["init_from"] = None if usual else first_stage or "unknown"
     return tuple(
@@ -52,13 +52,13 @@ def run_title(
     *,
     beside: Mapping[str, Any] | None = None,
 ) -> str | None:
-    """Return what a run is called where another starts from it; None without a preset.
+    """Return a run's name as the first stage of another; None without a preset.
 
     Args:
-        record: its options.
+        record: options of the run.
         first_stage: title of the run that it started from itself.
-        beside: options of the run that starts from it. What both say of data and
-            network is left out, for it is among the changes of that one.
+        beside: options of the run that starts from it. Data and network options that
+            both share are left out, as the other run's title has them.
 
     Example:
         >>> from s3h_ext.runs.options import parse_options

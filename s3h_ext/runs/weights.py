@@ -1,4 +1,4 @@
-"""Weights that a network starts from, out of another program's file."""
+"""Initial network weights from other programs' files."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _CLASSIFIER = "fc."
 
 
 def load_weights(backbone: Backbone, path: Path) -> None:
-    """Loads a state dictionary with torchvision's names into ``backbone``.
+    """Load a state dictionary with torchvision's names into ``backbone``.
 
-    A classifier (``fc``) in the file is left out, a ``module.`` before every name is
-    taken off, and a dictionary inside ``"state_dict"`` is taken out. The file is as
-    ``torch.save`` wrote it, and is read without the power to execute code.
+    A classifier (``fc``) in the file is ignored, a ``module.`` prefix is removed, and a
+    dictionary under ``"state_dict"`` is unwrapped. The file is one written by
+    ``torch.save``; reading it cannot execute code.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it holds no state dictionary, or one of another network.
+        FileNotFoundError: there is no such file.
+        ValueError: it does not hold a state dictionary, or one of another network.
     """
     if not path.is_file():
         raise FileNotFoundError(f"model.weights: expected a file, got {path}")
@@ -48,7 +48,7 @@ def load_weights(backbone: Backbone, path: Path) -> None:
         for name, value in state.items()
         if not names[name].startswith(_CLASSIFIER)
     }
-    # Files of before PyTorch 0.4.1 do not count batches.
+    # Files from before PyTorch 0.4.1 have no batch counts.
     for name, value in backbone.state_dict().items():
         if name.endswith("num_batches_tracked"):
             weights.setdefault(name, value)

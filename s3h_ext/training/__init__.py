@@ -1,1 +1,1 @@
-"""The training loop and what a step needs."""
+"""The training loop and its parts."""

@@ -15,9 +15,8 @@ __all__ = ["JointBatchNorm", "synchronise_batch_norm"]
 class JointBatchNorm(_BatchNorm):
     """Batch norm over the batches of all processes, on any device.
 
-    PyTorch's own ``SyncBatchNorm`` runs on GPUs alone. Mean and variance are taken one
-    after the other, each summed over the processes, so they have the digits that those
-    of one process with the joint batch have.
+    PyTorch's ``SyncBatchNorm`` needs GPUs. Mean and variance are summed over the
+    processes one after the other, so they are as accurate as in one process.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -27,7 +26,7 @@ class JointBatchNorm(_BatchNorm):
             )
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return the normalised ``[B, C, ...]``."""
+        """Return the normalised input ``[B, C, ...]``."""
         self._check_input_dim(input)
         if not self.training:
             return super().forward(input)
@@ -59,7 +58,7 @@ class JointBatchNorm(_BatchNorm):
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """PyTorch's own, ``torch.distributed.nn.functional.all_reduce``, is deprecated."""
+    """Replaces ``torch.distributed.nn.functional.all_reduce``, which is deprecated."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -73,15 +72,16 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 def synchronise_batch_norm(module: nn.Module, device: torch.device) -> None:
-    """Make the batch norms in ``module`` take the statistics of the joint batch.
+    """Make the batch norms in ``module`` use the statistics of the joint batch.
 
-    On GPUs they become PyTorch's ``SyncBatchNorm``, elsewhere
-    :class:`JointBatchNorm`; weights, statistics and names stay.
+    On GPUs they become PyTorch's ``SyncBatchNorm``, elsewhere :class:`JointBatchNorm`;
+    weights, statistics and names stay the same.
     """
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(module)
         return
     for norm in module.modules():
         if type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d):
-            # In place: an optimiser or a copy may hold the module and its parameters.
+            # In place: an optimiser or a copy may refer to the module and its
+            # parameters.
             norm.__class__ = JointBatchNorm

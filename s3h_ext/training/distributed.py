@@ -1,4 +1,4 @@
-"""A run in several processes, one for each GPU, as ``torchrun`` starts them."""
+"""A run in several processes, one for each GPU, started by ``torchrun``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from s3h_ext.training.step import Loss
 
 __all__ = ["LostProcessError", "World", "exit_process", "join_world"]
 
-# PyTorch 2.13 renamed the option and warns of the older name.
+# PyTorch 2.13 renamed the option and warns about the old name.
 _DDP_OPTIONS = inspect.signature(DistributedDataParallel).parameters
 _LOCAL_BUFFERS: dict[str, Any] = {
     "forward_sync_buffers"
@@ -48,13 +48,13 @@ class LostProcessError(CommandError):
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run; the default is one process alone.
+    """The processes of a run; by default a single one.
 
     Attributes:
-        rank: which one this is; 0 writes all files.
-        size: how many there are.
-        local_rank: which one this is on its machine, and so which GPU is its own.
-        control: a group for what is agreed on the host.
+        rank: number of this process; process 0 writes all files.
+        size: number of processes.
+        local_rank: number of this process on its machine, which selects its GPU.
+        control: process group for communication on the host.
     """
 
     rank: int = 0
@@ -63,7 +63,7 @@ class World:
     control: dist.ProcessGroup | None = None
 
     def device(self, name: str) -> torch.device:
-        """Return this process's device: with CUDA, of several, its own GPU.
+        """Return this process's device; each of several CUDA processes has its own GPU.
 
         Raises:
             ValueError: no device has that name, or it is not on this machine.
@@ -75,11 +75,11 @@ class World:
 
     @property
     def first(self) -> bool:
-        """True in the process that writes."""
+        """True in the process that writes files."""
         return self.rank == 0
 
     def share(self, count: int) -> slice:
-        """Return this process's part of ``count`` things in a row."""
+        """Return the slice of ``count`` consecutive items for this process."""
         return slice(
             count * self.rank // self.size, count * (self.rank + 1) // self.size
         )
@@ -96,11 +96,11 @@ class World:
         self.sum(0)
 
     def any(self, flag: bool) -> bool:
-        """Return whether ``flag`` is true in some process."""
+        """Return whether ``flag`` is true in any process."""
         return bool(self.sum(int(flag)))
 
     def sum(self, number: int) -> int:
-        """Return the sum of a whole number over the processes."""
+        """Return the sum of an integer over the processes."""
         if self.size == 1:
             return number
         total = torch.tensor(number)
@@ -111,12 +111,12 @@ class World:
         """Return the mean of a tensor over the processes."""
         if self.size == 1:
             return values
-        total = values.detach().to("cpu", copy=True)  # reduced in place
+        total = values.detach().to("cpu", copy=True)  # all_reduce works in place
         dist.all_reduce(total, group=self.control)
         return (total / self.size).to(values.device)
 
     def gather(self, thing: T) -> list[T]:
-        """Return what each process gave, in the order of their ranks."""
+        """Return the objects of all processes, in the order of their ranks."""
         things: list[Any] = [thing]
         if self.size > 1:
             things = [None] * self.size
@@ -124,7 +124,7 @@ class World:
         return things
 
     def broadcast(self, thing: T) -> T:
-        """Return what the first process gave."""
+        """Return the first process's object."""
         things = [thing]
         if self.size > 1:
             dist.broadcast_object_list(things, src=0, group=self.control)
@@ -133,7 +133,7 @@ class World:
     def connect(
         self, method: Method, config: DistributedConfig, device: torch.device
     ) -> None:
-        """Make a method, built and on its device, one of several processes'."""
+        """Prepare a method, built and on its device, for several processes."""
         if self.size == 1:
             return
         for module in method.modules():
@@ -147,7 +147,7 @@ class World:
         trained = any(p.requires_grad for p in method.parameters())
         if self.size == 1 or not trained:
             return lambda batch: method.loss(batch)
-        # Statistics are local, or equal already; prototypes and copies are equal.
+        # Statistics are local or already equal; prototypes and copies are equal.
         loss: Loss = DistributedDataParallel(_Loss(method), **_LOCAL_BUFFERS)
         return loss
 
@@ -157,8 +157,8 @@ class World:
         """Average the running statistics of batch norms over the processes.
 
         Each process tracks those of its own parts of the batches; evaluation and
-        checkpoints use these. Nothing changes where they are equal. Those of the
-        ``average`` of the weights are averaged too.
+        checkpoints use the averages. If they are equal, nothing changes. The statistics
+        in the ``average`` of the weights are averaged too.
         """
         tracked = [
             statistic
@@ -177,7 +177,7 @@ class World:
 
     @contextmanager
     def report_lost_peers(self) -> Iterator[None]:
-        """Turn the errors of a connection that broke into a message that says so.
+        """Turn errors of a broken connection into a clear message.
 
         Raises:
             LostProcessError: another process has ended or did not answer in time.
@@ -218,7 +218,7 @@ def _is_lost(error: RuntimeError) -> bool:
 
 
 def exit_process(status: int) -> NoReturn:
-    """End the process; after an error without leaving the process group.
+    """End the process; after an error, without leaving the process group.
 
     A live process group keeps threads that abort the interpreter at exit and mask its
     status; destroying the group could block on peers that have already died.
@@ -234,8 +234,8 @@ def join_world(device: str, config: DistributedConfig) -> World:
     """Join the processes that ``torchrun`` started, if it did.
 
     Raises:
-        ValueError: a single GPU is named for several processes.
-        LostProcessError: the others did not come in time.
+        ValueError: several processes are to use a single GPU.
+        LostProcessError: the other processes did not join in time.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:

@@ -1,4 +1,4 @@
-"""A method's predictions on a split, and what is reported about them."""
+"""A method's predictions on a split, and their metrics."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def evaluate_method(
 ) -> Evaluation:
     """Return the metrics of a method on a split; its train/eval mode is restored.
 
-    ``class_counts`` are *training* images of each class ``[C]``. ``predict`` stands
-    in for the method's own. Each process of ``world`` has a part of the split, and all
-    get the result. ``auc`` keeps the probabilities of all classes in memory.
+    ``class_counts`` are the *training* images of each class ``[C]``. ``predict``
+    replaces the method's own. Each process of ``world`` evaluates a part of the split,
+    and all get the result. ``auc`` keeps the probabilities of all classes in memory.
 
     Raises:
-        DivergedError: the logits of some image are not finite.
+        DivergedError: the logits of an image are not finite.
         UnreadableImageError: no image could be read.
     """
     predict = predict or method.predict
-    # Kept on the device to the end: no batch waits for its results.
+    # Kept on the device until the end, so that no batch synchronises.
     empty = torch.zeros(0, dtype=torch.int64, device=device)
     found: list[tuple[Tensor, ...]] = [(empty, empty, empty.float(), empty.bool())]
     probabilities: list[Tensor] = []
@@ -57,8 +57,8 @@ def evaluate_method(
             confidence = (logits.amax(1) - logits.logsumexp(1)).exp()
             finite = logits.isfinite().all(1)
             found.append((batch.labels, logits.argmax(1), confidence, finite))
-            if auc:  # of thousands of classes: too many for a GPU
-                # In float32 those of a sure network are all 1.
+            if auc:  # on the CPU: with thousands of classes, too much for a GPU
+                # In float32, those of a confident network would all be 1.
                 probabilities.append(logits.cpu().double().softmax(1))
     method.train(training)
     columns = [*map(torch.cat, zip(*found, strict=True))]

@@ -27,7 +27,7 @@ __all__ = ["results_table", "run_summary", "selection_split", "write_outputs"]
 
 
 def selection_split(dataset: LongTailDataset) -> str:
-    """Return the split that epochs are compared on: held-out images, if any."""
+    """Return the split used to compare epochs: held-out images, if any."""
     return "val" if dataset.val is not None else "test"
 
 
@@ -43,15 +43,14 @@ def run_summary(
     processes: int,
     dataset_given: bool,
 ) -> dict[str, Any]:
-    """Return what ``summary.json`` says about a finished run.
+    """Return the contents of ``summary.json`` for a finished run.
 
-    ``epochs``, ``precision``, ``device`` and ``processes`` are those that it was
-    trained for, in, on and by; ``dataset_given``: the data set is not the one that the
-    options name.
+    ``epochs``, ``precision``, ``device`` and ``processes`` are those of the training.
+    ``dataset_given``: the data set is not the one named by the options.
     """
     counts = dataset.class_counts
     error = test.calibration.error
-    # What the data set was cut by, or is by nature.
+    # The imbalance factor of the cut, or the data set's own.
     imbalance = None
     if not dataset_given:
         imbalance = config.data.imbalance or DATASETS[dataset.name]
@@ -70,7 +69,7 @@ def run_summary(
         "best_split": selection_split(dataset),
         "macro_f1": test.macro_f1,
         "worst_class": test.worst_class,
-        # Not a number where a confidence is none, and JSON knows no NaN.
+        # NaN if a confidence is NaN, and JSON has no NaN.
         "calibration_error": error if math.isfinite(error) else None,
         "train_images": int(counts.sum()),
         "parameters": sum(p.numel() for p in config.method.model.parameters()),
@@ -113,12 +112,12 @@ def write_outputs(
     precision: str,
     device: torch.device,
 ) -> None:
-    """Write the summary, the evaluation behind it and the report; print the result.
+    """Write the summary, the underlying evaluation and the report; print the result.
 
     ``test`` is the evaluation on the test split; ``train_batches`` are the training
-    images in their order, not augmented. The method of ``config`` is a trained one.
+    images in order, without augmentation. ``config`` holds the trained method.
     """
-    # First of all: whatever fails after this, the numbers are safe.
+    # First of all: if anything fails after this, the numbers are safe.
     folder.write_summary(summary)
     write_evaluation(folder, test, dataset.class_names, dataset.class_counts)
     print(results_table(summary))
@@ -135,7 +134,7 @@ def write_outputs(
 
 
 def _empty_groups(summary: Mapping[str, Any]) -> list[str]:
-    """Say why a group of classes has no accuracy."""
+    """Return why groups of classes have no accuracy."""
     groups = zip(GROUPS, GROUP_SIZES, strict=True)
     empty = [f"{sizes} ({name})" for name, sizes in groups if summary[name] is None]
     if not empty:
@@ -144,7 +143,7 @@ def _empty_groups(summary: Mapping[str, Any]) -> list[str]:
 
 
 def results_table(summary: Mapping[str, Any]) -> str:
-    """Return the closing table of a run as text."""
+    """Return the final table of a run as text."""
 
     def percent(value: float | None) -> str:
         return "no class" if value is None else f"{value:.2f}"

@@ -1,4 +1,4 @@
-"""A training that goes on has finite numbers in it."""
+"""Checks that a training's numbers are finite."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def spoiled(state: object, prefix: str = "") -> Iterator[str]:
 def check_finite(
     state: Mapping[str, object], where: str, unset: frozenset[str] = frozenset()
 ) -> None:
-    """Refuse to keep a state that nothing can be trained on from.
+    """Check that training can continue from a state.
 
-    ``unset`` are names of what is no number before the training has filled it in.
+    ``unset`` names tensors that may be NaN until the training fills them.
 
     Raises:
-        DivergedError: a tensor of the state is not finite.
+        DivergedError: another tensor of the state is not finite.
     """
     name = next((name for name in spoiled(state) if name not in unset), None)
     if name is not None:

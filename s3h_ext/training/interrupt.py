@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop after the step that is under way."""
+"""Ctrl-C and SIGTERM request a stop after the current step."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ class StopRequest:
 
     A second SIGINT (Ctrl-C twice) interrupts immediately. A second SIGTERM is ignored:
     when a process group is terminated, the signal arrives directly and again from the
-    parent. Outside the main thread, which alone may handle signals, entering changes
-    nothing.
+    parent. Only the main thread can handle signals; entering has no effect in others.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Sums an epoch's terms without making the device wait."""
+"""Sums an epoch's loss terms without synchronising with the device."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from s3h_ext.training.finite import DivergedError
 class EpochMeter:
     """Loss terms, images and seconds of one epoch.
 
-    Terms are summed on the device. On a GPU the values of a step are copied to pinned
-    memory behind the step's own work and read once the copy is over, a step or more
-    late; nothing waits for it. On a CPU they are there. ``state`` is of an interrupted
-    epoch to go on with, from :meth:`state`.
+    Terms are summed on the device. On a GPU, the values of a step are copied
+    asynchronously to pinned memory and read when the copy is done, one or more steps
+    late. On a CPU they are available at once. ``state`` continues an interrupted epoch,
+    from :meth:`state`.
 
     Attributes:
         steps: steps done.
-        images: views that went through this process's network; of an interrupted
-            epoch, those of all processes count as the first one's.
-        last_loss: the newest loss that has arrived.
+        images: views that went through this process's network; after an interruption,
+            the first process counts those of all.
+        last_loss: the latest loss available on the host.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class EpochMeter:
 
     @property
     def seconds(self) -> float:
-        """Seconds of the epoch so far, those before an interruption included."""
+        """Seconds of the epoch so far, including those before an interruption."""
         return self._earlier_seconds + time.perf_counter() - self._started
 
     def state(self, of: int) -> dict[str, Any]:
-        """Return what a checkpoint keeps of the epoch, for all processes."""
+        """Return the state of the epoch for a checkpoint, summed over all processes."""
         sums = self._sums
         return {
             "names": self._names,
@@ -68,7 +68,7 @@ class EpochMeter:
         }
 
     def update(self, terms: Mapping[str, Tensor], images: int) -> None:
-        """Take the terms of one step and the number of its views.
+        """Add the terms of one step and the number of its views.
 
         Raises:
             DivergedError: a term of this step, or of the last one read, is not finite.
@@ -99,7 +99,7 @@ class EpochMeter:
             if not math.isfinite(number)
         }
         if spoiled:
-            # The loss is not finite because a term of it is not: name the term.
+            # The loss is not finite because one of its terms is not: name that term.
             name = next((name for name in spoiled if name != "loss"), "loss")
             raise DivergedError(
                 f"{name} is {spoiled[name]} at step {step} of epoch {self._epoch + 1}"
@@ -107,7 +107,7 @@ class EpochMeter:
         self.last_loss = numbers[self._names.index("loss")]
 
     def means(self) -> dict[str, float]:
-        """Return the mean of each term over the epoch; this waits for the device.
+        """Return the mean of each term over the epoch; synchronises with the device.
 
         Raises:
             DivergedError: a term was not finite in some step of the epoch.

@@ -1,4 +1,4 @@
-"""The optimiser of a run: what it trains, its weight decay and learning rate."""
+"""The optimiser of a run: parameter groups, weight decay and learning rate."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from s3h_ext.runs.config import OptimConfig
 
 
 def parameter_groups(module: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
-    """Return groups of what is trained: with weight decay and, if asked, without.
+    """Return groups of trained parameters: with weight decay and, if asked, without.
 
-    Without it are batch norm's parameters and biases, which have one dimension. The
-    prototypes of PSC are decayed as weights are; the loss sees their directions alone.
+    Batch-norm parameters and biases, which have one dimension, go without. The
+    prototypes of PSC are decayed like weights; the loss only uses their directions.
     """
     decayed: list[nn.Parameter] = []
     exempt: list[nn.Parameter] = []
@@ -34,7 +34,7 @@ def parameter_groups(module: nn.Module, optim: OptimConfig) -> list[dict[str, An
 def build_optimizer(
     module: nn.Module, optim: OptimConfig, device: torch.device
 ) -> torch.optim.SGD:
-    """Return SGD over what is trained of a module; over nothing, where nothing is."""
+    """Return SGD over the trained parameters of a module, even if there are none."""
     groups = parameter_groups(module, optim)
     return torch.optim.SGD(
         groups or [{"params": [torch.zeros(0, device=device)]}],
@@ -46,10 +46,10 @@ def build_optimizer(
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return what a checkpoint keeps of an optimiser: plain numbers and tensors."""
+    """Return the state of an optimiser for a checkpoint: plain numbers and tensors."""
     state = optimizer.state_dict()
     for group in state["param_groups"]:
-        group["lr"] = float(group["lr"])  # a tensor where steps are recorded
+        group["lr"] = float(group["lr"])  # a tensor if steps are recorded
     return state
 
 
@@ -57,12 +57,12 @@ def learning_rate(optim: OptimConfig, position: float, epochs: int) -> float:
     """Return the learning rate at ``position`` epochs of ``epochs``.
 
     A linear rise over ``warmup_epochs`` multiplies the schedule, which itself runs over
-    the whole training, so warm-up moves no milestone.
+    the whole training, so warm-up does not move milestones.
 
     Args:
         optim: peak rate, warm-up and schedule.
-        position: epochs done, a fraction inside an epoch; the rate of the first step of
-            an epoch of 100 steps is that of position ``epoch + 0.01``.
+        position: epochs done, including a fraction of the current one; the first step
+            of an epoch of 100 steps is at position ``epoch + 0.01``.
         epochs: length of the training.
 
     Example:
@@ -74,7 +74,7 @@ def learning_rate(optim: OptimConfig, position: float, epochs: int) -> float:
     if optim.schedule == "cosine":
         rate *= 0.5 * (1.0 + math.cos(math.pi * min(position / epochs, 1.0)))
     elif optim.schedule == "step":
-        # Whole epochs: a milestone that falls inside one takes effect at its end.
+        # Whole epochs: a milestone inside an epoch takes effect at its end.
         passed = sum(position > math.ceil(m * epochs - 1e-9) for m in optim.milestones)
         rate *= optim.gamma**passed
     if position < optim.warmup_epochs:

@@ -1,4 +1,4 @@
-"""The classifiers that an evaluation may put in place of a run's own."""
+"""Classifiers that can replace a run's own in an evaluation."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from s3h_ext.training.evaluation import Predict
 
 __all__ = ["TAUS", "PosthocClassifier", "make_classifier"]
 
-#: What a sweep tries.
+#: Values tried in a sweep.
 TAUS = tuple(np.linspace(0.0, 2.0, 21).round(1).tolist())
 
-#: Of a split of the run's data, its batches in their order.
+#: Maps a split of the run's data to its batches, in order.
 Read = Callable[[str], Iterable[Batch]]
 
 
 @dataclass(frozen=True)
 class PosthocClassifier:
-    """A classifier, and what a reader of its numbers has to know.
+    """A classifier, and the facts needed to interpret its results.
 
     Attributes:
         predict: normalised images ``[B, C, H, W]`` to logits ``[B, num_classes]``;
@@ -60,20 +60,21 @@ def make_classifier(
     """Return a classifier on a run's network.
 
     Args:
-        run: from :func:`~s3h_ext.runs.loading.load_run`.
+        run: run loaded by :func:`~s3h_ext.runs.loading.load_run`.
         name: ``"head"``, the run's own; ``"logit-adjusted"`` (Menon et al., ICLR 2021,
             equation 9); ``"tau-norm"``, ``"nearest-mean"`` (Kang et al., ICLR 2020,
             section 4); ``"knn"``.
-        read: of a split, its batches; the last two read the training images.
-        tau: strength of the first two, 1 if not set for ``"logit-adjusted"``. For
-            ``"tau-norm"``, in [0, 2], one of :data:`TAUS` is then chosen by the
-            balanced accuracy on ``choose_on``, the smallest of equals.
-        choose_on: the split of held-out images.
-        neighbours: of ``"knn"``.
+        read: returns the batches of a split; the last two classifiers read the training
+            images.
+        tau: strength of ``"logit-adjusted"`` (default 1) or ``"tau-norm"`` (in [0, 2];
+            by default the best of :data:`TAUS` by balanced accuracy on ``choose_on``,
+            the smallest in a tie).
+        choose_on: split of held-out images on which to choose ``tau``.
+        neighbours: number of training images that vote in ``"knn"``.
 
     Raises:
-        ValueError: an argument is out of range, or the network has no linear
-            classifier to normalise.
+        ValueError: an argument is out of range, or the network has no linear classifier
+            to normalise.
     """
     if name == "head":
         return PosthocClassifier()
@@ -83,7 +84,7 @@ def make_classifier(
         tau = 1.0 if tau is None else tau
         check(ZERO_OR_MORE, tau=tau)
         counts = torch.tensor(run.card.train_images, dtype=torch.float64)
-        # A class without an image has no prior to be adjusted by.
+        # A class without images has no prior to adjust for.
         priors = (counts / counts.sum()).masked_fill(counts == 0, 1.0)
         shift = tau * priors.log().float().to(run.device)
         return PosthocClassifier(
@@ -112,7 +113,7 @@ def make_classifier(
 
     def predict(images: Tensor) -> Tensor:
         features = method.model.backbone(images).float()
-        # Sixteen bits would make equals of different cosines.
+        # In 16 bits, different cosines could become equal.
         with torch.autocast(images.device.type, enabled=False):
             return classify(features)
 

@@ -1,4 +1,4 @@
-"""Photographs that cannot be read: found before a run begins, told of in the log."""
+"""Unreadable photographs: found before a run begins and reported in the log."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from s3h_ext.data.sets.readable import find_unreadable, without_unreadable
 from s3h_ext.data.source.decode import UnreadableImageError
 from s3h_ext.training.distributed import World
 
-if TYPE_CHECKING:  # it brings TensorBoard
+if TYPE_CHECKING:  # imports TensorBoard
     from s3h_ext.training.runlog import RunLog
 
 __all__ = ["LeftOut", "read_once"]
 
 
 def read_once(dataset: LongTailDataset, feed: Feed, world: World) -> LongTailDataset:
-    """Read every photograph once, so that nothing counts one that cannot be read.
+    """Read every photograph once, so that counts exclude unreadable ones.
 
-    Each process reads its part; ``feed.unreadable`` says which it could not.
+    Each process reads its part; ``feed.unreadable`` records the failures.
 
     Returns:
-        The data set without the training images that cannot be read. Validation and
-        test images stay in it: they are left out whenever they are evaluated.
+        The data set without unreadable training images. Validation and test images
+        remain; unreadable ones are skipped in every evaluation.
 
     Raises:
         UnreadableImageError: no image of a split can be read.
-        ValueError: fewer than two classes can be trained on.
+        ValueError: fewer than two classes have readable training images.
     """
     splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     names: list[str] = []
@@ -62,7 +62,7 @@ def read_once(dataset: LongTailDataset, feed: Feed, world: World) -> LongTailDat
 def _lost(
     dataset: LongTailDataset, files: ImageFiles, bad: NDArray[np.int64]
 ) -> list[str]:
-    """Return the classes of a split that have images, of which none can be read."""
+    """Return the classes of a split that have images, but no readable ones."""
     readable = np.delete(files.labels, bad)
     lost = np.setdiff1d(files.labels, readable)
     return [dataset.class_names[label] for label in lost.tolist()]
@@ -71,7 +71,7 @@ def _lost(
 class LeftOut:
     """Reports each image that could not be read, once.
 
-    ``known`` images were reported already; new ones are added.
+    ``known`` images have been reported before; new ones are added.
     """
 
     def __init__(self, feed: Feed, known: dict[str, str], world: World) -> None:
@@ -79,12 +79,12 @@ class LeftOut:
 
     def tell(self, log: RunLog) -> dict[str, str]:
         """Report new images of this process; return all of them."""
-        errors = self._feed.unreadable.errors.copy()  # threads may be adding to it
+        errors = self._feed.unreadable.errors.copy()  # other threads may add to it
         self._report(errors, log.tell)
         return errors
 
     def note(self, log: RunLog) -> None:
-        """Report new images of all processes in the log; all have to ask together."""
+        """Report new images of all processes in the log; all must call it together."""
         for errors in self._world.gather(self.tell(log)):
             self._report(errors, log.note)
 

@@ -1,10 +1,10 @@
 """Steps that are recorded once and replayed: CUDA graphs.
 
-A ResNet-32 step is some thousand small kernels. Launched one by one they keep the host
-busy longer than the GPU; recorded as a CUDA graph they are one launch. A replay runs
-the same kernels on the same memory and no Python, so whatever differs from step to step
-has to be in that memory: the batch, the learning rate, and what a method writes in
-:meth:`s3h_ext.methods.Method.begin_epoch`.
+A ResNet-32 step consists of about a thousand small kernels. Launching them one by one
+takes the host longer than the GPU needs to run them; a recorded CUDA graph is a single
+launch. A replay runs the same kernels on the same memory and no Python, so everything
+that changes from step to step must be in that memory: the batch, the learning rate, and
+what a method writes in :meth:`s3h_ext.methods.Method.begin_epoch`.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ T = TypeVar("T")
 
 
 class CudaGraphs:
-    """Records CUDA graphs that share their memory, and so replay one at a time."""
+    """Recorder of CUDA graphs that share a memory pool; only one replays at a time."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
         self.forget()
 
     def forget(self) -> None:
-        """Give later recordings memory of their own.
+        """Give later recordings a new memory pool.
 
-        A pool without graphs is not taken again while a tensor in it lives.
+        A pool without graphs cannot be reused while one of its tensors is alive.
         """
         self._pool = torch.cuda.graph_pool_handle()
 
     def run(self, function: Callable[[], T]) -> T:
-        """Return ``function()``, run on the stream of the recordings."""
-        # Autograd remembers on which stream a weight was first used.
+        """Return ``function()``, run on the stream used for recording."""
+        # Autograd remembers the stream on which a weight was first used.
         outside = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(outside)
         with torch.cuda.stream(self._stream):
@@ -48,14 +48,14 @@ class CudaGraphs:
         return result
 
     def record(self, function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        """Return the function's results, and what does its work again.
+        """Return the function's results and a function that replays it.
 
-        Recording does not do the work: the results are those of the last replay.
+        Recording does not execute the work: the results are those of the latest replay.
         """
         graph = torch.cuda.CUDAGraph()
         outside = torch.cuda.current_stream(self._stream.device)
         try:
-            # Other threads (pinned memory, decoders) may call CUDA meanwhile.
+            # Other threads (pinned memory, decoders) may call CUDA at the same time.
             with torch.cuda.graph(
                 graph,
                 pool=self._pool,
@@ -64,16 +64,16 @@ class CudaGraphs:
             ):
                 result = function()
         except RuntimeError:
-            torch.cuda.set_stream(outside)  # torch leaves its own
+            torch.cuda.set_stream(outside)  # torch does not restore it
             raise
         return result, graph.replay
 
 
 class Replayer:
-    """Runs functions of tensors, the first time as they are and then from recordings.
+    """Runs functions of tensors, first directly and then from recordings.
 
-    Where a function cannot be recorded it raises if it is to ``insist``; if not,
-    it warns and runs everything as it is from then on.
+    If a function cannot be recorded, it raises if ``insist``; otherwise it warns and
+    runs everything directly from then on.
     """
 
     def __init__(self, recorder: CudaGraphs, insist: bool = True) -> None:
@@ -88,22 +88,22 @@ class Replayer:
         inputs: Sequence[Tensor],
         function: Callable[[list[Tensor]], T],
     ) -> T:
-        """Return ``function(inputs)``; a recording's results last to the next call.
+        """Return ``function(inputs)``; results of a recording last until the next call.
 
         Args:
-            name: of the function; a replay stands for any other call of this name with
+            name: name of the function; a replay replaces other calls of this name with
                 inputs of the same shapes and strides.
-            inputs: what the function may read that is not at the same place next time.
-            function: its work is done by operations on the device alone.
+            inputs: tensors that the function reads from changing memory.
+            function: must work by operations on the device alone.
 
         Raises:
-            RuntimeError: it is not, and ``insist``.
+            RuntimeError: the function cannot be recorded, and ``insist`` is set.
         """
         if self._given_up:
             return function(list(inputs))
         key = (name, *((t.shape, t.stride(), t.dtype) for t in inputs))
         if key not in self._met:
-            # The first run makes what stays: momenta, workspaces, plans.
+            # The first run allocates what persists: momenta, workspaces, plans.
             self._met.add(key)
             return self._recorder.run(lambda: function(list(inputs)))
         if key not in self._made:
@@ -124,7 +124,7 @@ class Replayer:
         return made
 
     def drop(self) -> None:
-        """Drop all recordings: functions do other work from now on."""
+        """Drop all recordings, because functions now do different work."""
         self._met.clear()
         self._made.clear()
         self._recorder.forget()
@@ -132,7 +132,7 @@ class Replayer:
     def _give_up(self, name: str, error: RuntimeError) -> None:
         self._given_up = True
         self._made.clear()
-        # The end of a capture that went wrong says no more than that.
+        # The error at the end of a failed capture does not contain the cause.
         cause = error.__context__ or error
         reason = str(cause).strip().partition("\n")[0]
         warnings.warn(
@@ -145,16 +145,16 @@ class Replayer:
 def choose_recorder(
     name: GraphsName, device: torch.device, processes: int, resident: bool
 ) -> CudaGraphs | None:
-    """Return what records the steps of a run, or None if they run as they are.
+    """Return the recorder of a run's steps, or None to run them directly.
 
     Args:
-        name: the option; ``"auto"`` is for images that are resident on one GPU.
-        device: of the run.
-        processes: of the run.
+        name: the option; ``"auto"`` records if images are resident on a single GPU.
+        device: device of the run.
+        processes: number of processes of the run.
         resident: whether the training images are kept on the device.
 
     Raises:
-        ValueError: ``"on"`` where there is no GPU or there are several processes.
+        ValueError: ``"on"`` without a GPU or with several processes.
     """
     if name == "on" and (device.type != "cuda" or processes > 1):
         raise ValueError(

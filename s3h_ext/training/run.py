@@ -52,8 +52,7 @@ __all__ = ["TrainingRun"]
 class TrainingRun:
     """What :class:`~s3h_ext.training.trainer.Trainer` trains, evaluates and saves.
 
-    It is built from the options, or restored from a checkpoint; its arguments are the
-    trainer's.
+    It is built from options or from a checkpoint; the arguments are the trainer's.
     """
 
     def __init__(
@@ -78,14 +77,14 @@ class TrainingRun:
         checkpoint = None
         if resume:
             checkpoint = latest_checkpoint(self.folder, config.dump(), self.precision)
-            # Before the processes do anything else together.
+            # Before any other joint operation.
             check_together(world, checkpoint and checkpoint[1], self.folder)
         self.state = RunState()
         data = config.data
         self.feed = Feed(data.source, data.workers, data.unreadable)
         self.dataset_given = dataset is not None
         self.dataset = dataset or open_dataset(data)
-        if checkpoint is not None:  # it goes on with the images that it began with
+        if checkpoint is not None:  # keep the images that the run began with
             card = read_card(self.folder)
             known = () if card is None else card.unreadable
             self.dataset = without_unreadable(self.dataset, known)
@@ -95,12 +94,12 @@ class TrainingRun:
             self.warnings += check_length(config, len(self.dataset.train))
         torch.manual_seed(config.seed)
         model = build_network(config, self.dataset)
-        if checkpoint is None:  # which has it all, and the files may have moved
+        if checkpoint is None:  # it has all weights; their files may have moved
             self.state.first_stage = take_weights(model, config, self.dataset)
         self.method = config.method
         self.method.build(model, self.dataset)
         self._unset = frozenset(spoiled({"method": self.method.state_dict()}))
-        # The stubs of torch lack this overload.
+        # torch's stubs lack this overload.
         self.method.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         world.connect(self.method, config.distributed, self.device)
         decay = config.optim.ema_decay
@@ -123,7 +122,7 @@ class TrainingRun:
             for split, images in splits.items()
             if images is not None
         }
-        # A method that trains nothing is evaluated and done.
+        # A method that trains nothing is only evaluated.
         trains = any(parameter.requires_grad for parameter in self.method.parameters())
         self.epochs = config.epochs if trains else 0
         self.optimizer = build_optimizer(self.method, config.optim, self.device)
@@ -131,12 +130,12 @@ class TrainingRun:
         if world.first:
             self.folder.lock()
             if not resume:
-                self.folder.check_free()  # again: nobody else can begin a run here now
+                self.folder.check_free()  # again, now that the folder is locked
         if checkpoint is not None:
             self._restore(*checkpoint)
         self._left_out = LeftOut(self.feed, self.state.left_out, world)
-        self._evaluated: dict[str, Evaluation] = {}  # with the newest weights
-        self._inside = False  # of an epoch
+        self._evaluated: dict[str, Evaluation] = {}  # of the current weights
+        self._inside = False  # inside an epoch
         self._clock = time.perf_counter()
         recorder = choose_recorder(
             config.graphs, self.device, world.size, self.source.resident
@@ -152,14 +151,14 @@ class TrainingRun:
             self.average,
             self._replayer,
         )
-        world.barrier()  # nothing is written before all have read
+        world.barrier()  # all processes read before any writes
         if world.first:
             self.folder.write_config(config.dump())
             write_card(self.folder, self.dataset)
 
     @property
     def place(self) -> str:
-        """Where the training is, as in ``"in epoch 3"``."""
+        """Where the training is, such as ``"in epoch 3"``."""
         done = self.state.epochs_done
         if self._inside:
             return f"in epoch {done + 1}"
@@ -168,7 +167,7 @@ class TrainingRun:
     def evaluate(self, split: str) -> Evaluation:
         """Return the metrics of the method on ``"val"`` or ``"test"``.
 
-        They are those of the averaged weights, if there are any.
+        Uses the averaged weights, if there are any.
         """
         with self._averaged():
             return self._measure(split)
@@ -188,7 +187,7 @@ class TrainingRun:
         )
 
     def _predict(self, images: Tensor) -> Tensor:
-        """Return the logits of a batch, from a recording where steps are recorded."""
+        """Return the logits of a batch, from a recording if steps are recorded."""
         if self._replayer is None:
             return self.method.predict(images)
         return self._replayer(
@@ -204,17 +203,17 @@ class TrainingRun:
         )
 
     def train_batches(self) -> Iterator[Batch]:
-        """Yield the training images as evaluation shows them, in their order.
+        """Yield the training images in order, with the views used in evaluation.
 
         Lazy: images are copied only on iteration.
         """
         yield from self._evaluation_batches(self.dataset.train)
 
     def save(self, meter: EpochMeter | None = None) -> None:
-        """Write a checkpoint; inside an epoch ``meter`` says how far that has come.
+        """Write a checkpoint; inside an epoch, ``meter`` holds the epoch's progress.
 
         Raises:
-            DivergedError: the state is not finite, and nothing was written.
+            DivergedError: the state is not finite; nothing was written.
         """
         self.state.run_seconds = time.perf_counter() - self._clock
         self.world.average_batch_norm_statistics(self.method, self.average)

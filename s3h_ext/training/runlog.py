@@ -1,4 +1,4 @@
-"""The progress of a run: bar, log, ``metrics.csv``, TensorBoard."""
+"""The progress of a run: progress bar, log, ``metrics.csv``, TensorBoard."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Row = Mapping[str, float | int | None]
 
 
 class RunLog:
-    """The files and the terminal of one run.
+    """The log files and terminal output of one run.
 
-    ``history`` has the rows of the epochs that are already done; later rows left by an
+    ``history`` holds the rows of the epochs already done; later rows left by an
     interrupted run are dropped.
     """
 
@@ -42,7 +42,7 @@ class RunLog:
             unit="step",
             dynamic_ncols=True,
             smoothing=0.05,
-            # A log file wants a line now and then, not a bar redrawn ten times a
+            # In a log file, a line now and then instead of a bar redrawn ten times a
             # second.
             mininterval=0.1 if sys.stderr.isatty() else 30.0,
         )
@@ -53,7 +53,7 @@ class RunLog:
     def step(
         self, epoch: int, loss: float | None, images_per_second: float | None
     ) -> None:
-        """Advance the bar by a step; the values may be a step or more late."""
+        """Advance the bar by a step; the values may be one or more steps old."""
         postfix = [f"epoch {epoch + 1}"]
         if loss is not None:
             postfix.append(f"loss {loss:.4f}")
@@ -73,7 +73,7 @@ class RunLog:
                 self._tensorboard.add_scalar(name, value, row["epoch"])
 
     def _write_csv(self) -> None:
-        # Not every epoch is evaluated, so the columns are those of all rows together.
+        # Not every epoch is evaluated, so collect the columns of all rows.
         columns = list(dict.fromkeys(name for row in self._rows for name in row))
         rows = ([row.get(name) for name in columns] for row in self._rows)
         write_text(self._folder.metrics, format_rows([columns, *rows]))
@@ -91,7 +91,7 @@ class RunLog:
     def close(self) -> None:
         """Close the bar, the log and the event file."""
         self._bar.close()
-        # Of a full disk the line that found it full has told.
+        # If the disk is full, an earlier write has already reported it.
         with suppress(OSError):
             self._log.close()
         with suppress(OSError):
@@ -99,7 +99,7 @@ class RunLog:
 
 
 class SilentLog(RunLog):
-    """A log without files: that of all processes but the first."""
+    """A log without files, for all processes but the first."""
 
     def __init__(self) -> None:
         pass
@@ -107,17 +107,17 @@ class SilentLog(RunLog):
     def step(
         self, epoch: int, loss: float | None, images_per_second: float | None
     ) -> None:
-        """Tell nothing."""
+        """Do nothing."""
 
     def epoch(self, row: Row) -> None:
-        """Tell nothing."""
+        """Do nothing."""
 
     def note(self, text: str) -> None:
-        """Tell nothing."""
+        """Do nothing."""
 
     def tell(self, text: str) -> None:
-        """Write a line to the terminal, on which there is a bar of another process."""
+        """Write a line to the terminal, which shows another process's bar."""
         print(f"\n{printable(text)}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Close nothing."""
+        """Do nothing."""

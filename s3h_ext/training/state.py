@@ -1,4 +1,4 @@
-"""The progress of a run, and the checks before it is resumed."""
+"""The progress of a run, and the checks before resuming it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["RunState", "check_card", "check_together"]
 
 @dataclass
 class RunState:
-    """The part of a checkpoint beside tensors and options.
+    """Everything in a checkpoint except tensors and options.
 
     Attributes:
-        epochs_done: whole epochs.
-        unfinished_epoch: of an interrupted epoch to go on with, from
+        epochs_done: number of complete epochs.
+        unfinished_epoch: state of an interrupted epoch, from
             :meth:`~s3h_ext.training.meter.EpochMeter.state`.
-        history: a row of results for each epoch.
+        history: one row of results per epoch.
         best_top1: highest top-1 accuracy of an epoch.
-        train_seconds: inside training steps.
-        run_seconds: everything, over all parts of an interrupted run.
+        train_seconds: time spent in training steps.
+        run_seconds: total time, over all parts of an interrupted run.
         images_trained: views that went through the networks of all processes.
         left_out: images that could not be read, and why.
         first_stage: title of the run whose network the training starts from.
@@ -43,7 +43,7 @@ class RunState:
     first_stage: str | None = None
 
     def steps_done(self, per_epoch: int) -> int:
-        """Return the steps of whole epochs and those of an interrupted one."""
+        """Return the number of steps done, including those of an interrupted epoch."""
         steps: int = self.unfinished_epoch["steps"] if self.unfinished_epoch else 0
         return per_epoch * self.epochs_done + steps
 
@@ -51,12 +51,12 @@ class RunState:
 def check_together(
     world: World, state: Mapping[str, Any] | None, folder: RunFolder
 ) -> None:
-    """Refuse processes that go on from different places.
+    """Check that all processes resume from the same point.
 
     ``state`` is this process's checkpoint, if it found one.
 
     Raises:
-        CheckpointError: some process is elsewhere.
+        CheckpointError: they do not.
     """
     unfinished = state and state["unfinished_epoch"]
     places = world.gather(
@@ -71,10 +71,10 @@ def check_together(
 
 
 def check_card(folder: RunFolder, dataset: LongTailDataset) -> None:
-    """Refuse to go on with other data than the run began with.
+    """Check that the run resumes with the data it began with.
 
     Raises:
-        CheckpointError: ``dataset`` is not what the run in ``folder`` was begun on.
+        CheckpointError: ``dataset`` differs from the data of the run in ``folder``.
     """
     old, new = read_card(folder), DatasetCard.of(dataset)
     if old is not None and (different := old.differences(new)):

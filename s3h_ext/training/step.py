@@ -1,4 +1,4 @@
-"""A training step, run as it is or from a recording."""
+"""A training step, run directly or replayed from a recording."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from s3h_ext.training.recording import Replayer
 
 __all__ = ["Loss", "TrainingStep"]
 
-#: Named terms of a batch.
+#: Computes the named loss terms of a batch.
 Loss = Callable[[Mapping[str, Batch]], dict[str, Tensor]]
 
 
 class TrainingStep:
-    """Loss, backward, optimiser, and what the method tracks.
+    """Loss, backward, optimiser, and the method's own updates.
 
-    The ``average`` of the weights is kept up to date. A ``replayer`` records the step
-    once for each size of batch, and replays it.
+    It also updates the ``average`` of the weights. A ``replayer`` records the step once
+    for each batch size and replays it.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class TrainingStep:
     def __call__(self, batch: Mapping[str, Batch], rate: float) -> dict[str, Tensor]:
         """Do a step at a learning rate; return the terms of the loss, detached.
 
-        Those of a recorded step are overwritten by the next one.
+        The terms of a recorded step are overwritten by the next one.
         """
         if self._rate is not None:
             self._rate.fill_(rate)
@@ -68,7 +68,7 @@ class TrainingStep:
         self._method.after_step()
         if self._average is not None:
             self._average.update()
-        # A term with its history would keep autograd's nodes into the next step.
+        # A term that is not detached would keep its autograd graph until the next step.
         return {name: term.detach() for name, term in terms.items()}
 
 
@@ -79,6 +79,6 @@ def _tensors(batch: Mapping[str, Batch]) -> list[Tensor]:
 def _with_tensors(
     batch: Mapping[str, Batch], tensors: Sequence[Tensor]
 ) -> dict[str, Batch]:
-    """Return a batch like ``batch`` of other tensors, in the order of ``_tensors``."""
+    """Return a copy of ``batch`` with other tensors, in the order of ``_tensors``."""
     rest = iter(tensors)
     return {name: part.each(lambda _: next(rest)) for name, part in batch.items()}

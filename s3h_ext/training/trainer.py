@@ -23,30 +23,30 @@ from s3h_ext.training.runlog import RunLog, SilentLog
 
 
 class Trainer(TrainingRun):
-    """Trains one method on one data set and leaves a folder with everything about it.
+    """Trains one method on one data set and writes the results to a folder.
 
     Args:
         config: the run's options.
-        folder: the run's folder; made where it does not exist.
-        resume: go on from the newest sound checkpoint in ``folder``; where there is
-            none, from the start.
-        dataset: to be used in place of the one that ``config.data`` names.
-        world: the processes of the run; the first one writes.
+        folder: the run's folder; created if it does not exist.
+        resume: resume from the newest valid checkpoint in ``folder``, or start from
+            scratch if there is none.
+        dataset: data set to use instead of the one in ``config.data``.
+        world: the processes of the run; the first one writes files.
 
     Raises:
         ValueError: options contradict each other.
         FileExistsError: ``folder`` holds a run and ``resume`` is false, or another
             process is training there.
-        CheckpointError: ``resume`` finds checkpoints and none that this run can go on
-            from, or one of other data.
+        CheckpointError: ``resume`` finds checkpoints but none that fits this run, or
+            one of other data.
     """
 
     def fit(self) -> dict[str, Any]:
-        """Train to the last epoch and return the summary, which is also written.
+        """Train to the last epoch; write and return the summary.
 
         Raises:
-            KeyboardInterrupt: on SIGINT or SIGTERM, after the step that was under way
-                and a checkpoint; at once on a SIGINT after that.
+            KeyboardInterrupt: on SIGINT or SIGTERM, after the current step and a
+                checkpoint; immediately on a second SIGINT.
             DivergedError: a loss term, a weight or a logit is not finite.
             LostProcessError: another process of the run has ended or hangs.
         """
@@ -62,7 +62,7 @@ class Trainer(TrainingRun):
 
     @contextmanager
     def _open_log(self) -> Iterator[RunLog]:
-        """Open the log of the first process, say what runs, and how that ended."""
+        """Open the first process's log; record what runs and how it ended."""
         per_epoch = self.source.steps_per_epoch
         done, steps = self.state.steps_done(per_epoch), per_epoch * self.epochs
         log = (
@@ -85,14 +85,14 @@ class Trainer(TrainingRun):
         try:
             yield log
         except (Exception, KeyboardInterrupt) as error:
-            with suppress(OSError):  # it may be what ends the run
+            with suppress(OSError):  # it may be the cause
                 log.note(f"stopped {self.place}: {error!r}")
             raise
         finally:
             log.close()
 
     def _train(self, log: RunLog) -> Evaluation:
-        """Train the epochs that are left; return the evaluation on the test split."""
+        """Train the remaining epochs; return the evaluation on the test split."""
         begun_at = self.state.steps_done(self.source.steps_per_epoch)
         self._left_out.note(log)
         with StopRequest() as stop:
@@ -102,7 +102,7 @@ class Trainer(TrainingRun):
             self.state.history = [{"epoch": 0, **self._evaluate_epoch()}]
             self.save()
             log.epoch(self.state.history[0])
-        # Without held-out images the last epoch was just evaluated on this split.
+        # Without held-out images, the last epoch was just evaluated on this split.
         test = self._evaluated.get("test") or self.evaluate("test")
         if self.average is not None:
             last = self._measure("test")
@@ -118,12 +118,12 @@ class Trainer(TrainingRun):
         return test
 
     def _epoch(self, epoch: int, log: RunLog, stop: StopRequest) -> None:
-        """Train an epoch, evaluate it and write a checkpoint, where each is due."""
+        """Train an epoch; evaluate it and write a checkpoint if they are due."""
         last = epoch + 1 == self.epochs
         due = last or (epoch + 1) % self.config.checkpoint_every == 0
         evaluated = last or (epoch + 1) % self.config.eval_every == 0
         row: dict[str, float | int | None] = {"epoch": epoch + 1}
-        # An evaluation that fails, or is killed, costs no training.
+        # Save first, so that a failing evaluation loses no training.
         row.update(self.train_epoch(epoch, log, stop, save=due and evaluated))
         if evaluated:
             row.update(self._evaluate_epoch(saved=due))
@@ -131,8 +131,8 @@ class Trainer(TrainingRun):
         self.state.epochs_done = epoch + 1
         self._inside = False
         self._left_out.note(log)
-        # Once, for a stop in between would go without its checkpoint. In the last epoch
-        # all processes ask together too, and end what is nearly over.
+        # Ask once: a stop request in between would miss its checkpoint. In the last
+        # epoch all processes ask together too, but finish the run.
         stopping = self.world.any(stop.requested) and not last
         if due or stopping:
             self.save()
@@ -150,8 +150,8 @@ class Trainer(TrainingRun):
     ) -> dict[str, float]:
         """Train one epoch; return mean terms, last learning rate and images/s.
 
-        ``stop`` is asked after every step, in all processes together. ``save`` writes a
-        checkpoint behind the last step.
+        All processes check ``stop`` together after every step. ``save`` writes a
+        checkpoint after the last step.
 
         Raises:
             KeyboardInterrupt: ``stop`` was requested; a checkpoint was written.
@@ -177,7 +177,7 @@ class Trainer(TrainingRun):
                 self._left_out.note(log)
                 self.save(meter)
                 raise KeyboardInterrupt
-        means = meter.means()  # waits for the device, so the clock below is true
+        means = meter.means()  # synchronises, so the time below is right
         seconds = meter.seconds
         if save:
             self._left_out.note(log)
@@ -193,7 +193,7 @@ class Trainer(TrainingRun):
         try:
             metrics = self.evaluate(split)
         except DivergedError:
-            # What was saved before the evaluation is of no use.
+            # The checkpoint written before the evaluation is now obsolete.
             if saved and self.world.first:
                 drop_unfinished(self.folder)
             raise
@@ -219,7 +219,7 @@ class Trainer(TrainingRun):
             dataset_given=self.dataset_given,
         )
         if self.world.first:
-            # A signal now must not leave the folder half written.
+            # A signal must not leave the folder half-written now.
             with StopRequest(), self._averaged():
                 write_outputs(
                     self.folder,
