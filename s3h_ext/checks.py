@@ -1,4 +1,4 @@
-"""Checks of arguments: what was expected, and what came."""
+"""Argument checks whose errors state what was expected and what was given."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
     "number_in",
 ]
 
-#: What is expected, and whether a value is that.
+#: Description of the expected value, and a test of it.
 Rule = tuple[str, Callable[[Any], bool]]
 COUNT: Rule = ("a whole number >= 1", lambda value: value >= 1)
 NOT_NEGATIVE: Rule = ("a whole number >= 0", lambda value: value >= 0)
@@ -30,7 +30,7 @@ ZERO_OR_MORE: Rule = ("a finite number >= 0", lambda v: math.isfinite(v) and v >
 
 
 def number_in(interval: str, what: str = "a number") -> Rule:
-    """Returns the rule of an interval, as in ``"[0, 1)"``."""
+    """Return the rule for an interval such as ``"[0, 1)"``."""
     low, high = map(float, interval[1:-1].split(","))
     after = operator.le if interval[0] == "[" else operator.lt
     before = operator.le if interval[-1] == "]" else operator.lt
@@ -38,10 +38,10 @@ def number_in(interval: str, what: str = "a number") -> Rule:
 
 
 def check(rule: Rule, prefix: str = "", /, **values: Any) -> None:
-    """Refuses values that break a rule; ``None`` stands for one that is not set.
+    """Check that values satisfy a rule; ``None`` means not set.
 
     Raises:
-        ValueError: one does.
+        ValueError: a value does not.
 
     Example:
         >>> check(number_in("[0, 1)", "a share"), "data.", val_fraction=1.5)
@@ -55,10 +55,10 @@ def check(rule: Rule, prefix: str = "", /, **values: Any) -> None:
 
 
 def check_choice(argument: str, value: object, choices: Iterable[str]) -> None:
-    """Refuses a value that is not among ``choices`` and names the nearest one.
+    """Check that a value is among ``choices``; the error names the most similar one.
 
     Raises:
-        ValueError: ``value`` is none of them.
+        ValueError: it is not.
 
     Example:
         >>> check_choice("to", "steps", ["exp", "step"])

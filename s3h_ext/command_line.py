@@ -18,10 +18,10 @@ from s3h_ext.presets import preset_table
 
 
 class CommandError(RuntimeError):
-    """Ends a command; the message says why, and what to do about it."""
+    """An error that ends a command; the message says why, and what to do about it."""
 
 
-#: What ends a command with a message, and not with a traceback.
+#: Errors that end a command with a message instead of a traceback.
 FAILURES = (CommandError, ValueError, TypeError, OSError, ImportError)
 SPLITS = ("test", "val", "train", "unused")
 FORMATS = ("onnx", "pt2")
@@ -29,7 +29,7 @@ CLASSIFIERS = ("head", "logit-adjusted", "tau-norm", "nearest-mean", "knn")
 
 
 class Parser(argparse.ArgumentParser):
-    """Treats ``--batch-size`` and ``--batch_size`` alike."""
+    """A parser that treats ``--batch-size`` and ``--batch_size`` alike."""
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
@@ -139,7 +139,7 @@ def evaluate_parser() -> Parser:
 
 
 def check_classifier(parser: Parser, options: argparse.Namespace) -> None:
-    """Refuse options of :func:`evaluate_parser` that do not go with each other."""
+    """Reject options of :func:`evaluate_parser` that contradict each other."""
     chooses = options.classifier == "tau-norm" and options.tau is None
     if options.tau is not None and options.classifier not in CLASSIFIERS[1:3]:
         parser.error(

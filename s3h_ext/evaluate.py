@@ -49,20 +49,20 @@ def evaluate_run(
     """Return the metrics of a run's network on a split of its data set.
 
     Args:
-        run: from :func:`~s3h_ext.runs.loading.load_run`.
+        run: run loaded by :func:`~s3h_ext.runs.loading.load_run`.
         split: ``"test"``, ``"val"``, ``"train"`` without augmentation, or ``"unused"``:
             the archive's training images that the run does not train on.
-        root: folder of the data, where it is not the run's own.
-        lists: folder of the list files, likewise.
-        batch_size: of the evaluation, likewise.
-        feed: what reads the images and notes those that it cannot read, likewise.
-        predict: of :func:`~s3h_ext.training.posthoc.make_classifier`, in place of the
-            run's own classifier.
+        root: folder of the data, if it differs from the run's.
+        lists: folder of the list files, if it differs.
+        batch_size: images per batch, if it differs from the run's.
+        feed: reads the images and records unreadable ones; by default as in the run.
+        predict: replaces the run's own classifier, see
+            :func:`~s3h_ext.training.posthoc.make_classifier`.
         auc: compute the area under the ROC curve too.
 
     Raises:
-        ValueError: the run has no such split, or these are not its data.
-        FileNotFoundError: the data are not there.
+        ValueError: the run has no such split, or the data differ from the run's.
+        FileNotFoundError: the data do not exist.
     """
     batches = _batches(run, split, root, lists, batch_size, feed or _feed(run))
     return evaluate_method(
@@ -114,7 +114,7 @@ def _summary(
         **({"steps_done": run.steps_done} if run.steps_done else {}),
         **{name: getattr(found, name) for name in _MEASURES},
         **({} if found.auc is None else {"auc": found.auc}),
-        # Not a number where a confidence is none, and JSON knows no NaN.
+        # NaN if a confidence is NaN, and JSON has no NaN.
         "calibration_error": error if math.isfinite(error) else None,
         "precision": run.precision,
         "device": device_name(run.device),
@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run = load_run(options.run, device=options.device, weights=options.weights)
         feed = _feed(run)
         where = {name: getattr(options, name) for name in _WHERE}
-        others = _feed(run)  # whose unreadable images are none of the split's
+        others = _feed(run)  # its unreadable images are not the split's
         classifier = make_classifier(
             run,
             options.classifier,
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"left out: {printable(path)}: {reason}", file=sys.stderr)
     for name, value in summary.items():
         if isinstance(value, dict):
-            continue  # the sweep is in the file
+            continue  # written to the file only
         shown = f"{value:.2f}" if isinstance(value, float) else printable(value)
         print(f"{name:18}{'-' if value is None else shown}")
     print(printable(folder))

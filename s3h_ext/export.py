@@ -1,4 +1,4 @@
-"""``python -m s3h_ext.export RUN``: a run's network as one file for elsewhere."""
+"""``python -m s3h_ext.export RUN``: write a run's network as one portable file."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def check_images(
     lists: str | None = None,
     limit: int = 64,
 ) -> Tensor:
-    """Return real inputs ``[B, C, H, W]`` of a run's network, up to ``limit``.
+    """Return up to ``limit`` real inputs ``[B, C, H, W]`` for a run's network.
 
     Args:
-        run: from :func:`~s3h_ext.runs.loading.load_run`.
-        places: image files and folders; test images of the data set if empty.
-        root: folder of the data, where it is not the run's own.
-        lists: folder of the list files, likewise.
-        limit: images at most, spread over the data set, or over those given.
+        run: run loaded by :func:`~s3h_ext.runs.loading.load_run`.
+        places: image files and folders; if empty, test images of the data set are used.
+        root: folder of the data, if it differs from the run's.
+        lists: folder of the list files, if it differs.
+        limit: largest number of images, spread over all available ones.
 
     Raises:
-        ValueError: a file is no image, or there is none.
-        FileNotFoundError: the data are not there.
+        ValueError: a file is not an image, or there are no images.
+        FileNotFoundError: the data do not exist.
     """
     prepare = run.card.preprocessing
     if places:
@@ -57,7 +57,7 @@ def check_images(
         return prepare([test.images[i] for i in chosen])
     images = []
     for i in chosen:
-        # What the evaluation leaves out or complains of is no matter here.
+        # Errors that an evaluation would report or skip do not matter here.
         with suppress(ValueError):
             images.append(_prepared(prepare, test.path(i)))
     if not images:
@@ -68,13 +68,13 @@ def check_images(
 
 
 def _spread(images: Sized, limit: int) -> list[int]:
-    """Return at most ``limit`` positions; images are often sorted by class."""
+    """Return at most ``limit`` spread positions: images are often sorted by class."""
     count = min(limit, len(images))
     return [int(i) for i in np.linspace(0, len(images) - 1, count)]
 
 
 def _prepared(prepare: Preprocessing, path: Path) -> Tensor:
-    """Return an image file as the network's input ``[1, C, H, W]``."""
+    """Read an image file as the network's input ``[1, C, H, W]``."""
     try:
         return prepare([read_picture(path, prepare.image_shape[2])])
     except (ValueError, OSError) as error:

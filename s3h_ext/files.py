@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Writes files that are either complete or absent."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import IO
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing: the name appears when the content is complete.
+    """Write a file atomically: the name appears when the content is complete.
 
     Raises:
-        OSError: the disk is full or the folder not writable; what was there stays.
+        OSError: the disk is full or the folder not writable; an existing file remains.
     """
     try:
         write_pieces(path, [content])
@@ -26,7 +26,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
     """Like :func:`write_bytes`, but stream pieces, which need not fit in memory.
 
-    If ``pieces`` raise, those written so far stay in a file that ends in ``.partial``.
+    If ``pieces`` raises, the pieces written so far remain in a ``.partial`` file.
     """
     partial = _partial(path)
     try:
@@ -36,15 +36,15 @@ def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        if error.filename is None:  # a write that fails does not say where
+        if error.filename is None:  # a failed write does not name the file
             error.filename = str(path)
         raise
 
 
 def open_new(path: Path) -> IO[bytes]:
-    """Open a file to overwrite it, in place of a link of its name.
+    """Open a file for overwriting; a link of its name is replaced.
 
-    A folder from somebody else may hold links to what is not theirs.
+    An untrusted folder may contain links to other users' files.
     """
     if path.is_symlink():
         path.unlink()
@@ -52,7 +52,7 @@ def open_new(path: Path) -> IO[bytes]:
 
 
 def open_to_append(path: Path) -> IO[str]:
-    r"""Open a text file to append to; a link of its name is refused.
+    r"""Open a text file for appending; a link of its name is rejected.
 
     Non-UTF-8 bytes in file or class names are escaped, e.g. ``\udce9``.
     """

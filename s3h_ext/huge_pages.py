@@ -1,10 +1,10 @@
-"""Huge pages for a training on the CPU.
+"""Huge pages for training on the CPU.
 
-The operators of a training step allocate tensors of many megabytes and give them back.
-Where free memory is fragmented, as on virtual machines that have been up for a while,
-address translation of their 4 KiB pages can cost more than the arithmetic
-(docs/cpu.md). glibc asks the kernel for pages of 2 MiB if ``GLIBC_TUNABLES`` said so
-when the process started, which is why a program has to start itself again.
+The operators of a training step allocate and free tensors of many megabytes. If free
+memory is fragmented, as on virtual machines that have been running for a while, address
+translation of their 4 KiB pages can cost more than the arithmetic (docs/cpu.md). glibc
+requests pages of 2 MiB if ``GLIBC_TUNABLES`` says so when the process starts, so a
+program has to restart itself.
 
 Nothing here imports PyTorch, whose import takes seconds.
 """
@@ -19,12 +19,12 @@ from pathlib import Path
 
 __all__ = ["OPT_OUT", "asking", "describe", "restart"]
 
-#: Set to 0: leave the process as it is. :func:`restart` sets it too, so that a process
-#: restarts once, whatever becomes of the other variables on the way.
+#: Set to 0 to leave the process as it is. :func:`restart` sets it too, so that a
+#: process restarts only once, whatever happens to the other variables.
 OPT_OUT = "S3H_HUGE_PAGES"
 _OFF, _DONE = "0", "asked"
-#: Of glibc. One arena for all threads: others are heaps of at most 64 MiB, which are
-#: mapped and unmapped in pieces.
+#: glibc tunables. All threads share one arena, because others are heaps of at most 64
+#: MiB, which are mapped and unmapped in pieces.
 PAGES, ARENAS = "glibc.malloc.hugetlb=1", "glibc.malloc.arena_max=1"
 
 _KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -32,18 +32,18 @@ _GPUS = (Path("/dev/nvidiactl"), Path("/dev/nvidia0"), Path("/dev/dxg"))
 
 
 def restart(arguments: Sequence[str]) -> None:
-    """Start this process again with huge pages, where that is possible and of use.
+    """Restart this process with huge pages, if that is possible and useful.
 
-    Same process id, same command line, standard streams as they are. Call it before
-    PyTorch is imported, and from a program's entry point only. It returns where nothing
-    is to be done: on a GPU, where the process was restarted already, where
-    ``GLIBC_TUNABLES`` says something about huge pages or ``S3H_HUGE_PAGES`` is 0,
-    without glibc 2.35 or newer, and where the kernel gives no huge pages. ``--device``
-    and ``--config`` among the program's ``arguments`` say where it will run.
+    Process id, command line and standard streams stay the same. Call it before PyTorch
+    is imported, and only from a program's entry point. It returns if there is nothing
+    to do: on a GPU, after a restart, if ``GLIBC_TUNABLES`` mentions huge pages or
+    ``S3H_HUGE_PAGES`` is 0, without glibc 2.35 or newer, and if the kernel provides no
+    huge pages. ``--device`` and ``--config`` among the program's ``arguments``
+    determine where it will run.
     """
     given = sys.argv[1:]
     if sys.orig_argv[len(sys.orig_argv) - len(given) :] != given:
-        return  # another program runs this one inside of its process
+        return  # embedded in another program
     if not sys.executable or _on_gpu(arguments, os.environ):
         return
     environment = asking(os.environ)
@@ -52,14 +52,14 @@ def restart(arguments: Sequence[str]) -> None:
     try:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
     except OSError:
-        return  # it trains without
+        return  # continue without huge pages
 
 
 def asking(environment: Mapping[str, str]) -> dict[str, str] | None:
-    """Return an environment whose processes ask for huge pages.
+    """Return an environment in which processes request huge pages.
 
     Returns:
-        ``None`` where they would not get any, or ``environment`` has it settled.
+        ``None`` if they would not get any, or ``environment`` already decides it.
     """
     if _asked(environment) or environment.get(OPT_OUT) in (_OFF, _DONE):
         return None
@@ -77,7 +77,7 @@ def asking(environment: Mapping[str, str]) -> dict[str, str] | None:
 
 
 def describe() -> str:
-    """Return how this process's memory is paged, in words for a log."""
+    """Return the page sizes of this process's memory, as text for a log."""
     if _asked(os.environ) and _mode() in ("madvise", "always"):
         return f"huge pages: GLIBC_TUNABLES={os.environ['GLIBC_TUNABLES']}"
     return f"huge pages: not requested; the kernel's mode is {_mode()}"
@@ -88,7 +88,7 @@ def _asked(environment: Mapping[str, str]) -> bool:
 
 
 def _glibc() -> tuple[int, ...]:
-    """Return the version of glibc, ``(0,)`` where the C library is another one."""
+    """Return the version of glibc, or ``(0,)`` for another C library."""
     try:
         text = os.confstr("CS_GNU_LIBC_VERSION") or ""
     except (AttributeError, ValueError, OSError):
@@ -98,7 +98,7 @@ def _glibc() -> tuple[int, ...]:
 
 
 def _mode() -> str:
-    """Return when the kernel gives huge pages: always, madvise or never."""
+    """Return when the kernel provides huge pages: always, madvise or never."""
     try:
         found = re.search(r"\[(\w+)\]", _KERNEL.read_text())
     except OSError:
@@ -107,7 +107,7 @@ def _mode() -> str:
 
 
 def _on_gpu(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
-    """Say whether a program will run on a GPU, as far as that is cheap to know."""
+    """Return whether a program will run on a GPU, if that is cheap to find out."""
     device = _device(arguments)
     if device != "auto":
         return device != "cpu"
@@ -117,7 +117,7 @@ def _on_gpu(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
 
 
 def _device(arguments: Sequence[str]) -> str:
-    """Return the device that a command line asks for, by itself or in its files."""
+    """Return the device that a command line or its config files ask for."""
     device = "auto"
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         name, equals, value = argument.partition("=")
@@ -128,7 +128,7 @@ def _device(arguments: Sequence[str]) -> str:
             try:
                 text = Path(value).read_text(encoding="utf-8")
             except (OSError, ValueError):
-                continue  # a parser says why
+                continue  # the parser will report it
             if found := re.search(r"^device:\s*['\"]?([\w:]+)", text, re.MULTILINE):
                 device = found[1]
     return device

@@ -1,4 +1,4 @@
-"""``python -m s3h_ext.info``: versions, what is built, and why something is missing."""
+"""``python -m s3h_ext.info``: versions, what is built, and why parts are missing."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _cuda_kernels() -> str:
 
 
 def describe() -> dict[str, str]:
-    """Returns what ``python -m s3h_ext.info`` prints, label by label.
+    """Return what ``python -m s3h_ext.info`` prints, by label.
 
     Example:
         >>> describe()["s3h_ext"] == __version__
@@ -86,7 +86,7 @@ def describe() -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints :func:`describe`."""
+    """Print :func:`describe`."""
     info_parser().parse_args(arguments)
     lines = describe()
     width = max(map(len, lines))

@@ -26,17 +26,17 @@ from s3h_ext.table_files import format_row
 from s3h_ext.text import printable
 from s3h_ext.training.finite import DivergedError
 
-#: Of one image: its path, and either an error or (class, name, probability) by rank.
+#: Path of an image, and an error or its classes by rank: (class, name, probability).
 Answer = tuple[str, str | None, list[tuple[int, str, float]]]
 
 
 def predict(
     run: Run, paths: Iterable[Path], *, top: int = 5, batch_size: int = 64
 ) -> Iterator[Answer]:
-    """Yield what a run says about image files, in their order.
+    """Yield a run's predictions for image files, in order.
 
-    A path that cannot be read is answered by an error. ``top`` classes are named, the
-    most probable first; at most all there are.
+    A path that cannot be read yields an error. The ``top`` most probable classes are
+    returned, or all if there are fewer.
     """
     card = run.card
     prepare = card.preprocessing
@@ -46,7 +46,7 @@ def predict(
         images, errors = [], {}
         for place, path in enumerate(part):
             try:
-                # One at a time, for a photograph is much larger than the input.
+                # One at a time, as a photograph is much larger than the input.
                 images.append(prepare([read_picture(path, card.image_shape[2])]))
             except (ValueError, OSError) as error:
                 errors[place] = str(error)
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     top = min(options.top, len(run.card.classes))
     pieces = _to_csv(answers(), top) if form == "csv" else _to_json(answers())
-    # Names that are no text in the file system's encoding pass as the bytes they are.
+    # Names that are not valid in the file system's encoding pass through as bytes.
     coded = (piece.encode("utf-8", "surrogateescape") for piece in pieces)
     try:
         if options.output is not None:

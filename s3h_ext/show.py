@@ -1,8 +1,8 @@
 """``python -m s3h_ext.show``: a picture of a training step.
 
-The originals with the boxes of their crops, and the views beside them.
+It shows the originals with the boxes of their crops, and the views beside them.
 
-matplotlib is imported when a picture is drawn, and draws without a display.
+matplotlib is imported only to draw a picture, and draws without a display.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_views", "main", "view_figure"]
 
-# Paul Tol's bright scheme, apart for every common colour blindness, and two more.
+# Paul Tol's bright scheme, distinct for colour-blind readers, and two more.
 _COLOURS = (
     *("#EE6677", "#4477AA", "#CCBB44", "#228833"),
     *("#66CCEE", "#AA3377", "#EE7733", "#BBBBBB"),
@@ -58,9 +58,9 @@ def draw_views(
     dpi: int = 110,
     **which: Any,
 ) -> bytes:
-    """Returns what :func:`view_figure` draws of ``which`` as a PNG file.
+    """Return the picture of :func:`view_figure` as a PNG file.
 
-    An image is 1.25 inches wide, with ``dpi`` pixels to the inch.
+    Each image is 1.25 inches wide, with ``dpi`` pixels per inch.
 
     Raises:
         ValueError: an argument is out of range, or a photograph cannot be read.
@@ -84,25 +84,25 @@ def view_figure(
     epochs: int | None = None,
     step: int = 0,
 ) -> Figure:
-    """Draws the views of one step of a training with very small batches.
+    """Draw the views of one training step with very small batches.
 
-    One block of columns for each stream and one row for each image of its batch: the
-    original with the boxes of its crops, then its views before normalisation, framed in
-    the colour of their box. The quadrants of a montage show crops of other rows: each
-    is framed in the colour of its box and labelled with the row's letter and the class.
-    A view that another image is mixed into has that one's share and class above it,
-    and what is pasted has a dashed frame.
+    Each stream is a block of columns and each image of its batch a row: the original
+    with the boxes of its crops, then its views before normalisation, framed in the
+    colour of their box. The quadrants of a montage show crops of other rows: each is
+    framed in the colour of its box and labelled with the row's letter and the class. A
+    view with another image mixed in has that image's share and class above it, and the
+    pasted part has a dashed frame.
 
     Args:
-        dataset: Where the images are from, in memory or photographs.
+        dataset: Data set with the images, in memory or photographs.
         streams: Name -> how to draw.
         images: Images of the batch, at least 1.
-        seed: As of the training.
-        epoch: Which epoch.
-        epochs: Length of the training, which ``"progressive"`` streams follow; ``None``
-            for one that ends with ``epoch``.
-        step: Which step of that epoch, with batches of ``images``; some batches are
-            smaller by one, so the next one that is full is taken.
+        seed: Seed of the training.
+        epoch: Number of the epoch.
+        epochs: Length of the training, which ``"progressive"`` streams need; ``None``
+            to end with ``epoch``.
+        step: Step of that epoch, with batches of ``images``; some batches are smaller
+            by one, so the next full one is shown.
 
     Raises:
         ValueError: an argument is out of range, or a photograph cannot be read.
@@ -153,7 +153,7 @@ def view_figure(
             (left + 0.04) / columns,
             1 - 0.2 / height,
             title,
-            # No wider than its block: a bold letter is some 0.009 inches per point.
+            # No wider than its block: a bold letter takes about 0.009 inches per point.
             size=min(11, _CELL * width / (0.009 * len(title))),
             weight="bold",
             color=_INK,
@@ -182,7 +182,7 @@ class _Block:
         pixels = batch.images.permute(0, 1, 3, 4, 2).numpy() * std + mean
         self.pixels = pixels.clip(0, 1)  # [V, B, h, w, C]
         self.originals = [_original(dataset.train, int(i)) for i in batch.indices]
-        # Room for boxes that leave the image, the same on all sides and in all rows.
+        # Room for boxes outside the image, the same on all sides and in all rows.
         self.room = 0.03
         for row, image in enumerate(self.originals):
             corner, side = crops.box[:, row].split(2, dim=-1)
@@ -191,7 +191,7 @@ class _Block:
             self.room = max(self.room, (over + 0.5) / max(image.shape[:2]))
 
     def original(self, axes: Axes, row: int) -> None:
-        """Draws an image and the boxes of its crops."""
+        """Draw an image and the boxes of its crops."""
         label = int(self.batch.labels[row])
         image = self.originals[row]
         height, width = image.shape[:2]
@@ -210,7 +210,7 @@ class _Block:
             _frame(axes, *self.crops.box[number, row].tolist(), **style)
 
     def view(self, axes: Axes, view: int, row: int) -> None:
-        """Draws a view, framed in the colour of its box."""
+        """Draw a view, framed in the colour of its box."""
         _show(axes, self.pixels[view, row])
         if self.batch.quadrants is not None:
             self._quadrants(axes, view, row)
@@ -241,7 +241,7 @@ class _Block:
         assert quadrants is not None
         height, width = (side // 2 for side in self.pixels.shape[2:4])
         letters = {int(index): k for k, index in enumerate(self.batch.indices)}
-        # A line lies half inside its rectangle and half outside.
+        # Half of a line lies outside its rectangle.
         inset = width * 0.04
         for place in range(4):
             top, left = place // 2 * height, place % 2 * width
@@ -268,7 +268,7 @@ def _frame(
 ) -> None:
     from matplotlib.patches import Rectangle
 
-    # Pixel centres are whole numbers.
+    # Pixel centres are integers.
     corner = left - 0.5, top - 0.5
     axes.add_patch(Rectangle(corner, width, height, fill=False, **style))
 
@@ -332,7 +332,7 @@ def _parser() -> Parser:
 
 
 def _streams_of_recipes(recipes: Sequence[str]) -> dict[str, Stream]:
-    """Returns a stream for each recipe, all of the first one's images."""
+    """Return one stream per recipe, all with the images of the first one."""
     leader = recipes[0]
     return {
         name: Stream(
@@ -348,7 +348,7 @@ def _draw(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     CPU.require()
     config, _ = parse_options(arguments)
     dataset = open_dataset(config.data)
-    if config.data.unreadable == "skip":  # as a training begins
+    if config.data.unreadable == "skip":  # as at the start of a training
         feed = Feed("auto", config.data.workers, "skip")
         dataset = read_once(dataset, feed, World())
     streams = (
@@ -370,7 +370,7 @@ def _draw(options: argparse.Namespace, arguments: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns its exit status: 0, 1 for an error, 130."""
+    """Run the command line; return its exit status: 0, 1 for an error, or 130."""
     options, others = _parser().parse_known_args(arguments)
     try:
         _draw(options, others)

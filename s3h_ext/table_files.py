@@ -1,8 +1,8 @@
-"""CSV that a spreadsheet takes for text where it is text.
+"""CSV whose text cells are not read as formulas by spreadsheets.
 
-A cell that begins with ``=``, ``+``, ``-``, ``@`` or a control character is a formula
-to a spreadsheet, and names of classes and files come from anywhere. Such text gets an
-apostrophe before it, and reading takes that away again. Numbers stay as they are.
+Spreadsheets treat a cell that begins with ``=``, ``+``, ``-``, ``@`` or a control
+character as a formula, and names of classes and files are untrusted. Such text gets a
+leading apostrophe, which reading removes again. Numbers do not change.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 
 __all__ = ["format_row", "format_rows", "plain_text"]
 
-# Text that has apostrophes before that already gets one more, so both ways are exact.
+# Text that already has leading apostrophes gets one more, so reading inverts writing.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
 
 
 def format_row(cells: Iterable[Any]) -> str:
-    r"""Return a line of CSV; text of ``cells`` is no formula in it.
+    r"""Return a line of CSV in which text ``cells`` are not formulas.
 
     Example:
         >>> format_row(["=1+1", -1, "a,b"])
         '\'=1+1,-1,"a,b"\n'
     """
     text = io.StringIO(newline="")
-    # With both in the end of a line, text that has one of them is quoted.
+    # With both characters in the line end, text that contains either is quoted.
     csv.writer(text, lineterminator="\r\n").writerow(
         f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
         for cell in cells

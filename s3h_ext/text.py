@@ -1,4 +1,4 @@
-"""Text for messages: values from outside, and names that are not UTF-8."""
+"""Text for messages: untrusted values, and names that are not UTF-8."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["describe_value", "printable"]
 
 
 def describe_value(value: object) -> str:
-    """Returns ``value`` for an error message: never long, never slow to make.
+    """Return ``value`` for an error message: short, and fast to format.
 
     Example:
         >>> describe_value(7), describe_value([[7]])
@@ -24,9 +24,9 @@ def describe_value(value: object) -> str:
 
 
 def printable(text: object) -> str:
-    r"""Returns text that can be encoded as UTF-8.
+    r"""Return text that can be encoded as UTF-8.
 
-    Non-UTF-8 bytes in a file's name are escaped; nothing else changes.
+    Non-UTF-8 bytes in file names are escaped; nothing else changes.
 
     Example:
         >>> import os

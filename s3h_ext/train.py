@@ -36,7 +36,7 @@ from s3h_ext.training.trainer import Trainer
 
 
 def output_folder(config: TrainConfig, resume: bool) -> Path:
-    """Return the folder asked for, or the next free one; to resume, the last one."""
+    """Return the requested folder or the next free one; to resume, the latest one."""
     if config.output is not None:
         return Path(config.output)
     name = (config.preset or config.data.name).replace("/", "-")
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = as_typed(str(error), config and config.dump()["method"])
         print(f"error: {text}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # photographs may take minutes to be read
+    except KeyboardInterrupt:  # reading photographs may take minutes
         print("\nstopped before the training began", file=sys.stderr)
         return 130
     if world.first:

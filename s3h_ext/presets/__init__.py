@@ -1,6 +1,6 @@
-"""The presets: one file of options each, and the published numbers that they stand for.
+"""The presets: one file of options each, with the published numbers to reproduce.
 
-Nothing here imports PyTorch, so ``--list`` need not wait for it.
+Nothing here imports PyTorch, so that ``--list`` is fast.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent
 PUBLISHED = ROOT / "published.csv"
 OTHER_FACTORS = (50, 10)
-# The data sets that are cut to a factor; others come as they are.
+# Data sets that are subsampled by an imbalance factor.
 CUT = ("cifar", "octmnist")
 _ABOUT = """\
 --preset NAME, as in cifar100-lt/ce. The numbers are published top-1 accuracies in
@@ -20,10 +20,10 @@ percent, at imbalance factors 100 (cifar100-lt/ce), 50 (cifar100-lt/ce-if50) and
 
 
 def preset_names() -> list[str]:
-    """Return the names of all presets, as in ``"cifar100-lt/hybrid-psc"``.
+    """Return the names of all presets, such as ``"cifar100-lt/hybrid-psc"``.
 
-    Those of CIFAR and OCTMNIST exist at three imbalance factors: 100 under their plain
-    names, 50 and 10 as in ``"cifar100-lt/hybrid-psc-if10"``.
+    Those of CIFAR and OCTMNIST exist for three imbalance factors: 100 under their plain
+    names, 50 and 10 with a suffix, as in ``"cifar100-lt/hybrid-psc-if10"``.
     """
     names = [
         p.relative_to(ROOT).with_suffix("").as_posix() for p in ROOT.rglob("*.yaml")
@@ -38,7 +38,7 @@ def preset_names() -> list[str]:
 
 
 def by_data_set() -> dict[str, list[str]]:
-    """Return the methods of each data set's presets, without the factors."""
+    """Return the methods in each data set's presets, without the factors."""
     found: dict[str, list[str]] = {}
     for name in preset_names():
         data_set, _, method = name.partition("/")
@@ -58,7 +58,7 @@ def preset_list() -> str:
 
 
 def preset_table() -> str:
-    """Return all presets with the published numbers that they stand for."""
+    """Return all presets with their published numbers."""
     with PUBLISHED.open(encoding="utf-8", newline="") as file:
         published = {row["preset"]: row for row in csv.DictReader(file)}
     lines = []
