@@ -1,8 +1,8 @@
 // Pillow's Gaussian blur (libImaging/BoxBlur.c): three box means along the rows
-// and three along the columns, each rounded to bytes. A box reaches a fraction
-// of a pixel further than its whole radius, so that three have the variance
-// asked for (Gwosdek et al., "Theoretical foundations of Gaussian convolution
-// by extended box filtering", SSVM 2011); beyond the border is the last pixel.
+// and three along the columns, each rounded to bytes. A box extends a fraction
+// of a pixel beyond its integer radius, so that three boxes have the requested
+// variance (Gwosdek et al., "Theoretical foundations of Gaussian convolution by
+// extended box filtering", SSVM 2011); the last pixel is repeated at borders.
 // One rounding per operation: the same bytes on host and device.
 #pragma once
 
@@ -14,19 +14,19 @@ namespace s3h::blur {
 
 constexpr int kPasses = 3;
 
-// The mean is (whole sum + edge (the two beyond) + 2^23) / 2^24.
+// The mean is (whole sum + edge * (the two pixels beyond) + 2^23) / 2^24.
 struct Box {
   int64_t radius;
   uint32_t whole, edge;
 };
 
 S3H_COMMON float quotient(float a, float b) {
-  // A double has more than twice the bits of a float, and rounds it once.
+  // A double has more than twice the bits of a float, so it rounds only once.
   return static_cast<float>(
       exact::divide(static_cast<double>(a), static_cast<double>(b)));
 }
 
-// Of a Gaussian with a standard deviation of 0 <= sigma <= 64 pixels.
+// For a Gaussian with a standard deviation of 0 <= sigma <= 64 pixels.
 S3H_COMMON Box box_of(double sigma) {
   const auto given = static_cast<float>(sigma);
   const float variance =

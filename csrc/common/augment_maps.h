@@ -1,6 +1,6 @@
-// Where the pixels of a sheared, moved or turned image come from: the sampling
-// positions of Pillow's libImaging/Geometry.c, which decide at every border
-// pixel.
+// Source positions of the pixels of a sheared, translated or rotated image, as
+// in Pillow's libImaging/Geometry.c; tiny differences would show at every
+// border pixel.
 //
 //   nearest   an affine map in 16.16 fixed point from the centre of the first
 //             pixel; a pure translation in double instead
@@ -46,11 +46,11 @@ S3H_COMMON Fixed shear_map(bool vertical, double coefficient) {
 S3H_COMMON Fixed rotation_map(double degrees, int64_t height, int64_t width) {
   const auto whole =
       static_cast<double>(exact::round_down(exact::divide(degrees, 360.0)));
-  // The remainder, 0 .. 360: exact, but for one that is too small to count.
+  // The remainder, 0 .. 360: exact unless it is too small to matter.
   const double rest = exact::add(degrees, -exact::multiply(whole, 360.0));
   constexpr double kRadian = 3.14159265358979323846 / 180.0;
   const exact::Turn turn = exact::turn(exact::multiply(rest, kRadian));
-  // Pillow rounds the matrix to 15 decimals, so that a right angle is one.
+  // Pillow rounds the matrix to 15 decimals, so that right angles are exact.
   const auto rounded = [](double value) {
     return exact::divide(exact::round_away(exact::multiply(value, 1e15)), 1e15);
   };
@@ -65,20 +65,20 @@ S3H_COMMON Fixed rotation_map(double degrees, int64_t height, int64_t width) {
                    centred(-sine, cosine, y));
 }
 
-// Pixel i comes from first + i, from `late` on from one further.
+// Pixel i comes from first + i; from `late` on, from one pixel further.
 struct Translation {
   int64_t first, late;
 };
 
-// Of a line of `length`. Pillow starts at pixels + 0.5 and adds 1 for each
-// pixel; a sum is rounded where it passes 0 or a power of two, and a fraction
-// just below 1 is then lost. |pixels| <= 2^20.
+// For a line of `length`. Pillow starts at pixels + 0.5 and adds 1 per pixel;
+// the sum is rounded when it passes 0 or a power of two, which loses a fraction
+// just below 1. |pixels| <= 2^20.
 S3H_COMMON Translation translation(double pixels, int64_t length) {
   double position = exact::add(pixels, 0.5), power = 1;
   const int64_t first = exact::round_down(position);
   for (int64_t at = 0; at < length;) {
     if (exact::round_down(position) != first + at) return {first, at};
-    int64_t steps = 0;  // that have no rounding
+    int64_t steps = 0;  // without rounding
     if (position < -1) {
       steps = -exact::round_down(position) - 1;
     } else if (position >= 1) {
@@ -92,8 +92,8 @@ S3H_COMMON Translation translation(double pixels, int64_t length) {
   return {first, length};
 }
 
-// Where a pixel of a shear with interpolation comes from: its place along the
-// axis that is sheared, across being the other one.
+// Source position of a pixel in an interpolated shear, along the sheared axis;
+// `across` is the other one.
 S3H_COMMON double shear_position(double coefficient, int64_t along,
                                  int64_t across) {
   return exact::add(
@@ -102,10 +102,10 @@ S3H_COMMON double shear_position(double coefficient, int64_t along,
       exact::add(static_cast<double>(along), 0.5));
 }
 
-// The four pixels of a line that a position in it is interpolated from.
+// The four pixels of a line between which a position is interpolated.
 struct Taps {
   int64_t at[4];
-  double d;  // from the second one
+  double d;  // distance from the second one
 };
 
 S3H_COMMON Taps taps_of(double position, int64_t length) {
@@ -121,7 +121,7 @@ S3H_COMMON Taps taps_of(double position, int64_t length) {
 }
 
 S3H_COMMON uint8_t cubic(double v1, double v2, double v3, double v4, double d) {
-  // Sums of bytes have no rounding.
+  // Sums of bytes are exact.
   const double p2 = v3 - v1;
   const double p3 = 2 * (v1 - v2) + v3 - v4;
   const double p4 = v2 - v1 - v3 + v4;

@@ -1,4 +1,4 @@
-// What an augmentation is asked for; the pointers are the device's own.
+// The arguments of an augmentation; pointers are to the device's own memory.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ struct AugmentProblem {
   const int64_t* corners;     // [M, 2] top, left of the crop, or nullptr
   const bool* flips;          // [M] or nullptr
   const int64_t* holes;       // [M, 4] top, left, height, width, or nullptr
-  uint8_t fill;               // of pixels that geometry brings in from outside
+  uint8_t fill;               // value of pixels from outside the image
 };
 
 }  // namespace s3h

@@ -1,5 +1,5 @@
-// The operations of augmentation and what their arguments may be, for host and
-// device.
+// The operations of augmentation and the ranges of their arguments, for host
+// and device.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace s3h {
 
-// The numbers are those of s3h_ext.ops.augment.Operation.
+// The numbers match s3h_ext.ops.augment.Operation.
 enum class Operation : int64_t {
   kNone = 0,
   kShearX,       // coefficient, nearest
@@ -22,7 +22,7 @@ enum class Operation : int64_t {
   kInvert,
   kEqualize,
   kPosterize,    // bits kept, 0 .. 8
-  kSolarize,     // values from here on are inverted
+  kSolarize,     // values from this one on are inverted
   kColour,       // factor, 1: unchanged
   kContrast,     // factor, 1: unchanged
   kBrightness,   // factor, 1: unchanged
@@ -32,8 +32,8 @@ enum class Operation : int64_t {
   kCount
 };
 
-// Magnitudes, coordinates and sides of images beyond this are refused, so that
-// no sum of them leaves an int64.
+// Larger magnitudes, coordinates and image sides are rejected, so that no sum
+// of them overflows an int64.
 constexpr int64_t kLargest = int64_t{1} << 20;
 
 S3H_COMMON bool is_operation(int64_t number) {

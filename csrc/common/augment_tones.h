@@ -1,6 +1,6 @@
-// Tonal operations on bytes, pixel by pixel or as entries of a table, as Pillow
-// has them: luma in 16.16 fixed point (libImaging/Convert.c), blends in float,
-// truncated (Blend.c), tables in double (ImageOps.py), the smoothing kernel of
+// Tonal operations on bytes, pixel by pixel or as table entries, as in Pillow:
+// luma in 16.16 fixed point (libImaging/Convert.c), blends in float, truncated
+// (Blend.c), tables in double (ImageOps.py), the smoothing kernel of
 // ImageFilter.SMOOTH (Filter.c). One rounding per operation: the same bytes on
 // host and device.
 #pragma once
@@ -22,13 +22,13 @@ S3H_COMMON uint8_t luma(const uint8_t* pixel, int64_t channels) {
   return static_cast<uint8_t>(sum >> 16);
 }
 
-// The mean of whole numbers, rounded.
+// The mean of integers, rounded.
 S3H_COMMON uint8_t rounded_mean(int64_t sum, int64_t count) {
   return static_cast<uint8_t>(exact::round_up(
       exact::divide(static_cast<double>(sum), static_cast<double>(count))));
 }
 
-// zero at factor 0, one at factor 1.
+// Blends `zero` at factor 0 with `one` at factor 1.
 S3H_COMMON uint8_t blended(uint8_t zero, uint8_t one, float factor) {
   const float value =
       exact::add(static_cast<float>(zero),
@@ -38,7 +38,7 @@ S3H_COMMON uint8_t blended(uint8_t zero, uint8_t one, float factor) {
                                                : value);
 }
 
-// Values low .. high, low < high, are stretched over 0 .. 255.
+// Stretches the values low .. high, low < high, to 0 .. 255.
 struct Stretch {
   double scale, offset;
 };
@@ -54,8 +54,8 @@ S3H_COMMON uint8_t stretched(int64_t value, const Stretch& stretch) {
                  stretch.offset)));
 }
 
-// before: pixels of smaller values; step: those of all values but the greatest
-// one there is, over 255, at least 1.
+// before: number of pixels with smaller values; step: number of pixels below
+// the largest value present, divided by 255, at least 1.
 S3H_COMMON uint8_t equalized(int64_t before, int64_t step) {
   return clipped((step / 2 + before) / step);
 }

@@ -1,17 +1,17 @@
-// Where a view looks: draws the source box of a view under a constraint. A pure
-// function of (address, image size, constraint), the same bits on host and
-// device; s3h_ext/ops/plain/view_boxes.py is the same in tensor operations.
+// Draws the source box of a view under a constraint. A pure function of
+// (address, image size, constraint), the same bits on host and device;
+// s3h_ext/ops/plain/view_boxes.py does the same in tensor operations.
 //
 // A constraint is a region of the image (a cell of an overlapping grid), a crop
 // in that region, and bounds on the overlap with the sibling view. Slots of a
 // view's draws:
 //
-//   1 top   2 left   9 cell of the grid, where it is drawn
+//   1 top   2 left   9 cell of the grid, if it is drawn
 //   12 + 2t, 13 + 2t   area and aspect ratio of try t of a resized crop
 //
 // (the others belong to flips and colours, s3h_ext/data/views/recipes.py). With
-// bounds on the overlap the whole draw is made again until they hold; attempt
-// a uses the blocks from a << 16, so attempt 0 is the draw without bounds.
+// bounds on the overlap, the whole draw is repeated until they hold; attempt a
+// uses the blocks from a << 16, so attempt 0 is the draw without bounds.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +33,7 @@ struct Box {
 
 struct DrawnBox {
   Box box;
-  bool fallback;  // the constraint was not met in the allowed tries
+  bool fallback;  // no allowed try met the constraint
 };
 
 enum class CropKind { kWhole, kPadded, kResized, kCentre, kCount };
@@ -51,25 +51,25 @@ struct BoxConstraint {
   int64_t tries;
   int64_t padding;      // padded crop
   double centre_share;  // centre crop: side over the region's shorter side
-  // Bounds on the intersection over union of an odd view with the even view
-  // before it; no attempts: no bounds.
+  // Bounds on the intersection over union of an odd view with the preceding
+  // even view; no bounds without attempts.
   double least_overlap, most_overlap;
   int64_t attempts;
 };
 
-// Whether `value` is in [low, high]; not for NaN.
+// Whether `value` is in [low, high]; false for NaN.
 S3H_COMMON bool within(double value, double low, double high) {
   return value >= low && value <= high;
 }
 
-// Reads a whole number in [low, high].
+// Reads an integer in [low, high].
 S3H_COMMON bool read_whole(double value, double low, double high, int64_t* to) {
   if (!within(value, low, high)) return false;
   *to = static_cast<int64_t>(value);
   return static_cast<double>(*to) == value;
 }
 
-// What each of the numbers has to be.
+// The valid range of each number, for messages.
 constexpr const char* kConstraintRanges[kConstraintNumbers] = {
     "a kind of crop",
     "1 <= rows <= 1024",
@@ -90,8 +90,8 @@ constexpr const char* kConstraintRanges[kConstraintNumbers] = {
     "least overlap <= most overlap <= 1",
     "0 <= attempts <= 1000"};
 
-// Fills `to` from kConstraintNumbers numbers; the first that is out of its
-// range, or -1. NaN is out of every range.
+// Fills `to` from kConstraintNumbers numbers; returns the index of the first
+// one out of range, or -1. NaN is always out of range.
 S3H_COMMON int read_constraint(const double* from, BoxConstraint* to) {
   int64_t kind = 0, drawn = 0;
   const auto last_kind = static_cast<double>(CropKind::kCount) - 1;
@@ -140,8 +140,8 @@ S3H_COMMON int64_t share_of(double share, int64_t side) {
   return part < 1 ? 1 : part;
 }
 
-// Where cell `number` of `count` equal cells along a side starts: the first at
-// one end, the last at the other, a single one in the middle.
+// Start of cell `number` of `count` equal cells along a side: the first at one
+// end, the last at the other, a single one in the middle.
 S3H_COMMON int64_t cell_start(int64_t free, int64_t number, int64_t count) {
   return count == 1 ? free / 2 : free * number / (count - 1);
 }
@@ -210,7 +210,7 @@ S3H_COMMON DrawnBox resized(const BoxConstraint& c, Draws& draws,
   return {nearest_ratio(c, in), true};
 }
 
-// One attempt, without regard to the sibling.
+// One attempt, ignoring the sibling.
 S3H_COMMON DrawnBox attempt(const BoxConstraint& c, const DrawAddress& address,
                             int64_t number, int64_t height, int64_t width) {
   Draws draws =
@@ -241,7 +241,7 @@ S3H_COMMON int64_t common_length(int64_t a, int64_t a_size, int64_t b,
 
 }  // namespace boxes
 
-// Intersection over union; one rounding, for areas are below 2^49.
+// Intersection over union; one rounding, because areas are below 2^49.
 S3H_COMMON double box_overlap(const Box& a, const Box& b) {
   const int64_t common =
       boxes::common_length(a.top, a.height, b.top, b.height) *
@@ -252,9 +252,9 @@ S3H_COMMON double box_overlap(const Box& a, const Box& b) {
 
 // Draws the box of a view of a height x width image, both in [1, kMaxSide).
 //
-// Fallbacks, flagged: a resized crop that fits in no try is the largest centred
-// box of the region whose ratio is in range; where no attempt meets the bounds
-// on the overlap, the attempt nearest to them, the first of equals.
+// Fallbacks, flagged: if no try of a resized crop fits, the largest centred box
+// of the region whose ratio is in range; if no attempt meets the bounds on the
+// overlap, the attempt that comes nearest, the first in a tie.
 S3H_COMMON DrawnBox draw_box(const BoxConstraint& c, const DrawAddress& address,
                              int64_t height, int64_t width) {
   const DrawnBox first = boxes::attempt(c, address, 0, height, width);

@@ -1,12 +1,12 @@
-// What dot products with class sums are asked for; the pointers are the
-// device's own, row-major and contiguous.
+// The arguments of dot products with class sums; pointers are to the device's
+// own memory, row-major and contiguous.
 #pragma once
 
 #include <cstdint>
 
 namespace s3h {
 
-// T is the type of the matrices; void where a kernel is told in another way.
+// T is the type of the matrices; void if a kernel gets it in another way.
 template <typename T>
 struct ClassSumProblem {
   bool symmetric;    // keys and key_classes are not read; m == n

@@ -1,8 +1,7 @@
-// Arithmetic whose bits are the same on every host and device: one IEEE
-// rounding per operation, no library function. On the device the
-// intrinsics are never contracted to a fused multiply-add; on the host that
-// takes -ffp-contract=off, and a file says that it has it by defining
-// S3H_FP_CONTRACT_OFF (CMakeLists.txt).
+// Arithmetic with the same bits on every host and device: one IEEE rounding per
+// operation, no library function. The device intrinsics are never contracted to
+// a fused multiply-add. The host needs -ffp-contract=off, which a file confirms
+// by defining S3H_FP_CONTRACT_OFF (CMakeLists.txt).
 #pragma once
 
 #include <cstdint>
@@ -59,7 +58,8 @@ S3H_COMMON float multiply(float a, float b) {
 #endif
 }
 
-// IEEE 754 rounds the square root correctly, unlike every other function.
+// IEEE 754 requires correct rounding of the square root, but of no other
+// function.
 S3H_COMMON double square_root(double a) {
 #if defined(__CUDA_ARCH__)
   return __dsqrt_rn(a);
@@ -68,25 +68,25 @@ S3H_COMMON double square_root(double a) {
 #endif
 }
 
-// To the nearest whole number, ties to even; 0 <= a < 2^51. Adding 2^52 leaves
-// no bits for a fraction.
+// To the nearest integer, ties to even; 0 <= a < 2^51. Adding 2^52 leaves no
+// bits for a fraction.
 S3H_COMMON int64_t round_even(double a) {
   constexpr double kShift = 4503599627370496.0;
   return static_cast<int64_t>(add(add(a, kShift), -kShift));
 }
 
-// To the nearest whole number, ties up; 0 <= a < 2^51.
+// To the nearest integer, ties up; 0 <= a < 2^51.
 S3H_COMMON int64_t round_up(double a) {
   return static_cast<int64_t>(add(a, 0.5));
 }
 
-// The whole number at or below a; |a| < 2^63.
+// The largest integer <= a; |a| < 2^63.
 S3H_COMMON int64_t round_down(double a) {
   const auto cut = static_cast<int64_t>(a);
   return static_cast<double>(cut) > a ? cut - 1 : cut;
 }
 
-// To the nearest whole number, ties away from 0; |a| < 2^51.
+// To the nearest integer, ties away from 0; |a| < 2^51.
 S3H_COMMON double round_away(double a) {
   return a < 0 ? -static_cast<double>(round_up(-a))
                : static_cast<double>(round_up(a));
@@ -111,9 +111,9 @@ struct Turn {
 };
 
 // Cosine and sine of 0 <= x <= 2 pi by their Taylor series about the nearest
-// multiple k of a right angle; within 2^-53 of what they are, tested.
+// multiple k of a right angle; tested to be within 2^-53.
 S3H_COMMON Turn turn(double x) {
-  // A right angle in two parts: k times the first has no rounding.
+  // A right angle in two parts: k times the first part is exact.
   constexpr double kCoarse = 1.5707963267341256;  // 33 bits
   constexpr double kFine = 6.077100506506192e-11;
   constexpr double kInverse = 0.6366197723675814;
@@ -122,7 +122,7 @@ S3H_COMMON Turn turn(double x) {
   const double near = add(x, -multiply(angles, kCoarse));
   const double shift = multiply(angles, kFine);
   const double r = add(near, -shift);
-  const double rest = add(add(near, -r), -shift);  // of r, beyond its last bit
+  const double rest = add(add(near, -r), -shift);  // what r rounds off
   const double square = multiply(r, r);
   constexpr double kSine[] = {1.0 / 51090942171709440000.0,
                               -1.0 / 121645100408832000.0,
@@ -147,7 +147,7 @@ S3H_COMMON Turn turn(double x) {
   for (const double term : kSine) sine = add(multiply(sine, square), term);
   for (const double term : kCosine)
     cosine = add(multiply(cosine, square), term);
-  // sin(r + rest) = r + (r^3 sine + rest), cos likewise; large parts last.
+  // sin(r + rest) = r + (r^3 sine + rest), cos likewise; largest terms last.
   sine = add(r, add(multiply(multiply(r, square), sine), rest));
   const double half = multiply(square, 0.5);
   const double most = add(1.0, -half);

@@ -6,7 +6,7 @@
 //              block)
 //
 // Block b holds the draws 4b .. 4b + 3, one per slot. A draw is a pure function
-// of its address: of nothing that was drawn before, of no thread and no batch.
+// of its address, independent of earlier draws, threads and batches.
 //
 // Everything in csrc/common has internal linkage: these headers are compiled
 // into files with different instruction sets, and the linker must not pick
@@ -26,8 +26,8 @@ namespace s3h {
 struct DrawAddress {
   uint32_t seed, epoch;
   uint64_t index;
-  uint32_t view;    // the low 24 bits count
-  uint32_t stream;  // the low 8 bits count
+  uint32_t view;    // only the low 24 bits are used
+  uint32_t stream;  // only the low 8 bits are used
 };
 
 struct PhiloxWords {
@@ -63,8 +63,8 @@ S3H_COMMON double unit_uniform(uint32_t word) {
   return static_cast<double>(word >> 8) * (1.0 / 16777216.0);
 }
 
-// Reads the slots of an address; neighbouring slots share a block, and the last
-// block read is kept.
+// Reads the slots of an address. Neighbouring slots share a block; the latest
+// block is cached.
 struct Draws {
   DrawAddress address;
   uint32_t first_block;  // added to every block number

@@ -1,13 +1,13 @@
-// What the prototype operations are asked for; the pointers are the device's
-// own, row-major and contiguous.
+// The arguments of the prototype operations; pointers are to the device's own
+// memory, row-major and contiguous.
 #pragma once
 
 #include <cstdint>
 
 namespace s3h {
 
-// T is the type of the state, Element that of the features; void where a kernel
-// is told them in another way.
+// T is the type of the state, Element that of the features; void if a kernel
+// gets them in another way.
 template <typename T, typename Element = T>
 struct AccumulateProblem {
   bool cosine;
@@ -22,7 +22,7 @@ struct AccumulateProblem {
   int64_t depth;
 };
 
-// What a batch adds; every element is written.
+// The contribution of a batch; every element is written.
 template <typename T>
 struct Accumulated {
   int64_t* assignments;  // [n]: a row; -1: ignored, or distance not finite
@@ -36,10 +36,10 @@ struct Accumulated {
 struct MovingAverage {
   bool cosine;
   double momentum;      // in [0, 1)
-  double expire_below;  // share of a row's fair part of the class's mass
+  double expire_below;  // relative to the class's mass per row
 };
 
-// What apply and update change.
+// The state that apply and update modify.
 template <typename T>
 struct State {
   T* prototypes;  // [rows, depth]

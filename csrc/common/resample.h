@@ -1,8 +1,8 @@
 // The window of an antialiased bilinear resize, shared by host and device.
 //
-// An output pixel i of n sees source pixels j of m through a triangle centred
-// at (i + 1/2) m / n, of half-width max(m / n, 1), cut off at the source and
-// normalised to sum to 1 there. n == m: the pixel itself, and nothing else.
+// Output pixel i of n weights the source pixels j of m by a triangle centred at
+// (i + 1/2) m / n, of half-width max(m / n, 1), cut off at the source and
+// normalised to sum to 1 there. If n == m, it is the pixel itself.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ struct ResampleWindow {
   int64_t count;   // at least 1
 };
 
-// Of source pixel j, before the normalisation.
+// Weight of source pixel j, before normalisation.
 S3H_COMMON double resample_weight(const ResampleWindow& window, int64_t j) {
   const double distance = static_cast<double>(j) - window.centre;
   return 1 - (distance < 0 ? -distance : distance) * window.inverse;
@@ -32,7 +32,7 @@ S3H_COMMON ResampleWindow resample_window(int64_t i, int64_t outputs,
   ResampleWindow window{};
   window.centre = (static_cast<double>(i) + 0.5) * scale - 0.5;
   window.inverse = 1 / reach;
-  // Rounded towards zero, outwards by at most one; then trimmed.
+  // Rounded towards zero, too far out by at most one; then trimmed.
   int64_t first = static_cast<int64_t>(window.centre - reach);
   int64_t last = static_cast<int64_t>(window.centre + reach) + 1;
   if (first < 0) first = 0;

@@ -1,14 +1,14 @@
-// What a log-sum-exp over similarities is asked for; the pointers are the
-// device's own, row-major and contiguous. In the symmetric case the queries are
-// the keys and row i does not see key i.
+// The arguments of a log-sum-exp over similarities; pointers are to the
+// device's own memory, row-major and contiguous. In the symmetric case the
+// queries are the keys and row i does not see key i.
 #pragma once
 
 #include <cstdint>
 
 namespace s3h {
 
-// T is the type of the vectors, Element that of the matrices; void where a
-// kernel is told them in another way.
+// T is the type of the vectors, Element that of the matrices; void if a kernel
+// gets them in another way.
 template <typename T, typename Element = T>
 struct SimilarityProblem {
   bool symmetric;  // keys, key_labels and self_index are not read; m == n
@@ -20,7 +20,7 @@ struct SimilarityProblem {
   double temperature;
   const T* key_bias;            // [m] or nullptr
   const int64_t* query_labels;  // [n] or nullptr
-  const int64_t* key_labels;    // [m] or nullptr; negative: equals nothing
+  const int64_t* key_labels;    // [m] or nullptr; negative: matches nothing
   const T* same_label_bias;     // [n] or nullptr: same_label_value for all
   double same_label_value;
   const int64_t* self_index;  // [n] or nullptr; out of [0, m): none

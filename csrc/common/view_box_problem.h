@@ -1,5 +1,5 @@
-// Which boxes of views are asked for; see boxes.h for what is drawn. The
-// pointers but `constraint` are the device's own.
+// The arguments of drawing boxes; boxes.h defines the draws. Pointers, except
+// for `constraint`, are to the device's own memory.
 #pragma once
 
 #include <cstdint>
@@ -11,10 +11,10 @@ constexpr int kConstraintNumbers = 18;
 struct ViewBoxProblem {
   int64_t count;
   const int64_t* sizes;  // height, width of image i at i * sizes_step
-  int64_t sizes_step;    // 2, or 0 where all images have one size
+  int64_t sizes_step;    // 2, or 0 if all images have one size
   const int64_t* sample_index;
   const int64_t* view;       // of image i at i * view_step
-  int64_t view_step;         // 1, or 0 where all have one view number
+  int64_t view_step;         // 1, or 0 if all have one view number
   const double* constraint;  // on the host, as boxes.h reads it
   int64_t constraint_numbers;
   int64_t seed, epoch, stream;

@@ -1,6 +1,6 @@
-// The patches that views are rendered from, and how. The meaning of every field
-// is that of s3h_ext/ops/patches.py; the pointers but `list` are the device's
-// own.
+// The patches that views are rendered from, and how. Fields are documented in
+// s3h_ext/ops/patches.py; pointers, except for `list`, are to the device's own
+// memory.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +19,8 @@ struct ByteImage {
 enum class ViewType { kFloat, kBfloat16, kHalf };
 
 struct ViewsProblem {
-  // Images of one size one after the other, or `list`: of any size, a list on
-  // the host that is not needed any more when the call returns.
+  // Images of one size one after the other; or `list`, a list on the host of
+  // images of any size, which may be freed when the call returns.
   ByteImage first;
   const ByteImage* list;
   int64_t images;

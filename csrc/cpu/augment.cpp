@@ -1,7 +1,6 @@
-// A thread owns a range of views and two images of scratch memory; operations
-// go back and forth between the two and the last one is copied out. Tonal
-// operations work in place, most of them through a table of 256 values for each
-// channel.
+// A thread owns a range of views and scratch memory for two images. Operations
+// alternate between the two, and the last result is copied out. Tonal
+// operations work in place, mostly through a table of 256 values per channel.
 #include "augment.h"
 
 #include <algorithm>
@@ -125,7 +124,7 @@ void box_line(const uint8_t* from, int64_t length, int64_t stride,
   }
 }
 
-// The result is in `data`.
+// Leaves the result in `data`.
 void gaussian_blur(double sigma, const Shape& s, uint8_t* data,
                    uint8_t* other) {
   if (sigma == 0) return;
@@ -146,7 +145,7 @@ void gaussian_blur(double sigma, const Shape& s, uint8_t* data,
   }
 }
 
-// Returns whether the result is in `to`; otherwise it is in `from`.
+// Returns true if the result is in `to`, false if it is in `from`.
 bool run(Operation operation, double magnitude, const Shape& s, uint8_t fill,
          uint8_t* from, uint8_t* to) {
   const float factor = static_cast<float>(magnitude);

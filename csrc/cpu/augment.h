@@ -1,10 +1,10 @@
-// Augmentation of small uint8 images, operation by operation as Pillow does it:
+// Augmentation of small uint8 images, each operation as in Pillow:
 //
 //   view = cut a hole( op_K( ... op_1( flip( crop( image ) ) ) ) )
 //
-// Every operation rounds to uint8, so lists of them give what the same calls of
-// ImageOps, ImageEnhance and Image.transform give. The arithmetic is in
-// csrc/common/augment_tones.h and augment_maps.h, which the GPU uses too.
+// Every operation rounds to uint8, so a list of them equals the same calls of
+// ImageOps, ImageEnhance and Image.transform. The arithmetic is in
+// csrc/common/augment_tones.h and augment_maps.h, shared with the GPU.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +28,7 @@ struct Shape {
   int64_t channels;
 };
 
-// The geometric operations, in a file of their own; `from` and `to` differ.
+// The geometric operations, in a separate file; `from` and `to` must differ.
 void shear(const uint8_t* from, const Shape& shape, bool vertical, bool cubic,
            double coefficient, uint8_t fill, uint8_t* to);
 void translate(const uint8_t* from, const Shape& shape, bool vertical,

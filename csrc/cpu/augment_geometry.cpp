@@ -1,5 +1,5 @@
-// Shear, translation and rotation; csrc/common/augment_maps.h says where each
-// pixel comes from. A point outside the image gives the fill.
+// Shear, translation and rotation, with the source positions of
+// csrc/common/augment_maps.h. Points outside the image give the fill.
 #include <cstring>
 
 #include "../common/augment_maps.h"
@@ -54,7 +54,7 @@ void shear(const uint8_t* from, const Shape& s, bool vertical, bool cubic,
   }
   const int64_t row_bytes = s.width * s.channels;
   const int64_t length = vertical ? s.height : s.width;
-  // The other axis is mapped to its own pixel centres: nothing to interpolate.
+  // The other axis maps to its own pixel centres: nothing to interpolate.
   for (int64_t y = 0; y < s.height; ++y)
     for (int64_t x = 0; x < s.width; ++x) {
       const double position =

@@ -1,8 +1,8 @@
-// The rows are cut into blocks whose size depends on the number of channels
-// alone, and sums of blocks are added in their order in float64, so no result
+// The rows are cut into blocks whose size depends only on the number of
+// channels, and sums of blocks are added in order in float64, so no result
 // depends on the number of threads. A thread walks through its blocks twice:
-// for the sums, and backwards for the result, which begins with what its cache
-// still holds.
+// forwards for the sums and backwards for the result, which begins with what is
+// still in its cache.
 #include "batch_norm.h"
 
 #include <algorithm>
@@ -17,9 +17,9 @@
 namespace s3h::cpu {
 namespace {
 
-// Small, for the sums inside of a block are float32's.
+// Small, because sums inside a block are float32.
 constexpr int64_t kBlockElements = 1 << 13;
-// Below this many elements waking threads costs more than the work.
+// Below this many elements, waking threads costs more than the work.
 constexpr int64_t kSerial = 1 << 14;
 
 template <typename Element>
@@ -42,7 +42,7 @@ const BatchNormRows<Element>& row_kernels() {
   return pick(baseline::kBatchNormFloat, baseline::kBatchNormBfloat16);
 }
 
-// Blocks of rows, three numbers of each block and channel, and four of each
+// Blocks of rows, with three numbers per block and channel and four per
 // channel.
 class Blocks {
  public:
@@ -62,7 +62,7 @@ class Blocks {
   int64_t rows(int64_t block) const {
     return std::min(size_, rows_ - block * size_);
   }
-  // Of a block's first element.
+  // Index of a block's first element.
   int64_t at(int64_t block) const { return block * size_ * channels_; }
 
   // which: 0 to 2
@@ -110,7 +110,7 @@ void batch_norm_relu(const BatchNormProblem& p, const Threads& threads,
   float* const scale = blocks.coefficient(1);
   float* const bias = blocks.coefficient(2);
   for (int64_t c = 0; c < p.channels; ++c) {
-    // Joined as by Chan, Golub and LeVeque (1979).
+    // Combined as in Chan, Golub and LeVeque (1979).
     double average = 0, squares = 0, before = 0;
     for (int64_t block = 0; block < blocks.count(); ++block) {
       const auto added = static_cast<double>(blocks.rows(block));
@@ -174,7 +174,7 @@ void batch_norm_relu_backward(const BatchNormProblem& p, const Threads& threads,
     centre[c] = static_cast<float>(sum / rows);
     slope[c] = static_cast<float>(product * inverse * inverse / rows);
   }
-  // With a residual g is there already.
+  // With a residual, g has already been stored.
   const Element* const masked = grad_residual == nullptr ? grad : grad_residual;
   const Element* const mask = grad_residual == nullptr ? out : nullptr;
   blocks.each(threads, true, [&](int64_t block) {

@@ -10,21 +10,21 @@
 namespace s3h::cpu {
 
 struct BatchNormProblem {
-  int64_t rows;  // of all images: N H W
+  int64_t rows;  // N H W, over all images
   int64_t channels;
   const float* weight;
   const float* bias;
   double eps;
 };
 
-// Maps are [rows, channels], which is channels-last. `residual` may be null.
+// Maps are [rows, channels], i.e. channels-last. `residual` may be null.
 // Writes the biased variance. Element is float or Bfloat16.
 template <typename Element>
 void batch_norm_relu(const BatchNormProblem& p, const Threads& threads,
                      const Element* x, const Element* residual, Element* out,
                      float* mean, float* variance);
 
-// `grad_residual` may be null: there was no residual.
+// `grad_residual` is null if there was no residual.
 template <typename Element>
 void batch_norm_relu_backward(const BatchNormProblem& p, const Threads& threads,
                               const Element* grad, const Element* out,

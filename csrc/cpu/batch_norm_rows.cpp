@@ -1,8 +1,8 @@
 // Compiled once per instruction set, see level.h.
 //
-// A tile is a few rows of a vector of channels, and its rows are unrolled: what
-// there is one of per channel is read once for all of them. Sums run inside of
-// a tile first, then over the tiles.
+// A tile is a few rows of one vector of channels, with its rows unrolled, so
+// that per-channel values are loaded once for all of them. Sums run over a tile
+// first, then over the tiles.
 #include "batch_norm_rows.h"
 
 #include <algorithm>
@@ -18,12 +18,12 @@ constexpr int kTile = kLanes == 16 ? 16 : 8;
 
 static_assert(kChannelPadding % kLanes == 0);
 
-// Of a lambda.
+// Inlines a lambda.
 #define S3H_ALWAYS __attribute__((always_inline))
 
 typedef uint16_t HalfVec __attribute__((vector_size(kLanes * 2)));
 
-// Left to themselves, compilers take several steps for a conversion.
+// Without this, compilers take several steps for a conversion.
 S3H_INLINE Vec widen(HalfVec v) {
 #if defined(__AVX512F__)
   const BitVec wide = (BitVec)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)v);
@@ -33,7 +33,7 @@ S3H_INLINE Vec widen(HalfVec v) {
   return (Vec)(wide << 16);
 }
 
-// As from_float(float, Bfloat16&).
+// Rounds like from_float(float, Bfloat16&).
 S3H_INLINE HalfVec narrow(Vec v) {
 #if defined(__AVX512BF16__)
   return (HalfVec)_mm512_maskz_cvtneps_pbh(0xffff, v);
@@ -49,8 +49,8 @@ S3H_INLINE HalfVec narrow(Vec v) {
 #endif
 }
 
-// The elements of one row in a vector of channels. All of them, or the first
-// `count`, beside zeros.
+// The elements of one row in a vector of channels: all of them, or the first
+// `count`, padded with zeros.
 template <typename Element, bool kWhole>
 struct Row {
   typedef std::conditional_t<std::is_same_v<Element, float>, Vec, HalfVec> Raw;
@@ -75,7 +75,7 @@ struct Row {
 };
 
 // Calls body(Row, rows of the tile, row, channel, channels of the vector); the
-// number of rows is a constant but in the last tiles.
+// number of rows is a constant except in the last tiles.
 template <typename Element, typename Body>
 S3H_INLINE void tiles(int64_t rows, int64_t channels, const Body& body) {
   const auto across = [&](auto size, int64_t row) S3H_ALWAYS {
@@ -90,7 +90,7 @@ S3H_INLINE void tiles(int64_t rows, int64_t channels, const Body& body) {
   for (; row < rows; ++row) across(std::integral_constant<int, 1>{}, row);
 }
 
-// The first tile's sum begins, the others are added.
+// Sets the sum for the first tile, adds to it for the others.
 S3H_INLINE void add_tile(int64_t row, Vec tile, float* sum) {
   store(sum, row == 0 ? tile : load(sum) + tile);
 }
@@ -150,7 +150,7 @@ void normalise(const Element* x, const Element* residual, int64_t rows,
     run(std::true_type{});
 }
 
-// As PyTorch's ReLU: the gradient passes where out is a NaN.
+// Like PyTorch's ReLU, passes the gradient where out is NaN.
 S3H_INLINE Vec masked_by(Vec out, Vec grad) {
   return out <= 0.0f ? Vec{} : grad;
 }

@@ -8,27 +8,27 @@
 
 namespace s3h::cpu {
 
-// The loops read and write whole vectors of what there is one of per channel:
-// these arrays hold a multiple of so many numbers.
+// The loops read and write whole vectors of per-channel values: these arrays
+// must hold a multiple of this many numbers.
 constexpr int64_t kChannelPadding = 16;
 
 // A range of rows, each of `channels` elements.
 template <typename Element>
 struct BatchNormRows {
-  // middle: the mean of a few rows from all over; sums of the distances from
-  // it, and of their squares, so that a mean far from zero costs no digits.
+  // middle: the mean of a few rows from all over. Sums the distances from it
+  // and their squares, so that a mean far from zero costs no precision.
   void (*moments)(const Element* x, int64_t rows, int64_t channels,
                   float* middle, float* sum, float* squares);
   // out = max(0, (x - mean) scale + bias + residual); residual may be null
   void (*normalise)(const Element* x, const Element* residual, int64_t rows,
                     int64_t channels, const float* mean, const float* scale,
                     const float* bias, Element* out);
-  // Sums of g, which is grad where out > 0 and otherwise 0, and of
+  // Sums of g, which is grad where out > 0 and 0 elsewhere, and of
   // g (x - mean). Writes g to `masked` unless that is null.
   void (*sums)(const Element* grad, const Element* out, const Element* x,
                int64_t rows, int64_t channels, const float* mean, float* sum,
                float* product, Element* masked);
-  // to = scale (g - centre - (x - mean) slope); g is grad where out is null
+  // to = scale (g - centre - (x - mean) slope); g is grad if out is null
   void (*gradient)(const Element* grad, const Element* out, const Element* x,
                    int64_t rows, int64_t channels, const float* mean,
                    const float* scale, const float* centre, const float* slope,

@@ -1,5 +1,5 @@
-// Bfloat16, held as its bits, and conversions that leave other types as they
-// are.
+// Bfloat16, held as its bits, and conversions, which do nothing for other
+// types.
 #pragma once
 
 #include <cmath>

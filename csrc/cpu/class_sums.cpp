@@ -1,6 +1,6 @@
-// Sums are cut among the threads by depth, everything else by rows, so that no
-// result depends on the number of threads. All of it is one pass over the rows
-// at the speed of memory.
+// Sums are divided among the threads by depth, everything else by rows, so that
+// no result depends on the number of threads. It is one pass over the rows at
+// memory speed.
 #include "class_sums.h"
 
 #include <algorithm>
@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t kColumns = 32;
 
-// Below this many elements waking threads costs more than the work.
+// Below this many elements, waking threads costs more than the work.
 constexpr int64_t kSerial = 1 << 15;
 
 void run(const Threads& threads, int64_t count, int64_t elements,
@@ -55,7 +55,7 @@ V load_lanes(const Bfloat16* from) {
          << 16);
 }
 
-// a . (b - a), or a . b; in vectors that every CPU has, four sums at a time.
+// a . (b - a), or a . b, in vectors that every CPU has, four sums at a time.
 template <bool Subtract, typename T, typename Element>
 T dot_with(const Element* a, const T* b, int64_t depth) {
   using V = typename Lanes<T>::type;
@@ -80,14 +80,14 @@ T dot_with(const Element* a, const T* b, int64_t depth) {
   return sum;
 }
 
-// Long sums in sequence lose digits: after every kRun rows of a class its sum
+// Long sequential sums lose precision: after every kRun rows of a class its sum
 // so far is moved to a total in double.
 class Totals {
  public:
   Totals(int64_t classes, int64_t width)
       : classes_(static_cast<size_t>(classes)), width_(width) {}
 
-  // A row has come to the class's sum.
+  // Call after adding a row to its class's sum.
   template <typename T>
   void count(int64_t label, T* sum) {
     Class& own = classes_[static_cast<size_t>(label)];
@@ -117,8 +117,8 @@ class Totals {
   static constexpr int64_t kRun = 16;
 
   struct Class {
-    int64_t rows = 0;    // since the last move
-    int64_t total = -1;  // where it is in totals_; -1: nowhere yet
+    int64_t rows = 0;    // rows since the last move
+    int64_t total = -1;  // index in totals_; -1: not there yet
   };
 
   std::vector<Class> classes_;

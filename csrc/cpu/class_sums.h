@@ -13,19 +13,19 @@
 
 namespace s3h::cpu {
 
-// sums: [classes, depth] of memory to work in; dots: [n].
+// sums: [classes, depth] scratch memory; dots: [n].
 template <typename T>
 void class_sum_dots(const ClassSumProblem<T>& problem, const Threads& threads,
                     T* sums, T* dots);
 
-// grad: [n]; sums: [2, classes, depth] of memory to work in. Either gradient
-// may be nullptr; in the symmetric case grad_queries takes both roles'.
+// grad: [n]; sums: [2, classes, depth] scratch memory. Either gradient may be
+// nullptr; in the symmetric case grad_queries gets the gradient of both roles.
 template <typename T>
 void class_sum_dots_backward(const ClassSumProblem<T>& problem,
                              const Threads& threads, const T* grad, T* sums,
                              T* grad_queries, T* grad_keys);
 
-// What the above is made of, for other kernels.
+// Building blocks of the above, for other kernels.
 
 template <typename Element>
 struct ClassRows {
@@ -36,7 +36,7 @@ struct ClassRows {
   int64_t class_count;
 };
 
-// sums[c] = sum of weight_i row_i over the rows of class c; no weights: 1.
+// sums[c] = sum of weight_i row_i over the rows of class c; no weights: all 1.
 template <typename T, typename Element = T>
 void class_sums(const ClassRows<Element>& rows, const T* weights,
                 const Threads& threads, T* sums);
@@ -45,8 +45,8 @@ void class_sums(const ClassRows<Element>& rows, const T* weights,
 template <typename T, typename Element = T>
 T dot_others(const Element* own, const T* sum, int64_t depth);
 
-// Cuts `count` rows of `depth` elements among the threads, or leaves them to
-// the caller where that is faster.
+// Divides `count` rows of `depth` elements among the threads, or leaves them to
+// the caller if that is faster.
 void for_rows(const Threads& threads, int64_t count, int64_t depth,
               const RangeFunction& body);
 

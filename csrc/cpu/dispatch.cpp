@@ -19,8 +19,8 @@ namespace s3h::cpu {
 namespace {
 
 #if defined(S3H_X86_LEVELS)
-// Whether the tile unit multiplies bfloat16 here. Linux gives its 8 KiB of
-// registers to processes that ask for them.
+// Whether the tile unit is available for bfloat16. Linux grants its 8 KiB of
+// registers only to processes that request them.
 bool tile_unit() {
 #if defined(__linux__) && defined(SYS_arch_prctl)
   constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
@@ -35,7 +35,7 @@ bool tile_unit() {
 }
 #endif
 
-// The highest level that was built and that this CPU has.
+// The highest level that was built and that this CPU supports.
 Level highest() {
 #if defined(S3H_X86_LEVELS)
   __builtin_cpu_init();
@@ -53,11 +53,11 @@ Level highest() {
   return Level::kBaseline;
 }
 
-// Whether products of bfloat16 are worth their instruction, which multiplies
-// twice as many numbers as a float32 multiply-add. On AMD's Zen 4 and Zen 5 it
-// comes as often as that; on Intel's Sapphire Rapids a quarter as often, where
-// widening to float32 wins. A list of vendors and no measurement, so that one
-// machine takes the same path, and gives the same bits, every time.
+// Whether the bfloat16 product instruction pays, which multiplies twice as many
+// numbers as a float32 multiply-add. On AMD's Zen 4 and Zen 5 it has the same
+// throughput; on Intel's Sapphire Rapids a quarter of it, and widening to
+// float32 wins. A list of vendors instead of a measurement, so that a machine
+// always takes the same path and gives the same bits.
 bool bfloat16_pays() {
 #if defined(S3H_X86_LEVELS)
   return __builtin_cpu_is("amd");
@@ -66,7 +66,7 @@ bool bfloat16_pays() {
 #endif
 }
 
-// What S3H_CPU_LEVEL asks for, if it does.
+// The level requested by S3H_CPU_LEVEL, if it is set.
 std::optional<Level> wanted_level() {
   const char* wanted = std::getenv("S3H_CPU_LEVEL");
   if (wanted == nullptr || *wanted == '\0') return std::nullopt;
@@ -85,7 +85,7 @@ Level choose() {
   if (!cap)
     return level == Level::kAvx512Bf16 && !bfloat16_pays() ? Level::kAvx512
                                                            : level;
-  // The emulation needs no more than AVX-512.
+  // The emulation only needs AVX-512.
   if (cap == Level::kAmxEmulated && level == Level::kAvx512) return *cap;
   return std::min(level, *cap);
 }

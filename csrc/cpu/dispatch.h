@@ -1,10 +1,10 @@
-// Which instruction set the kernels run on, decided once per process.
+// The instruction set of the kernels, decided once per process.
 #pragma once
 
 namespace s3h::cpu {
 
-// kAmxEmulated: kAvx512 with the similarities of kAmx, whose tile unit is a
-// program; for tests.
+// kAmxEmulated: kAvx512 with the similarity kernels of kAmx and an emulated
+// tile unit; for tests.
 enum class Level {
   kBaseline = 0,
   kAvx2 = 1,
@@ -14,16 +14,16 @@ enum class Level {
   kAmx = 5
 };
 
-// The best level that was built and that this CPU has: the highest, but
-// kAvx512Bf16 only where it is the fastest, and kAmxEmulated never. kAmx asks
-// the system for the tile unit and is not there if that says no. The
+// The best level that was built and that this CPU supports: the highest, but
+// kAvx512Bf16 only if it is the fastest, and never kAmxEmulated. kAmx requests
+// the tile unit from the system and is unavailable if that refuses. The
 // environment variable S3H_CPU_LEVEL (baseline, avx2, avx512, amx_emulated,
-// avx512_bf16, amx) names another one, above which it does not go; anything
-// else throws std::invalid_argument.
+// avx512_bf16, amx) sets an upper limit; any other value throws
+// std::invalid_argument.
 Level dispatch_level();
 
-// Whether AVX512_BF16 is there to round to bfloat16, which pays on every CPU
-// that has it: the highest level, products or not.
+// Whether AVX512_BF16 can be used to round to bfloat16, which pays on every CPU
+// that has it: the highest level, with or without products.
 bool bfloat16_conversions();
 
 const char* level_name(Level level);

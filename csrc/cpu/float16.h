@@ -17,8 +17,8 @@ inline float to_float(Float16 x) {
   const uint32_t bits = static_cast<uint32_t>(x);
   const uint32_t sign = (bits & 0x8000u) << 16;
   const uint32_t magnitude = (bits & 0x7fffu) << 13;
-  // Subnormals get an exponent whose leading bit is taken off again: they must
-  // not pass through denormals, which count as zeros here.
+  // Subnormals get an exponent whose leading bit is subtracted again: they must
+  // not pass through denormals, which are flushed to zero here.
   const float value = magnitude < (1u << 23)
                           ? from_bits(magnitude + (113u << 23)) - 0x1p-14f
                           : from_bits(magnitude + (112u << 23));

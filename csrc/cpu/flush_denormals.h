@@ -1,5 +1,5 @@
-// Denormal numbers as zeros, in and out, while an object of this class lives on
-// the calling thread. The thread's floating-point state is as before
+// Treats denormal inputs and outputs as zeros on the calling thread while an
+// object of this class lives, and restores the thread's floating-point state
 // afterwards.
 #pragma once
 
@@ -36,7 +36,7 @@ class FlushDenormals {
   }
   uint64_t before_ = 0;
 #else
-  FlushDenormals() {}  // not trivial: no warning about an object without a use
+  FlushDenormals() {}  // non-trivial: avoids an unused-object warning
 #endif
 
  public:

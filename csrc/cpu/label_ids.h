@@ -1,4 +1,4 @@
-// Labels of 64 bits as ids of 32, which vectors compare.
+// Maps 64-bit labels to 32-bit ids, which vectors can compare.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 
 namespace s3h::cpu {
 
-// Same ids for equal labels of two sides. Wide labels are renumbered.
+// Equal labels on both sides get the same id. Wide labels are renumbered.
 class LabelIds {
  public:
   LabelIds(const int64_t* a, int64_t a_count, const int64_t* b,
@@ -22,7 +22,7 @@ class LabelIds {
     known_.erase(std::unique(known_.begin(), known_.end()), known_.end());
   }
 
-  // `none` stands for a label that equals nothing on the other side.
+  // `none` stands for a label without a match on the other side.
   int32_t id(int64_t label, int32_t none) const {
     if (label < 0) return none;
     if (known_.empty())

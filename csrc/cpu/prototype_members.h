@@ -1,5 +1,5 @@
-// How csrc/cpu/prototypes.cpp goes through a batch: features widened, samples
-// in the order of their classes, and classes shared out to threads.
+// How csrc/cpu/prototypes.cpp traverses a batch: features are widened, samples
+// sorted by class, and classes divided among threads.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@
 
 namespace s3h::cpu {
 
-// A feature as T; `scratch` [depth] holds it where it has to be widened.
+// A feature as T; `scratch` [depth] holds it if it must be widened.
 template <typename T, typename Element>
 const T* feature_row(const Element* row, int64_t depth, T* scratch) {
   if constexpr (std::is_same_v<T, Element>) {
@@ -26,11 +26,11 @@ const T* feature_row(const Element* row, int64_t depth, T* scratch) {
   }
 }
 
-// Samples in the order of their classes, and what is found out about them.
+// Samples sorted by class, and the results for them.
 template <typename T>
 struct Sorted {
   std::vector<int64_t> start;  // [classes + 1]
-  // [members]; no thread but the one that fills a part of them touches it
+  // [members]; only the thread that fills a part of them touches it
   std::unique_ptr<int64_t[]> sample;
   std::unique_ptr<int64_t[]> row;  // -1: distance not finite
   std::unique_ptr<T[]> distance;
@@ -58,9 +58,9 @@ Sorted<T> sort_by_class(const AccumulateProblem<T, Element>& p) {
   return s;
 }
 
-// Pieces of about the same work, a few for each thread. Neighbouring classes
-// are done together and at once; a class that is too large for that has its
-// members shared out first, and its columns afterwards.
+// Work items of about equal cost, a few for each thread. Neighbouring classes
+// are processed together. A class that is too large for that is divided by
+// members first, and by columns afterwards.
 struct Shares {
   struct Piece {
     bool large;
@@ -68,7 +68,7 @@ struct Shares {
     int64_t label;        // of the large class
   };
   struct Columns {
-    int64_t large;  // place in `large`
+    int64_t large;  // index in `large`
     int64_t left, right;
   };
   std::vector<Piece> pieces;
@@ -76,7 +76,7 @@ struct Shares {
   std::vector<int64_t> large;  // labels
 };
 
-// Columns are cut at whole cache lines of floats.
+// Columns are divided at whole cache lines of floats.
 constexpr int64_t kColumns = 16;
 
 template <typename T, typename Element>

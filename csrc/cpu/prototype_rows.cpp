@@ -1,8 +1,8 @@
 // Compiled once per instruction set, see level.h.
 //
-// A feature is read once for four prototypes, each with vectors of partial
-// sums of its own, so that four chains of multiply-adds are under way. The
-// depth's remainder is added element by element, to the end of the same sum.
+// A feature is read once for four prototypes, each with its own vectors of
+// partial sums, so that four chains of multiply-adds overlap. The remainder of
+// the depth is added element by element to the end of the same sum.
 #include <cstring>
 #include <type_traits>
 
@@ -39,7 +39,7 @@ struct Lanes {
   static S3H_INLINE void store(T* to, Vec v) { std::memcpy(to, &v, sizeof v); }
 };
 
-// The sum of the lanes, in halves.
+// The sum of the lanes, by halves.
 #if defined(__AVX2__)
 S3H_INLINE float lane_sum(__m256 v) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -78,7 +78,7 @@ S3H_INLINE double lane_sum(__m512d v) {
 }
 #endif
 
-// Dot products, or squared distances, of `feature` and kCount rows.
+// Dot products or squared distances between `feature` and kCount rows.
 template <typename T, bool kDot, int kCount>
 S3H_INLINE void compare(const T* feature, const T* rows, int64_t depth,
                         T (&out)[4]) {
@@ -127,7 +127,7 @@ S3H_INLINE Nearest<T> nearest_by(const T* feature, T scale, const T* rows,
     for (int64_t r = 0; r < (left < 4 ? left : 4); ++r) {
       const T distance = kDot ? 1 - scale * values[r] : values[r];
       const bool born = (row + r == 0) | (masses[row + r] > 0);
-      // Without a branch: which row is nearer cannot be foreseen.
+      // Without a branch, as it would be unpredictable.
       const bool nearer = born & (distance < best.distance);
       best.row = nearer ? row + r : best.row;
       best.distance = nearer ? distance : best.distance;
@@ -151,8 +151,8 @@ T squares(const T* x, int64_t depth) {
   return out[0];
 }
 
-// to[d] = body(d) in vectors, then element by element; written out because a
-// compiler first asks whether the rows overlap, each time.
+// to[d] = body(d) in vectors, then element by element. Written out because a
+// compiler would check each time whether the rows overlap.
 template <typename T, typename Body>
 S3H_INLINE void fill(T* to, int64_t depth, const Body& body) {
   using L = Lanes<T>;

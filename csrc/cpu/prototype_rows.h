@@ -14,7 +14,7 @@ struct Nearest {
 
 template <typename T>
 struct PrototypeRows {
-  // The nearest of `count` rows, the first of equals. `scale` is 1 / |feature|
+  // The nearest of `count` rows, the first in a tie. `scale` is 1 / |feature|
   // for the cosine distance 1 - scale feature . row, and negative for the
   // squared Euclidean one.
   Nearest<T> (*nearest)(const T* feature, T scale, const T* rows,

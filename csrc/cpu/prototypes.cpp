@@ -1,8 +1,8 @@
-// Samples are put in the order of their classes by counting, and a thread takes
-// whole classes: nearest prototypes, then sums, while prototypes, sums and
-// features are in its caches. The largest classes of a long tail are shared by
-// the threads. Every sum runs over a class's samples in the order of the batch,
-// so no result depends on the number of threads.
+// Samples are sorted by class with a counting sort, and each thread takes whole
+// classes: nearest prototypes, then sums, while prototypes, sums and features
+// are in its caches. Threads share the largest classes of a long tail. Every
+// sum runs over a class's samples in the order of the batch, so no result
+// depends on the number of threads.
 #include "prototypes.h"
 
 #include <algorithm>
@@ -19,7 +19,7 @@
 namespace s3h::cpu {
 namespace {
 
-// Below this many elements waking threads costs more than the work.
+// Below this many elements, waking threads costs more than the work.
 constexpr int64_t kSerial = 1 << 15;
 
 void run(const Threads& threads, int64_t count, int64_t elements,
@@ -45,12 +45,12 @@ const PrototypeRows<T>& row_kernels() {
   return pick(baseline::kFloatRows, baseline::kDoubleRows);
 }
 
-// 0 for a row of zeros; NaN for one that holds a NaN or an infinity, or is too
-// long for its inverse.
+// 0 for a row of zeros; NaN for one that contains a NaN or an infinity, or is
+// too long for its inverse.
 template <typename T>
 T inverse_norm(const T* row, int64_t depth) {
   const T squares = row_kernels<T>().squares(row, depth);
-  // Where the squares are ordinary numbers, with all their digits.
+  // Range in which the squares are normal numbers, with full precision.
   constexpr T kTiny = std::numeric_limits<T>::min() * T(1 << 24);
   if (squares > kTiny && squares < std::numeric_limits<T>::infinity())
     return 1 / std::sqrt(squares);
@@ -62,15 +62,15 @@ T inverse_norm(const T* row, int64_t depth) {
   return inverse > 0 ? inverse : std::numeric_limits<T>::quiet_NaN();
 }
 
-// In the order of the classes features are read from anywhere, where no
-// hardware looks ahead.
+// In class order, features are read from random places, which the hardware
+// cannot prefetch.
 template <typename Element>
 void prefetch(const Element* row, int64_t depth) {
   constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(Element));
   for (int64_t d = 0; d < depth; d += kLine) __builtin_prefetch(row + d);
 }
 
-// How many samples ahead.
+// Number of samples to prefetch.
 constexpr int64_t kAhead = 4;
 
 // Finds the rows of the members [begin, end) of one class.
@@ -95,14 +95,14 @@ void assign(const AccumulateProblem<T, Element>& p, Sorted<T>& s, int64_t label,
   }
 }
 
-// What a batch adds to one class of K rows.
+// The contribution of a batch to one class of K rows.
 template <typename T>
 struct ClassTotals {
   T* sums;                    // [K, depth]
   T* counts;                  // [K]
   T* distortions;             // [K]
   T* far_feature;             // [depth]
-  T* far_distance = nullptr;  // where it is wanted
+  T* far_distance = nullptr;  // if it is needed
 };
 
 // Columns [left, right) of one class; `whole`: its counts too.
@@ -151,11 +151,11 @@ void add_up_class(const AccumulateProblem<T, Element>& p, const Sorted<T>& s,
         farthest < 0 ? T(-1) : s.distance[static_cast<size_t>(farthest)];
 }
 
-// How far the halves of a row are put from it, to either side, as a share of
-// the way to the class's farthest sample: Linde, Buzo and Gray's splitting.
+// Distance of the two halves of a row from it, as a fraction of the distance to
+// the class's farthest sample: Linde, Buzo and Gray's splitting.
 constexpr double kSplit = 0.03;
 
-// MovingAverage in the type of the arithmetic.
+// MovingAverage in the type of the computation.
 template <typename T>
 struct Average {
   explicit Average(const MovingAverage& from)
@@ -167,9 +167,9 @@ struct Average {
   T momentum, expire_below;
 };
 
-// By which a cosine of equal directions, and a prototype of equal samples, may
-// differ by roundings: in units of epsilon times the squared norm, the second
-// some 0.05. What is below has no distortion.
+// Rounding error of the cosine of equal directions, in units of epsilon times
+// the squared norm; for a prototype of equal samples it is about 0.05. Anything
+// below is not a distortion.
 constexpr double kCosineNoise = 8;
 
 template <typename T>
@@ -180,7 +180,7 @@ T noise_of(const Average<T>& average, const T* prototype, T count,
   return std::numeric_limits<T>::epsilon() * count * squares;
 }
 
-// Takes a batch into the `rows` rows of one class.
+// Adds a batch to the `rows` rows of one class.
 template <typename T>
 void apply_class(const Average<T>& average, int64_t rows, int64_t depth,
                  const ClassTotals<const T>& batch, T* prototypes, T* sums,
@@ -197,7 +197,7 @@ void apply_class(const Average<T>& average, int64_t rows, int64_t depth,
     if (masses[row] < masses[lightest]) lightest = row;
   }
   const T least = average.expire_below * total / static_cast<T>(rows);
-  // The first batch of a class has distances to no prototype.
+  // In the first batch of a class, distances refer to no prototype.
   int64_t parent = -1;
   if (before > 0 && masses[lightest] <= least)
     for (int64_t row = 0; row < rows; ++row)
@@ -210,7 +210,7 @@ void apply_class(const Average<T>& average, int64_t rows, int64_t depth,
   const auto move = [&](int64_t row) {
     const T* sum = sums + row * depth;
     const T scale = average.cosine ? inverse_norm(sum, depth) : 1 / masses[row];
-    // Unit vectors that cancel have no direction: the old one stays.
+    // Unit vectors that cancel have no direction: keep the old one.
     if (scale > 0) kernels.scale(sum, scale, depth, prototypes + row * depth);
   };
   for (int64_t row = 0; row < rows; ++row) {
@@ -238,7 +238,7 @@ void apply_class(const Average<T>& average, int64_t rows, int64_t depth,
   move(parent);
 }
 
-// Where the batch's part of a class goes, if the caller does not keep it.
+// Holds the batch's part of a class if the caller does not keep it.
 template <typename T>
 class ClassMemory {
  public:
@@ -258,12 +258,12 @@ class ClassMemory {
   int64_t rows_, depth_;
 };
 
-// Finds the rows of all samples and adds every class up. `Sink` says where a
-// class's part goes:
+// Finds the rows of all samples and sums up every class. `Sink` provides the
+// memory for a class's part:
 //   kAbsentToo          whether classes without a sample have one
-//   Local, local()      what a thread holds for the classes it does alone
-//   prepare(labels)     of the classes that threads share
-//   ahead(label)        a class that comes next
+//   Local, local()      a thread's memory for the classes that it does alone
+//   prepare(labels)     for the classes that threads share
+//   ahead(label)        announces the next class
 //   small(label, local), large(place, label)    -> ClassTotals
 //   done(label, totals)                         they are complete
 template <typename T, typename Element, typename Sink>
@@ -316,13 +316,13 @@ void cluster(const AccumulateProblem<T, Element>& p, const Threads& threads,
           sink.done(label, sink.large(place, label));
         }
       });
-  // By one thread: neighbouring samples are of different classes.
+  // By one thread: neighbouring samples belong to different classes.
   std::fill(assignments, assignments + p.n, int64_t(-1));
   for (size_t k = 0; k < static_cast<size_t>(s.start.back()); ++k)
     assignments[s.sample[k]] = s.row[k];
 }
 
-// Keeps every class's part for the caller.
+// Stores every class's part for the caller.
 template <typename T>
 struct KeepAll {
   struct Local {};
@@ -347,7 +347,7 @@ struct KeepAll {
   const Accumulated<T>& out;
 };
 
-// Takes a class's part into the state while it is in the cache.
+// Applies a class's part to the state while it is in the cache.
 template <typename T>
 class ApplyAtOnce {
  public:

@@ -6,13 +6,13 @@
 //   apply:      for every class in the batch, per row
 //               sum = momentum sum + batch, mass = momentum mass + count,
 //               prototype = sum / mass (cosine: sum / |sum|), and the lightest
-//               row, if it is dead, starts anew as one half of the row with the
+//               row, if it is dead, restarts as one half of the row with the
 //               greatest distortion.
 //
 //   update:     both at once, for a batch that one process holds.
 //
-// A row of mass 0 is unborn: it has no prototype and takes no sample, but for
-// the first row of a class. No torch in here.
+// A row of mass 0 is unused: it has no prototype and gets no samples, except
+// for the first row of a class. Does not depend on torch.
 #pragma once
 
 #include <cstdint>
@@ -42,9 +42,9 @@ struct UpdateProblem : MovingAverage {
   int64_t depth;
 };
 
-// Accumulate and apply, class by class, so that what the batch adds to a class
-// never leaves the cache. The same bits as the two in turn. Every element of
-// assignments [n] is written.
+// Accumulate and apply, class by class, so that the batch's contribution to a
+// class never leaves the cache. Gives the same bits as the two in sequence.
+// Every element of assignments [n] is written.
 template <typename T, typename Element>
 void update_prototypes(const UpdateProblem<Element>& problem,
                        const Threads& threads, const State<T>& state,

@@ -32,7 +32,7 @@ struct Similarities {
   SimilarityProblem<float, Element> problem{};
 };
 
-// Whether the row has a loss: keys of its own class, and others.
+// Whether the row has a loss: prototypes of its own class, and others.
 bool counts(const double* lse, int64_t n, int64_t row) {
   constexpr double kNone = -std::numeric_limits<double>::infinity();
   return lse[row] != kNone && lse[n + row] != kNone;

@@ -4,8 +4,8 @@
 //          - log sum_{j of the own class} exp(x_ij),
 //   x_ij   = z_i . p_j / temperature,
 //
-// from one pass over the similarities. A row without a class, or whose class
-// has all prototypes or none, is not counted: its loss is 0.
+// from one pass over the similarities. A row is not counted, and its loss is 0,
+// if it has no class, or its class has all prototypes or none.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@
 
 namespace s3h::cpu {
 
-// In float arithmetic; Element is float or Bfloat16.
+// Computes in float; Element is float or Bfloat16.
 template <typename Element>
 struct PrototypicalProblem {
   const Element* features;    // [n, depth]
@@ -30,17 +30,17 @@ struct PrototypicalProblem {
   bool deterministic;  // the same bits for any number of threads
 };
 
-// lse: [2, n] for the backward, of the others and of the own class in units of
-// log 2; loss: [n] unreduced, else [1]; the mean is over counted rows, of none
-// it is 0. kept: scores for the backward (similarity.h), or nullptr. Returns
-// how many rows are counted.
+// lse: [2, n] for the backward, over the others and over the own class, in
+// units of log 2; loss: [n] unreduced, otherwise [1]; the mean is over counted
+// rows, or 0. kept: scores for the backward (similarity.h), or nullptr. Returns
+// the number of counted rows.
 template <typename Element>
 int64_t prototypical(const PrototypicalProblem<Element>& problem,
                      const Threads& threads, double* lse, float* loss,
                      float* kept);
 
-// grad: like loss; grad_features and grad_prototypes: like what they are of,
-// either may be nullptr.
+// grad: like loss; grad_features and grad_prototypes: like the features and
+// prototypes; either may be nullptr.
 template <typename Element>
 void prototypical_backward(const PrototypicalProblem<Element>& problem,
                            const Threads& threads, const float* grad,

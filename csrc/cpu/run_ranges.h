@@ -1,4 +1,4 @@
-// How the kernels of losses and prototypes run their work.
+// Runs the work of loss and prototype kernels on threads.
 #pragma once
 
 #include "flush_denormals.h"
@@ -7,8 +7,8 @@
 namespace s3h::cpu {
 
 // Calls `body` on sub-ranges that cover [0, count), all on the calling thread
-// if `serial`, and with denormals as zeros: each operation on one takes some
-// hundred cycles, and neither a loss nor a gradient has a use for them.
+// if `serial`. Denormals are flushed to zero: each operation on one takes about
+// a hundred cycles, and neither losses nor gradients need them.
 inline void run_ranges(const Threads& threads, int64_t count, bool serial,
                        const RangeFunction& body) {
   const RangeFunction flushed = [&](int64_t begin, int64_t end) {

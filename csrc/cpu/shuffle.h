@@ -1,12 +1,11 @@
-// One shuffle of two vectors under the name that each compiler has for it.
-// Included by files that are compiled once per instruction set, hence the
-// internal linkage.
+// A shuffle of two vectors, under each compiler's name for it. Included by
+// files that are compiled once per instruction set, hence the internal linkage.
 #pragma once
 
 namespace s3h::cpu {
 namespace {
 
-// Elements Index... of x and y in a row. gcc before 12 knows only its own name.
+// Elements Index... of x and y concatenated. gcc before 12 has only this name.
 template <int... Index, typename Vector>
 inline __attribute__((always_inline)) Vector shuffle(Vector x, Vector y) {
 #if defined(__clang__)

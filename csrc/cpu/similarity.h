@@ -3,9 +3,9 @@
 //   x_ij  = q_i . k_j / temperature + key_bias_j + [y_i = y_j] same_label_i
 //   lse_i = log sum_{j not excluded} exp(x_ij)
 //
-// No torch in here: plain pointers and sizes, and a parallel_for handed in.
-// T is float or double: the type of the arithmetic and of all vectors. Element
-// is the matrices' type: T, or Bfloat16 beside float.
+// Does not depend on torch: plain pointers and sizes, and a parallel_for passed
+// in. T is float or double, the type of the computation and of all vectors.
+// Element is the type of the matrices: T, or Bfloat16 with float.
 #pragma once
 
 #include <cstdint>
@@ -20,35 +20,35 @@ namespace s3h::cpu {
 template <typename T>
 using RowFunction = std::function<void(int64_t row, T* gradient)>;
 
-// The row-owned path: float64, simple, the same bits for any thread count.
-// lse: [n]. A row without any key gets -inf.
+// The row-owned path: float64, simple, the same bits for any number of threads.
+// lse: [n]; -inf for a row without any key.
 void logsumexp_rows(const SimilarityProblem<double>& problem,
                     const Threads& threads, double* lse);
 
-// grad, lse: [n]; grad_queries: [n, depth], grad_keys: [m, depth], either may
-// be nullptr. In the symmetric case grad_queries takes both roles' gradient.
-// `add`, where there is one, is called for every row of grad_queries.
+// grad, lse: [n]; grad_queries: [n, depth], grad_keys: [m, depth]; either may
+// be nullptr. In the symmetric case grad_queries gets the gradient of both
+// roles. `add`, if set, is called for every row of grad_queries.
 void logsumexp_rows_backward(const SimilarityProblem<double>& problem,
                              const Threads& threads, const double* grad,
                              const double* lse, double* grad_queries,
                              double* grad_keys,
                              const RowFunction<double>& add = {});
 
-// The tiled path: the same results in float arithmetic, as fast as the CPU can.
-// Same bits for the same number of threads; for any number with
-// `deterministic`, at 1.5 times the work. Bfloat16 needs bfloat16_products().
+// The tiled path: the same results in float, as fast as the CPU can. Same bits
+// for the same number of threads; for any number with `deterministic`, which
+// takes 1.5 times the work. Bfloat16 needs bfloat16_products().
 //
-// What the forward finds and the backward reads; what is not wanted is nullptr.
+// Results of the forward that the backward reads; nullptr if not needed.
 struct TiledSums {
-  // [n], lse / log 2, the unit that scores are kept in. The backward takes
-  // differences from it: where one key outweighs all others it is the key's
-  // score to the last bit, and elsewhere it needs more digits than a float has.
+  // [n], lse / log 2, the unit of the scores. The backward subtracts it from
+  // scores: if one key outweighs all others it equals the key's score to the
+  // last bit, and otherwise it needs more precision than a float has.
   double* lse_log2;
-  // [n]: the same over the keys of the row's own label, which then are in no
-  // other sum; the backward is that of lse - own. Needs labels, keys of their
-  // own and no self_index; takes no bias of equal labels.
+  // [n]: the same over the keys with the row's own label, which are then left
+  // out of all other sums; the backward is that of lse - own. Needs labels,
+  // separate keys and no self_index, and excludes a same-label bias.
   double* own_log2 = nullptr;
-  // [kept_scores()]: what spares the backward to form the scores again, to the
+  // [kept_scores()]: saves the backward from recomputing the scores, with the
   // same bits. Not with `deterministic`.
   float* kept = nullptr;
 };
@@ -65,13 +65,13 @@ void logsumexp_tiled_backward(const SimilarityProblem<float, Element>& problem,
                               Element* grad_queries, Element* grad_keys,
                               const RowFunction<float>& add = {});
 
-// Every level's panel of rows divides it.
+// Divisible by every level's panel of rows.
 constexpr int64_t kWidestPanel = 48;
-// Floats before the scores that are kept, which say how to read them.
+// Floats before the kept scores, which describe their format.
 constexpr int64_t kKeptHead = 16;
 
-// How many floats are kept, whatever the CPU; s3h_ext/ops/_scores.py has the
-// same.
+// Number of floats kept, the same on every CPU; s3h_ext/ops/_scores.py must
+// agree.
 inline int64_t kept_scores(int64_t n, int64_t m, bool symmetric) {
   const int64_t rows = (n + kWidestPanel - 1) / kWidestPanel;
   const int64_t columns = (m + kWidestPanel - 1) / kWidestPanel;

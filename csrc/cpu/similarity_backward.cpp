@@ -1,5 +1,5 @@
-// The tiled path's backward: a tile's gradient of the scores is formed once and
-// multiplied with the columns' rows, and its transpose with the rows'.
+// The tiled path's backward: the gradient of a tile's scores is computed once
+// and multiplied with the columns' rows, and its transpose with the rows'.
 #include <algorithm>
 #include <cmath>
 
@@ -9,7 +9,7 @@
 namespace s3h::cpu {
 namespace {
 
-// One walk over tiles and whom it serves.
+// One pass over tiles, and the gradients that it computes.
 struct Sweep {
   bool by_columns, rows, columns;
 };
@@ -31,8 +31,8 @@ bool Engine<Element>::backward(const float* grad, const TiledSums& sums,
   const size_t pair_tiles = memory_.reserve<float>(tasks_ * pairs_size);
   const size_t selves = memory_.reserve<int32_t>(tasks_ * block_rows);
 
-  // One sweep serves both sides, except that a deterministic one serves the
-  // side that it is cut by.
+  // One sweep computes both sides' gradients, but a deterministic one only
+  // that of the side that it is divided by.
   std::vector<Sweep> sweeps;
   const bool want_keys = grad_keys != nullptr && !p_.symmetric;
   const bool want_queries = grad_queries != nullptr;
@@ -43,7 +43,8 @@ bool Engine<Element>::backward(const float* grad, const TiledSums& sums,
   } else if (want_queries || want_keys) {
     sweeps.push_back({larger_keys, want_queries, want_keys});
   }
-  // A side that is cut among the tasks needs one buffer, the other one each.
+  // The side that is divided among the tasks needs one buffer, the other one
+  // per task.
   const auto copies = [&](bool is_column) {
     if (deterministic_) return int64_t{1};
     if (p_.symmetric) return tasks_;
@@ -83,8 +84,8 @@ bool Engine<Element>::backward(const float* grad, const TiledSums& sums,
   return true;
 }
 
-// In the triangle `columns` is `rows`, for a tile's columns are rows of the
-// same gradient, and a diagonal tile is served by its rows alone.
+// In the triangle `columns` is `rows`, because a tile's columns are rows of the
+// same gradient, and a diagonal tile only adds to its rows.
 template <typename Element>
 void Engine<Element>::backward_piece(const std::vector<Block>& blocks,
                                      int64_t task, const Scratch& scratch,
@@ -103,7 +104,7 @@ void Engine<Element>::backward_piece(const std::vector<Block>& blocks,
     tile.gradient_pairs_part = pair_tile_rows() * pairs_ld();
     k_.backward(tile, kind(tile, p_.symmetric));
 
-    // The product's `out`, after the panels that hold nothing are zeros.
+    // Sets the product's `out`; zeroes empty panels beside those it adds to.
     const auto serve = [&](Gradient& to, Range panels, Apply product) {
       const int64_t copy = to.copies == 1 ? 0 : task;
       char* touched = to.touched.data() + copy * to.panels;
@@ -113,8 +114,8 @@ void Engine<Element>::backward_piece(const std::vector<Block>& blocks,
       };
       product.out = at(panels.first);
       product.out_ld = to.transposed ? turned_ld(to.panels * k_.panel) : width_;
-      // A piece of the triangle can begin inside a block: tiles of single
-      // panels then come before the tiles of the whole block.
+      // A piece of the triangle can begin inside a block: then tiles of single
+      // panels precede the tiles of the whole block.
       product.accumulate =
           std::find(touched + panels.first, touched + panels.last, char{1}) !=
           touched + panels.last;
@@ -215,7 +216,7 @@ void Engine<Element>::sum_up(const Side& side,
   });
 }
 
-// Adds a copy's rows to `total`, or sets them where there is nothing before.
+// Adds a copy's rows to `total`, or sets them if it is still empty.
 template <typename Element>
 void Engine<Element>::add_rows(const Gradient& from, int64_t copy,
                                int64_t first, int64_t last, bool before,

@@ -1,26 +1,26 @@
-// The tiled path: who does which tile, and everything around the inner loops.
+// The tiled path: division of the tiles, and everything around the inner loops.
 //
 // Both sides are packed once into panels (similarity_tiles.h). The work is a
-// list of tiles of up to kBlock x kBlock, cut into one piece per thread of
-// equal cost (similarity_blocks.h). A piece adds up in buffers of its own, and
-// the pieces are summed in order.
+// list of tiles of up to kBlock x kBlock, divided into one piece of equal cost
+// per thread (similarity_blocks.h). Each piece has its own buffers, and the
+// pieces are summed in order.
 //
 //   symmetric, forward    tiles on and above the diagonal; each gives row sums
 //                         and column sums
-//   symmetric, backward   the same tiles; each forms both roles' gradient G and
-//                         serves dz_I += G z_J and dz_J += G' z_I
-//   rectangular backward  the larger side is cut among the threads, who own
+//   symmetric, backward   the same tiles; each computes both roles' gradient G
+//                         and adds dz_I += G z_J and dz_J += G' z_I
+//   rectangular backward  the larger side is divided among the threads, who own
 //                         its gradient; the smaller side's is private
-//   deterministic         all tiles, rows of blocks cut among the threads, row
-//                         side only: no sum depends on the cut
+//   deterministic         all tiles, rows of blocks divided among the threads,
+//                         row side only: no sum depends on the division
 //
-// A small problem's scores are kept from the forward to the backward, which
-// then packs and multiplies nothing to find them.
+// A small problem's scores are kept from the forward for the backward, which
+// then does not pack and multiply again.
 //
-// Scores are kept in units of log 2. In the fast form log2(e)/temperature is
-// folded into the packed operands, half of it (its root) on each side; in the
-// exact form, where scores are large, the roundings of that would be too, and
-// dot products are multiplied with it, as they are of pairs of bfloat16.
+// Scores are in units of log 2. In the fast form log2(e)/temperature is folded
+// into the packed operands, its root on each side. In the exact form, where
+// scores are large, its rounding errors would be too, so dot products are
+// multiplied with it; the same goes for pairs of bfloat16.
 //
 // similarity_operands.cpp fills the vectors and panels, similarity_forward.cpp
 // and similarity_backward.cpp run the tiles.
@@ -53,14 +53,14 @@ class Engine {
          const Threads& threads, bool deterministic,
          const TileKernels& kernels);
 
-  // False, and nothing done: there are numbers that a tile unit's kernels
-  // cannot split.
+  // Returns false, with nothing done, if the kernels of a tile unit cannot
+  // split some numbers.
   bool forward(const TiledSums& sums);
   bool backward(const float* grad, const TiledSums& sums, Element* grad_queries,
                 Element* grad_keys, const RowFunction<float>& add);
 
  private:
-  // Queries or keys, and where their arrays are in memory_; 0: there is none.
+  // Queries or keys, and the positions of their arrays in memory_; 0: none.
   struct Side {
     const Element* matrix;
     int64_t count;
@@ -70,37 +70,37 @@ class Engine {
     size_t scale, lse, lse_rest, grad, own_lse, own_lse_rest;  // backward
   };
 
-  // A side's gradient in the making: `copies` of [panels * panel, width_], or
+  // A side's gradient in progress: `copies` of [panels * panel, width_], or
   // transposed.
   struct Gradient {
     bool transposed;
     int64_t copies;
-    int64_t size;  // of one copy
+    int64_t size;  // size of one copy
     int64_t panels;
     size_t buffer;
-    std::vector<char> touched;  // [copies, panels]: holds something
+    std::vector<char> touched;  // [copies, panels]: not empty
   };
 
-  // What kept scores are to be read with.
+  // Format of the kept scores.
   struct KeptForm {
     double middle;
     int64_t exact;
   };
   static_assert(sizeof(KeptForm) <= kKeptHead * sizeof(float));
 
-  // Sums of exponentials, each under its maximum where `exact_`.
+  // Sums of exponentials, each relative to its maximum if `exact_`.
   struct Sums {
     float* sum;
     float* maximum;
   };
 
-  // Where arrays of them are; a task's own ones are `size` elements each.
+  // Positions of such arrays; those of each task have `size` elements.
   struct SumsPlace {
     size_t sum, maximum;
     int64_t size;
   };
 
-  // What one task adds up in during the forward.
+  // The sums of one task during the forward.
   struct Totals {
     Sums rows, own_rows;    // of the whole problem
     Sums lanes, own_lanes;  // of a block's rows
@@ -108,7 +108,7 @@ class Engine {
     int32_t* self;
   };
 
-  // What one task works in during the backward.
+  // Scratch memory of one task during the backward.
   struct Scratch {
     float* tile;
     float* pairs;
@@ -157,21 +157,21 @@ class Engine {
            panels.first * k_.panel;
   }
   bool pairs() const { return k_.pairs; }
-  // Rows in the copy for `apply`. A tile unit reads whole registers, and from
-  // the last panel's middle on.
+  // Rows in the copy for `apply`. A tile unit reads whole registers, which may
+  // start in the middle of the last panel.
   int64_t pair_rows(const Side& side) const {
     if (k_.tile_unit)
       return ceil_div(side.panels * k_.panel / 2, kTileUnit) * kTileUnit +
              kTileUnit;
     return pairs() ? ceil_div(side.count, 2) : side.count;
   }
-  // Leading dimension of a transpose: an odd number of cache lines, whose rows
-  // do not share a cache set.
+  // Leading dimension of a transpose: an odd number of cache lines, so that
+  // rows do not share a cache set.
   static int64_t turned_ld(int64_t rows) {
     return (ceil_div(rows, kTileUnit) | 1) * kTileUnit;
   }
-  // Leading dimensions of a tile's gradient, off the powers of two that share a
-  // cache set.
+  // Leading dimension of a tile's gradient; powers of two would share a cache
+  // set.
   int64_t tile_ld() const {
     return across_ * k_.panel / (k_.pairs ? 2 : 1) + k_.lanes;
   }
@@ -183,8 +183,8 @@ class Engine {
   bool labelled() const { return p_.query_labels != nullptr; }
   bool triangular() const { return p_.symmetric && !deterministic_; }
   const Side& columns() const { return p_.symmetric ? row_ : column_; }
-  // The symmetric case keeps two sets of labels, because no label, and padding,
-  // differ between the sides.
+  // The symmetric case keeps two sets of labels, because missing labels and
+  // padding differ between the sides.
   size_t column_labels() const {
     if (!p_.symmetric) return column_.label;
     return row_.label +
@@ -197,7 +197,7 @@ class Engine {
     return {exact_, labelled(), apart_, tile.row.self != nullptr, symmetric};
   }
 
-  // Runs a task's tiles, on a thread of which `begin` and `end` know.
+  // Runs a task's tiles on a thread, between `begin` and `end`.
   void run_pieces(const std::function<void(int64_t task)>& piece) const {
     run(tasks_, [&](int64_t first, int64_t last) {
       k_.begin();
@@ -215,17 +215,17 @@ class Engine {
   const Threads& threads_;
   bool deterministic_;
   const TileKernels& k_;
-  int64_t parts_;  // of a number, for a tile unit
+  int64_t parts_;  // parts of a number, for a tile unit
   int64_t steps_, width_, tasks_;
-  int64_t block_, across_;  // panels of a tile's rows, and of its columns
+  int64_t block_, across_;  // panels of a tile, rows and columns
   Workspace memory_;
   Side row_{}, column_{};
   std::vector<float> longest_;  // per panel, squared; rows then columns
   bool exact_ = false;
-  double middle_ = 0;   // fast: biases are counted from here, in log 2
-  bool apart_ = false;  // keys of the row's label have sums of their own
+  double middle_ = 0;   // fast: origin of biases, in log 2
+  bool apart_ = false;  // separate sums for the row's own label
   float* kept_ = nullptr;
-  double grad_unit_ = 1;  // a power of two that brings gradients to about 1
+  double grad_unit_ = 1;  // power of two, scales gradients to about 1
 };
 
 }  // namespace s3h::cpu

@@ -1,4 +1,4 @@
-// The tiled path's forward: exponential sums of every row, then their logs.
+// The tiled path's forward: exponential sums of every row, then logarithms.
 #include <algorithm>
 #include <cmath>
 
@@ -9,7 +9,7 @@ namespace {
 
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 
-// Merges `added` values of exponents under `top` into a running pair.
+// Merges `added`, a sum relative to the maximum `top`, into a running pair.
 void merge(float& maximum, float& sum, float top, float added) {
   const float highest = maximum < top ? top : maximum;
   sum = sum * std::exp2(maximum - highest) + added * std::exp2(top - highest);
@@ -80,7 +80,7 @@ void Engine<Element>::add_to(const Sums& to, int64_t at, float sum,
     to.sum[at] += sum;
 }
 
-// The logarithms of what the tasks have added up, in the order of the tasks.
+// The logarithms of the tasks' sums, added in the order of the tasks.
 template <typename Element>
 void Engine<Element>::finish(const SumsPlace& place, double* log2) const {
   run(p_.n, [&](int64_t begin, int64_t end) {
@@ -100,7 +100,7 @@ void Engine<Element>::finish(const SumsPlace& place, double* log2) const {
 }
 
 // A block's rows are summed in lanes first and reduced when the next block has
-// other rows, its columns by themselves.
+// other rows, its columns separately.
 template <typename Element>
 void Engine<Element>::forward_piece(const std::vector<Block>& blocks, bool both,
                                     const Totals& totals) const {

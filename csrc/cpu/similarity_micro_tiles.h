@@ -1,14 +1,15 @@
-// The walk over a tile's micro-tiles, for similarity_tiles.cpp.
+// The loop over a tile's micro-tiles, for similarity_tiles.cpp.
 //
 // Micro-tile: kRows x kVecs vectors of accumulators (AVX-512: 8 x 3 of 16
 // lanes, 24 of the 32 registers; AVX2 and baseline: 4 x 3, 12 of 16). Per step
+// lanes, 24 of the 32 registers; AVX2 and baseline: 4 x 3, 12 of 16). Per step
 // of the depth it loads kVecs vectors of the column panel and broadcasts kRows
-// elements of the row panel. The row panel is walked inside the column panel,
-// which stays in the first-level cache.
+// elements of the row panel. The row panel is traversed inside the column
+// panel, which stays in the first-level cache.
 //
-// With a tile unit, 16 rows of the row panel are multiplied at once, into a
-// buffer that micro-tiles are then loaded from: the unit works on the next rows
-// while exponentials are taken of these.
+// With a tile unit, 16 rows of the row panel are multiplied at once into a
+// buffer from which micro-tiles are loaded. The unit works on the next rows
+// while exponentials of these are computed.
 #pragma once
 
 #include "similarity.h"
@@ -31,13 +32,13 @@ constexpr int kVecs = 3;
 constexpr int kPanel = kVecs * kLanes;
 static_assert(kWidestPanel % kPanel == 0, "kept_scores() counts on it");
 
-// Depth that is added up in sequence: long sums in sequence lose digits.
+// Depth of sequential sums: longer ones lose precision.
 constexpr int64_t kChain = 128;
 
 #if defined(S3H_TILE_UNIT)
 
-// Dot products of kTileRows rows, row-major, with a column panel, each from one
-// part of the numbers to the next.
+// Dot products of kTileRows rows, row-major, with a column panel, one part of
+// the numbers after the other.
 template <int Vecs, int Parts>
 void dot_products(const float* rows, int64_t rows_part, const float* columns,
                   int64_t columns_part, int64_t steps, float* to) {
@@ -180,8 +181,8 @@ S3H_INLINE void for_rows(const Tile& t, int64_t column, int64_t kept,
   }
 }
 
-// Calls body(row, column, values) for every micro-tile with a row and a vector
-// of columns that exist. Exact: the values are scores, else 2^score.
+// Calls body(row, column, values) for every micro-tile that has a real row and
+// column vector. Exact: values are scores, otherwise 2^score.
 template <bool Exact, typename Body>
 S3H_INLINE void for_micro_tiles(const Tile& t, const Body& body) {
   int64_t kept = 0, step = t.kept_step;

@@ -1,4 +1,4 @@
-// What the tiles of the tiled path read: packed panels, vectors, labels.
+// The input of the tiled path's tiles: packed panels, vectors, labels.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -10,7 +10,7 @@ namespace s3h::cpu {
 namespace {
 
 // Scores up to which 2^score, times any number of keys, is a normal number. The
-// backward's 2^(score - lse) can be a smaller one, which is taken as 0.
+// backward's 2^(score - lse) can be smaller, which counts as 0.
 constexpr double kFastRange = 80.0;
 constexpr double kMinWorkPerThread = 1 << 20;
 constexpr double kNoKey = -std::numeric_limits<double>::infinity();
@@ -46,15 +46,15 @@ Engine<Element>::Engine(const SimilarityProblem<float, Element>& p,
                       static_cast<double>(std::max<int64_t>(1, p.depth));
   tasks_ = static_cast<int64_t>(std::clamp(work / kMinWorkPerThread, 1.0,
                                            static_cast<double>(threads.count)));
-  // A tile unit is fast enough to wait for what a tile's columns read from
-  // memory: the more rows it serves the better, up to what the second-level
-  // cache holds of theirs.
+  // A tile unit is fast enough to be limited by memory reads for a tile's
+  // columns: more rows per tile are better, until they fill the second-level
+  // cache.
   const bool tall = k_.tile_unit && triangular();
   const int64_t area = kBlock / k_.panel * (kBlock / k_.panel);
   const int64_t most = std::max<int64_t>(1, (tall ? 2 : 1) * kBlock / k_.panel);
   const int64_t larger = std::max(row_.panels, column_.panels);
-  // Small enough to cut the work evenly. Where tiles are cut by cost, that
-  // depends on the threads; deterministic sums must not.
+  // Small enough to divide the work evenly. Tiles divided by cost depend on the
+  // number of threads, which deterministic sums must not.
   const int64_t wanted = triangular()    ? 2 * row_.panels / (7 * tasks_)
                          : deterministic ? larger / 12
                                          : most;
@@ -104,7 +104,7 @@ void Engine<Element>::reserve_side(Side& side, bool backward) {
         memory_.reserve<float>(parts_ * width_ * turned_ld(pair_rows(side)));
 }
 
-// Everything the tiles need; grad in the backward only.
+// Prepares everything for the tiles; grad in the backward only.
 template <typename Element>
 bool Engine<Element>::prepare(const float* grad, const TiledSums& sums) {
   if (k_.tile_unit) {
@@ -180,7 +180,7 @@ void Engine<Element>::copy_rows(const Side& side) {
             last + pair_rows(side) * width_, 0.0f);
 }
 
-// Decides between the fast and the exact form from what bounds the scores.
+// Chooses the fast or the exact form from bounds on the scores.
 template <typename Element>
 void Engine<Element>::find_range() {
   const double rows = largest(longest_.data(), row_.panels);
@@ -215,8 +215,8 @@ void Engine<Element>::find_range() {
     }
     range += most * kLog2E;
   }
-  // A pair that is excluded by its label can lie above its row's sum, by the
-  // range of both: what the backward multiplies by zero must be finite.
+  // A pair excluded by its label can exceed its row's sum by the range of both;
+  // the backward multiplies it by zero, so it must be finite.
   exact_ = !(range <= (excludes ? kFastRange / 2 : kFastRange));
 }
 
@@ -278,8 +278,8 @@ void Engine<Element>::fill_grad(const float* grad, const TiledSums& sums) {
   });
 }
 
-// The gradient of lse - own: what the keys of the row's label get in place of
-// the others' share.
+// The gradient of lse - own: keys with the row's label have this instead of the
+// others' share.
 template <typename Element>
 void Engine<Element>::fill_own(const TiledSums& sums) {
   float* same = memory_.at<float>(row_.same);
@@ -308,7 +308,7 @@ void Engine<Element>::fill_labels() {
   std::fill(keys + p_.m, keys + columns().panels * k_.panel, -2);
 }
 
-// A tile's sides; `self` is filled where a row leaves a key out, else not set.
+// A tile's sides; `self` is filled if a row leaves a key out, otherwise unset.
 template <typename Element>
 Tile Engine<Element>::tile_of(const Block& block, int32_t* self) const {
   Tile tile{};
@@ -327,7 +327,7 @@ Tile Engine<Element>::tile_of(const Block& block, int32_t* self) const {
 }
 
 // Points to the block's scores. A column panel has a square for each row panel
-// of the rectangle; of the triangle, for those down to the diagonal.
+// of the rectangle, or for those down to the diagonal in the triangle.
 template <typename Element>
 void Engine<Element>::set_kept(Tile& tile, const Block& block,
                                bool read) const {

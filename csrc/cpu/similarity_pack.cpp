@@ -1,6 +1,6 @@
-// A panel is the transpose of its rows. It is made of 4 x 4 blocks of 32-bit
-// words in vectors of 4, which every CPU has; rows and words that do not fill a
-// block go one by one.
+// A panel is the transpose of its rows, built from 4 x 4 blocks of 32-bit words
+// in vectors of 4, which every CPU has; rows and words that do not fill a block
+// are copied one by one.
 #include "similarity_pack.h"
 
 #include <algorithm>
@@ -27,11 +27,11 @@ void transpose(Words (&v)[4]) {
   v[3] = shuffle<2, 3, 6, 7>(b, d);
 }
 
-// What a word is: a float, or two neighbours in bfloat16.
+// A word is a float, or two neighbours in bfloat16.
 template <typename Element>
 constexpr int64_t kPerWord = std::is_same_v<Element, float> ? 1 : 2;
 
-// The word as it is packed; adds the squares of what it holds.
+// Returns the packed word and adds the squares of its numbers.
 template <typename Element>
 Words packed(Words word, float scale, Four& squares) {
   if constexpr (std::is_same_v<Element, float>) {

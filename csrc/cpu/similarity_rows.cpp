@@ -1,12 +1,12 @@
 // The row-owned path: float64.
 //
-// A task owns a range of output rows and walks the other side in tiles of
-// kTile rows, always in the same order, so an output row has the same bits
-// whatever the number of threads. A tile is transposed once per task to
-// [depth][kTile]: the dot products then run over contiguous lanes and keep
-// their summation order under vectorisation. The forward keeps a running
-// maximum; the backward recomputes the scores and needs none, because
-// x - lse <= 0. Gradients of queries and of keys are two separate sweeps.
+// A task owns a range of output rows and traverses the other side in tiles of
+// kTile rows, always in the same order, so an output row has the same bits for
+// any number of threads. A tile is transposed once per task to [depth][kTile]:
+// the dot products then run over contiguous lanes and keep their summation
+// order under vectorisation. The forward keeps a running maximum; the backward
+// recomputes the scores and needs none, because x - lse <= 0. Gradients of
+// queries and of keys are two separate sweeps.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -20,7 +20,7 @@ namespace {
 
 constexpr int64_t kTile = 64;
 
-// One row of scores against one tile, seen from either side.
+// One row of scores against one tile, from either side.
 class Scores {
  public:
   explicit Scores(const SimilarityProblem<double>& p)
@@ -33,7 +33,7 @@ class Scores {
   const double* keys() const { return keys_; }
   double inverse_temperature() const { return inverse_; }
 
-  // x_ij from the plain dot product; -inf where the pair is excluded.
+  // x_ij from the plain dot product; -inf if the pair is excluded.
   double finish(int64_t i, int64_t j, double dot) const {
     const double excluded = -std::numeric_limits<double>::infinity();
     if (symmetric_ ? i == j : p_.self_index != nullptr && p_.self_index[i] == j)
@@ -65,7 +65,7 @@ void transpose_tile(const double* rows, int64_t begin, int64_t count,
   }
 }
 
-// dots[r] = row . (row r of the tile); unused lanes hold whatever they hold.
+// dots[r] = row . (row r of the tile); unused lanes are arbitrary.
 void tile_dots(const double* row, const double* tile, int64_t depth,
                double* dots) {
   std::fill(dots, dots + kTile, 0.0);
@@ -101,7 +101,7 @@ void backward_sweep(const SimilarityProblem<double>& p, const Scores& scores,
           const int64_t i = OwnerIsQuery ? o : start + r;
           const int64_t j = OwnerIsQuery ? start + r : o;
           const double x = scores.finish(i, j, dots[r]);
-          // An excluded pair, or a row with nothing in it: no gradient.
+          // An excluded pair, or an empty row: no gradient.
           if (x == empty || lse[i] == empty) continue;
           const double weight = grad[i] * std::exp(std::min(x - lse[i], 0.0)) *
                                 scores.inverse_temperature();
@@ -138,8 +138,8 @@ void logsumexp_rows(const SimilarityProblem<double>& p, const Threads& threads,
         }
         double added = 0;
         for (int64_t r = 0; r < count; ++r)
-          // A difference of equal infinities would be NaN, so -inf is skipped
-          // and +inf is settled at the end.
+          // A difference of equal infinities would be NaN, so skip -inf here
+          // and handle +inf at the end.
           if (x[r] != lowest) added += std::exp(x[r] - top);
         if (maximum != lowest) sum *= std::exp(maximum - top);
         sum += added;

@@ -1,5 +1,5 @@
-// A tile unit's operands, for similarity_tiles.cpp: rows of pairs of bfloat16,
-// and what is made of them.
+// A tile unit's operands, for similarity_tiles.cpp: rows of bfloat16 pairs, and
+// layouts derived from them.
 #pragma once
 
 #include "shuffle.h"
@@ -15,13 +15,13 @@ typedef uint16_t Halves __attribute__((vector_size(kLanes * 4)));
 
 constexpr uint32_t kUpperHalf = 0xffff0000;
 
-// Rounded to bfloat16, ties away from zero: what is left over is a number of 16
-// bits, and what that leaves over one of 8. Finite numbers only.
+// Rounds to bfloat16, ties away from zero: the remainder has 16 bits, and its
+// own remainder 8. Finite numbers only.
 S3H_INLINE Vec nearest(Vec x) {
   return (Vec)(((BitVec)x + 0x8000) & kUpperHalf);
 }
 
-// Numbers of bfloat16 in pairs: neighbours, those of x before y's.
+// Pairs of bfloat16 from neighbours, those of x before those of y.
 S3H_INLINE Vec neighbours(Vec x, Vec y) {
   return (
       Vec)shuffle<1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31, 33,
@@ -29,7 +29,7 @@ S3H_INLINE Vec neighbours(Vec x, Vec y) {
       (Halves)x, (Halves)y);
 }
 
-// The same of what stands below one another.
+// Pairs of bfloat16 from vertical neighbours.
 S3H_INLINE Vec stacked(Vec upper, Vec lower) {
   return (Vec)((BitVec)upper >> 16 | ((BitVec)lower & kUpperHalf));
 }

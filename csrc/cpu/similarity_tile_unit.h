@@ -1,8 +1,8 @@
-// The backward's products by a tile unit, for similarity_tiles.cpp. A tile's
+// The backward's products on a tile unit, for similarity_tiles.cpp. A tile's
 // gradient is rounded to bfloat16, or split into three. It is the left operand
-// of the rows' product and, as pairs of its rows, the right one of the
-// columns': that gives their gradient's transpose, for which none is made of
-// this one.
+// of the rows' product and, as pairs of its rows, the right operand of the
+// columns' product. That one gives the transpose of the columns' gradient, so
+// the tile's gradient need not be transposed.
 #pragma once
 
 #include "similarity_micro_tiles.h"
@@ -14,8 +14,7 @@ namespace {
 
 static_assert(kTileUnit == kTileWords && kRows % 2 == 0);
 
-// Two rows of a micro-tile, and zeros up to 32 columns. Rounded: they are
-// bfloat16.
+// Two rows of a micro-tile, zero-padded to 32 columns. Rounded: to bfloat16.
 template <bool Rounded, int Vecs>
 S3H_INLINE void keep_rows(float* gradient, int64_t ld, float* pairs,
                           const Vec (&g)[2][Vecs]) {
@@ -42,7 +41,7 @@ S3H_INLINE void keep_rows(float* gradient, int64_t ld, float* pairs,
     }
 }
 
-// Keeps the gradient of a micro-tile.
+// Stores the gradient of a micro-tile.
 template <int Vecs>
 S3H_INLINE void keep_gradient(const Tile& t, int64_t row, int64_t column,
                               const Vec (&g)[kRows][Vecs]) {
@@ -73,7 +72,7 @@ S3H_INLINE void keep_gradient(const Tile& t, int64_t row, int64_t column,
   }
 }
 
-// Zeros below the pairs that there are, up to 32 rows.
+// Zeros below the existing pairs, up to 32 rows.
 inline void fill_pairs(const Tile& t) {
   constexpr int64_t kStep = 2 * kTileRows;
   const int64_t first = (t.row.count + kRows - 1) / kRows * kRows;
@@ -86,7 +85,7 @@ inline void fill_pairs(const Tile& t) {
     }
 }
 
-// Rows x Columns registers of `out`, each operand's register loaded once for
+// Rows x Columns registers of `out`; each operand's register is loaded once for
 // all of them.
 template <int Rows, int Columns, int Parts>
 void multiply_group(const Apply& a, int64_t row, int64_t column) {
@@ -150,7 +149,7 @@ void multiply_group(const Apply& a, int64_t row, int64_t column) {
     });
     return;
   }
-  // Added up by themselves first: long sums in sequence lose digits.
+  // Summed separately first: long sequential sums lose precision.
   alignas(64) float sums[Rows * kTileRows * Columns * kLanes];
   for_outs([&]<int I, int R, int C>(int64_t) __attribute__((always_inline)) {
     tiles.store<I>(sums + (R * kTileRows * Columns + C) * kLanes,

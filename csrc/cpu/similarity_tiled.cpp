@@ -7,8 +7,8 @@
 namespace s3h::cpu {
 namespace {
 
-// Floats of smaller problems gain nothing from a tile unit: it takes 32 of a
-// row at a time, and more is copied.
+// Smaller float problems gain nothing from a tile unit: it takes 32 elements of
+// a row at a time, and more data is copied.
 constexpr int64_t kLeastDepth = 64, kLeastScores = 512 * 512;
 
 }  // namespace
@@ -34,7 +34,7 @@ const TileKernels& tile_kernels([[maybe_unused]] bool pairs) {
 
 namespace {
 
-// Kernels to try in turn: the last ones take anything.
+// Kernels to try in turn: the last ones accept anything.
 template <typename Element>
 std::vector<const TileKernels*> candidates(
     const SimilarityProblem<float, Element>& problem) {

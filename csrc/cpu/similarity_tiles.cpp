@@ -1,8 +1,8 @@
 // Compiled once per instruction set, see level.h.
 //
 // Fast: every score is known to lie in a range where 2^score is a normal
-// number, so biases are factors and no shift is taken. Exact: each lane keeps
-// its own running maximum, merged by the caller; a row costs one exponential
+// number, so biases are factors and no shift is needed. Exact: each lane keeps
+// its own running maximum, merged by the caller; a row needs one exponential
 // more per micro-tile, and symmetric column sums need a second set.
 #include "similarity_tiles.h"
 
@@ -25,7 +25,7 @@ S3H_INLINE IntVec same_label(const Tile& t, int64_t row, int64_t column) {
   return load(t.column.label + column) == broadcast(t.row.label[row]);
 }
 
-// True in the lane of the key that the row leaves out.
+// True in the lane of the key that the row must not see.
 S3H_INLINE IntVec left_out(const Tile& t, int64_t row, int64_t column) {
   return lane_numbers() ==
          broadcast(t.row.self[row] - static_cast<int32_t>(column));
@@ -36,8 +36,8 @@ void forward_fast(const Tile& t) {
   for_micro_tiles<false>(
       t, [&]<int Vecs>(int64_t row, int64_t column, Vec(&acc)[kRows][Vecs])
              __attribute__((always_inline)) {
-               // Added up by themselves first: long sums in sequence lose
-               // digits.
+               // Summed separately first: long sequential sums lose
+               // precision.
                Vec sums[Vecs] = {};
                S3H_UNROLL for (int r = 0; r < kRows; ++r) {
                  Vec sum = {}, own = {};
@@ -76,7 +76,7 @@ void forward_fast(const Tile& t) {
              });
 }
 
-// Takes scores into a sum of exponentials under a running maximum.
+// Adds scores to a sum of exponentials with a running maximum.
 template <int Count>
 S3H_INLINE void add_scores(const Vec (&scores)[Count], float* max_at,
                            float* sum_at) {
@@ -95,8 +95,8 @@ void forward_exact(const Tile& t) {
       t, [&]<int Vecs>(int64_t row, int64_t column, Vec(&acc)[kRows][Vecs])
              __attribute__((always_inline)) {
                const Vec none = broadcast(-kInfinity);
-               // Exclusions and same-label terms once; the key's bias by side
-               // below.
+               // Exclusions and same-label terms once; the key's bias for
+               // each side below.
                Vec flipped[Vecs][kRows];
                Vec own[kRows][Vecs];
                S3H_UNROLL for (int r = 0; r < kRows; ++r)
@@ -136,14 +136,14 @@ void forward_exact(const Tile& t) {
 
 #if !defined(S3H_TILE_UNIT)
 
-// Keeps the gradient of one row of a micro-tile, in the layout that `apply`
+// Stores the gradient of one row of a micro-tile, in the layout that `apply`
 // broadcasts from.
 template <int Vecs>
 S3H_INLINE void keep_gradient(const Tile& t, int64_t row, int64_t column,
                               const Vec (&g)[kRows][Vecs]) {
 #if defined(__AVX512BF16__)
-  // As queries' side: neighbours in a row make a pair. As keys' side:
-  // neighbours in a column do, interleaved from two rows.
+  // For the queries, neighbours in a row make a pair; for the keys, neighbours
+  // in a column, interleaved from two rows.
   alignas(64) static constexpr uint16_t kInterleave[32] = {
       0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
@@ -204,8 +204,8 @@ void backward_fast(const Tile& t) {
              });
 }
 
-// 2^(x - lse), at most 1: above that are only roundings and keys that the row
-// leaves out, which are taken away later.
+// 2^(x - lse), at most 1: only rounding errors exceed that, and keys that the
+// row must not see, which are subtracted later.
 S3H_INLINE Vec share(Vec x, Vec lse, Vec lse_rest) {
   const Vec below = (x - lse) - lse_rest;
   return exp2_any(below > 0.0f ? Vec{} : below);
@@ -283,7 +283,7 @@ void backward_tiles(const Tile& tile, TileKind kind) {
   if (kind.exact) {
     S3H_DISPATCH(backward_exact, tile, kind)
   }
-  // The factor of equal labels serves for sums apart too.
+  // The factor for equal labels also serves for separate sums.
   kind.apart = false;
   S3H_DISPATCH(backward_fast, tile, kind)
 }
@@ -306,7 +306,7 @@ void apply_group(const Apply& a, int64_t column) {
     Vec acc[Rows][Width];
     S3H_UNROLL for (int r = 0; r < Rows; ++r)
         S3H_UNROLL for (int c = 0; c < Width; ++c) acc[r][c] = Vec{};
-    // The loads at the end would be waited for.
+    // Loads at the end would stall.
     if (a.accumulate)
       S3H_UNROLL for (int r = 0; r < Rows; ++r)
           S3H_UNROLL for (int c = 0; c < Width; ++c)
@@ -321,7 +321,7 @@ void apply_group(const Apply& a, int64_t column) {
             multiply_add(scale, b[c], acc[r][c]);
       }
     }
-    // Added up by themselves first: long sums in sequence lose digits.
+    // Summed separately first: long sequential sums lose precision.
     S3H_UNROLL for (int r = 0; r < Rows; ++r)
         S3H_UNROLL for (int c = 0; c < Width; ++c) {
       float* at = out + r * a.out_ld + c * kLanes;
@@ -336,7 +336,7 @@ void apply(const Apply& a) {
   int64_t left = a.width / kLanes;
   int64_t column = 0;
   while (left > 0) {
-    // Widest first, but never a single vector left over: it would starve.
+    // Widest first, but never leave a single vector: it would starve.
 #if defined(__AVX512F__)
     const int64_t take = left == 5 ? 3 : left < 4 ? left : 4;
     switch (take) {

@@ -1,4 +1,4 @@
-// What a tile unit multiplies: every layout is made of the rows' pairs.
+// The operands of a tile unit: every layout is built from the rows' pairs.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -7,7 +7,7 @@
 
 namespace s3h::cpu {
 
-// Row-major pairs, in each of their parts, zeros up to whole panels and steps.
+// Row-major pairs of each part, zero-padded to whole panels and steps.
 template <typename Element>
 void Engine<Element>::take_rows(const Side& side, float* longest) {
   const int64_t part = side.panels * k_.panel * steps_;
@@ -32,8 +32,8 @@ void Engine<Element>::take_rows(const Side& side, float* longest) {
   });
 }
 
-// Whether the parts of floats hold all of them: not those of NaN or infinity,
-// or where the smallest part of a side's largest numbers is denormal.
+// Whether the parts of floats represent all of them: not NaN or infinity, nor
+// if the smallest part of a side's largest numbers is denormal.
 template <typename Element>
 bool Engine<Element>::splits() const {
   constexpr float kLeast = 0x1p-100f, kMost = 0x1p100f;
@@ -64,8 +64,8 @@ void Engine<Element>::make_panels(const Side& side) {
   });
 }
 
-// The operands of `apply`: pairs of rows, and for the columns' gradient the
-// transpose of these.
+// The operands of `apply`: pairs of rows, and their transpose for the columns'
+// gradient.
 template <typename Element>
 void Engine<Element>::make_pairs(const Side& side) {
   const int64_t rows = pair_rows(side), ld = turned_ld(rows);

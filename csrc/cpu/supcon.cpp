@@ -1,4 +1,4 @@
-// The denominators are the similarity kernels' work; what is here is linear in
+// The similarity kernels compute the denominators; the work here is linear in
 // the number of rows. Classes are numbered by first appearance, so that labels
 // may be any numbers and there are never more sums than rows. The attraction's
 // gradient is added to a row as the similarity kernel finishes it.
@@ -30,7 +30,7 @@ Classes number_classes(const int64_t* labels, int64_t n, int64_t bound) {
   int64_t largest = -1;
   for (int64_t i = 0; i < n; ++i)
     if (known(labels[i])) largest = std::max(largest, labels[i]);
-  // A table where the labels are small numbers.
+  // A lookup table, for labels that are small numbers.
   std::vector<int64_t> table(
       largest < 4 * n ? static_cast<size_t>(largest + 1) : 0, -1);
   std::unordered_map<int64_t, int64_t> others;
@@ -49,7 +49,7 @@ Classes number_classes(const int64_t* labels, int64_t n, int64_t bound) {
   return found;
 }
 
-// What forward and backward both need: the classes and their sums.
+// Shared by forward and backward: the classes and their sums.
 template <typename T, typename Element>
 struct Positives {
   Positives(const SupConProblem<T, Element>& p, const Threads& threads)
@@ -62,7 +62,7 @@ struct Positives {
       if (size > 1) counted += size;
   }
 
-  // How many others there are of the row's class; 0: the row is not counted.
+  // Number of other rows of the row's class; 0: the row is not counted.
   int64_t number(int64_t row) const {
     const int64_t own = classes.own[static_cast<size_t>(row)];
     return own < 0 ? 0 : classes.size[static_cast<size_t>(own)] - 1;
@@ -93,7 +93,7 @@ SimilarityProblem<T, Element> similarities(const SupConProblem<T, Element>& p) {
 template <typename T, typename Element>
 int64_t supcon(const SupConProblem<T, Element>& p, const Threads& threads,
                double* lse, T* loss, float* kept) {
-  // Of the unit of lse.
+  // The unit of lse.
   constexpr double kLog = std::is_same_v<T, double> ? 1.0 : kLn2;
   if constexpr (std::is_same_v<T, double>)
     logsumexp_rows(similarities(p), threads, lse);
@@ -127,9 +127,9 @@ int64_t supcon(const SupConProblem<T, Element>& p, const Threads& threads,
   return positives.counted;
 }
 
-// The attraction of row i and, where it is a positive of others, theirs:
+// The gradient of row i's attraction, and of others' in which it is a positive:
 //   dz_i = w_i (S - 2 z_i) + W,  w_i = -g_i / (temperature (n - 1)),
-// W the sum of w_j z_j over the class. Where all g_i are equal, W = w_i S.
+// W is the sum of w_j z_j over the class. If all g_i are equal, W = w_i S.
 template <typename T, typename Element>
 void supcon_backward(const SupConProblem<T, Element>& p, const Threads& threads,
                      const T* grad, double* lse, Element* grad_features,

@@ -4,7 +4,7 @@
 //   loss_i = lse_i - z_i . (S_{y_i} - z_i) / (temperature (n_{y_i} - 1))
 //
 // S_c, n_c: sum and number of the rows of class c. A row is counted if its
-// class has another row; the loss of any other is 0, though it stays in the
+// class has another row; otherwise its loss is 0, but it stays in the
 // denominators.
 #pragma once
 
@@ -16,7 +16,7 @@ namespace s3h::cpu {
 
 enum class Reduction { kNone, kMean, kSum };
 
-// T is float or double; Element is T, or Bfloat16 beside float.
+// T is float or double; Element is T, or Bfloat16 with float.
 template <typename T, typename Element = T>
 struct SupConProblem {
   const Element* features;  // [n, depth]
@@ -29,10 +29,10 @@ struct SupConProblem {
   bool deterministic;  // the same bits for any number of threads
 };
 
-// lse: [n], for the backward, in float arithmetic in units of log 2; loss: [n]
-// unreduced, else [1]; the mean is over counted rows, of none it is 0. Returns
-// how many rows are counted. kept: scores for the backward (similarity.h), in
-// float arithmetic; or nullptr.
+// lse: [n], for the backward, in units of log 2 if T is float; loss: [n]
+// unreduced, otherwise [1]; the mean is over counted rows, or 0. Returns the
+// number of counted rows. kept: scores for the backward (similarity.h) if T is
+// float, or nullptr.
 template <typename T, typename Element>
 int64_t supcon(const SupConProblem<T, Element>& problem, const Threads& threads,
                double* lse, T* loss, float* kept = nullptr);

@@ -1,4 +1,4 @@
-// How a caller hands its threads to the kernels.
+// How callers pass threads to the kernels.
 #pragma once
 
 #include <cstdint>

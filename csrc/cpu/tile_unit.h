@@ -1,13 +1,13 @@
-// Eight registers of 16 x 16 32-bit elements and their products, for files that
-// are compiled with S3H_TILE_UNIT: AMX, or with S3H_TILE_UNIT_EMULATED a
-// program that does the same, to the same bits.
+// Eight registers of 16 x 16 32-bit elements and their products, for files
+// compiled with S3H_TILE_UNIT: AMX or, with S3H_TILE_UNIT_EMULATED, an
+// emulation with the same bits.
 //
 // A left operand holds rows of 16 pairs of bfloat16; a right operand holds in
 // row k the pairs (2k, 2k + 1) of 16 columns. A product adds to 16 x 16 floats
 // the sum of its even terms plus the sum of its odd terms.
 //
-// The registers' shape belongs to the thread, and so it does to others: who
-// multiplies says so with a TileShape.
+// The shape of the registers belongs to the thread and may be changed by other
+// code, so a TileShape must be set before multiplying.
 #pragma once
 
 #include <cstdint>
@@ -20,14 +20,14 @@ namespace s3h::cpu::S3H_LEVEL {
 namespace {
 
 constexpr int kTileRows = 16;
-constexpr int kTileWords = 16;  // in a row
+constexpr int kTileWords = 16;  // words in a row
 
 #if defined(S3H_TILE_UNIT_EMULATED)
 
 inline void shape_tiles() {}
 inline void release_tiles() {}
 
-// Inlined, it would take minutes to compile.
+// Inlining it would take minutes to compile.
 #define S3H_APART __attribute__((noinline))
 
 class Tiles {
@@ -91,8 +91,8 @@ inline void shape_tiles() {
 
 inline void release_tiles() { __asm__ volatile("tilerelease"); }
 
-// Assembly, for the compilers' intrinsics take no number of a register that is
-// a template's argument.
+// Assembly, because the compilers' intrinsics accept no template argument as
+// register number.
 class Tiles {
  public:
   template <int To>
@@ -126,7 +126,7 @@ class Tiles {
 
 #endif
 
-// Calls body.operator()<0>() to <Count - 1>: registers have constant numbers.
+// Calls body.operator()<0>() to <Count - 1>, for constant register numbers.
 template <int Count, typename Body>
 S3H_INLINE void for_tiles(const Body& body) {
   [&]<int... Index>(std::integer_sequence<int, Index...>)

@@ -1,6 +1,6 @@
 // A vector of floats of the width that this translation unit is compiled for,
 // written with the compilers' vector extension: +, *, comparisons and ?: work
-// lane by lane, and a * b + c becomes a fused multiply-add where there is one.
+// lane by lane, and a * b + c becomes a fused multiply-add if there is one.
 #pragma once
 
 #include <cstdint>
@@ -51,7 +51,8 @@ S3H_INLINE void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
 
 S3H_INLINE IntVec broadcast(int32_t x) { return x - IntVec{}; }
 
-// Of its bits: pairs of bfloat16 come as floats too, and may look like a NaN.
+// Copies the bits: pairs of bfloat16 are passed as floats and may look like
+// NaN.
 S3H_INLINE Vec broadcast(float x) {
   int32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
@@ -103,8 +104,8 @@ S3H_INLINE Vec exp2_any(Vec x) {
 #endif
 }
 
-// The rounded product: fused with what follows it would be another number in
-// each place that uses it.
+// The rounded product: fusing it with the next operation would change its value
+// at each use.
 S3H_INLINE Vec rounded(Vec x) {
 #if defined(__x86_64__)
   __asm__("" : "+v"(x));
@@ -124,7 +125,7 @@ S3H_INLINE Vec multiply_add(Vec a, Vec b, Vec acc) {
 }
 
 #if defined(S3H_TILE_UNIT)
-// Numbers rounded to bfloat16, in pairs: neighbours, those of x before y's.
+// Pairs of numbers rounded to bfloat16: neighbours, those of x before y's.
 S3H_INLINE Vec to_pairs(Vec x, Vec y) {
 #if defined(__AVX512BF16__)
   return (Vec)_mm512_cvtne2ps_pbh(y, x);

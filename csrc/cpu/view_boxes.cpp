@@ -1,8 +1,8 @@
-// A thread owns a range of rows, a row is a pure function of its address, and
-// nothing is shared: neither the cut into ranges nor the order can matter. Most
-// of the time goes into the Taylor series of a resized crop, a chain of
-// divisions that gives the same bits on every machine; a row takes well below a
-// microsecond, next to the milliseconds of rendering it.
+// A thread owns a range of rows. A row is a pure function of its address, and
+// nothing is shared, so neither ranges nor order matter. Most of the time goes
+// into the Taylor series of a resized crop, a chain of divisions that gives the
+// same bits on every machine. A row takes well below a microsecond, compared to
+// milliseconds for rendering it.
 //
 // Numerics: double, one rounding per operation, compiled without contraction.
 #include "view_boxes.h"

@@ -1,4 +1,4 @@
-// Draws the boxes of many views; see csrc/common/boxes.h for what is drawn.
+// Draws the boxes of many views, as defined in csrc/common/boxes.h.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,8 @@
 
 namespace s3h::cpu {
 
-// What is wrong with a problem: nothing where `argument` is nullptr, else its
-// name, what was expected, what came, and in which row (-1: not in a row).
+// An invalid argument; none if `argument` is nullptr. Otherwise its name, the
+// expected and the actual value, and the row (-1: not in a row).
 struct ViewBoxFault {
   const char* argument;
   const char* expected;
@@ -21,8 +21,8 @@ std::string fault_message(const ViewBoxFault& fault);
 
 ViewBoxFault check_view_boxes(const ViewBoxProblem& problem);
 
-// Rows begin .. end - 1 of a problem without fault. `boxes` takes top, left,
-// height, width of every row; `fallback` whether the constraint was missed.
+// Rows begin .. end - 1 of a valid problem. `boxes` receives top, left, height,
+// width of every row; `fallback` whether the constraint was missed.
 void draw_view_boxes(const ViewBoxProblem& problem, int64_t begin, int64_t end,
                      int64_t* boxes, bool* fallback);
 

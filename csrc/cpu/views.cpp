@@ -26,8 +26,8 @@ bool overlap(const Rect& a, const Rect& b) {
          a.left < b.left + b.width && b.left < a.left + a.width;
 }
 
-// Whether the patches cover their view without having to draw them: one does,
-// or a few do like tiles.
+// Whether the patches evidently cover their view: a single one does, or a few
+// do as tiles.
 bool covered(const ViewsProblem& p, const int64_t* patches, int64_t count) {
   constexpr int64_t kMostTiles = 16;
   const int64_t whole = p.height * p.width;
@@ -47,7 +47,7 @@ bool covered(const ViewsProblem& p, const int64_t* patches, int64_t count) {
 
 void erase(const ViewsProblem& p, const int64_t* rect, int64_t pixel_bytes,
            char* view) {
-  // Rectangles may be anywhere: sums in double cannot overflow.
+  // Rectangles may be anywhere: double cannot overflow.
   const auto limit = [](int64_t start, int64_t size, int64_t end) {
     const double stop = static_cast<double>(start) + static_cast<double>(size);
     return static_cast<int64_t>(
@@ -57,13 +57,13 @@ void erase(const ViewsProblem& p, const int64_t* rect, int64_t pixel_bytes,
   const int64_t left = std::clamp<int64_t>(rect[1], 0, p.width);
   const int64_t bottom = limit(rect[0], rect[2], p.height);
   const int64_t right = limit(rect[1], rect[3], p.width);
-  // Zero is zero bits in all three types.
+  // Zero is all zero bits in all three types.
   for (int64_t y = top; y < bottom && left < right; ++y)
     std::memset(view + (y * p.width + left) * pixel_bytes, 0,
                 static_cast<size_t>((right - left) * pixel_bytes));
 }
 
-// Patches sorted by view, those of a view in their order.
+// Patches sorted by view, in their original order within a view.
 struct ByView {
   std::vector<int64_t> order, start;
 
@@ -93,7 +93,7 @@ void render_views(const ViewsProblem& p, const Threads& threads, void* out) {
   const ByView by_view(p);
   const int64_t pixel_bytes = p.channels * (p.type == ViewType::kFloat ? 4 : 2);
   const int64_t workers = std::min(threads.count, p.views);
-  // Views cost differently, so threads take them a few at a time.
+  // The cost of views differs, so threads take a few at a time.
   const int64_t step = std::clamp<int64_t>(p.views / (8 * workers), 1, 16);
   std::atomic<int64_t> taken{0};
   threads.parallel_for(0, workers, [&](int64_t, int64_t) {

@@ -2,8 +2,8 @@
 // (antialiased bilinear) or affine map, colour matrix, clamp, normalise, place,
 // erase.
 //
-// No torch in here: plain pointers and sizes, row-major and contiguous, and a
-// parallel_for handed in. The caller has checked every index and rectangle.
+// Does not depend on torch: plain pointers and sizes, row-major and contiguous,
+// and a parallel_for passed in. The caller has checked indices and rectangles.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@
 
 namespace s3h::cpu {
 
-// A view is rendered by one thread and from its own patches alone: its bits
-// depend neither on the number of threads nor on the other views.
+// Each view is rendered by one thread from its own patches only: its bits do
+// not depend on the number of threads or the other views.
 //
 // out: [views, height, width, channels].
 void render_views(const ViewsProblem& problem, const Threads& threads,

@@ -33,8 +33,8 @@ void grow(std::vector<T>& values, int64_t size) {
     values.resize(static_cast<size_t>(size));
 }
 
-// Brings weights to whole numbers of the same sum; what rounding leaves over
-// goes to the largest.
+// Rounds weights to integers with the same sum; the largest weight absorbs the
+// rounding error.
 void make_whole(float* weights, int64_t count) {
   float left = kWeightUnit;
   for (int64_t t = 0; t < count; ++t) {
@@ -44,7 +44,7 @@ void make_whole(float* weights, int64_t count) {
   *std::max_element(weights, weights + count) += left;
 }
 
-// Windows of `outputs` pixels that see `size`, each weight times `unit`.
+// Windows of `outputs` pixels on `size` pixels, each weight times `unit`.
 void set_taps(AxisTaps& axis, int64_t outputs, int64_t size, bool mirrored,
               double unit) {
   grow(axis.first, round_up(outputs, 4));
@@ -83,7 +83,7 @@ struct PatchRenderer::Job {
   ByteImage image;
   int64_t top, left, rows, columns;  // the box
   bool flip;
-  int64_t height, width;  // of the rectangle
+  int64_t height, width;  // size of the rectangle
   char* out;              // its first pixel
 };
 
@@ -155,8 +155,8 @@ void PatchRenderer::fill_black(char* view) {
   for (int64_t y = 0; y < problem_.height; ++y) finish(job, y, &row, &one, 1);
 }
 
-// The box's pixels of an image row, of which the next `reach` bytes can be
-// read: in the image itself where that is so, otherwise a padded copy.
+// The box's pixels of an image row, `reach` bytes of which can be read: in the
+// image itself if possible, otherwise in a padded copy.
 const uint8_t* PatchRenderer::padded_row(const Job& job, int64_t row,
                                          int64_t reach) {
   const int64_t channels = problem_.channels;
@@ -231,8 +231,8 @@ void PatchRenderer::resize(const Job& job) {
   const int64_t channels = problem_.channels;
   const RowTaps across = column_taps(job);
   set_taps(rows_, job.height, job.rows, false, 1 / kWeightUnit);
-  // The bytes that the last output's padded window covers, or the first's in a
-  // mirrored box.
+  // The bytes covered by the padded window of the last output, or of the first
+  // one in a mirrored box.
   const int64_t last = std::max(across.first[0], across.first[job.width - 1]);
   const int64_t reach =
       (last + round_up(across.taps, 4)) * channels + kRowSlack;
@@ -281,7 +281,7 @@ void PatchRenderer::map_row(const Job& job, int64_t y) {
     const double u = a[0] * (static_cast<double>(x) + 0.5) + u0;
     const double v = a[3] * (static_cast<double>(x) + 0.5) + v0;
     float* to = planes_.data() + x;
-    // False for NaN as well.
+    // False for NaN too.
     if (!(u >= 0 && u < columns && v >= 0 && v < rows)) {
       for (int c = 0; c < Channels; ++c) to[c * plane_] = fill;
     } else if constexpr (Nearest) {

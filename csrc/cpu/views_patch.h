@@ -1,4 +1,4 @@
-// Renders one patch after the other; each thread has a renderer of its own.
+// Renders one patch after another; each thread has its own renderer.
 #pragma once
 
 #include <cstdint>
@@ -22,10 +22,10 @@ class PatchRenderer {
  public:
   explicit PatchRenderer(const ViewsProblem& problem);
 
-  // Into the view that starts at `view`.
+  // Renders into the view that starts at `view`.
   void render(int64_t patch, char* view);
 
-  // Black everywhere.
+  // Fills the view with black.
   void fill_black(char* view);
 
  private:
@@ -45,8 +45,8 @@ class PatchRenderer {
 
   const ViewsProblem& problem_;
   const RowKernels& kernels_;
-  int64_t plane_;        // floats from one channel's plane to the next
-  int64_t pixel_bytes_;  // of an output pixel
+  int64_t plane_;        // floats between planes of channels
+  int64_t pixel_bytes_;  // size of an output pixel
   RowFinish finish_{};
   AxisTaps columns_, rows_;
   std::vector<uint32_t> pairs_;

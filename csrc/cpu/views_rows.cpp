@@ -3,11 +3,11 @@
 // resize: four outputs at a time. With AVX2 a 16-byte load holds an output's
 // first four taps in three interleaved channels; a byte shuffle pairs
 // neighbouring taps channel by channel, a 16-bit multiply-add sums the pairs,
-// and a transpose of four results gives the planes. All of it is exact, so the
-// portable form, which sums the same whole numbers as floats, has its bits.
-// finish: one vector of pixels at a time, from the planes of all taps through
-// the colour matrix to interleaved output, without a store in between. A NaN
-// from the colour matrix passes the clamp.
+// and a transpose of four results gives the planes. All of it is exact, so it
+// has the same bits as the portable form, which sums the same integers as
+// floats. finish: one vector of pixels at a time, from the planes of all taps
+// through the colour matrix to interleaved output, without a store in between.
+// A NaN from the colour matrix passes the clamp.
 #include <utility>
 
 #if defined(__AVX2__)
@@ -80,8 +80,8 @@ __m256i load_weights(const uint32_t* from) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
 }
 
-// Reads kRowSlack bytes from an output's first tap, and from every fourth
-// after it.
+// Reads kRowSlack bytes from the first tap of an output, and of every fourth
+// one after it.
 template <bool Two>
 void resize_pairs(const RowTaps& taps, const uint8_t* row, float* planes) {
   const __m256i low = _mm256_broadcastsi128_si256(
@@ -198,13 +198,13 @@ S3H_INLINE HalfVec to_half(Vec x) {
   const BitVec sign = (bits >> 16) & 0x8000u;
   const BitVec size = bits & 0x7fffffffu;
   const BitVec zero = size * 0u;
-  // 2^-14 and more: the exponent moves by 112, 13 bits are rounded away.
+  // 2^-14 and above: the exponent moves by 112, and 13 bits are rounded off.
   const BitVec normal =
       (size + 0xfffu + ((size >> 13) & 1u) - 0x38000000u) >> 13;
   // Below, adding 1/2 leaves the multiple of 2^-24 in the low bits.
   const BitVec small = (BitVec)((Vec)size + 0.5f) - 0x3f000000u;
   BitVec half = select((BitVec)(size < 0x38800000u), small, normal);
-  // What rounds to 2^16 and more is infinite.
+  // Anything that rounds to 2^16 or more becomes infinite.
   half = select((BitVec)(size >= 0x477ff000u), zero + 0x7c00u, half);
   half = select((BitVec)(size > 0x7f800000u), zero + 0x7e00u, half);
   return __builtin_convertvector(half | sign, HalfVec);
@@ -220,8 +220,8 @@ S3H_INLINE void put(void* out, int64_t index, Vec v) {
   }
 }
 
-// Element l of vector k of interleaved pixels, from the first two channels (the
-// third is still missing) and from that and the third.
+// Source of element l of vector k of interleaved pixels: first from two
+// channels (without the third), then from that and the third.
 constexpr int from_two(int k, int l) {
   const int element = k * kLanes + l, pixel = element / 3;
   return element % 3 == 1 ? kLanes + pixel : pixel;

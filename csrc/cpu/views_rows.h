@@ -1,9 +1,9 @@
 // The inner loops of view rendering, one table of them per instruction set.
 //
-// A source row becomes a row of planes: floats [channels][plane], plane a
-// multiple of kPlaneStep, of which the first `width` are pixels of the patch.
-// Values are grey levels, 0 .. 255, times the unit the row was made with. The
-// last step takes a weighted sum of such rows to finished pixels.
+// A source row becomes a row of planes: floats [channels][plane], with plane a
+// multiple of kPlaneStep and the first `width` the pixels of the patch. Values
+// are grey levels, 0 .. 255, times the unit that the row was made with. The
+// last step turns a weighted sum of such rows into finished pixels.
 #pragma once
 
 #include <cstdint>
@@ -14,13 +14,13 @@ namespace s3h::cpu {
 
 constexpr int64_t kPlaneStep = 16;
 
-// Horizontal weights are in this unit: whole numbers for windows of up to
-// kMostWholeTaps pixels, so that 16-bit products are exact.
+// Unit of the horizontal weights: integers for windows of up to kMostWholeTaps
+// pixels, so that 16-bit products are exact.
 constexpr float kWeightUnit = 16384;
 constexpr int64_t kMostWholeTaps = 64;
 
-// What can be read of a source row, from its first byte: the pixels themselves
-// and this many bytes after the last tap's.
+// Readable bytes of a source row: its pixels and this many bytes after the last
+// tap's.
 constexpr int64_t kRowSlack = 16;
 
 struct RowTaps {

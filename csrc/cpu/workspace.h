@@ -1,4 +1,4 @@
-// Memory for one call, kept by the calling thread for the next one.
+// Memory for one call, kept by the calling thread for the next.
 #pragma once
 
 #include <cstddef>
@@ -8,12 +8,12 @@
 
 namespace s3h::cpu {
 
-// Cache-line aligned arrays out of one block: reserve everything, allocate,
-// then take it. The block stays with the calling thread unless it is large. The
-// workers of a call use the calling thread's memory through at().
+// Cache-line aligned arrays in one block: reserve all of them, allocate, then
+// get them. The block stays with the calling thread unless it is large. Worker
+// threads use the calling thread's memory through at().
 class Workspace {
  public:
-  // Returns where the array will be: never 0, so that 0 can mean none.
+  // Returns the position of the array: never 0, so that 0 can mean none.
   template <typename T>
   size_t reserve(int64_t count) {
     const size_t at = size_;
@@ -55,8 +55,8 @@ class Workspace {
     ~Kept() { release(); }
   };
 
-  // Another thread that calls at() must not look at its own block: the owner's
-  // is remembered.
+  // Remembers the owner's block, because at() may be called from other threads,
+  // which have their own.
   static Kept* of_this_thread() {
     static thread_local Kept mine;
     return &mine;

@@ -1,5 +1,5 @@
-// The Python module s3h_ext._s3h_host: NumPy in, NumPy out, without PyTorch and
-// without the GIL while it works, for the callbacks of data pipelines.
+// The Python module s3h_ext._s3h_host for the callbacks of data pipelines:
+// NumPy arrays in and out, without PyTorch, and with the GIL released.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

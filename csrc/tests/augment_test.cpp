@@ -1,7 +1,7 @@
 // Applies every operation, alone and in lists, to exact-size heap blocks of odd
-// shapes, in one stretch and in pieces by two threads, and checks that both
-// agree; and holds the cosine and sine of rotations against the library's.
-// Meant for the sanitizers (tools/sanitize.sh).
+// shapes, at once and in pieces by two threads, and checks that both agree.
+// Compares the cosine and sine of rotations with the library's. Meant for the
+// sanitizers (tools/sanitize.sh).
 #include "../cpu/augment.h"
 
 #include <algorithm>
@@ -47,7 +47,7 @@ void check(int64_t height, int64_t width, int64_t channels, bool far) {
     const double whole = static_cast<double>(pick(-reach, reach));
     return far ? whole : whole / 7;
   });
-  // These have a range, which is checked before the kernel is called.
+  // These have a range, which callers check before the kernel.
   for (int64_t i = 0; i < views * kSteps; ++i) {
     const auto at = static_cast<size_t>(i);
     const auto operation = static_cast<Operation>(operations[at]);

@@ -1,7 +1,7 @@
 // Runs the prototypical loss on odd sizes with two threads and compares it with
-// the loss as all scores give it in double precision, and its gradients with
-// that loss's slope along a random line. Meant for the sanitizers
-// (tools/sanitize.sh). Prints what it ran; exits with 1 at the first mismatch.
+// a double-precision loss from all scores, and its gradients with that loss's
+// slope along a random line. Meant for the sanitizers (tools/sanitize.sh).
+// Prints what it ran; exits with 1 at the first mismatch.
 #include "../cpu/prototypical.h"
 
 #include <cmath>

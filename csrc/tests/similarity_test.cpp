@@ -49,7 +49,7 @@ void require_close(const char* what, const Case& c, const T* ours,
   }
 }
 
-// With scores that the forward keeps the results have the same bits.
+// If the forward keeps the scores, the results must have the same bits.
 template <typename Element>
 void check_kept(const Case& c, const SimilarityProblem<float, Element>& p,
                 const float* grad, const double* lse,
@@ -191,13 +191,13 @@ void check(const Case& c) {
     require_close("grad keys", c, grad_keys.get(), to_keys, kTolerance);
 }
 
-// A product of this is a denormal, or 0 where they are flushed.
+// The product is a denormal, or 0 if they are flushed.
 bool keeps_denormals() {
   volatile float small = std::numeric_limits<float>::min();
   return small * 0.25f != 0;
 }
 
-// Threads that must find their floating-point state as it was after each piece.
+// Threads that must restore their floating-point state after each piece.
 const s3h::cpu::Threads kWatched{
     2, [](int64_t begin, int64_t end, const s3h::cpu::RangeFunction& body) {
       kThreads.parallel_for(begin, end, [&](int64_t first, int64_t last) {
@@ -257,7 +257,7 @@ void check_denormals(double temperature, const T* bias) {
   std::exit(1);
 }
 
-// Neighbouring classes far outside have no sum, nor an address of one.
+// Neighbouring classes far out of range have no sum, nor an address of one.
 void check_labels_far_outside() {
   const auto rows = exact(std::vector<float>(6, 1.0f));
   const auto own = exact(std::vector<int64_t>{
@@ -311,7 +311,7 @@ int main() {
                      size[2],
                      temperature};
         if (symmetric && (flags & 8) != 0) continue;  // has no `self` to give
-        // The larger sizes are for the threads: one of each kind is enough.
+        // The larger sizes are for the threads: one of each kind suffices.
         if (size[0] > 200 && (flags & 6) != 0) continue;
         if (size[0] > 260 && !symmetric) continue;
         if (size[0] > 320 && temperature < 0.1) continue;

@@ -1,8 +1,7 @@
 // Runs the supervised contrastive loss on odd sizes with two threads and
-// compares it with the loss as the whole matrix gives it in double precision,
-// and its gradient with that loss's slope along a random line. Meant for the
-// sanitizers (tools/sanitize.sh). Prints what it ran; exits with 1 at the first
-// mismatch.
+// compares it with a double-precision loss from the whole matrix, and its
+// gradient with that loss's slope along a random line. Meant for the sanitizers
+// (tools/sanitize.sh). Prints what it ran; exits with 1 at the first mismatch.
 #include "../cpu/supcon.h"
 
 #include <cmath>

@@ -1,5 +1,5 @@
-// Threads as the native tests hand them to the kernels: no pool, so that the
-// thread sanitizer sees every start and join.
+// Threads for the native tests: no pool, so that the thread sanitizer sees
+// every start and join.
 #pragma once
 
 #include <thread>
@@ -11,7 +11,7 @@ const s3h::cpu::Threads kOneThread{
       body(begin, end);
     }};
 
-// The two halves differ in size where the range is odd.
+// The two halves differ in size if the range is odd.
 const s3h::cpu::Threads kThreads{
     2, [](int64_t begin, int64_t end, const s3h::cpu::RangeFunction& body) {
       const int64_t middle = begin + (end - begin + 1) / 2;

@@ -1,6 +1,6 @@
-// Draws boxes under every kind of constraint from exact-size heap blocks, in
-// one stretch and in pieces by two threads, and checks that both agree and that
-// the boxes lie where they must. Meant for the sanitizers (tools/sanitize.sh).
+// Draws boxes under every kind of constraint from exact-size heap blocks, at
+// once and in pieces by two threads, and checks that both agree and that boxes
+// lie where they must. Meant for the sanitizers (tools/sanitize.sh).
 #include "../cpu/view_boxes.h"
 
 #include <algorithm>

@@ -104,8 +104,8 @@ std::vector<double> window(int64_t i, int64_t outputs, int64_t size) {
   return weights;
 }
 
-// Grey levels of one pixel of a patch; false where the arithmetic of an affine
-// map is too near to a pixel's edge to say.
+// Grey levels of one pixel of a patch; false if rounding in an affine map could
+// move it across a pixel's edge.
 bool expect(const ViewsProblem& p, int64_t patch, int64_t y, int64_t x,
             double* levels) {
   const int64_t* box = p.box + 4 * patch;

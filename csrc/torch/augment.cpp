@@ -1,5 +1,5 @@
-// Registers augmentation under the LibTorch stable ABI; the schema lives in
-// s3h_ext/ops/augment.py. Values are looked at on the CPU alone.
+// Registers augmentation under the LibTorch stable ABI; the schema is in
+// s3h_ext/ops/augment.py. Values are checked only on the CPU.
 #include "../cpu/augment.h"
 
 #include "../common/augment_steps.h"
@@ -11,7 +11,7 @@ namespace {
 using namespace s3h::stable;
 using s3h::kLargest;
 
-// Owns the contiguous tensors for as long as the pointers are in use.
+// Owns the contiguous tensors while their pointers are in use.
 struct AugmentInputs {
   AugmentInputs(const Tensor& images_in, const Tensor& operations_in,
                 const Tensor& magnitudes_in, const Tensor& source_in,

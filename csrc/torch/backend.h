@@ -1,5 +1,5 @@
-// The device that a library serves. Every file of operations is compiled once
-// for each library, and templated over this.
+// The device of a library. Every file of operations is compiled once for each
+// library and templated over this.
 #pragma once
 
 #if defined(USE_CUDA)

@@ -1,5 +1,5 @@
-// Registers batch norm with ReLU under the LibTorch stable ABI; the schemas
-// live in s3h_ext/ops/batch_norm.py.
+// Registers batch norm with ReLU under the LibTorch stable ABI; the schemas are
+// in s3h_ext/ops/batch_norm.py.
 #include "../cpu/batch_norm.h"
 
 #include <tuple>

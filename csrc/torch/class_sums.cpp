@@ -1,5 +1,5 @@
 // Registers the class-sum kernels under the LibTorch stable ABI; the schemas
-// live in s3h_ext/ops/class_sums.py.
+// are in s3h_ext/ops/class_sums.py.
 #include "../cpu/class_sums.h"
 
 #include <tuple>
@@ -11,7 +11,7 @@ namespace {
 
 using namespace s3h::stable;
 
-// Owns the converted tensors for as long as the pointers are in use.
+// Owns the converted tensors while their pointers are in use.
 struct ClassSumInputs {
   ClassSumInputs(ScalarType matrix_type, const Tensor& queries_in,
                  const OptionalTensor& keys_in, const Tensor& query_classes_in,
@@ -54,7 +54,7 @@ struct ClassSumInputs {
             classes};
   }
 
-  ScalarType type;    // of the arithmetic and of every vector
+  ScalarType type;    // of the computation and all vectors
   ScalarType matrix;  // of queries and keys
   Device device;
   int64_t classes;

@@ -1,4 +1,4 @@
-// torch's threads and types as the CPU kernels take them.
+// torch's threads and types, in the form that the CPU kernels take.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -22,7 +22,7 @@ class Cpu {
   explicit Cpu(const Device& device) {
     STD_TORCH_CHECK(device.type() == torch::headeronly::DeviceType::CPU,
                     "every tensor must be on the CPU");
-    // Here, for an error inside of parallel_for loses its message.
+    // Here, because an error inside parallel_for loses its message.
     cpu::dispatch_level();
   }
 
@@ -36,14 +36,14 @@ class Cpu {
             }};
   }
 
-  // The type that matrices are handed over to the similarity kernels in.
+  // The matrix type of the similarity kernels.
   static ScalarType similarity_type(const Tensor& queries) {
     const bool pairs = queries.scalar_type() == ScalarType::BFloat16 &&
                        cpu::bfloat16_products();
     return pairs ? ScalarType::BFloat16 : compute_type(queries);
   }
 
-  // How many scores a forward keeps for its backward.
+  // Number of scores that a forward keeps for its backward.
   static int64_t score_count(bool keep, ScalarType type, bool deterministic,
                              int64_t n, int64_t m, bool symmetric) {
     if (!keep) return 0;
@@ -53,13 +53,13 @@ class Cpu {
     return cpu::kept_scores(n, m, symmetric);
   }
 
-  // The type that matrices are handed over to the class sums in.
+  // The matrix type of the class sums.
   static ScalarType class_sums_type(const Tensor& queries) {
     return compute_type(queries);
   }
 
-  // Calls `body` with the types of the arithmetic and of the matrices: float64,
-  // or float32 beside itself and those of 16 bits that are named.
+  // Calls `body` with the types of the computation and of the matrices: float64
+  // for both, or float32 with itself or one of the 16-bit types named.
   template <typename... Halves, typename Body>
   static void with_types(ScalarType type, const Body& body) {
     using cpu::Bfloat16, cpu::Float16;

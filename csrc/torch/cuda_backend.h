@@ -1,4 +1,4 @@
-// What a launch of CUDA kernels needs around it.
+// Context for launching CUDA kernels.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -13,8 +13,8 @@
 
 namespace s3h::stable {
 
-// Makes the tensors' device current for as long as it lives: kernels, sizes of
-// workspaces and errors are all about the current device.
+// Makes the tensors' device current while it lives: kernels, workspace sizes
+// and errors refer to the current device.
 class Cuda {
  public:
   static constexpr bool kCuda = true;
@@ -28,7 +28,7 @@ class Cuda {
     check(launch(stream()), operation);
   }
 
-  // Calls `launch` with device memory for the length of the call and a stream.
+  // Calls `launch` with a stream, and device memory for the length of the call.
   // The memory is from torch's caching allocator: a graph that captures the
   // call keeps it in its own pool.
   template <typename Launch>
@@ -39,12 +39,12 @@ class Cuda {
     check(launch(workspace.mutable_data_ptr(), stream()), operation);
   }
 
-  // The type that matrices are handed over to the similarity kernels in.
+  // The matrix type of the similarity kernels.
   static ScalarType similarity_type(const Tensor& queries) {
     return queries.scalar_type();
   }
 
-  // The same for the class sums.
+  // The matrix type of the class sums.
   static ScalarType class_sums_type(const Tensor& queries) {
     return queries.scalar_type();
   }

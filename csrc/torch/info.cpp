@@ -1,5 +1,5 @@
-// What this library was built from and what it runs on, for s3h_ext.info. C
-// functions, so that reading them needs neither torch nor a schema.
+// How this library was built and what it runs on, for s3h_ext.info. C functions
+// can be read without torch or a schema.
 #include <exception>
 #include <string>
 
@@ -30,7 +30,7 @@ const char* s3h_built_with() {
   return S3H_COMPILER ", torch " S3H_TORCH_VERSION;
 }
 
-// What the build was asked about CUDA and what came of it.
+// The build's CUDA options and their outcome.
 const char* s3h_cuda_build() { return S3H_CUDA_NOTE; }
 
 // The architectures that the CUDA library next to this one was compiled for.

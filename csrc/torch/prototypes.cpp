@@ -1,6 +1,6 @@
 // Registers the prototype kernels under the LibTorch stable ABI; the schemas
-// live in s3h_ext/ops/prototypes.py. What is in offsets and labels is checked
-// where that does not mean to wait for a device.
+// are in s3h_ext/ops/prototypes.py. Values of offsets and labels are checked
+// only if that does not synchronise with a device.
 #include "../cpu/prototypes.h"
 
 #include <initializer_list>
@@ -52,7 +52,7 @@ ScalarType feature_type(const Tensor& features) {
   return type;
 }
 
-// These own the converted tensors for as long as the pointers are in use.
+// These own the converted tensors while their pointers are in use.
 struct SampleInputs {
   SampleInputs(const Tensor& features_in, const Tensor& labels_in)
       : device(features_in.device()),
@@ -74,8 +74,8 @@ struct SampleInputs {
   OptionalTensor labels;
 };
 
-// The results are written into buffers of the caller's: they are as large as
-// the state, and fresh memory for them in each step costs more than the work.
+// Results are written to the caller's buffers: they are as large as the state,
+// and allocating them in every step costs more than the work.
 struct AccumulateInputs : SampleInputs {
   AccumulateInputs(const Tensor& features_in, const Tensor& labels_in,
                    const Tensor& prototypes_in, const Tensor& masses_in,
@@ -331,7 +331,7 @@ STABLE_TORCH_LIBRARY_IMPL(s3h, S3H_DISPATCH_KEY, library) {
                TORCH_BOX(&apply_prototypes_<LibraryBackend>));
 }
 
-#if !defined(USE_CUDA)  // CUDA tensors take the other two in turn
+#if !defined(USE_CUDA)  // CUDA uses the other two in sequence
 STABLE_TORCH_LIBRARY_IMPL(s3h, CPU, library) {
   library.impl("update_prototypes_", TORCH_BOX(&update_prototypes_));
 }

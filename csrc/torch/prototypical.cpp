@@ -1,5 +1,5 @@
 // Registers the prototypical supervised contrastive loss under the LibTorch
-// stable ABI; the schemas live in s3h_ext/ops/prototypical.py.
+// stable ABI; the schemas are in s3h_ext/ops/prototypical.py.
 #include "../cpu/prototypical.h"
 
 #include <tuple>
@@ -62,10 +62,10 @@ struct Inputs {
                             prototypes.size(0) * per_class(), false);
   }
 
-  // Of the loss, and so of its gradient.
+  // Whether the loss, and so its gradient, has one value per row.
   bool has_rows() const { return reduction == Reduction::kNone; }
 
-  ScalarType matrix;  // what features and prototypes are handed over in
+  ScalarType matrix;  // type of features and prototypes for the kernel
   Tensor features;
   Tensor prototypes;
   Tensor labels;

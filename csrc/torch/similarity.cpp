@@ -1,7 +1,7 @@
 // Registers the kernels of the similarity family under the LibTorch stable ABI.
-// The schemas live in Python (s3h_ext/ops/similarity.py); here tensors are
-// checked for what memory safety needs, brought to the kernels' layout, and
-// unwrapped to pointers.
+// The schemas are in s3h_ext/ops/similarity.py. Tensors are checked here as far
+// as memory safety needs it, converted to the kernels' layout, and unwrapped to
+// pointers.
 #include "../cpu/similarity.h"
 
 #include <algorithm>
@@ -16,7 +16,7 @@ namespace {
 using namespace s3h::stable;
 using s3h::cpu::Bfloat16;
 
-// Owns the converted tensors for as long as their pointers are in use.
+// Owns the converted tensors while their pointers are in use.
 struct SimilarityInputs {
   SimilarityInputs(ScalarType matrix_type, const Tensor& queries_in,
                    const OptionalTensor& keys_in, double temperature_in,
@@ -80,10 +80,10 @@ struct SimilarityInputs {
                                 !keys.has_value());
   }
 
-  // What the backward needs beside lse: nothing where that is a float64.
+  // Size of the backward's extra input beside lse: 0 if that is float64.
   int64_t kept_rows() const { return type == ScalarType::Double ? 0 : n; }
 
-  ScalarType type;    // of the arithmetic and of every vector
+  ScalarType type;    // of the computation and all vectors
   ScalarType matrix;  // of queries and keys
   Device device;
   double temperature;

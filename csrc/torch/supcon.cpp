@@ -1,5 +1,5 @@
 // Registers the supervised contrastive loss under the LibTorch stable ABI; the
-// schemas live in s3h_ext/ops/supcon.py.
+// schemas are in s3h_ext/ops/supcon.py.
 #include "../cpu/supcon.h"
 
 #include <tuple>
@@ -49,11 +49,11 @@ struct Inputs {
     return Cpu::score_count(keep, type, deterministic, n, n, true);
   }
 
-  // Of the loss, and so of its gradient.
+  // Whether the loss, and so its gradient, has one value per row.
   bool has_rows() const { return reduction == Reduction::kNone; }
 
-  ScalarType type;    // of the arithmetic and of every vector
-  ScalarType matrix;  // the features are handed over in
+  ScalarType type;    // of the computation and all vectors
+  ScalarType matrix;  // of the features, for the kernel
   Tensor features;
   Tensor labels;
   double temperature;

@@ -1,4 +1,4 @@
-// What the registrations of every device share: checks, layouts, pointers.
+// Shared by the registrations of all devices: checks, layouts, pointers.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -26,7 +26,7 @@ inline ScalarType compute_type(const Tensor& queries) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// The shape as [2, 3], for errors.
+// A shape as text for errors, such as [2, 3].
 template <typename Sizes>
 std::string shape_of(const Sizes& sizes) {
   std::string text;
@@ -55,10 +55,10 @@ inline int64_t bytes_of(ScalarType type) {
   }
 }
 
-// What `make` returns, a tensor of `sizes` on the device of `like`. Through the
-// stable ABI of PyTorch 2.11 an error says no more than that a call failed, so
-// what programs look for when memory is short (to halve the batch) is said
-// here, in PyTorch's own words.
+// Returns the result of `make`, a tensor of `sizes` on the device of `like`.
+// Through the stable ABI of PyTorch 2.11, an error only says that a call
+// failed. Programs that look for out-of-memory errors (to halve the batch) need
+// PyTorch's own words, so this throws them.
 template <typename Sizes, typename Make>
 Tensor allocate(const Tensor& like, const Sizes& sizes, ScalarType type,
                 const Make& make) {
@@ -90,7 +90,7 @@ inline Tensor as_type(const Tensor& tensor, ScalarType type) {
                         [&] { return torch::stable::to(tensor, type); });
 }
 
-// The tensor as contiguous `type`; the same tensor where it already is. The
+// The tensor as contiguous `type`; the same tensor if it already is. The
 // dispatcher picks a kernel by any one argument; pointers need all of them.
 inline Tensor as_contiguous(
     const Tensor& tensor, ScalarType type,
@@ -118,7 +118,7 @@ inline OptionalTensor vector_of(const OptionalTensor& tensor, int64_t size,
                    Device(torch::headeronly::DeviceType::CPU), name);
 }
 
-// Elements by their own type, for the stable ABI knows no type of ours.
+// Elements in our own types, which the stable ABI does not know.
 template <typename T>
 const T* data(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());
@@ -134,12 +134,12 @@ const T* pointer(const OptionalTensor& tensor) {
   return tensor.has_value() ? data<T>(*tensor) : nullptr;
 }
 
-// Scores that a forward keeps for its backward; an empty tensor: none.
+// Scores that a forward keeps for its backward; nullptr for an empty tensor.
 inline float* scores_of(const Tensor& scores) {
   return scores.numel() == 0 ? nullptr : mutable_data<float>(scores);
 }
 
-// Where to write; what is not asked for is not calculated.
+// Where to write the result; nullptr if it is not wanted.
 inline void* target(const Tensor& tensor, bool wanted) {
   return wanted ? tensor.mutable_data_ptr() : nullptr;
 }

@@ -1,4 +1,4 @@
-// Registers the box sampler under the LibTorch stable ABI; the schema lives in
+// Registers the box sampler under the LibTorch stable ABI; the schema is in
 // s3h_ext/ops/view_boxes.py.
 #include "../cpu/view_boxes.h"
 
@@ -12,10 +12,10 @@ namespace {
 
 using namespace s3h::stable;
 
-// On a CPU, below this many boxes waking threads costs more than the work.
+// On a CPU, below this many boxes, waking threads costs more than the work.
 constexpr int64_t kSerial = 1024;
 
-// Owns the contiguous tensors for as long as the pointers are in use.
+// Owns the contiguous tensors while their pointers are in use.
 struct ViewBoxInputs {
   ViewBoxInputs(const Tensor& sizes_in, const Tensor& index_in,
                 const Tensor& view_in)

@@ -1,5 +1,5 @@
-// Registers view rendering under the LibTorch stable ABI; the schema lives in
-// s3h_ext/ops/views.py. Values are looked at on the CPU alone.
+// Registers view rendering under the LibTorch stable ABI; the schema is in
+// s3h_ext/ops/views.py. Values are checked only on the CPU.
 #include "../cpu/views.h"
 
 #include <algorithm>
@@ -20,7 +20,7 @@ ByteImage byte_image(const Tensor& tensor) {
   return {data<uint8_t>(tensor), tensor.size(rank - 3), tensor.size(rank - 2)};
 }
 
-// Owns the contiguous tensors for as long as the pointers are in use.
+// Owns the contiguous tensors while their pointers are in use.
 struct ViewInputs {
   ViewInputs(const std::vector<Tensor>& images_in, const Tensor& image_in,
              const Tensor& box_in, const OptionalTensor& flip_in,
@@ -73,7 +73,7 @@ struct ViewInputs {
     erase = rows_of(erase_in, views, 4, ScalarType::Long, "erase");
   }
 
-  // `list` is of the images, unless they are stacked.
+  // `list` holds the images unless they are stacked.
   s3h::ViewsProblem problem(const std::vector<ByteImage>& list) const {
     s3h::ViewsProblem p{
         stacked ? byte_image(images[0]) : ByteImage{},
@@ -129,7 +129,7 @@ struct ViewInputs {
   }
 };
 
-// A row of four numbers, to be shown.
+// A row of four numbers as text.
 std::string four(const int64_t* row) {
   std::string text = "[";
   for (int i = 0; i < 4; ++i)
