@@ -143,7 +143,7 @@ class OptimConfig:
         warmup_epochs: epochs over which the learning rate rises linearly from 0 to
             ``lr``; must be shorter than the run. A preset's warm-up shrinks in
             proportion if the run is too short for it.
-        schedule: of the learning rate: ``step``, ``cosine`` (falls to 0) or
+        schedule: learning-rate schedule: ``step``, ``cosine`` (falls to 0) or
             ``constant``.
         milestones: for ``step``: fractions of the training at which the learning rate
             is multiplied by ``gamma``; 0.8 is epoch 160 of 200.
