@@ -134,7 +134,7 @@ def _nested(method: Method, prefix: str = "method") -> Iterator[tuple[str, Metho
         yield from _nested(method.inner, f"{prefix}.inner")
 
 
-#: Option -> whether it has an effect, and with what it has none.
+#: Option -> whether it has an effect, and when it has none.
 _EFFECTS: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
     "data.profile": (
         lambda c: c.data.name not in PHOTOGRAPHS or c.data.imbalance is not None,
