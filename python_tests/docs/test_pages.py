@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from s3h_ext import losses
+from s3h_ext import __version__, losses
 from s3h_ext.data import samplers
 from s3h_ext.data.views import recipes
 from s3h_ext.presets import preset_names
@@ -195,3 +195,18 @@ def test_the_methods_on_folders_are_those_the_page_names():
         *("balanced-softmax", "focal", "cb-ce", "ce-drw", "ldam-drw", "bcl", "crt"),
         "tau-norm",
     }
+
+
+def test_the_release_is_the_same_everywhere():
+    citation = (ROOT / "CITATION.cff").read_text()
+    cited = re.search(
+        r"^version: (?P<version>.+)\ndate-released: (?P<date>.+)$",
+        citation,
+        re.MULTILINE,
+    )
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    newest = re.search(
+        r"^## \[(?P<version>\d.*)\] - (?P<date>.+)$", changes, re.MULTILINE
+    )
+    assert cited["version"] == newest["version"] == __version__
+    assert cited["date"] == newest["date"]
