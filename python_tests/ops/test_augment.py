@@ -7,6 +7,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch.library import opcheck
 
+from python_tests.settings import assert_same_bits, on_devices
 from s3h_ext.ops import augment
 from s3h_ext.ops.augment import Operation, augment_images
 
@@ -243,21 +244,15 @@ def test_deviations_out_of_range(deviation):
 def test_views_do_not_depend_on_threads_or_neighbours():
     images = samples(16, 16, 3)
     source = torch.arange(300) % len(images)
-    operations, magnitudes = mixed(300)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        whole = augment_images(images, operations, magnitudes, source=source)
-        torch.set_num_threads(2)
-        again = augment_images(images, operations, magnitudes, source=source)
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(whole, again)
+    steps = mixed(300)
+
+    def some(part):
+        operations, magnitudes = (step[part] for step in steps)
+        return augment_images(images, operations, magnitudes, source=source[part])
+
+    (whole,) = assert_same_bits(lambda: [some(slice(None))], (1, 2))
     part = slice(17, 93)
-    alone = augment_images(
-        images, operations[part], magnitudes[part], source=source[part]
-    )
-    assert torch.equal(whole[part], alone)
+    assert torch.equal(whole[part], some(part))
 
 
 def test_inputs_stay_and_need_not_be_contiguous():
@@ -270,13 +265,13 @@ def test_inputs_stay_and_need_not_be_contiguous():
     assert torch.equal(images, before)
 
 
+@on_devices
 @pytest.mark.parametrize("shape", [(0, 4, 4, 3), (3, 0, 4, 3), (3, 4, 0, 1)])
-def test_empty(shape):
-    images = torch.zeros(shape, dtype=torch.uint8)
-    for steps in (0, 2):
-        operations = torch.ones(shape[0], steps, dtype=torch.int64)
-        magnitudes = torch.ones(shape[0], steps, dtype=torch.float64)
-        assert augment_images(images, operations, magnitudes).shape == shape
+def test_empty(device, shape):
+    images = torch.zeros(shape, dtype=torch.uint8, device=device)
+    for count in (0, 2):
+        steps = torch.ones(shape[0], count, dtype=torch.int64, device=device)
+        assert augment_images(images, steps, steps.double()).shape == shape
 
 
 IMAGES = torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
@@ -321,22 +316,10 @@ def test_wrong_arguments(changes, message):
 
 def test_opcheck():
     operations, magnitudes = mixed(7)
-    images = samples(6, 5, 3)
-    source = torch.arange(7)
-    opcheck(
-        torch.ops.s3h.augment_images.default,
-        (images, operations, magnitudes, source, None, None, None, 128),
-    )
-    opcheck(
-        torch.ops.s3h.augment_images.default,
-        (
-            *(images, operations, magnitudes, source),
-            torch.ones(7, 2, dtype=torch.int64),
-            torch.ones(7, dtype=torch.bool),
-            torch.ones(7, 4, dtype=torch.int64),
-            0,
-        ),
-    )
+    given = (samples(6, 5, 3), operations, magnitudes, torch.arange(7))
+    one = torch.ones(7, 4, dtype=torch.int64)
+    for rest in ((None, None, None, 128), (one[:, :2], one[:, 0] > 0, one, 0)):
+        opcheck(torch.ops.s3h.augment_images.default, (*given, *rest))
 
 
 def test_examples():

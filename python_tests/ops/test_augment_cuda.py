@@ -7,8 +7,13 @@ import pytest
 import torch
 
 from python_tests.ops.test_augment import PILLOW, samples
-from python_tests.ops.test_similarity_cuda import on_devices
-from python_tests.ops.test_similarity_cuda_runtime import needs_kernels
+from python_tests.settings import (
+    needs_kernels,
+    no_waiting,
+    on_a_second_stream,
+    on_devices,
+    record,
+)
 from s3h_ext.data.views.recipes import RECIPES
 from s3h_ext.data.views.render import render_crops
 from s3h_ext.ops.augment import Operation, augment_images
@@ -64,14 +69,6 @@ def test_the_bytes_of_the_cpu(device, size, channels):
 
 
 @on_devices
-@pytest.mark.parametrize("shape", [(0, 4, 4, 3), (3, 0, 4, 3), (3, 4, 0, 1)])
-def test_nothing_to_do(device, shape):
-    images = torch.zeros(shape, dtype=torch.uint8, device=device)
-    steps = torch.ones(shape[0], 2, dtype=torch.int64, device=device)
-    assert augment_images(images, steps, steps.double()).shape == shape
-
-
-@on_devices
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
@@ -104,15 +101,10 @@ def test_tensors_on_two_devices():
 @every_size
 def test_second_stream(size):
     problem = to("cuda", every_step(size, 3))
-    right = augment_images(**problem)
-    late = torch.zeros_like(problem["operations"])
-    torch.cuda.synchronize()
-    with torch.cuda.stream(torch.cuda.Stream()):
-        # What runs on another stream than this one reads operations that do nothing.
-        torch.cuda._sleep(50_000_000)
-        late.copy_(problem["operations"])
-        ours = augment_images(**problem | {"operations": late})
-    torch.cuda.synchronize()
+    right, operations = augment_images(**problem), problem["operations"]
+    late = torch.zeros_like(operations)  # do nothing
+    problem["operations"] = late
+    ours = on_a_second_stream(late, operations, lambda: augment_images(**problem))
     assert torch.equal(ours, right)
 
 
@@ -122,10 +114,7 @@ def test_second_stream(size):
 def test_graph_capture_and_replay(size):
     problem = to("cuda", every_step(size, 3))
     operations = problem["operations"].clone()
-    augment_images(**problem)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = augment_images(**problem)
+    graph, captured = record(lambda: augment_images(**problem))
     bits = operations.eq(Operation.POSTERIZE).any(dim=1, keepdim=True)
     for shift in (0, 3):
         # Bits of POSTERIZE stay where they are.
@@ -145,19 +134,9 @@ def test_nothing_waits_for_the_device(name):
 
     def step(epoch):
         spec = recipe.describe(32, 32, seed=0, epoch=epoch, index=index, view=0)
-        return render_crops(
-            images,
-            index,
-            spec,
-            recipe,
-            size=recipe.view_size(32, 32),
-            mean=(0.5, 0.5, 0.5),
-            std=(0.2, 0.2, 0.2),
-        )
+        form = {"size": recipe.view_size(32, 32), "mean": (0.5,) * 3, "std": (0.2,) * 3}
+        return render_crops(images, index, spec, recipe, **form)
 
     step(0)  # tables of a policy are copied once
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         step(1)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from python_tests.settings import assert_same_bits
 from s3h_ext.ops import batch_norm, batch_norm_relu
 
 LAST = torch.channels_last
@@ -99,16 +100,7 @@ def test_error_is_that_of_plain_pytorch(shape, dtype, offset, residual):
 def test_opcheck(dtype, residual):
     given, _ = draw((2, 5, 3, 2), dtype, residual)
     given = [t if t is None else t.requires_grad_() for t in given]
-    torch.library.opcheck(
-        torch.ops.s3h.batch_norm_relu,
-        (*given, 1e-5),
-        test_utils=[
-            "test_schema",
-            "test_autograd_registration",
-            "test_faketensor",
-            "test_aot_dispatch_dynamic",
-        ],
-    )
+    torch.library.opcheck(torch.ops.s3h.batch_norm_relu, (*given, 1e-5))
 
 
 def test_second_derivatives_are_those_of_pytorch():
@@ -124,16 +116,7 @@ def test_second_derivatives_are_those_of_pytorch():
 
 def test_the_number_of_threads_does_not_matter():
     given, grad = draw((64, 24, 16, 16), torch.bfloat16)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            results.append(gradients(batch_norm_relu, given, grad))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(map(torch.equal, results[0], other))
+    assert_same_bits(lambda: gradients(batch_norm_relu, given, grad), (1, 2, 3))
 
 
 def test_any_layout_is_taken():
@@ -192,11 +175,7 @@ def test_a_first_image_that_is_far_away_costs_no_digits():
     ("place", "value", "message"),
     [
         (0, torch.ones(2, 3, 2, 2).double(), "x must be float32 or bfloat16, got"),
-        (
-            0,
-            torch.ones(2, 3),
-            r"x must be \[N, C, H, W\] and not empty, got .*\(2, 3\)",
-        ),
+        (0, torch.ones(2, 3), r"x must be \[N, C, H, W\] .* empty, got .*\(2, 3\)"),
         (0, torch.ones(0, 3, 2, 2), "x must be .* not empty"),
         (0, torch.ones(2, 3, 2, 2, device="meta"), "x must be on the CPU, got meta"),
         (0, [[1.0]], "x must be a tensor, got list"),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from python_tests.settings import on_devices, threads
 from s3h_ext.ops import class_sum_dots
 from s3h_ext.ops.plain import class_sums as plain_forms
 
@@ -21,51 +22,14 @@ def by_matrix(q, k, a, b):
     return ((q @ k.T) * same).sum(dim=1)
 
 
-@pytest.mark.parametrize("size", [(30, 20, 9), (64, 80, 70), (1, 1, 1), (0, 4, 3)])
-def test_rectangular(size):
-    q, k, a, b = draw(*size)
-    dots = class_sum_dots(q, k, query_classes=a, key_classes=b, num_classes=5)
-    expected = by_matrix(q, k, a, b)
-    torch.testing.assert_close(dots, expected)
-    weights = torch.randn(len(q), dtype=torch.float64)
-    for ours, right in zip(
-        torch.autograd.grad(dots, (q, k), weights),
-        torch.autograd.grad(expected, (q, k), weights),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, right)
-
-
-def test_symmetric_leaves_the_row_itself_out():
-    q, _, a, _ = draw()
-    inside = (a >= 0) & (a < 5)
-    expected = by_matrix(q, q, a, a) - (q * q).sum(dim=1) * inside
-    torch.testing.assert_close(
-        class_sum_dots(q, query_classes=a, num_classes=5), expected
-    )
-    small, _, classes, _ = draw(7, 1, 3)
-    assert torch.autograd.gradcheck(
-        lambda q: class_sum_dots(q, query_classes=classes, num_classes=5), (small,)
-    )
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_types(dtype):
-    q, k, a, b = draw(dtype=dtype)
-    dots = class_sum_dots(q, k, query_classes=a, key_classes=b, num_classes=5)
-    assert dots.dtype == torch.float32
-    torch.testing.assert_close(dots, by_matrix(q.float(), k.float(), a, b))
-    dots.sum().backward()
-    assert q.grad.dtype == k.grad.dtype == dtype
-
-
+@on_devices
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_opcheck_and_plain_form(symmetric):
-    q, k, a, b = draw()
+def test_opcheck_and_plain_form(device, symmetric):
+    q, k, a, b = (t.detach().to(device).requires_grad_(t.requires_grad) for t in draw())
     arguments = (q, None, a, None, 5) if symmetric else (q, k, a, b, 5)
     torch.library.opcheck(torch.ops.s3h.class_sum_dots.default, arguments)
     plain = [t.detach() if isinstance(t, torch.Tensor) else t for t in arguments]
-    grad = torch.randn(30, dtype=torch.float64)
+    grad = torch.randn(30, dtype=torch.float64, device=device)
     torch.testing.assert_close(
         plain_forms.class_sum_dots(*plain), torch.ops.s3h.class_sum_dots(*plain)
     )
@@ -89,9 +53,9 @@ def test_bad_input():
         class_sum_dots(q, query_classes=a, num_classes=-1)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_many_rows_over_threads(symmetric, threads):
+def test_many_rows_over_threads(symmetric, count):
     n, m, depth = 900, 900 if symmetric else 1100, 129
     q = torch.randn(n, depth, dtype=torch.float64)
     k = q if symmetric else torch.randn(m, depth, dtype=torch.float64)
@@ -100,15 +64,11 @@ def test_many_rows_over_threads(symmetric, threads):
     same = (a[:, None] == b) & (a[:, None] >= 0) & (a[:, None] < 8)
     if symmetric:
         same &= ~torch.eye(n, dtype=torch.bool)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        rows = q.float().requires_grad_()
-        others = {} if symmetric else {"keys": k.float(), "key_classes": b}
+    rows = q.float().requires_grad_()
+    others = {} if symmetric else {"keys": k.float(), "key_classes": b}
+    with threads(count):
         dots = class_sum_dots(rows, query_classes=a, num_classes=8, **others)
         (grad,) = torch.autograd.grad(dots.sum(), rows)
-    finally:
-        torch.set_num_threads(before)
     torch.testing.assert_close(
         dots.double(), ((q @ k.T) * same).sum(1), rtol=1e-4, atol=1e-2
     )

@@ -5,9 +5,10 @@ import torch
 
 from python_tests.ops.test_class_sums import by_matrix, draw
 from python_tests.ops.test_similarity import assert_lawful
-from python_tests.ops.test_similarity_cuda import (
-    DTYPES,
-    both_shapes,
+from python_tests.ops.test_similarity_cuda import both_shapes
+from python_tests.settings import (
+    assert_same_bits,
+    deterministic,
     every_type,
     on_devices,
 )
@@ -60,6 +61,8 @@ def test_law(device, dtype, symmetric, size):
         graded(matrix, wide, weights),
         strict=False,
     ):
+        narrow = name == "dots" and dtype in (torch.bfloat16, torch.float16)
+        assert ours.dtype == (torch.float32 if narrow else dtype)
         factor = 2 if name == "dots" else 3
         scale = float(right.abs().max()) if right.numel() else 0.0
         floor = 16 * torch.finfo(ours.dtype).eps * max(1.0, scale)
@@ -70,21 +73,15 @@ def test_law(device, dtype, symmetric, size):
 @both_shapes
 def test_gradcheck(device, symmetric):
     q, k, a, b = on(device, *draw(7, 6, 3))
-    if symmetric:
-        assert torch.autograd.gradcheck(
-            lambda q: class_sum_dots(q, query_classes=a, num_classes=5), (q,)
-        )
-    else:
-        assert torch.autograd.gradcheck(
-            lambda q, k: class_sum_dots(
-                q, k, query_classes=a, key_classes=b, num_classes=5
-            ),
-            (q, k),
-        )
+    given = {"query_classes": a, "key_classes": None if symmetric else b}
+    assert torch.autograd.gradcheck(
+        lambda *leaves: class_sum_dots(*leaves, num_classes=5, **given),
+        [q] if symmetric else [q, k],
+    )
 
 
 @on_devices
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@every_type
 def test_same_bits_in_deterministic_mode(device, dtype):
     q, k, a, b = on(device, *draw(700, 500, 64, dtype=dtype))
     weights = torch.randn(len(q))
@@ -92,19 +89,6 @@ def test_same_bits_in_deterministic_mode(device, dtype):
     def op(q, k):
         return class_sum_dots(q, k, query_classes=a, key_classes=b, num_classes=5)
 
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        first, *others = [graded(op, [q, k], weights) for _ in range(4)]
-    finally:
-        torch.use_deterministic_algorithms(before)
-    for again in others:
-        assert all(map(torch.equal, again, first))
-
-
-@on_devices
-@both_shapes
-def test_opcheck(device, symmetric):
-    q, k, a, b = on(device, *draw())
-    arguments = (q, None, a, None, 5) if symmetric else (q, k, a, b, 5)
-    torch.library.opcheck(torch.ops.s3h.class_sum_dots.default, arguments)
+    with deterministic():
+        count = torch.get_num_threads()
+        assert_same_bits(lambda: graded(op, [q, k], weights), [count] * 4)

@@ -4,7 +4,7 @@ A level is chosen when the library is loaded, so ``python -m`` of this module ru
 checks at the one in ``S3H_CPU_LEVEL``.
 """
 
-import subprocess
+import itertools
 import sys
 
 import pytest
@@ -19,6 +19,8 @@ from python_tests.ops import (
 )
 from python_tests.ops.conftest import LEVELS
 from python_tests.ops.test_views import draw_colour, draw_patches, draw_ragged
+from python_tests.processes import python
+from python_tests.settings import threads
 from s3h_ext.ops import render_views, similarity_logsumexp
 from s3h_ext.ops._library import CPU
 from s3h_ext.ops.reference import similarity_logsumexp_dense as dense
@@ -59,37 +61,34 @@ def check_batch_norm():
 
 
 def check_similarity_depths():
-    for depth in (7, 40, 128):
-        for temperature in (0.1, 0.005):
-            for dtype in HALVES:
-                z = F.normalize(torch.randn(150, depth), dim=1).to(dtype)
-                labels = torch.arange(150) % 7
-                for extra in ({}, {"query_labels": labels, "same_label_bias": -0.5}):
-                    a, b = z.clone().requires_grad_(), z.double().requires_grad_()
-                    ours = similarity_logsumexp(a, temperature=temperature, **extra)
-                    right = dense(b, temperature=temperature, **extra)
-                    scale = right.abs().max().item()
-                    assert (ours.double() - right).abs().max() < 1e-6 * scale
-                    weights = torch.linspace(-1, 1, 150)
-                    (ours * weights).sum().backward()
-                    (right * weights).sum().backward()
-                    error = (a.grad.double() - b.grad).norm() / b.grad.norm()
-                    assert error < (1e-4 if dtype == torch.float32 else 6e-3), error
+    labelled = {"query_labels": torch.arange(150) % 7, "same_label_bias": -0.5}
+    weights = torch.linspace(-1, 1, 150)
+    for depth, temperature, dtype in itertools.product(
+        (7, 40, 128), (0.1, 0.005), HALVES
+    ):
+        z = F.normalize(torch.randn(150, depth), dim=1).to(dtype)
+        for extra in ({}, labelled):
+            a, b = z.clone().requires_grad_(), z.double().requires_grad_()
+            ours = similarity_logsumexp(a, temperature=temperature, **extra)
+            right = dense(b, temperature=temperature, **extra)
+            scale = right.abs().max().item()
+            assert (ours.double() - right).abs().max() < 1e-6 * scale
+            (ours * weights).sum().backward()
+            (right * weights).sum().backward()
+            error = (a.grad.double() - b.grad).norm() / b.grad.norm()
+            assert error < (1e-4 if dtype == torch.float32 else 6e-3), error
 
 
 def check_similarity_triangles():
     """Where a triangle is cut among the threads depends on its size and the tiles."""
-    before = torch.get_num_threads()
-    for threads in (2, 3):
-        torch.set_num_threads(threads)
-        for n in range(240, 1400, 40):
-            z = F.normalize(torch.randn(n, 64), dim=1)
-            a, b = z.clone().requires_grad_(), z.double().requires_grad_()
+    for count, n in itertools.product((2, 3), range(240, 1400, 40)):
+        z = F.normalize(torch.randn(n, 64), dim=1)
+        a, b = z.clone().requires_grad_(), z.double().requires_grad_()
+        with threads(count):
             similarity_logsumexp(a, temperature=0.1).sum().backward()
             dense(b, temperature=0.1).sum().backward()
-            errors = (a.grad.double() - b.grad).norm(dim=1) / b.grad.norm(dim=1)
-            assert errors.max() < 1e-4, (threads, n, errors.max())
-    torch.set_num_threads(before)
+        errors = (a.grad.double() - b.grad).norm(dim=1) / b.grad.norm(dim=1)
+        assert errors.max() < 1e-4, (count, n, errors.max())
 
 
 def check_similarity_nan():
@@ -125,13 +124,7 @@ def check_similarity_range():
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_kernel_is_right_at_every_level(level, at_level, tmp_path):
     torch.save(rendered(), tmp_path / "views.pt")
-    done = subprocess.run(
-        [sys.executable, "-m", __name__, str(tmp_path / "views.pt")],
-        capture_output=True,
-        text=True,
-        env=at_level,
-    )
-    assert done.returncode == 0, done.stderr
+    done = python("-m", __name__, tmp_path / "views.pt", env=at_level)
     assert done.stdout.split() == [level]
 
 

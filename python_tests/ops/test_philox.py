@@ -9,14 +9,9 @@ from s3h_ext.ops.philox import philox4x32, philox_uniform, philox_words
 
 # Known-answer vectors of Random123 (kat_vectors, philox4x32 with 10 rounds).
 KNOWN_ANSWERS = [
+    ((0,) * 4, (0,) * 2, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
     (
-        (0, 0, 0, 0),
-        (0, 0),
-        (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8),
-    ),
-    (
-        (0xFFFFFFFF,) * 4,
-        (0xFFFFFFFF,) * 2,
+        *((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2),
         (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD),
     ),
     (
@@ -50,14 +45,9 @@ def test_known_answers(counter, key, expected):
 
 def test_every_address_field_lands_in_its_counter_word():
     index, view, seed, epoch, stream = 0x1234_9ABCDEF0, 0x00ABCDEF, 7, 0xFFFFFFFE, 0xC5
-    words = philox_words(
-        seed=seed,
-        epoch=epoch,
-        index=torch.tensor([index]),
-        view=torch.tensor([view]),
-        stream=stream,
-        draws=11,
-    )[0].tolist()
+    place = {"index": torch.tensor([index]), "view": torch.tensor([view])}
+    address = {"seed": seed, "epoch": epoch, "stream": stream, **place}
+    words = philox_words(**address, draws=11)[0].tolist()
     expected = [
         word
         for block in range(3)
@@ -97,13 +87,8 @@ def test_a_draw_depends_on_its_address_alone():
     views = torch.arange(257) % 5
     whole = philox_uniform(seed=1, epoch=2, index=index, view=views, draws=9)
     for row in (0, 100, 256):
-        alone = philox_uniform(
-            seed=1,
-            epoch=2,
-            index=index[row : row + 1],
-            view=int(views[row]),
-            draws=3,
-        )
+        part = {"index": index[row : row + 1], "view": int(views[row])}
+        alone = philox_uniform(seed=1, epoch=2, **part, draws=3)
         assert torch.equal(alone[0], whole[row, :3])
 
 

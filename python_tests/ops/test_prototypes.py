@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from python_tests.settings import assert_same_bits, on_devices
 from s3h_ext.ops import (
     PrototypeUpdate,
     accumulate_prototypes,
@@ -101,6 +102,12 @@ def test_the_plain_form_is_not_rounded_under_autocast(metric):
     assert all(map(torch.equal, found, right))
 
 
+def assert_lawful(ours, plain, exact):
+    for a, b, c in zip(ours, plain, exact, strict=True):
+        allowed = 2 * (b.double() - c).abs().max() + 1e-6 * c.abs().max()
+        assert (a.double() - c).abs().max() <= allowed
+
+
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_types_and_the_law_of_errors(metric, dtype):
@@ -111,9 +118,7 @@ def test_types_and_the_law_of_errors(metric, dtype):
     plain = plain_forms.accumulate(f, y, p, m, o, wide[-1])
     assert torch.equal(ours.assignments, exact[0])
     assert ours.sums.dtype == torch.float32
-    for a, b, c in zip(ours[1:], plain[1:], exact[1:], strict=True):
-        allowed = 2 * (b.double() - c).abs().max() + 1e-6 * c.abs().max()
-        assert (a.double() - c).abs().max() <= allowed
+    assert_lawful(ours[1:], plain[1:], exact[1:])
 
 
 def test_float16_subnormals_and_extremes_are_widened_exactly():
@@ -185,19 +190,15 @@ def test_apply_is_its_definition(metric, expire_below):
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_apply_in_float32_keeps_the_law_of_errors(metric):
-    f, y, p, s, m, o = draw(n=3000, depth=100, dtype=torch.float32)
-    update = accumulate_prototypes(f, y, p, m, o, metric=metric)
-    state = [[t.clone() for t in (p, s, m)] for _ in range(2)]
-    exact = [t.double() for t in (p, s, m)]
-    apply_prototypes_(*state[0], o, update, metric=metric)
-    plain = plain_forms.apply_prototypes_
-    batch = of_batch(update)
-    plain(*state[1], o, *batch, 0.99, 0.1, metric == "cosine")
-    wide = [t.double() for t in batch]
-    plain(*exact, o, *wide, 0.99, 0.1, metric == "cosine")
-    for a, b, c in zip(*state, exact, strict=True):
-        allowed = 2 * (b.double() - c).abs().max() + 1e-6 * c.abs().max()
-        assert (a.double() - c).abs().max() <= allowed
+    f, y, *start, o = draw(n=3000, depth=100, dtype=torch.float32)
+    update = accumulate_prototypes(f, y, start[0], start[2], o, metric=metric)
+    ours, plain = ([t.clone() for t in start] for _ in range(2))
+    exact, batch = [t.double() for t in start], of_batch(update)
+    apply_prototypes_(*ours, o, update, metric=metric)
+    for state, added in ((plain, batch), (exact, [t.double() for t in batch])):
+        settings = (0.99, 0.1, metric == "cosine")
+        plain_forms.apply_prototypes_(*state, o, *added, *settings)
+    assert_lawful(ours, plain, exact)
 
 
 def test_absent_classes_and_empty_batches_change_no_bit():
@@ -264,54 +265,47 @@ def test_zero_features_and_sums_that_cancel_keep_the_direction():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("metric", METRICS)
 def test_same_bits_for_any_number_of_threads(metric, dtype):
-    f, y, p, s, m, o = draw(n=4000, rows=[1, 8, 16] * 30, depth=67, dtype=dtype)
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 3, 5):
-            torch.set_num_threads(count)
-            state = [p.clone(), s.clone(), m.clone()]
-            update = accumulate_prototypes(f, y, state[0], state[2], o, metric=metric)
-            apply_prototypes_(*state, o, update, metric=metric)
-            results.append([*update, *state])
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(map(torch.equal, results[0], other))
+    f, y, *state, o = draw(n=4000, rows=[1, 8, 16] * 30, depth=67, dtype=dtype)
+
+    def step():
+        p, s, m = (t.clone() for t in state)
+        update = accumulate_prototypes(f, y, p, m, o, metric=metric)
+        apply_prototypes_(p, s, m, o, update, metric=metric)
+        return *update, p, s, m
+
+    assert_same_bits(step)
 
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [(3, 1, 5, 2, 7), [1, 8, 16] * 30])
 def test_update_is_accumulate_and_apply_to_the_bit(metric, dtype, rows):
-    f, y, p, s, m, o = draw(n=4000, rows=rows, depth=67, dtype=dtype)
+    f, y, *state, o = draw(n=4000, rows=rows, depth=67, dtype=dtype)
     y[y == 2] = -1  # an absent class
     y[:2000] = 1  # and one that threads share
-    settings = {"momentum": 0.9, "expire_below": 0.3}
-    two = [p.clone(), s.clone(), m.clone()]
-    plain = [p.clone(), s.clone(), m.clone()]
+    settings = {"metric": metric, "momentum": 0.9, "expire_below": 0.3}
+    two, plain = ([t.clone() for t in state] for _ in range(2))
     update = accumulate_prototypes(f, y, two[0], two[2], o, metric=metric)
-    apply_prototypes_(*two, o, update, metric=metric, **settings)
+    apply_prototypes_(*two, o, update, **settings)
     plain_forms.update_prototypes_(f, y, *plain, o, 0.9, 0.3, metric == "cosine")
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            one = [p.clone(), s.clone(), m.clone()]
-            assignments = update_prototypes_(f, y, *one, o, metric=metric, **settings)
-            assert torch.equal(assignments, update.assignments)
-            assert all(map(torch.equal, one, two))
-            assert all(map(torch.equal, one, plain))
-    finally:
-        torch.set_num_threads(threads)
+
+    def at_once():
+        one = [t.clone() for t in state]
+        return update_prototypes_(f, y, *one, o, **settings), *one
+
+    assignments, *one = assert_same_bits(at_once, (1, 2, 3))
+    assert torch.equal(assignments, update.assignments)
+    assert all(map(torch.equal, one, two))
+    assert all(map(torch.equal, one, plain))
 
 
-def test_prototypes_of_any_strides():
+def test_any_strides():
     f, y, p, _, m, o = draw()
-    across = p.T.contiguous().T
-    assert not across.is_contiguous()
     expected = accumulate_prototypes(f, y, p, m, o)
-    assert all(map(torch.equal, accumulate_prototypes(f, y, across, m, o), expected))
+    for features, prototypes in ((f, p.T.contiguous().T), (f.T.contiguous().T, p)):
+        assert not (features.is_contiguous() and prototypes.is_contiguous())
+        found = accumulate_prototypes(features, y, prototypes, m, o)
+        assert all(map(torch.equal, found, expected))
 
 
 def test_autograd_sees_that_the_state_has_changed():
@@ -327,8 +321,9 @@ def test_autograd_sees_that_the_state_has_changed():
             loss.backward()
 
 
-def test_memory_is_used_again_on_request():
-    f, y, p, _, m, o = draw()
+@on_devices
+def test_memory_is_used_again_on_request(device):
+    f, y, p, _, m, o = (t.to(device) for t in draw())
     expected = accumulate_prototypes(f, y, p, m, o)
     other = accumulate_prototypes(f + 1, y, p, m, o)
     again = accumulate_prototypes(f, y, p, m, o, out=other)
@@ -347,13 +342,6 @@ def test_plain_form_as_it_runs_on_cuda(metric):
         f, y, p, m, o, *results, metric == "cosine"
     )
     close((assignments, *results), expected)
-
-
-def test_layouts():
-    f, y, p, _, m, o = draw()
-    expected = accumulate_prototypes(f, y, p, m, o)
-    strided = torch.empty(*reversed(f.shape), dtype=f.dtype).T.copy_(f)
-    close(accumulate_prototypes(strided, y, p, m, o), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("cosine", [True, False])
@@ -397,48 +385,49 @@ def test_nothing_is_differentiated():
     assert not any(t.requires_grad for t in update)
 
 
+HIGH = r"labels\[11\] is 5"
+METRIC = "metric: expected one of"
+
+
 def test_bad_input():
     f, y, p, s, m, o = draw()
     high = y.clone()
     high[11] = 5
-    with pytest.raises(RuntimeError, match=r"labels\[11\] is 5"):
-        accumulate_prototypes(f, high, p, m, o)
+    for given, error, message in (
+        ((f, high, p, m, o), RuntimeError, HIGH),
+        ((f, y, p, m, torch.tensor([0, 4, 4, 18])), RuntimeError, "class 1 has no row"),
+        ((f, y, p, m, o[:-1]), RuntimeError, "offsets must run from 0"),
+        ((f, y, p.float(), m, o), RuntimeError, "prototypes must be float32"),
+        ((f, y.float(), p, m, o), TypeError, "labels must be integers, got .*float32"),
+        ((f, y, p, m, o[:0]), ValueError, r"offsets must be \[C \+ 1\], got .*\(0,\)"),
+        ((f, y, p, m[1:], o), RuntimeError, r"masses must have .* \[18\], got \[17\]"),
+    ):
+        with pytest.raises(error, match=message):
+            accumulate_prototypes(*given)
     with pytest.raises(RuntimeError, match="labels must be below"):
         plain_forms.accumulate(f, high, p, m, o, False)
-    with pytest.raises(RuntimeError, match="class 1 has no row"):
-        accumulate_prototypes(f, y, p, m, torch.tensor([0, 4, 4, 18]))
-    with pytest.raises(RuntimeError, match="offsets must run from 0"):
-        accumulate_prototypes(f, y, p, m, o[:-1])
-    with pytest.raises(RuntimeError, match="prototypes must be float32"):
-        accumulate_prototypes(f, y, p.float(), m, o)
-    with pytest.raises(TypeError, match="labels must be integers, got torch.float32"):
-        accumulate_prototypes(f, y.float(), p, m, o)
-    with pytest.raises(TypeError, match="offsets must be integers, got torch.float64"):
-        update_prototypes_(f, y, p, s, m, o.double())
-    with pytest.raises(
-        ValueError, match=r"offsets must be \[C \+ 1\], got shape \(0,\)"
-    ):
-        accumulate_prototypes(f, y, p, m, o[:0])
-    with pytest.raises(
-        RuntimeError, match=r"masses must have the state's shape \[18\], got \[17\]"
-    ):
-        accumulate_prototypes(f, y, p, m[1:], o)
-    with pytest.raises(ValueError, match="metric: expected one of"):
+    with pytest.raises(ValueError, match=METRIC):
         accumulate_prototypes(f, y, p, m, o, metric="manhattan")
     update = accumulate_prototypes(f, y, p, m, o)
     with pytest.raises(ValueError, match=r"momentum: expected a number in \[0, 1\)"):
         apply_prototypes_(p, s, m, o, update, momentum=1.0)
+    across = s.T.contiguous().T
     with pytest.raises(RuntimeError, match="must be contiguous"):
-        apply_prototypes_(p, s.T.contiguous().T, m, o, update)
+        apply_prototypes_(p, across, m, o, update)
     before = [t.clone() for t in (p, s, m)]
-    with pytest.raises(RuntimeError, match=r"labels\[11\] is 5"):
-        update_prototypes_(f, high, p, s, m, o)
-    with pytest.raises(RuntimeError, match="sums must have the state's shape"):
-        update_prototypes_(f, y, p, s[1:], m, o)
-    with pytest.raises(RuntimeError, match="must be contiguous"):
-        update_prototypes_(f, y, p, s.T.contiguous().T, m, o)
-    with pytest.raises(ValueError, match=r"expire_below: expected a number"):
-        update_prototypes_(f, y, p, s, m, o, expire_below=-0.1)
-    with pytest.raises(ValueError, match="metric: expected one of"):
-        update_prototypes_(f, y, p, s, m, o, metric="manhattan")
+    for given, more, error, message in (
+        ((f, high, p, s, m, o), {}, RuntimeError, HIGH),
+        ((f, y, p, s[1:], m, o), {}, RuntimeError, "sums must have the state's shape"),
+        ((f, y, p, across, m, o), {}, RuntimeError, "must be contiguous"),
+        (
+            (f, y, p, s, m, o.double()),
+            {},
+            TypeError,
+            "offsets must be .*, got .*float64",
+        ),
+        ((f, y, p, s, m, o), {"expire_below": -0.1}, ValueError, "expire_below: expec"),
+        ((f, y, p, s, m, o), {"metric": "manhattan"}, ValueError, METRIC),
+    ):
+        with pytest.raises(error, match=message):
+            update_prototypes_(*given, **more)
     assert all(map(torch.equal, before, (p, s, m)))

@@ -7,8 +7,15 @@ import pytest
 import torch
 
 from python_tests.ops.test_prototypes import METRICS, draw
-from python_tests.ops.test_similarity_cuda import DTYPES, on_devices
-from python_tests.ops.test_similarity_cuda_runtime import needs_kernels
+from python_tests.settings import (
+    assert_same_bits,
+    every_type,
+    needs_kernels,
+    no_waiting,
+    on_a_second_stream,
+    on_devices,
+    record,
+)
 from s3h_ext.ops import (
     accumulate_prototypes,
     apply_prototypes_,
@@ -19,11 +26,11 @@ SETTINGS = {"momentum": 0.9, "expire_below": 0.3}
 every_metric = pytest.mark.parametrize("metric", METRICS)
 
 
-def step(features, labels, state, offsets, metric, out=None):
+def step(features, labels, state, offsets, metric):
     """Accumulates and applies; returns what was added and the new state."""
     prototypes, sums, masses = state
     update = accumulate_prototypes(
-        features, labels, prototypes, masses, offsets, metric=metric, out=out
+        features, labels, prototypes, masses, offsets, metric=metric
     )
     apply_prototypes_(
         prototypes, sums, masses, offsets, update, metric=metric, **SETTINGS
@@ -36,10 +43,12 @@ def on(device, problem):
     return features, labels, [t.clone() for t in state], offsets
 
 
-def exactly(problem, metric):
+def by_tensors(problem, metric, wide=False):
+    """What a batch adds and the state after it, by the plain form."""
     features, labels, *state, offsets = problem
-    features, *state = (t.double() for t in (features, *state))
-    prototypes, sums, masses = state
+    if wide:
+        features, *state = (t.double() for t in (features, *state))
+    prototypes, sums, masses = (t.clone() for t in state)
     cosine = metric == "cosine"
     assignments, *update = plain_forms.accumulate(
         features, labels, prototypes, masses, offsets, cosine
@@ -53,14 +62,14 @@ def exactly(problem, metric):
 
 @on_devices
 @every_metric
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@every_type
 @pytest.mark.parametrize(
     ("rows", "depth"), [((3, 1, 5, 2, 7), 19), ((3, 1, 5, 2, 7), 128), ((40, 70), 300)]
 )
 def test_definition(device, metric, dtype, rows, depth):
     problem = draw(n=2000, rows=rows, depth=depth, dtype=dtype)
     found = step(*on(device, problem), metric)
-    exact = exactly(problem, metric)
+    exact = by_tensors(problem, metric, wide=True)
     assert torch.equal(found[0].cpu(), exact[0])
     for ours, right in zip(found[1:], exact[1:], strict=True):
         scale = right.abs().max().clamp(min=1)
@@ -72,9 +81,8 @@ def test_definition(device, metric, dtype, rows, depth):
 @every_metric
 def test_same_bits_every_time(device, metric):
     problem = draw(n=9000, depth=64, dtype=torch.float32)
-    first, *others = [step(*on(device, problem), metric) for _ in range(4)]
-    for again in others:
-        assert all(map(torch.equal, again, first))
+    count = torch.get_num_threads()
+    assert_same_bits(lambda: step(*on(device, problem), metric), [count] * 4)
 
 
 @on_devices
@@ -87,34 +95,15 @@ def test_empty_batch(device, metric):
     assert torch.equal(found[6].cpu(), problem[2])
 
 
-@on_devices
-def test_memory_is_used_again(device):
-    features, labels, state, offsets = on(device, draw(dtype=torch.float32))
-    first = accumulate_prototypes(features, labels, state[0], state[2], offsets)
-    right = [t.clone() for t in first]
-    first.sums.fill_(torch.nan)
-    again = accumulate_prototypes(
-        features, labels, state[0], state[2], offsets, out=first
-    )
-    assert again.sums.data_ptr() == first.sums.data_ptr()
-    assert all(map(torch.equal, again, right))
-
-
 @pytest.mark.cuda
 @needs_kernels
 @every_metric
 def test_second_stream(metric):
     problem = draw(n=500, depth=64, dtype=torch.float32)
     right = step(*on("cuda", problem), metric)
-    features, labels, state, offsets = on("cuda", problem)
+    features, *others = on("cuda", problem)
     late = torch.zeros_like(features)
-    torch.cuda.synchronize()
-    with torch.cuda.stream(torch.cuda.Stream()):
-        # What runs on another stream than this one reads zeros.
-        torch.cuda._sleep(50_000_000)
-        late.copy_(features)
-        ours = step(late, labels, state, offsets, metric)
-    torch.cuda.synchronize()
+    ours = on_a_second_stream(late, features, lambda: step(late, *others, metric))
     assert all(map(torch.equal, ours, right))
 
 
@@ -124,15 +113,10 @@ def test_second_stream(metric):
 def test_graph_capture_and_replay(metric):
     problem = draw(n=500, depth=64, dtype=torch.float32)
     features, labels, state, offsets = on("cuda", problem)
-    _, _, eager, _ = on("cuda", problem)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step(features, labels, [t.clone() for t in state], offsets, metric)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step(features, labels, state, offsets, metric)
+    eager = [t.clone() for t in state]
+    graph, captured = record(lambda: step(features, labels, state, offsets, metric))
+    for recorded, before in zip(state, eager, strict=True):
+        recorded.copy_(before)
     for seed in (1, 2):
         other = draw(n=500, depth=64, dtype=torch.float32, seed=seed)
         features.copy_(other[0])
@@ -148,8 +132,5 @@ def test_graph_capture_and_replay(metric):
 def test_nothing_waits_for_the_device(metric):
     problem = on("cuda", draw(dtype=torch.float32))
     step(*problem, metric)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         step(*problem, metric)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

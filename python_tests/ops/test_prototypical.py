@@ -7,19 +7,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from python_tests.ops.loss_ops import (
+    REDUCTIONS,
+    check_errors,
+    check_op,
+    check_sixteen_bits,
+    run,
+)
+from python_tests.settings import assert_same_bits, deterministic
 from s3h_ext.losses import prototypical_supcon_loss
 from s3h_ext.ops import prototypical, prototypical_contrastive
 
-REDUCTIONS = ["mean", "sum", "none"]
-CHECKS = [
-    f"test_{name}"
-    for name in (
-        "schema",
-        "autograd_registration",
-        "faketensor",
-        "aot_dispatch_dynamic",
-    )
-]
 CLASSES = 7
 
 
@@ -57,14 +55,6 @@ def dense(z, prototypes, labels, *, temperature, reduction="mean"):
     return total[reduction], counted.sum()
 
 
-def run(function, z, p, labels, **options):
-    z, p = z.detach().requires_grad_(), p.detach().requires_grad_()
-    loss, counted = function(z, p, labels, **options)
-    weights = torch.linspace(-1, 2, loss.numel()).reshape(loss.shape)
-    grads = torch.autograd.grad((loss * weights.to(loss)).sum(), (z, p))
-    return loss.detach(), counted, *grads
-
-
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("temperature", [0.005, 0.1, 5.0])
 @pytest.mark.parametrize("per_class", [1, 3])
@@ -76,32 +66,14 @@ def test_error_is_that_of_plain_pytorch(
 ):
     given = draw(n, depth, classes, per_class)
     options = {"temperature": temperature, "reduction": reduction}
-    wide = (given[0].double(), given[1].double(), given[2])
-    exact = run(dense, *wide, **options)
-    plain = run(dense, *given, **options)
-    ours = run(prototypical_contrastive, *given, **options)
-    assert ours[1] == exact[1]
-    places = ((2, 0), (3, 2), (3, 3))
-    for factor, place in places:
-        right = exact[place]
-        error = (ours[place].double() - right).norm()
-        theirs = (plain[place].double() - right).norm()
-        assert error <= factor * theirs + 2e-6 * (1 + right.norm()), place
+    check_errors(prototypical_contrastive, dense, *given, **options)
 
 
 @pytest.mark.parametrize("norm", [10.0, 1000.0])
 def test_long_rows(norm):
-    z, p, labels = draw(100, 32, 20)
+    z, *others = draw(100, 32, 20)
     options = {"temperature": 0.1, "reduction": "none"}
-    wide = (z.double() * norm, p.double(), labels)
-    exact = run(dense, *wide, **options)
-    plain = run(dense, z * norm, p, labels, **options)
-    ours = run(prototypical_contrastive, z * norm, p, labels, **options)
-    for factor, place in ((2, 0), (3, 2), (3, 3)):
-        right = exact[place]
-        theirs = (plain[place].double() - right).norm()
-        error = (ours[place].double() - right).norm()
-        assert error <= factor * theirs + 2e-6 * (1 + right.norm()), place
+    check_errors(prototypical_contrastive, dense, z * norm, *others, **options)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -120,15 +92,7 @@ def test_few_rows_and_classes(n, classes, per_class, reduction):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bits(dtype):
-    z, p, labels = draw(150, 40, dtype=dtype)
-    loss, counted, *grads = run(prototypical_contrastive, z, p, labels, temperature=0.1)
-    right = run(dense, z.double(), p.double(), labels, temperature=0.1)
-    assert (loss.dtype, counted) == (torch.float32, right[1])
-    torch.testing.assert_close(loss.double(), right[0], rtol=1e-5, atol=1e-6)
-    for grad, expected in zip(grads, right[2:], strict=True):
-        assert grad.dtype == dtype
-        error = (grad.double() - expected).norm() / expected.norm()
-        assert error < (3e-3 if dtype == torch.bfloat16 else 3e-4)
+    check_sixteen_bits(prototypical_contrastive, dense, *draw(150, 40, dtype=dtype))
 
 
 @pytest.mark.parametrize("per_class", [1, 3])
@@ -191,40 +155,25 @@ def test_bad_values_are_seen_where_they_count():
 def test_weights_that_would_be_denormal_are_none():
     """Rows at their prototypes, opposite ones far away: no slow numbers come out."""
     z = torch.eye(2, 64)[:1].repeat(400, 1)
-    p = torch.cat([z[:1], -z[:1]])
-    labels = torch.arange(400) % 2
+    p, labels = torch.cat([z[:1], -z[:1]]), torch.arange(400) % 2
+    smallest = torch.finfo(torch.float32).tiny
     for temperature in (0.0225, 0.0215, 0.0112, 0.01):
-        found = run(
-            prototypical_contrastive,
-            z,
-            p,
-            labels,
-            temperature=temperature,
-            reduction="none",
-        )
-        smallest = torch.finfo(torch.float32).tiny
-        for grad in found[2:]:
+        options = {"temperature": temperature, "reduction": "none"}
+        for grad in run(prototypical_contrastive, z, p, labels, **options)[2:]:
             assert grad.isfinite().all()
             assert ((grad == 0) | (grad.abs() >= smallest)).all()
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("wanted", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_same_bits(deterministic, reduction):
+def test_same_bits(wanted, reduction):
     given = draw(301, 40, 150)
-    before = torch.get_num_threads()
-    torch.use_deterministic_algorithms(deterministic)
-    try:
-        results = []
-        for threads in (1, 2, 3, 5) if deterministic else (2, 2, 2):
-            torch.set_num_threads(threads)
-            options = {"temperature": 0.1, "reduction": reduction}
-            results.append(run(prototypical_contrastive, *given, **options))
-    finally:
-        torch.use_deterministic_algorithms(False)
-        torch.set_num_threads(before)
-    for result in results[1:]:
-        assert all(map(torch.equal, result, results[0]))
+    options = {"temperature": 0.1, "reduction": reduction}
+    with deterministic(wanted):
+        assert_same_bits(
+            lambda: run(prototypical_contrastive, *given, **options),
+            (1, 2, 3, 5) if wanted else (2, 2, 2),
+        )
 
 
 @pytest.mark.parametrize("keep", [False, True])
@@ -234,12 +183,8 @@ def test_opcheck(dtype, reduction, keep):
     z, p, labels = draw(9, 4, 3, 2, dtype=dtype)
     settings = (0.1, reduction, False, keep)
     operators = torch.ops.s3h
-    torch.library.opcheck(
-        operators.prototypical.default,
-        (z.requires_grad_(), p.requires_grad_(), labels, *settings),
-        # What is kept is not written to its end: its shape alone can be compared.
-        test_utils=CHECKS[:3] if keep else CHECKS,
-    )
+    leaves = (z.requires_grad_(), p.requires_grad_())
+    check_op(operators.prototypical, (*leaves, labels, *settings), keep)
     given = (z.detach(), p.detach(), labels, *settings)
     loss, _, lse, scores = operators.prototypical(*given)
     torch.library.opcheck(
@@ -296,22 +241,19 @@ def test_the_op_itself_checks_what_memory_safety_needs():
     forward = torch.ops.s3h.prototypical
     backward = torch.ops.s3h.prototypical_backward
     settings = (0.1, 1, False, False)
-    with pytest.raises(RuntimeError, match="labels must have 4 elements"):
-        forward(Z, P, Y[:2], *settings)
-    with pytest.raises(RuntimeError, match="prototypes must be"):
-        forward(Z, P[:, :2], Y, *settings)
-    with pytest.raises(RuntimeError, match="reduction must be 0"):
-        forward(Z, P, Y, 0.1, 3, False, False)
-    with pytest.raises(RuntimeError, match="features must be of 32 or 16 bits"):
-        forward(Z.double(), P.double(), Y, *settings)
     loss, _, lse, scores = forward(Z, P, Y, *settings)
     given = (True, True, Z, P, Y, *settings)
-    with pytest.raises(RuntimeError, match="grad must have the loss's elements"):
-        backward(Z[:, 0], lse, scores, *given)
-    with pytest.raises(RuntimeError, match="lse must be"):
-        backward(loss, lse[:, 1:], scores, *given)
-    with pytest.raises(RuntimeError, match="scores must have 0 elements"):
-        backward(loss, lse, torch.zeros(3), *given)
+    for op, arguments, message in (
+        (forward, (Z, P, Y[:2], *settings), "labels must have 4 elements"),
+        (forward, (Z, P[:, :2], Y, *settings), "prototypes must be"),
+        (forward, (Z, P, Y, 0.1, 3, False, False), "reduction must be 0"),
+        (forward, (Z.double(), P.double(), Y, *settings), "must be of 32 or 16 bits"),
+        (backward, (Z[:, 0], lse, scores, *given), "grad must have the loss's elem"),
+        (backward, (loss, lse[:, 1:], scores, *given), "lse must be"),
+        (backward, (loss, lse, torch.zeros(3), *given), "scores must have 0 elements"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            op(*arguments)
 
 
 def test_examples():

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from python_tests.ops.test_similarity import matrices, options
+from python_tests.ops.test_similarity import detached, op_arguments
+from python_tests.settings import deterministic, threads
 from s3h_ext import losses
 from s3h_ext.ops import similarity_logsumexp
 from s3h_ext.ops._scores import MOST_SCORES, kept_size
@@ -17,77 +18,40 @@ OP, BACKWARD = (
 )
 
 
-def arguments(n, m, depth, name, symmetric, temperature, dtype, scale):
-    q, k = matrices(n, m, depth, dtype)
-    found = options(name, n, n if symmetric else m, symmetric)
-    bias = found.get("same_label_bias")
-    tensor = isinstance(bias, torch.Tensor)
-    return [
-        q * scale,
-        None if symmetric else k,
-        temperature,
-        found.get("key_bias"),
-        found.get("query_labels"),
-        found.get("key_labels"),
-        bias if tensor else None,
-        0.0 if tensor or bias is None else bias,
-        found.get("self_index"),
-        False,
-        False,
-        False,
-    ]
-
-
-@pytest.mark.parametrize("threads", [(1, 1), (2, 2), (3, 2)])
+@pytest.mark.parametrize("counts", [(1, 1), (2, 2), (3, 2)])
 @pytest.mark.parametrize("temperature", [0.1, 0.004])
 @pytest.mark.parametrize("name", ["plain", "bias", "closed", "bias-label-self", "own"])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_same_bits(symmetric, name, temperature, threads):
+def test_same_bits(symmetric, name, temperature, counts):
     """Also where the number of threads changes in between, and with long rows."""
     sizes = [(1, 1, 3), (17, 40, 8), (49, 96, 130), (260, 145, 64)]
     kinds = [(torch.float32, 1.0), (torch.bfloat16, 1.0), (torch.float32, 40.0)]
-    before = torch.get_num_threads()
-    try:
-        for (n, m, depth), (dtype, scale) in itertools.product(sizes, kinds):
-            given = arguments(n, m, depth, name, symmetric, temperature, dtype, scale)
-            torch.set_num_threads(threads[0])
-            plain = OP(*given, False)
-            kept = OP(*given, True)
-            assert plain[2].numel() == 0
-            assert kept[2].numel() == kept_size(n, n if symmetric else m, symmetric)
-            assert torch.equal(plain[0], kept[0])
-            assert torch.equal(plain[1], kept[1])
-            grad = torch.linspace(-1, 2, n)
-            torch.set_num_threads(threads[1])
-            needs = (True, not symmetric)
+    for (n, m, depth), (dtype, scale) in itertools.product(sizes, kinds):
+        q, *rest = detached(op_arguments(n, m, depth, name, symmetric, dtype))
+        given = [q * scale, rest[0], temperature, *rest[2:]]
+        with threads(counts[0]):
+            plain, kept = OP(*given, False), OP(*given, True)
+        assert plain[2].numel() == 0
+        assert kept[2].numel() == kept_size(n, n if symmetric else m, symmetric)
+        assert all(map(torch.equal, plain[:2], kept[:2]))
+        grad, needs = torch.linspace(-1, 2, n), (True, not symmetric)
+        with threads(counts[1]):
             expected = BACKWARD(grad, *plain, *needs, *given, False)
             found = BACKWARD(grad, *kept, *needs, *given, True)
-            assert all(map(torch.equal, found, expected))
-    finally:
-        torch.set_num_threads(before)
-
-
-class Saved(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the elements of the largest tensor that is saved."""
-
-    def __init__(self):
-        self.most = 0
-
-        def pack(tensor):
-            self.most = max(self.most, tensor.numel())
-            return tensor
-
-        super().__init__(pack, lambda tensor: tensor)
-
-    def __enter__(self):
-        super().__enter__()
-        return self
+        assert all(map(torch.equal, found, expected))
 
 
 def most_saved(function, *tensors, **given):
-    with Saved() as saved:
+    """The elements of the largest tensor that is saved."""
+    sizes = [0]
+
+    def pack(tensor):
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         function(*tensors, temperature=0.1, **given)
-    return saved.most
+    return max(sizes)
 
 
 @pytest.mark.parametrize("depth", [4, 8])
@@ -106,12 +70,9 @@ def test_only_what_fits_the_cache_is_kept(depth):
     centres = rows(10)
     found = most_saved(losses.prototypical_supcon_loss, few, labels, centres)
     assert found == kept_size(1000, 10, False)
-    torch.use_deterministic_algorithms(True)
-    try:
+    with deterministic():
         assert most_saved(similarity_logsumexp, few) == few.numel()
         assert most_saved(losses.supcon_loss, few, labels) == few.numel()
-    finally:
-        torch.use_deterministic_algorithms(False)
     wide = few.detach().double().requires_grad_()
     assert most_saved(similarity_logsumexp, wide) == wide.numel()
     with torch.no_grad():
@@ -119,7 +80,7 @@ def test_only_what_fits_the_cache_is_kept(depth):
 
 
 def test_the_op_keeps_none_where_it_has_none():
-    given = arguments(9, 7, 4, "plain", False, 0.1, torch.float32, 1.0)
+    given = detached(op_arguments(9, 7, 4))
     for change in ({0: given[0].double(), 1: given[1].double()}, {10: True}):
         other = [change.get(place, value) for place, value in enumerate(given)]
         with pytest.raises(RuntimeError, match="keep_scores is for sums in float32"):

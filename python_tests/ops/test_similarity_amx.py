@@ -1,13 +1,12 @@
 """Similarities by the tile unit, and by the program that stands for it."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from python_tests.processes import python
 from s3h_ext.ops import similarity_logsumexp
 from s3h_ext.ops._library import CPU
 
@@ -48,14 +47,8 @@ for n, m, depth, dtype in [*sizes, (530, 510, 65, torch.float32)]:
 
 
 def run(code, level=""):
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"S3H_CPU_LEVEL": level},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    environment = os.environ | {"S3H_CPU_LEVEL": level}
+    return python("-c", code, env=environment).stdout.splitlines()
 
 
 @needs_the_unit

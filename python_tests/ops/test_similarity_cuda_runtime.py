@@ -7,17 +7,20 @@ import pytest
 import torch
 
 from python_tests.ops.test_similarity import matrices, options, run
-from python_tests.ops.test_similarity_cuda import (
-    DTYPES,
-    both_shapes,
+from python_tests.ops.test_similarity_cuda import both_shapes, to
+from python_tests.settings import (
+    assert_same_bits,
+    deterministic,
     every_type,
+    needs_kernels,
+    no_waiting,
+    on_a_second_stream,
     on_devices,
-    to,
+    record,
 )
 from s3h_ext.ops import class_sum_dots, similarity_logsumexp
 from s3h_ext.ops._library import CUDA
 
-needs_kernels = pytest.mark.skipif(CUDA is None, reason="CUDA kernels are not built")
 TWO_DEVICES = torch.cuda.is_available() and torch.cuda.device_count() > 1
 
 
@@ -44,50 +47,29 @@ def test_the_kernels_are_there():
 @on_devices
 @every_type
 @both_shapes
-@pytest.mark.parametrize("deterministic", [True, False])
-def test_same_bits_every_time(device, dtype, symmetric, deterministic):
+@pytest.mark.parametrize("wanted", [True, False])
+def test_same_bits_every_time(device, dtype, symmetric, wanted):
     rows = 2000 if device == "cuda" else 300
     q, keys, found = inputs(device, rows, 170, 48, dtype, symmetric, "bias-label")
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(deterministic)
-    try:
-        results = [step(q, keys, **found) for _ in range(5)]
-    finally:
-        torch.use_deterministic_algorithms(before)
-    for again in results[1:]:
-        assert all(map(torch.equal, again, results[0]))
+    with deterministic(wanted):
+        assert_same_bits(lambda: step(q, keys, **found), [torch.get_num_threads()] * 5)
 
 
 @pytest.mark.cuda
 @both_shapes
 def test_second_stream(symmetric):
     q, keys, found = inputs("cuda", 500, 300, 64, symmetric=symmetric)
-    right = step(q, keys, **found)
-    late = torch.zeros_like(q)
-    torch.cuda.synchronize()
-    with torch.cuda.stream(torch.cuda.Stream()):
-        # What runs on another stream than this one reads zeros.
-        torch.cuda._sleep(50_000_000)
-        late.copy_(q)
-        ours = step(late, keys, **found)
-    torch.cuda.synchronize()
+    right, late = step(q, keys, **found), torch.zeros_like(q)
+    ours = on_a_second_stream(late, q, lambda: step(late, keys, **found))
     torch.testing.assert_close(ours, right, rtol=0, atol=0)
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@every_type
 @both_shapes
 def test_graph_capture_and_replay(dtype, symmetric):
     q, keys, found = inputs("cuda", 300, 200, 64, dtype, symmetric, "bias-label-self")
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step(q, keys, **found)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step(q, keys, **found)
+    graph, captured = record(lambda: step(q, keys, **found))
     for seed in (1, 2):
         other, other_keys = matrices(300, 200, 64, dtype, seed=seed)
         q.copy_(other)
@@ -182,36 +164,30 @@ def test_autocast_meets_in_the_wider_type(device, half):
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @both_shapes
-@pytest.mark.parametrize("deterministic", [True, False])
-def test_memory_grows_with_rows_only(dtype, symmetric, deterministic):
+@pytest.mark.parametrize("wanted", [True, False])
+def test_memory_grows_with_rows_only(dtype, symmetric, wanted):
     rows, depth = 32_768, 64
     z = torch.randn(rows, depth, device="cuda", dtype=dtype, requires_grad=True)
     keys = None if symmetric else z
-    torch.use_deterministic_algorithms(deterministic)
-    try:
+    with deterministic(wanted):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         similarity_logsumexp(z, keys, temperature=0.1).sum().backward()
         extra = torch.cuda.max_memory_allocated() - before
-    finally:
-        torch.use_deterministic_algorithms(False)
     # 40 times the inputs; half the matrix would be 256 times, in their own type.
     assert extra <= 40 * z.nbytes, f"{extra / 2**20:.0f} MiB beside {rows} rows"
 
 
 @pytest.mark.cuda
 @needs_kernels
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@every_type
 @both_shapes
 def test_nothing_waits_for_the_device(dtype, symmetric):
     q, keys, found = inputs("cuda", 300, 200, 64, dtype, symmetric, "bias-label-self")
     q.requires_grad_()
     classes = torch.arange(300, device="cuda") % 10
     step(q, keys, **found)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         lse = similarity_logsumexp(q, keys, **found)
         dots = class_sum_dots(q, query_classes=classes, num_classes=10)
         (lse + dots).sum().backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

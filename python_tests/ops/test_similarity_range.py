@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from python_tests.settings import deterministic
 from s3h_ext.losses import (
     balanced_contrastive_loss,
     cross_model_contrastive_loss,
@@ -28,9 +29,8 @@ TYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 @pytest.fixture(params=[False, True], ids=["fast", "deterministic"])
 def either_path(request):
-    torch.use_deterministic_algorithms(request.param)
-    yield
-    torch.use_deterministic_algorithms(False)
+    with deterministic(request.param):
+        yield
 
 
 def rows(n, depth, length, dtype=torch.float32, seed=0, relu=False):
@@ -149,21 +149,22 @@ def test_one_key_outweighs_the_others(temperature, symmetric, either_path):
     check_law(similarity_logsumexp, dense, leaves, **kwargs)
 
 
+def check_supcon(z, labels, temperature, **bounds):
+    given = {"labels": labels, "temperature": temperature, "reduction": "none"}
+
+    def plain(z, temperature, **given):
+        return supervised_contrastive_dense(z, temperature=temperature, **given)[0]
+
+    check_law(supcon_loss, plain, [z], **bounds, **given)
+
+
 @pytest.mark.parametrize("shape", [(128, 128), (128, 2048)], ids=str)
 @pytest.mark.parametrize("length", [1.0, 45.0, 100.0, 1e3, 1e4, 1e5])
 @pytest.mark.parametrize("relu", [False, True])
 def test_supcon_of_rows_of_any_length(shape, length, relu, either_path):
     z, labels = rows(*shape, length, relu=relu), torch.arange(shape[0]) % 9
 
-    def plain(z, labels):
-        return supervised_contrastive_dense(
-            z, labels, temperature=0.07, reduction="none"
-        )[0]
-
-    def ours(z, labels):
-        return supcon_loss(z, labels, temperature=0.07, reduction="none")
-
-    check_law(ours, plain, [z], labels=labels)
+    check_supcon(z, labels, 0.07)
 
 
 def plain_composition(monkeypatch):
@@ -210,17 +211,11 @@ def test_composed_losses_of_rows_of_any_length(name, length, monkeypatch, either
     labels = torch.arange(120) % 7
 
     def loss(*leaves):
-        if name == "cross-model":
-            return function(
-                leaves[0],
-                labels,
-                leaves[1],
-                labels,
-                centres=leaves[2],
-                temperature=0.1,
-                reduction="none",
-            )
-        return function(leaves[0], labels, leaves[1], temperature=0.1, reduction="none")
+        rows, *others, centres = leaves
+        keys = [leaf for other in others for leaf in (other, labels)]
+        place = {"centres": centres} if name == "cross-model" else {}
+        given = (rows, labels, *keys) if place else (rows, labels, centres)
+        return function(*given, **place, temperature=0.1, reduction="none")
 
     def plain(*leaves):
         with monkeypatch.context() as patch:
@@ -287,19 +282,11 @@ def test_one_class_of_thousands_of_rows(kind):
     n = 4000
     z, labels = one_class(n, 128, kind), torch.zeros(n, dtype=torch.int64)
 
-    def plain(z):
-        return supervised_contrastive_dense(
-            z, labels, temperature=0.1, reduction="none"
-        )[0]
-
-    def ours(z):
-        return supcon_loss(z, labels, temperature=0.1, reduction="none")
-
     # Attraction and repulsion of identical rows cancel. Equal terms are rounded in the
     # same direction again and again: how far depends on how many are added in sequence,
     # which differs between instruction sets.
     roundings = 16 if kind == "identical" else 4
-    check_law(ours, plain, [z], terms=n**0.5 / 0.1, roundings=roundings)
+    check_supcon(z, labels, 0.1, terms=n**0.5 / 0.1, roundings=roundings)
 
 
 @pytest.mark.parametrize("n", [1000, 10_000])

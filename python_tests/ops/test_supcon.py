@@ -7,19 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from python_tests.ops.loss_ops import (
+    REDUCTIONS,
+    check_errors,
+    check_op,
+    check_sixteen_bits,
+    run,
+)
+from python_tests.settings import assert_same_bits, deterministic, threads
 from s3h_ext.ops import supcon, supervised_contrastive
 from s3h_ext.ops.reference import supervised_contrastive_dense as dense
-
-REDUCTIONS = ["mean", "sum", "none"]
-CHECKS = [
-    f"test_{name}"
-    for name in (
-        "schema",
-        "autograd_registration",
-        "faketensor",
-        "aot_dispatch_dynamic",
-    )
-]
 
 
 def draw(n, depth=9, classes=5, dtype=torch.float64, seed=0):
@@ -32,27 +29,15 @@ def draw(n, depth=9, classes=5, dtype=torch.float64, seed=0):
     return F.normalize(z, dim=1).to(dtype), labels
 
 
-def run(function, z, labels, **options):
-    z = z.detach().requires_grad_()
-    loss, counted = function(z, labels, **options)
-    weights = torch.linspace(-1, 2, loss.numel()).reshape(loss.shape)
-    (grad,) = torch.autograd.grad((loss * weights.to(loss)).sum(), z)
-    return loss.detach(), counted, grad
-
-
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("num_classes", [None, 0, 3, 1000])
 @pytest.mark.parametrize("n", [0, 1, 2, 50, 301])
 def test_matches_the_oracle(n, num_classes, reduction):
-    z, labels = draw(n)
-    options = {
-        "temperature": 0.1,
-        "num_classes": num_classes,
-        "reduction": reduction,
-    }
+    given = draw(n)
+    options = {"num_classes": num_classes, "reduction": reduction}
     torch.testing.assert_close(
-        run(supervised_contrastive, z, labels, **options),
-        run(dense, z, labels, **options),
+        run(supervised_contrastive, *given, temperature=0.1, **options),
+        run(dense, *given, temperature=0.1, **options),
     )
 
 
@@ -60,29 +45,14 @@ def test_matches_the_oracle(n, num_classes, reduction):
 @pytest.mark.parametrize("temperature", [0.005, 0.1, 5.0])
 @pytest.mark.parametrize("size", [(64, 16), (301, 33), (200, 128)], ids=str)
 def test_error_is_that_of_plain_pytorch(size, temperature, reduction):
-    z, labels = draw(*size, dtype=torch.float32)
+    given = draw(*size, dtype=torch.float32)
     options = {"temperature": temperature, "reduction": reduction}
-    exact = run(dense, z.double(), labels, **options)
-    plain = run(dense, z, labels, **options)
-    ours = run(supervised_contrastive, z, labels, **options)
-    assert ours[1] == exact[1]
-    for factor, mine, theirs, right in zip(
-        (2, 3), ours[::2], plain[::2], exact[::2], strict=True
-    ):
-        error = (mine.double() - right).norm()
-        known = 2e-6 * (1 + right.norm())
-        assert error <= factor * (theirs.double() - right).norm() + known
+    check_errors(supervised_contrastive, dense, *given, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bits(dtype):
-    z, labels = draw(150, 40, dtype=dtype)
-    loss, counted, grad = run(supervised_contrastive, z, labels, temperature=0.1)
-    right = run(dense, z.double(), labels, temperature=0.1)
-    assert (loss.dtype, grad.dtype, counted) == (torch.float32, dtype, right[1])
-    torch.testing.assert_close(loss.double(), right[0], rtol=1e-5, atol=1e-6)
-    error = (grad.double() - right[2]).norm() / right[2].norm()
-    assert error < (3e-3 if dtype == torch.bfloat16 else 3e-4)
+    check_sixteen_bits(supervised_contrastive, dense, *draw(150, 40, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.int8, torch.uint8])
@@ -128,39 +98,23 @@ def test_bad_values_are_seen_where_they_count():
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_gradcheck(reduction):
     z, labels = draw(9, 4, classes=2)
-
-    def loss(z):
-        return supervised_contrastive(z, labels, temperature=0.5, reduction=reduction)[
-            0
-        ]
-
-    assert torch.autograd.gradcheck(loss, (z.requires_grad_(),))
+    options = {"temperature": 0.5, "reduction": reduction}
+    assert torch.autograd.gradcheck(
+        lambda z: supervised_contrastive(z, labels, **options)[0], z.requires_grad_()
+    )
 
 
 @pytest.mark.parametrize("reduction", [0, 1, 2])
-@pytest.mark.parametrize(
-    ("dtype", "keep"),
-    [
-        (torch.float32, False),
-        (torch.float32, True),
-        (torch.float64, False),
-        (torch.bfloat16, True),
-    ],
-)
-def test_opcheck(reduction, dtype, keep):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_opcheck(reduction, dtype):
     z, labels = draw(9, 4, classes=2, dtype=dtype)
-    settings = (0.1, 3, reduction, False, keep)
-    torch.library.opcheck(
-        torch.ops.s3h.supcon.default,
-        (z.requires_grad_(), labels, *settings),
-        # What is kept is not written to its end: its shape alone can be compared.
-        test_utils=CHECKS[:3] if keep else CHECKS,
-    )
-    loss, _, lse, scores = torch.ops.s3h.supcon(z.detach(), labels, *settings)
-    torch.library.opcheck(
-        torch.ops.s3h.supcon_backward.default,
-        (torch.ones_like(loss), lse, scores, z.detach(), labels, *settings),
-    )
+    for keep in {False, dtype != torch.float64}:
+        settings = (0.1, 3, reduction, False, keep)
+        given = (z.detach(), labels, *settings)
+        check_op(torch.ops.s3h.supcon, (z.requires_grad_(), *given[1:]), keep)
+        loss, _, lse, scores = torch.ops.s3h.supcon(*given)
+        upstream = torch.ones_like(loss)
+        check_op(torch.ops.s3h.supcon_backward, (upstream, lse, scores, *given))
 
 
 def test_only_the_loss_has_a_gradient():
@@ -203,30 +157,16 @@ def test_autocast_leaves_it_alone():
     assert all(map(torch.equal, mixed, plain))
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("wanted", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_same_bits(deterministic, reduction):
-    z, labels = draw(301, 40, dtype=torch.float32)
-    before = torch.get_num_threads()
-    torch.use_deterministic_algorithms(deterministic)
-    try:
-        results = []
-        for threads in (1, 2, 3, 5) if deterministic else (2, 2, 2):
-            torch.set_num_threads(threads)
-            results.append(
-                run(
-                    supervised_contrastive,
-                    z,
-                    labels,
-                    temperature=0.1,
-                    reduction=reduction,
-                )
-            )
-    finally:
-        torch.use_deterministic_algorithms(False)
-        torch.set_num_threads(before)
-    for result in results[1:]:
-        assert all(map(torch.equal, result, results[0]))
+def test_same_bits(wanted, reduction):
+    given = draw(301, 40, dtype=torch.float32)
+    options = {"temperature": 0.1, "reduction": reduction}
+    with deterministic(wanted):
+        assert_same_bits(
+            lambda: run(supervised_contrastive, *given, **options),
+            (1, 2, 3, 5) if wanted else (2, 2, 2),
+        )
 
 
 Z, Y = torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64)
@@ -252,46 +192,35 @@ def test_bad_input(change, error, message):
 
 
 def test_the_op_itself_checks_what_memory_safety_needs():
-    operators, none = torch.ops.s3h, torch.empty(0)
-    with pytest.raises(RuntimeError, match="labels must have 4 elements"):
-        operators.supcon(Z, Y[:2], 0.1, -1, 1, False, False)
-    with pytest.raises(RuntimeError, match="reduction must be 0"):
-        operators.supcon(Z, Y, 0.1, -1, 3, False, False)
-    with pytest.raises(RuntimeError, match="grad must have the loss's elements"):
-        operators.supcon_backward(
-            Z[:, 0], Z[:, 0], none, Z, Y, 0.1, -1, 1, False, False
-        )
-    with pytest.raises(RuntimeError, match="lse must have 4 elements"):
-        operators.supcon_backward(Z[0, 0], Z[0], none, Z, Y, 0.1, -1, 1, False, False)
-    with pytest.raises(RuntimeError, match="keep_scores is for sums in float32"):
-        operators.supcon(Z, Y, 0.1, -1, 1, True, True)
-    _, _, lse, scores = operators.supcon(Z, Y, 0.1, -1, 1, False, True)
-    with pytest.raises(RuntimeError, match="scores must have"):
-        operators.supcon_backward(
-            Z[0, 0], lse, scores[1:], Z, Y, 0.1, -1, 1, False, True
-        )
+    forward, backward = torch.ops.s3h.supcon, torch.ops.s3h.supcon_backward
+    given, kept = (Z, Y, 0.1, -1, 1, False, False), (Z, Y, 0.1, -1, 1, False, True)
+    (_, _, lse, scores), none = forward(*kept), torch.empty(0)
+    for op, arguments, message in (
+        (forward, (Z, Y[:2], *given[2:]), "labels must have 4 elements"),
+        (forward, (Z, Y, 0.1, -1, 3, False, False), "reduction must be 0"),
+        (forward, (Z, Y, 0.1, -1, 1, True, True), "keep_scores is for sums in float32"),
+        (backward, (Z[:, 0], Z[:, 0], none, *given), "grad must have the loss's elem"),
+        (backward, (Z[0, 0], Z[0], none, *given), "lse must have 4 elements"),
+        (backward, (Z[0, 0], lse, scores[1:], *kept), "scores must have"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            op(*arguments)
 
 
 def test_examples():
     assert doctest.testmod(supcon).failed == 0
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
 @pytest.mark.parametrize(("n", "depth"), [(600, 129), (1024, 128), (700, 65)])
-def test_many_rows_over_threads(n, depth, threads):
+def test_many_rows_over_threads(n, depth, count):
     z, labels = draw(n, depth)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        for reduction in ("mean", "none"):
-            options = {"temperature": 0.1, "reduction": reduction}
-            loss, counted, grad = run(
-                supervised_contrastive, z.float(), labels, **options
-            )
-            right, number, expected = run(dense, z, labels, **options)
-            assert counted == number
-            torch.testing.assert_close(loss.double(), right, rtol=1e-5, atol=1e-4)
-            error = (grad.double() - expected).norm(dim=1)
-            assert (error <= 1e-4 * expected.norm(dim=1).max()).all()
-    finally:
-        torch.set_num_threads(before)
+    for reduction in ("mean", "none"):
+        options = {"temperature": 0.1, "reduction": reduction}
+        with threads(count):
+            ours = run(supervised_contrastive, z.float(), labels, **options)
+        right, number, expected = run(dense, z, labels, **options)
+        assert ours[1] == number
+        torch.testing.assert_close(ours[0].double(), right, rtol=1e-5, atol=1e-4)
+        error = (ours[2].double() - expected).norm(dim=1)
+        assert (error <= 1e-4 * expected.norm(dim=1).max()).all()

@@ -9,89 +9,84 @@ from python_tests.ops.test_views import MEAN, STD, draw_images, draw_patches, fl
 from s3h_ext.ops import render_views
 from s3h_ext.ops.plain.views import render_views as render_views_plain
 
+IMAGES = draw_images(3)
+PATCHES = draw_patches(IMAGES, 5)
+RECT, VIEWS, FAR = torch.tensor([0, 0, 8, 8]).repeat(5, 1), torch.arange(5), 2**62
 
-def test_values_out_of_range_are_named():
-    images = draw_images(3)
-    patches = draw_patches(images, 5)
-    rect = torch.tensor([0, 0, 8, 8]).repeat(5, 1)
-    views = torch.arange(5)
 
-    def changed(tensor, place, value):
-        tensor = tensor.clone()
-        tensor[place] = value
-        return tensor
+@pytest.mark.parametrize(
+    ("field", "tensor", "place", "value", "match"),
+    [
+        ("image", PATCHES.image, 3, 3, r"image\[3\]: expected 0 \.\. 2, got 3"),
+        ("image", PATCHES.image, 0, -1, r"image\[0\]: .* got -1"),
+        ("box", PATCHES.box, (1, 2), 0, r"box\[1\]: expected sides of 1"),
+        ("box", PATCHES.box, (4, 3), 65537, r"box\[4\]: .* 65536"),
+        ("box", PATCHES.box, (2, 0), FAR, r"box\[2\]: "),
+        ("box", PATCHES.box, (2, 1), -FAR, r"box\[2\]: "),
+        ("rect", RECT, (2, 1), 33, r"rect\[2\]: .* inside 32 x 40"),
+        ("rect", RECT, (2, 2), 0, r"rect\[2\]: "),
+        ("rect", RECT, (2, 3), FAR, r"rect\[2\]: "),
+        ("view", VIEWS, 3, 5, r"view\[3\]: .* got 5"),
+        ("view", VIEWS, 3, -1, r"view\[3\]: .* got -1"),
+    ],
+)
+def test_values_out_of_range_are_named(field, tensor, place, value, match):
+    tensor = tensor.clone()
+    tensor[place] = value
+    more = {"views": 5} if field == "view" else {}
+    bad = replace(PATCHES, **{field: tensor}, **more)
+    with pytest.raises(ValueError, match=r"^patches\." + match):
+        render_views(IMAGES, bad, out_size=(32, 40), mean=MEAN, std=STD)
+    with pytest.raises(ValueError, match=match):
+        render_views_plain(*flat(IMAGES, bad))
 
-    far = 2**62
-    for wrong, match in (
+
+@pytest.mark.parametrize(
+    ("error", "match", "change"),
+    [
+        (TypeError, "images: expected uint8", {"images": IMAGES.float()}),
+        (ValueError, r"images: expected \[N, H, W, C\]", {"images": IMAGES[0]}),
         (
-            {"image": changed(patches.image, 3, 3)},
-            r"image\[3\]: expected 0 \.\. 2, got 3",
+            ValueError,
+            r"images\[1\]: .* got \[2, 2\]",
+            {"images": [IMAGES[0], IMAGES[0, :2, :2, 0]]},
         ),
-        ({"image": changed(patches.image, 0, -1)}, r"image\[0\]: .* got -1"),
-        ({"box": changed(patches.box, (1, 2), 0)}, r"box\[1\]: expected sides of 1"),
-        ({"box": changed(patches.box, (4, 3), 65537)}, r"box\[4\]: .* 65536"),
-        ({"box": changed(patches.box, (2, 0), far)}, r"box\[2\]: "),
-        ({"box": changed(patches.box, (2, 1), -far)}, r"box\[2\]: "),
-        ({"rect": changed(rect, (2, 1), 33)}, r"rect\[2\]: .* inside 32 x 40"),
-        ({"rect": changed(rect, (2, 2), 0)}, r"rect\[2\]: "),
-        ({"rect": changed(rect, (2, 3), far)}, r"rect\[2\]: "),
-        ({"view": changed(views, 3, 5), "views": 5}, r"view\[3\]: .* got 5"),
-        ({"view": changed(views, 3, -1), "views": 5}, r"view\[3\]: .* got -1"),
-    ):
-        bad = replace(patches, **wrong)
-        with pytest.raises(ValueError, match=r"^patches\." + match):
-            render_views(images, bad, out_size=(32, 40), mean=MEAN, std=STD)
-        with pytest.raises(ValueError, match=match):
-            render_views_plain(*flat(images, bad))
+        (ValueError, "mean: expected 1 or 3 values", {"mean": (0, 0), "std": (1, 1)}),
+        (ValueError, "std: expected 3 positive", {"std": (1, 1, 0)}),
+        (ValueError, "std: expected 3 positive", {"std": (1,)}),
+        (TypeError, "dtype", {"dtype": torch.float64}),
+        (ValueError, "out_size", {"out_size": (0, 3)}),
+        (ValueError, r"erase: expected shape \[5, 4\]", {"erase": RECT[:4]}),
+    ],
+)
+def test_wrong_arguments(error, match, change):
+    given = {"images": IMAGES, "out_size": 32, "mean": MEAN, "std": STD} | change
+    with pytest.raises(error, match=match):
+        render_views(patches=PATCHES, **given)
 
 
-def test_wrong_arguments():
-    images = draw_images(3)
-    patches = draw_patches(images, 5)
-
-    def refused(error, match, images=images, patches=patches, **more):
-        more = {"out_size": 32, "mean": MEAN, "std": STD} | more
-        with pytest.raises(error, match=match):
-            render_views(images, patches, **more)
-
-    refused(TypeError, "images: expected uint8", images.float())
-    refused(ValueError, r"images: expected \[N, H, W, C\]", images[0])
-    refused(
-        ValueError, r"images\[1\]: .* got \[2, 2\]", [images[0], images[0, :2, :2, 0]]
-    )
-    refused(ValueError, "mean: expected 1 or 3 values", mean=(0, 0), std=(1, 1))
-    refused(ValueError, "std: expected 3 positive", std=(1, 1, 0))
-    refused(ValueError, "std: expected 3 positive", std=(1,))
-    refused(TypeError, "dtype", dtype=torch.float64)
-    refused(ValueError, "out_size", out_size=(0, 3))
-    refused(ValueError, "patches.views", patches=replace(patches, views=4))
-    refused(ValueError, "patches.fill", patches=replace(patches, fill=torch.inf))
-    refused(
-        ValueError,
-        r"patches.image: expected \[P\]",
-        patches=replace(patches, image=patches.image[None]),
-    )
-    refused(
-        TypeError,
-        "patches.image: expected torch.int64",
-        patches=replace(patches, image=patches.image.int()),
-    )
-    refused(
-        ValueError,
-        r"patches.box: expected shape \[5, 4\], got \[4, 4\]",
-        patches=replace(patches, box=patches.box[1:]),
-    )
-    refused(TypeError, "patches.flip", patches=replace(patches, flip=patches.image))
-    refused(
-        ValueError,
-        r"patches.colour: expected shape \[5, 3, 4\]",
-        patches=replace(patches, colour=torch.zeros(5, 1, 2)),
-    )
-    refused(
-        ValueError,
-        "patches.box: expected it on cpu, got meta",
-        patches=replace(patches, box=patches.box.to("meta")),
-    )
-    refused(
-        ValueError, r"erase: expected shape \[5, 4\]", erase=torch.zeros(4, 4).long()
-    )
+@pytest.mark.parametrize(
+    ("error", "match", "change"),
+    [
+        (ValueError, "views", {"views": 4}),
+        (ValueError, "fill", {"fill": torch.inf}),
+        (ValueError, r"image: expected \[P\]", {"image": PATCHES.image[None]}),
+        (TypeError, "image: expected torch.int64", {"image": PATCHES.image.int()}),
+        (
+            ValueError,
+            r"box: expected shape \[5, 4\], got \[4, 4\]",
+            {"box": PATCHES.box[1:]},
+        ),
+        (TypeError, "flip", {"flip": PATCHES.image}),
+        (
+            ValueError,
+            r"colour: expected shape \[5, 3, 4\]",
+            {"colour": torch.zeros(5, 1, 2)},
+        ),
+        (ValueError, "box: expected it on cpu, got meta", {"box": RECT.to("meta")}),
+    ],
+)
+def test_wrong_patches(error, match, change):
+    bad = replace(PATCHES, **change)
+    with pytest.raises(error, match=rf"patches\.{match}"):
+        render_views(IMAGES, bad, out_size=32, mean=MEAN, std=STD)

@@ -68,7 +68,10 @@ addresses = st.fixed_dictionaries(
 indices = st.integers(0, (1 << 63) - 1)
 
 
-def draw(constraint, height, width, address, index=0, views=VIEWS):
+ORIGIN = {"seed": 0, "epoch": 0, "stream": 0}
+
+
+def draw(constraint, height, width, address=ORIGIN, index=0, views=VIEWS):
     """Boxes as lists of Python integers, and flags, of views 0 .. views - 1."""
     drawn = sample_view_boxes(
         (height, width),
@@ -217,13 +220,10 @@ def test_overlap_is_kept_or_flagged(crop, grid, overlap, height, width, address,
 
 
 def test_bounds_on_the_overlap_bind():
-    address = {"seed": 0, "epoch": 0, "stream": 0}
     crop = RandomResizedCrop((0.1, 0.4))
-    free, _ = draw(crop, 224, 224, address, views=2000)
+    free, _ = draw(crop, 224, 224, views=2000)
     for overlap in (Overlap(most=0.1), Overlap(least=0.4), Overlap(0.2, 0.3)):
-        boxes, fallback = draw(
-            Constraint(crop, overlap=overlap), 224, 224, address, views=2000
-        )
+        boxes, fallback = draw(Constraint(crop, overlap=overlap), 224, 224, views=2000)
         before = [iou(a, b) for a, b in zip(free[::2], free[1::2], strict=True)]
         kept = [overlap.least <= value <= overlap.most for value in before]
         assert 0.02 < np.mean(kept) < 0.7
@@ -234,20 +234,18 @@ def test_bounds_on_the_overlap_bind():
 
 
 def test_an_impossible_overlap_is_flagged():
-    address = {"seed": 0, "epoch": 0, "stream": 0}
     apart = Constraint(Whole(), overlap=Overlap(most=0.5))
-    boxes, fallback = draw(apart, 5, 7, address, views=4)
+    boxes, fallback = draw(apart, 5, 7, views=4)
     assert boxes == [[0, 0, 5, 7]] * 4
     assert fallback == [False, True, False, True]
 
 
 def test_the_nearest_attempt_is_the_fallback():
-    address = {"seed": 0, "epoch": 0, "stream": 0}
     crop = RandomResizedCrop((0.1, 0.2))
 
     def nearest(attempts):
         same = Constraint(crop, overlap=Overlap(least=1.0, attempts=attempts))
-        boxes, fallback = draw(same, 224, 224, address, views=400)
+        boxes, fallback = draw(same, 224, 224, views=400)
         assert all(fallback[1::2])
         pairs = zip(boxes[::2], boxes[1::2], strict=True)
         return np.array([iou(a, b) for a, b in pairs])
@@ -258,27 +256,24 @@ def test_the_nearest_attempt_is_the_fallback():
 
 
 def test_every_corner_and_half():
-    address = {"seed": 0, "epoch": 0, "stream": 0}
-    boxes, _ = draw(Constraint(Whole(), FOUR_CORNERS), 10, 20, address, views=5)
+    boxes, _ = draw(Constraint(Whole(), FOUR_CORNERS), 10, 20, views=5)
     corners = [[0, 0, 8, 16], [0, 4, 8, 16], [2, 0, 8, 16], [2, 4, 8, 16]]
     assert boxes == [*corners, corners[0]]
-    boxes, _ = draw(Constraint(Whole(), HALVES), 10, 5, address, views=2)
+    boxes, _ = draw(Constraint(Whole(), HALVES), 10, 5, views=2)
     # The middle column belongs to both.
     assert boxes == [[0, 0, 10, 3], [0, 2, 10, 3]]
 
 
 def test_drawn_cells_are_uniform():
-    address = {"seed": 0, "epoch": 0, "stream": 0}
     grid = Grid(2, 2, 0.5, 0.5, pick="drawn")
-    boxes, _ = draw(Constraint(Whole(), grid), 2, 2, address, views=4000)
+    boxes, _ = draw(Constraint(Whole(), grid), 2, 2, views=4000)
     counts = np.bincount([2 * top + left for top, left, _, _ in boxes], minlength=4)
     # 3 degrees of freedom: deviation sqrt(6).
     assert ((counts - 1000) ** 2 / 1000).sum() < 3 + 6 * math.sqrt(6)
 
 
 def test_centre_is_resize_256_and_crop_224():
-    address = {"seed": 0, "epoch": 0, "stream": 0}
-    boxes, fallback = draw(Centre(224 / 256), 512, 384, address, views=1)
+    boxes, fallback = draw(Centre(224 / 256), 512, 384, views=1)
     assert (boxes, fallback) == ([[88, 24, 336, 336]], [False])
 
 
@@ -397,15 +392,9 @@ def test_wrong_arguments_are_named(change, error):
 
 
 def test_an_error_says_what_came_and_where():
+    index = torch.tensor([5, -3])
     with pytest.raises(ValueError, match="^sample_index: .* got -3 in row 1$"):
-        sample_view_boxes(
-            (1, 1),
-            Whole(),
-            seed=0,
-            epoch=0,
-            sample_index=torch.tensor([5, -3]),
-            view=0,
-        )
+        sample_view_boxes((1, 1), Whole(), **ORIGIN, sample_index=index, view=0)
 
 
 def test_examples():

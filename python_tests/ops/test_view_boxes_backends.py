@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from python_tests.settings import assert_same_bits
 from s3h_ext.data.views import host_boxes
 from s3h_ext.data.views.host_boxes import sample_view_boxes_host
 from s3h_ext.ops.plain import view_boxes as plain_forms
@@ -52,17 +53,22 @@ def draws(count, device="cpu"):
     )
 
 
+def draw(sizes, constraint, indices, views):
+    return sample_view_boxes(
+        sizes, constraint, sample_index=indices, view=views, **ADDRESS
+    )
+
+
+def draw_on_host(sizes, constraint, indices, views):
+    return sample_view_boxes_host(
+        sizes, constraint, sample_index=indices, view=views, **ADDRESS
+    )
+
+
 def plain(sizes, constraint, sample_index, view):
     numbers = as_constraint(constraint).numbers()
-    return plain_forms.sample_view_boxes(
-        sizes,
-        sample_index,
-        view,
-        numbers,
-        ADDRESS["seed"],
-        ADDRESS["epoch"],
-        ADDRESS["stream"],
-    )
+    address = ADDRESS.values()
+    return plain_forms.sample_view_boxes(sizes, sample_index, view, numbers, *address)
 
 
 def test_the_exponential_is_one():
@@ -77,16 +83,8 @@ def test_there_are_a_million_draws():
 @pytest.mark.parametrize(("constraint", "count"), CONSTRAINTS)
 def test_all_forms_give_the_same_bits(constraint, count):
     sizes, indices, views = draws(count)
-    drawn = sample_view_boxes(
-        sizes, constraint, sample_index=indices, view=views, **ADDRESS
-    )
-    host = sample_view_boxes_host(
-        sizes.numpy(),
-        constraint,
-        sample_index=indices.numpy(),
-        view=views.numpy(),
-        **ADDRESS,
-    )
+    drawn = draw(sizes, constraint, indices, views)
+    host = draw_on_host(sizes.numpy(), constraint, indices.numpy(), views.numpy())
     box, fallback = plain(sizes, constraint, indices, views)
     assert np.array_equal(drawn.box.numpy(), host.box)
     assert np.array_equal(drawn.fallback.numpy(), host.fallback)
@@ -98,16 +96,8 @@ def test_all_forms_give_the_same_bits(constraint, count):
 @pytest.mark.parametrize(("constraint", "count"), CONSTRAINTS)
 def test_cuda_gives_the_same_bits(constraint, count):
     sizes, indices, views = draws(count)
-    here = sample_view_boxes(
-        sizes, constraint, sample_index=indices, view=views, **ADDRESS
-    )
-    there = sample_view_boxes(
-        sizes.cuda(),
-        constraint,
-        sample_index=indices.cuda(),
-        view=views.cuda(),
-        **ADDRESS,
-    )
+    here = draw(sizes, constraint, indices, views)
+    there = draw(sizes.cuda(), constraint, indices.cuda(), views.cuda())
     assert torch.equal(here.box, there.box.cpu())
     assert torch.equal(here.fallback, there.fallback.cpu())
 
@@ -117,51 +107,28 @@ def test_batch_order_and_threads_do_not_matter(constraint, _):
     count = 5000
     sizes, indices, views = draws(count)
 
-    def draw(rows):
-        return sample_view_boxes(
-            sizes[rows],
-            constraint,
-            sample_index=indices[rows],
-            view=views[rows],
-            **ADDRESS,
-        )
+    def some(rows=slice(None)):
+        return draw(sizes[rows], constraint, indices[rows], views[rows])
 
-    whole = draw(slice(None))
-    order = torch.randperm(count)
-    shuffled = draw(order)
+    whole, order = some(), torch.randperm(count)
+    shuffled = some(order)
     assert torch.equal(shuffled.box, whole.box[order])
     assert torch.equal(shuffled.fallback, whole.fallback[order])
-    threads = torch.get_num_threads()
-    try:
-        for number in (1, 3):
-            torch.set_num_threads(number)
-            assert torch.equal(draw(slice(None)).box, whole.box)
-    finally:
-        torch.set_num_threads(threads)
+    box, _ = assert_same_bits(some, (1, 3))
+    assert torch.equal(box, whole.box)
     for row in (0, 1, 4999):
-        alone = draw(slice(row, row + 1))
-        assert torch.equal(alone.box[0], whole.box[row])
+        assert torch.equal(some(slice(row, row + 1)).box[0], whole.box[row])
 
 
 @pytest.mark.parametrize(("constraint", "_"), CONSTRAINTS)
 def test_one_size_and_one_view_for_all(constraint, _):
     count = 2000
     indices = torch.arange(count)
-    short = sample_view_boxes(
-        (60, 90), constraint, sample_index=indices, view=3, **ADDRESS
-    )
+    short = draw((60, 90), constraint, indices, 3)
     # Every other column of a wider tensor: not contiguous.
     sizes = torch.tensor([60, 0, 90, 0]).expand(count, 4)[:, ::2]
-    long = sample_view_boxes(
-        sizes,
-        constraint,
-        sample_index=indices,
-        view=torch.full((count,), 3),
-        **ADDRESS,
-    )
-    host = sample_view_boxes_host(
-        (60, 90), constraint, sample_index=indices.numpy(), view=3, **ADDRESS
-    )
+    long = draw(sizes, constraint, indices, torch.full((count,), 3))
+    host = draw_on_host((60, 90), constraint, indices.numpy(), 3)
     box, _ = plain(torch.tensor([[60, 90]]), constraint, indices, torch.tensor([3]))
     assert torch.equal(short.box, long.box)
     assert np.array_equal(short.box.numpy(), host.box)
@@ -171,35 +138,27 @@ def test_one_size_and_one_view_for_all(constraint, _):
 @pytest.mark.parametrize("field", ["seed", "epoch", "stream", "index", "view"])
 def test_every_part_of_the_address_counts(field):
     address = {**ADDRESS, "index": 0, "view": 0}
-
-    def draw(address):
-        rest = {key: value for key, value in address.items() if key != "index"}
-        return sample_view_boxes(
-            (4096, 4096),
-            PadCrop(4000),
-            sample_index=torch.arange(100) + address["index"],
-            **rest,
-        ).box
-
     other = address | {field: address[field] + (1 << 32 if field == "index" else 1)}
-    assert (draw(address) == draw(other))[:, :2].all(dim=1).sum() == 0
+    tops_and_lefts = []
+    for given in (address, other):
+        index = torch.arange(100) + given.pop("index")
+        drawn = sample_view_boxes(
+            (4096, 4096), PadCrop(4000), sample_index=index, **given
+        )
+        tops_and_lefts.append(drawn.box[:, :2])
+    assert not (tops_and_lefts[0] == tops_and_lefts[1]).all(dim=1).any()
 
 
 @pytest.mark.parametrize(("constraint", "_"), CONSTRAINTS)
 def test_empty_batch(constraint, _):
     none = torch.zeros(0, dtype=torch.int64)
-    for sizes in ((8, 8), torch.zeros(0, 2, dtype=torch.int64)):
-        drawn = sample_view_boxes(
-            sizes, constraint, sample_index=none, view=0, **ADDRESS
-        )
-        assert drawn.box.shape == (0, 4)
-        assert drawn.fallback.shape == (0,)
-    host = sample_view_boxes_host(
-        (8, 8), constraint, sample_index=none.numpy(), view=0, **ADDRESS
-    )
-    assert (host.box.shape, host.fallback.shape) == ((0, 4), (0,))
-    box, fallback = plain(torch.zeros(0, 2, dtype=torch.int64), constraint, none, none)
-    assert (box.shape, fallback.shape) == ((0, 4), (0,))
+    for box, fallback in (
+        draw((8, 8), constraint, none, 0),
+        draw(none.view(0, 2), constraint, none, 0),
+        draw_on_host((8, 8), constraint, none.numpy(), 0),
+        plain(none.view(0, 2), constraint, none, none),
+    ):
+        assert (box.shape, fallback.shape) == ((0, 4), (0,))
 
 
 def test_opcheck():
@@ -214,15 +173,10 @@ def test_opcheck():
 
 def test_compile_full_graph():
     constraint = Constraint(RandomResizedCrop(), FOUR_CORNERS, Overlap(0.1, 0.3))
-
-    def draw(indices):
-        return sample_view_boxes(
-            (40, 50), constraint, sample_index=indices, view=1, **ADDRESS
-        )
-
     indices = torch.arange(20)
-    compiled = torch.compile(draw, fullgraph=True, backend="aot_eager")(indices)
-    assert torch.equal(compiled.box, draw(indices).box)
+    compiled = torch.compile(draw, fullgraph=True, backend="aot_eager")
+    expected = draw((40, 50), constraint, indices, 1)
+    assert torch.equal(compiled((40, 50), constraint, indices, 1).box, expected.box)
 
 
 @pytest.mark.parametrize("position", range(18))
@@ -268,15 +222,12 @@ def test_wrong_arguments_of_the_host_are_named(change, error):
 
 
 def test_host_takes_any_integers():
-    expected = sample_view_boxes_host(
-        (9, 9), PadCrop(), sample_index=np.arange(6), view=np.arange(6), **ADDRESS
-    )
-    small = sample_view_boxes_host(
+    expected = draw_on_host((9, 9), PadCrop(), np.arange(6), np.arange(6))
+    small = draw_on_host(
         np.full((6, 2), 9, np.uint16),
         PadCrop(),
-        sample_index=np.arange(6, dtype=np.int32),
-        view=np.arange(12, dtype=np.uint8)[::2] // 2,
-        **ADDRESS,
+        np.arange(6, dtype=np.int32),
+        np.arange(12, dtype=np.uint8)[::2] // 2,
     )
     assert np.array_equal(expected.box, small.box)
 

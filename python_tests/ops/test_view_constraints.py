@@ -84,31 +84,23 @@ def test_a_crop_is_meant_in_the_whole_image():
 
 
 def test_numbers_hold_every_setting():
-    base = Constraint(RandomResizedCrop(), FOUR_CORNERS, Overlap(0.1, 0.5))
-    others = [
-        Constraint(Whole(), FOUR_CORNERS, Overlap(0.1, 0.5)),
-        Constraint(PadCrop(), FOUR_CORNERS, Overlap(0.1, 0.5)),
-        Constraint(PadCrop(5), FOUR_CORNERS, Overlap(0.1, 0.5)),
-        Constraint(Centre(), FOUR_CORNERS, Overlap(0.1, 0.5)),
-        Constraint(Centre(0.5), FOUR_CORNERS, Overlap(0.1, 0.5)),
-        Constraint(RandomResizedCrop((0.1, 1.0)), FOUR_CORNERS, Overlap(0.1, 0.5)),
-        Constraint(RandomResizedCrop((0.2, 0.9)), FOUR_CORNERS, Overlap(0.1, 0.5)),
-        Constraint(RandomResizedCrop(ratio=(1, 4 / 3)), FOUR_CORNERS, Overlap(0.1)),
-        Constraint(RandomResizedCrop(ratio=(3 / 4, 1)), FOUR_CORNERS, Overlap(0.1)),
-        Constraint(RandomResizedCrop(tries=9), FOUR_CORNERS, Overlap(0.1, 0.5)),
-        Constraint(RandomResizedCrop(), HALVES, Overlap(0.1, 0.5)),
-        Constraint(RandomResizedCrop(), Grid(2, 1, 0.8, 0.8), Overlap(0.1, 0.5)),
-        Constraint(RandomResizedCrop(), Grid(2, 2, 0.7, 0.8), Overlap(0.1, 0.5)),
-        Constraint(
-            RandomResizedCrop(), Grid(2, 2, 0.8, 0.8, "drawn"), Overlap(0.1, 0.5)
-        ),
-        Constraint(RandomResizedCrop(), FOUR_CORNERS, Overlap(0.2, 0.5)),
-        Constraint(RandomResizedCrop(), FOUR_CORNERS, Overlap(0.1, 0.6)),
-        Constraint(RandomResizedCrop(), FOUR_CORNERS, Overlap(0.1, 0.5, 21)),
-        Constraint(RandomResizedCrop(), FOUR_CORNERS),
+    base = (RandomResizedCrop(), FOUR_CORNERS, Overlap(0.1, 0.5))
+    changes = [
+        *(Whole(), PadCrop(), PadCrop(5), Centre(), Centre(0.5)),
+        *(RandomResizedCrop((0.1, 1.0)), RandomResizedCrop((0.2, 0.9))),
+        *(RandomResizedCrop(ratio=(1, 4 / 3)), RandomResizedCrop(ratio=(3 / 4, 1))),
+        RandomResizedCrop(tries=9),
+        *(HALVES, Grid(2, 1, 0.8, 0.8), Grid(2, 2, 0.7, 0.8)),
+        Grid(2, 2, 0.8, 0.8, "drawn"),
+        *(Overlap(0.2, 0.5), Overlap(0.1, 0.6), Overlap(0.1, 0.5, 21), None),
     ]
-    numbers = {tuple(constraint.numbers()) for constraint in (base, *others)}
-    assert len(numbers) == 1 + len(others)
+    places = {Grid: 1, Overlap: 2, type(None): 2}
+    numbers = {tuple(Constraint(*base).numbers())}
+    for change in changes:
+        parts = list(base)
+        parts[places.get(type(change), 0)] = change
+        numbers.add(tuple(Constraint(*parts).numbers()))
+    assert len(numbers) == 1 + len(changes)
     assert {len(values) for values in numbers} == {18}
 
 

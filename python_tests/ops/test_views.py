@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from python_tests.settings import assert_same_bits
 from s3h_ext.ops import Patches, render_views
 from s3h_ext.ops import views as views_module
 from s3h_ext.ops.plain.views import render_views as render_views_plain
@@ -50,15 +51,9 @@ def draw_boxes(images, index, seed=0):
             h = int(torch.randint(1, reach * height + 1, (), generator=source))
             w = int(torch.randint(1, reach * width + 1, (), generator=source))
             slack = 0 if number % 5 < 3 else 10
-            top, left = (
-                int(
-                    torch.randint(
-                        -slack, max(a, -slack) + 1 + slack, (), generator=source
-                    )
-                )
-                for a in (height - h, width - w)
-            )
-            box = [top, left, h, w]
+            ends = (max(a, -slack) + 1 + slack for a in (height - h, width - w))
+            draws = (torch.randint(-slack, end, (), generator=source) for end in ends)
+            box = [*map(int, draws), h, w]
         rows.append(box)
     return torch.tensor(rows).view(-1, 4)
 
@@ -184,20 +179,12 @@ def test_affine_against_the_oracle(channels, nearest):
 def test_affine_is_pillows_transform(mode):
     image = draw_images(1, 40, 30)[0]
     matrix = [0.9, 0.31, -3.3, -0.27, 1.1, 2.2]
-    right = Image.fromarray(image.numpy()).transform(
-        (50, 44),
-        Image.Transform.AFFINE,
-        matrix,
-        Image.Resampling[mode],
-        fillcolor=(51, 51, 51),
-    )
-    patches = Patches(
-        torch.tensor([0]),
-        torch.tensor([[0, 0, 40, 30]]),
-        affine=torch.tensor(matrix).view(1, 2, 3),
-        nearest=mode == "NEAREST",
-        fill=0.2,
-    )
+    how = (Image.Transform.AFFINE, matrix, Image.Resampling[mode])
+    picture = Image.fromarray(image.numpy())
+    right = picture.transform((50, 44), *how, fillcolor=(51, 51, 51))
+    more = {"affine": torch.tensor(matrix).view(1, 2, 3), "fill": 0.2}
+    more["nearest"] = mode == "NEAREST"
+    patches = Patches(torch.tensor([0]), torch.tensor([[0, 0, 40, 30]]), **more)
     views = render_views(image[None], patches, out_size=(44, 50), **PLAIN)
     ours = views[0].permute(1, 2, 0).numpy() * 255
     assert np.abs(ours - np.asarray(right)).max() < 1.01
@@ -221,16 +208,9 @@ def test_patches_of_one_view_and_cutout(channels):
     patches = draw_patches(images, 70, view=view, rect=rect, views=20)
     check(images, patches, (32, 32), erase)
     check(images, replace(patches, colour=draw_colour(70, channels)), (32, 32), erase)
-    assert (
-        render_views(
-            images,
-            replace(patches, views=None),
-            out_size=32,
-            mean=MEAN[:channels],
-            std=STD[:channels],
-        ).shape[0]
-        == int(view.max()) + 1
-    )
+    form = {"out_size": 32, "mean": MEAN[:channels], "std": STD[:channels]}
+    found = render_views(images, replace(patches, views=None), **form)
+    assert found.shape[0] == int(view.max()) + 1
 
 
 def test_two_by_two_montage():
@@ -295,15 +275,7 @@ def test_bits_do_not_depend_on_batch_order_or_threads():
             colour=patches.colour[rows],
         )
 
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = render_views(images, patches, **more)
-        torch.set_num_threads(3)
-        three = render_views(images, patches, **more)
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(one, three)
+    (one,) = assert_same_bits(lambda: [render_views(images, patches, **more)], (1, 3))
     for rows in (torch.arange(7, 20), torch.arange(101).flip(0), torch.tensor([50])):
         assert torch.equal(render_views(images, some(rows), **more), one[rows])
     # Nor on how the images are stored.
@@ -350,18 +322,11 @@ def flat(images, patches, erase=None, dtype=torch.float32, channels=3):
 def test_tensor_form_that_serves_other_devices(channels, stacked, nearest):
     images = draw_images(9, 40, 33, channels) if stacked else draw_ragged(9, channels)
     view, rect = montage(50, 20)
-    patches = draw_patches(
-        images,
-        50,
-        view=view,
-        rect=rect,
-        colour=draw_colour(50, channels),
-        fill=0.3,
-        nearest=bool(nearest),
-        affine=None
-        if nearest is None
-        else (torch.rand(50, 2, 3, generator=generator()) * 128).round() / 64 + 1 / 256,
-    )
+    more = {"view": view, "rect": rect, "colour": draw_colour(50, channels)}
+    if nearest is not None:
+        affine = (torch.rand(50, 2, 3, generator=generator()) * 128).round() / 64
+        more |= {"nearest": nearest, "affine": affine + 1 / 256}
+    patches = draw_patches(images, 50, fill=0.3, **more)
     erase = torch.randint(-20, 40, (20, 4), generator=generator(9))[: patches.count()]
     arguments = flat(images, patches, erase, channels=channels)
     ours = torch.ops.s3h.render_views(*arguments)

@@ -3,13 +3,12 @@
 What makes sense on the CPU runs there too, so that the test code is seen to work.
 """
 
+import functools
 from dataclasses import fields, replace
 
 import pytest
 import torch
 
-from python_tests.ops.test_similarity_cuda import on_devices
-from python_tests.ops.test_similarity_cuda_runtime import needs_kernels
 from python_tests.ops.test_views import (
     MEAN,
     STD,
@@ -19,6 +18,13 @@ from python_tests.ops.test_views import (
     draw_ragged,
     generator,
     in_unit,
+)
+from python_tests.settings import (
+    needs_kernels,
+    no_waiting,
+    on_a_second_stream,
+    on_devices,
+    record,
 )
 from s3h_ext.ops import Patches, render_views, sample_view_boxes
 from s3h_ext.ops.reference_views import render_views_reference
@@ -43,14 +49,8 @@ def on(device, images, patches):
 
 def render(images, patches, out_size, **more):
     channels = images[0].shape[-1]
-    return render_views(
-        images,
-        patches,
-        out_size=out_size,
-        mean=MEAN[:channels],
-        std=STD[:channels],
-        **more,
-    )
+    form = {"mean": MEAN[:channels], "std": STD[:channels], **more}
+    return render_views(images, patches, out_size=out_size, **form)
 
 
 def problems():
@@ -107,10 +107,8 @@ def test_erase(device):
     images, patches, size = PROBLEMS["stack"]
     images, patches = on(device, images, patches)
     erase = torch.randint(-40, 200, (90, 4), generator=generator()).to(device)
-    plain, found = (
-        render(images, patches, size),
-        render(images, patches, size, erase=erase),
-    )
+    plain = render(images, patches, size)
+    found = render(images, patches, size, erase=erase)
     y, x = (torch.arange(side, device=device) for side in size)
     top, left, height, width = erase[:, :, None].unbind(1)
     gone = ((y >= top) & (y < top + height))[:, :, None]
@@ -126,14 +124,8 @@ def test_second_stream(name):
     images, patches = on("cuda", images, patches)
     right = render(images, patches, size)
     late = replace(patches, box=torch.ones_like(patches.box))
-    torch.cuda.synchronize()
-    with torch.cuda.stream(torch.cuda.Stream()):
-        # What runs on another stream than this one reads boxes of one pixel.
-        torch.cuda._sleep(50_000_000)
-        late.box.copy_(patches.box)
-        ours = render(images, late, size)
-    torch.cuda.synchronize()
-    assert torch.equal(ours, right)
+    step = functools.partial(render, images, late, size)
+    assert torch.equal(on_a_second_stream(late.box, patches.box, step), right)
 
 
 @pytest.mark.cuda
@@ -143,19 +135,17 @@ def test_graph_capture_and_replay(name):
     images, patches, size = PROBLEMS[name]
     images, patches = on("cuda", images, patches)
     boxes = patches.box.clone()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        render(images, patches, size)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = render(images, patches, size)
+    graph, captured = record(lambda: render(images, patches, size))
     for shift in (0, 3):
         patches.box.copy_(boxes)
         patches.box[:, :2] += shift
         graph.replay()
         assert torch.equal(captured, render(images, patches, size))
+
+
+def draw_boxes(index):
+    crop, address = RandomResizedCrop(), {"seed": 1, "epoch": 2, "view": 0}
+    return sample_view_boxes((40, 33), crop, sample_index=index, **address)
 
 
 @pytest.mark.cuda
@@ -165,34 +155,19 @@ def test_nothing_waits_for_the_device():
     images, patches = on("cuda", images, patches)
     index = torch.arange(40, device="cuda")
     render(images, patches, size)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        drawn = sample_view_boxes(
-            (40, 33), RandomResizedCrop(), seed=1, epoch=2, sample_index=index, view=0
-        )
-        render(images, replace(patches, box=drawn.box), size)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with no_waiting():
+        render(images, replace(patches, box=draw_boxes(index).box), size)
 
 
 @pytest.mark.cuda
 @needs_kernels
 def test_boxes_under_a_graph():
     index = torch.arange(64, device="cuda")
-
-    def draw():
-        return sample_view_boxes(
-            (40, 33), RandomResizedCrop(), seed=1, epoch=2, sample_index=index, view=0
-        )
-
-    draw()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = draw()
+    graph, captured = record(lambda: draw_boxes(index))
     for first in (0, 1000):
         index.copy_(torch.arange(first, first + 64))
         graph.replay()
-        assert all(map(torch.equal, captured, draw()))
+        assert all(map(torch.equal, captured, draw_boxes(index)))
 
 
 @on_devices
