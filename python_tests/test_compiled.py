@@ -89,12 +89,12 @@ def function(loss):
     return call
 
 
-def module(kind):
-    loss = kind()
+def module(loss, name="temperature"):
+    """A module whose setting of a name is the number."""
 
-    def call(number, *tensors):
-        loss.temperature = number
-        return loss(*tensors)
+    def call(number, *tensors, **given):
+        setattr(loss, name, number)
+        return loss(*tensors, **given)
 
     return call
 
@@ -117,71 +117,36 @@ def supcon_of_views(number, z):
     return losses.supcon_loss(z, temperature=number)
 
 
-MOCO = losses.SupConLoss(contrast_mode="one", in_batch=False)
+MOCO = module(losses.SupConLoss(contrast_mode="one", in_batch=False))
 
 
 def moco(number, z, keys, key_labels):
-    MOCO.temperature = number
-    return MOCO(z, keys=keys, key_labels=key_labels)
+    return MOCO(number, z, keys=keys, key_labels=key_labels)
 
 
 def with_means(n: int) -> list[Tensor]:
     return [*contrast(n), 0.5 * rows(CLASSES, grad=False), torch.tensor(COUNTS)]
 
 
-PROCO = losses.ProCoLoss(COUNTS, dim=8).eval()  # training has a test of its own
-
-
-def proco(number, *tensors):
-    PROCO.temperature = number
-    return PROCO(*tensors)
-
-
 def with_logits(n: int) -> list[Tensor]:
     return [*contrast(n), classified(n)[0], *contrast(2 * n)]
 
 
-PACO = losses.PaCoLoss(COUNTS, smoothing=0.1)
+def cross(loss):
+    def call(number, z, y, keys, key_labels, centres, queue, queue_labels):
+        given = {"queue": queue, "queue_labels": queue_labels, "centres": centres}
+        given["self_index"] = torch.arange(len(z))
+        return loss(number, z, y, keys, key_labels, **given)
+
+    return call
 
 
-def paco(number, *tensors):
-    PACO.temperature = number
-    return PACO(*tensors)
+def cross_function(number, *tensors, **given):
+    return losses.cross_model_contrastive_loss(*tensors, temperature=number, **given)
 
 
-def cross(loss, number, z, y, keys, key_labels, centres, queue, queue_labels):
-    index = torch.arange(len(z))
-    options = {"queue": queue, "queue_labels": queue_labels, "self_index": index}
-    return loss(number, z, y, keys, key_labels, centres, **options)
-
-
-def cross_function(number, *tensors):
-    def loss(number, z, y, keys, key_labels, centres, **options):
-        return losses.cross_model_contrastive_loss(
-            z, y, keys, key_labels, centres=centres, temperature=number, **options
-        )
-
-    return cross(loss, number, *tensors)
-
-
-CROSS = losses.CrossModelContrastiveLoss()
-
-
-def cross_module(number, *tensors):
-    def loss(number, z, y, keys, key_labels, centres, **options):
-        CROSS.temperature = number
-        return CROSS(z, y, keys, key_labels, centres=centres, **options)
-
-    return cross(loss, number, *tensors)
-
-
-FOCAL = losses.FocalLoss()
 LOGIT_ADJUSTED, LDAM = losses.LogitAdjustedLoss(COUNTS), losses.LDAMLoss(COUNTS)
-
-
-def focal(gamma, *tensors):
-    FOCAL.gamma = gamma
-    return FOCAL(*tensors)
+FOCAL = module(losses.FocalLoss(), "gamma")
 
 
 def mixed(number, logits, labels, _):
@@ -191,24 +156,14 @@ def mixed(number, logits, labels, _):
 
 
 def similarity(number, queries, query_labels, keys, key_labels):
-    return ops.similarity_logsumexp(
-        queries,
-        keys,
-        temperature=number,
-        query_labels=query_labels,
-        key_labels=key_labels,
-        same_label_bias=-2 * number,
-    )
+    given = {"query_labels": query_labels, "key_labels": key_labels}
+    given |= {"temperature": number, "same_label_bias": -2 * number}
+    return ops.similarity_logsumexp(queries, keys, **given)
 
 
 def class_sums(number, queries, query_classes, keys, key_classes):
-    return number * ops.class_sum_dots(
-        queries,
-        keys,
-        query_classes=query_classes,
-        key_classes=key_classes,
-        num_classes=CLASSES,
-    )
+    given = {"query_classes": query_classes, "key_classes": key_classes}
+    return number * ops.class_sum_dots(queries, keys, num_classes=CLASSES, **given)
 
 
 def prototypical(number, z, y, centres):
@@ -221,9 +176,8 @@ def accumulate(number, features, y, prototypes, sums, masses):
 
 def apply(number, features, y, prototypes, sums, masses):
     update = ops.accumulate_prototypes(features, y, prototypes, masses, OFFSETS)
-    ops.apply_prototypes_(
-        prototypes, sums, masses, OFFSETS, update, momentum=number, expire_below=number
-    )
+    settings = {"momentum": number, "expire_below": number}
+    ops.apply_prototypes_(prototypes, sums, masses, OFFSETS, update, **settings)
     return update.assignments
 
 
@@ -233,9 +187,8 @@ def all_reduce(number, features, y, prototypes, sums, masses):
 
 
 def update(number, features, y, prototypes, sums, masses):
-    return ops.update_prototypes_(
-        features, y, prototypes, sums, masses, OFFSETS, momentum=number
-    )
+    state = (prototypes, sums, masses, OFFSETS)
+    return ops.update_prototypes_(features, y, *state, momentum=number)
 
 
 def augment(number, images):
@@ -258,15 +211,13 @@ def render(number, images):
         affine=torch.eye(2, 3).repeat(len(images), 1, 1) * 1.5,
         fill=number,
     )
-    return ops.render_views(
-        images, patches, out_size=8, mean=(number,) * 3, std=(number,) * 3
-    )
+    scale = {"mean": (number,) * 3, "std": (number,) * 3}
+    return ops.render_views(images, patches, out_size=8, **scale)
 
 
 def boxes(number, index):
-    return ops.sample_view_boxes(
-        (40, 50), SIDES, seed=int(number), epoch=3, sample_index=index, view=1
-    )
+    address = {"seed": int(number), "epoch": 3, "sample_index": index, "view": 1}
+    return ops.sample_view_boxes((40, 50), SIDES, **address)
 
 
 def pairs(n: int) -> list[Tensor]:
@@ -293,22 +244,27 @@ OPERATIONS = {
 }
 LOSSES = {
     "BalancedContrastiveLoss": Case(
-        module(losses.BalancedContrastiveLoss), with_centres
+        module(losses.BalancedContrastiveLoss()), with_centres
     ),
-    "CrossModelContrastiveLoss": Case(cross_module, with_keys),
-    "FocalLoss": Case(focal, classified),
+    "CrossModelContrastiveLoss": Case(
+        cross(module(losses.CrossModelContrastiveLoss())), with_keys
+    ),
+    "FocalLoss": Case(FOCAL, classified),
     "LDAMLoss": Case(lambda number, *t: number * LDAM(*t), classified),
     "LogitAdjustedLoss": Case(
         lambda number, *t: number * LOGIT_ADJUSTED(*t[:2]), classified
     ),
-    "PaCoLoss": Case(paco, with_logits),
-    "ProCoLoss": Case(proco, contrast),
-    "PrototypicalSupConLoss": Case(module(losses.PrototypicalSupConLoss), with_centres),
-    "SupConLoss": Case(module(losses.SupConLoss), contrast),
+    "PaCoLoss": Case(module(losses.PaCoLoss(COUNTS, smoothing=0.1)), with_logits),
+    # Its training has a test of its own.
+    "ProCoLoss": Case(module(losses.ProCoLoss(COUNTS, dim=8).eval()), contrast),
+    "PrototypicalSupConLoss": Case(
+        module(losses.PrototypicalSupConLoss()), with_centres
+    ),
+    "SupConLoss": Case(module(losses.SupConLoss()), contrast),
     "balanced_contrastive_loss": Case(
         function(losses.balanced_contrastive_loss), with_centres
     ),
-    "cross_model_contrastive_loss": Case(cross_function, with_keys),
+    "cross_model_contrastive_loss": Case(cross(cross_function), with_keys),
     "mixed_cross_entropy": Case(mixed, classified),
     "paco_loss": Case(function(losses.paco_loss), with_logits),
     "proco_loss": Case(function(losses.proco_loss), with_means),
@@ -378,7 +334,7 @@ def test_equals_eager(name, request):
 def test_the_default_compiler_with_symbols_from_the_first_call_on():
     def call(number, z, y, logits):
         contrast = losses.supcon_loss(z, y, temperature=number)
-        return contrast + focal(number, logits, y)
+        return contrast + FOCAL(number, logits, y)
 
     check(Case(call, lambda n: [*contrast(n), classified(n)[0]]), dynamic=True)
 

@@ -3,10 +3,10 @@
 import functools
 import json
 import os
-import subprocess
-import sys
 
 import pytest
+
+from python_tests.processes import python
 
 START = """
 import json, torch
@@ -34,14 +34,8 @@ print(json.dumps(found))
 
 
 def run(code, level):
-    done = subprocess.run(
-        [sys.executable, "-c", START + code],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"S3H_CPU_LEVEL": level},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    environment = os.environ | {"S3H_CPU_LEVEL": level}
+    return python("-c", START + code, env=environment).stdout
 
 
 @functools.cache

@@ -1,5 +1,4 @@
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -7,6 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
+from python_tests.processes import python
+from python_tests.small_runs import train
 from s3h_ext.data import Feed, load_dataset
 from s3h_ext.export import check_images, main
 from s3h_ext.runs import exporting
@@ -133,14 +134,8 @@ def test_a_missing_package_is_named(digits_run, tmp_path, monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def split_run(tmp_path_factory):
-    from s3h_ext.train import main as train
-
     folder = tmp_path_factory.mktemp("split") / "run"
-    options = (
-        "--preset digits-lt/cws --model.backbone resnet20 --batch_size 128 --epochs 1 "
-        "--method.split_from 0 --device cpu --precision fp32 --report false"
-    ).split()
-    assert train([*options, "--output", str(folder)]) == 0
+    train(folder, *"--preset digits-lt/cws --epochs 1 --method.split_from 0".split())
     return folder
 
 
@@ -154,6 +149,5 @@ def test_split_classes_are_exported_as_classes(split_run, form):
         "import sys, python_tests.small_digits, s3h_ext.export as export\n"
         "sys.exit(export.main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", program, str(split_run), "--format", form]
-    subprocess.run(command, check=True, capture_output=True)
+    python("-c", program, split_run, "--format", form)
     assert (split_run / f"model.{form}").is_file()

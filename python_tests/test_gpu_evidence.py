@@ -62,22 +62,15 @@ def played(tmp_path):
         (tmp_path / name).chmod(0o755)
 
     def start(*stages, **variables):
-        environment = {
-            **os.environ,
-            "PATH": f"{tmp_path}:{os.environ['PATH']}",
-            "PYTHON": str(tmp_path / "python"),
-            "OUT": str(tmp_path / "out"),
-            "CALLS": str(tmp_path / "calls"),
-            **variables,
+        places = {
+            name.upper(): str(tmp_path / name) for name in ("python", "out", "calls")
         }
+        path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        environment = os.environ | path | places | variables
         environment.pop("PLAYED", None)
-        return subprocess.Popen(
-            [str(tree / "tools/gpu_evidence.sh"), *stages],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        command = [str(tree / "tools/gpu_evidence.sh"), *stages]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, env=environment, **pipes)
 
     def run(*stages, **variables):
         process = start(*stages, **variables)
@@ -98,10 +91,10 @@ def test_the_first_stage_takes_values_and_times_first(played):
     assert status == 0, out + err
     calls = played.calls()
     assert "pip install" not in calls  # nothing was to be built
-    assert families(calls) == (
-        "ceilings similarity views prototypes stop sanitize sanitize profile "
-        "sanitize".split()
+    order = (
+        "ceilings similarity views prototypes stop sanitize sanitize profile sanitize"
     )
+    assert families(calls) == order.split()
     lines = calls.splitlines()
     tests = [i for i, line in enumerate(lines) if "-m pytest" in line]
     tools = [i for i, line in enumerate(lines) if "compute-sanitizer" in line]

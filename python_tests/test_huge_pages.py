@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from python_tests.processes import python
+from python_tests.small_runs import QUICK
 from s3h_ext import huge_pages
 
 PAGES = "glibc.malloc.hugetlb=1"
-BOTH = f"{PAGES}:glibc.malloc.arena_max=1"
-glibc = pytest.mark.skipif(
-    huge_pages._glibc() < (2, 35), reason="needs glibc 2.35 or newer"
-)
+ARENAS = "glibc.malloc.arena_max"
+BOTH = f"{PAGES}:{ARENAS}=1"
+NEW = huge_pages._glibc() >= (2, 35)
+glibc = pytest.mark.skipif(not NEW, reason="needs glibc 2.35 or newer")
 
 
 @pytest.fixture
@@ -39,10 +41,7 @@ def kernel(monkeypatch, tmp_path):
     [
         ({}, BOTH),
         ({"MALLOC_ARENA_MAX": "4"}, PAGES),
-        (
-            {"GLIBC_TUNABLES": "glibc.malloc.arena_max=2"},
-            f"glibc.malloc.arena_max=2:{PAGES}",
-        ),
+        ({"GLIBC_TUNABLES": f"{ARENAS}=2"}, f"{ARENAS}=2:{PAGES}"),
         ({"GLIBC_TUNABLES": "glibc.malloc.check=0"}, f"glibc.malloc.check=0:{BOTH}"),
         ({"S3H_HUGE_PAGES": "1"}, BOTH),
         ({"S3H_HUGE_PAGES": ""}, BOTH),
@@ -143,15 +142,20 @@ assert "torch" not in sys.modules
 """
 
 
+def plain():
+    """The environment without a decision on pages."""
+    mine = os.environ.items()
+    return {name: v for name, v in mine if not re.match("GLIBC_|S3H_HUGE", name)}
+
+
 def start(tmp_path, *arguments, **environment):
     (tmp_path / "enabled").write_text("always [madvise] never\n")
     (tmp_path / "program.py").write_text(PROGRAM)
-    plain = {k: v for k, v in os.environ.items() if not re.match("GLIBC_|S3H_HUGE", k)}
     process = subprocess.Popen(
         [sys.executable, "-X", "utf8", "program.py", "enabled", *arguments],
         cwd=tmp_path,
         env={
-            **plain,
+            **plain(),
             "KEPT": "ü",
             "PYTHONPATH": str(Path(huge_pages.__file__).parent.parent),
             **environment,
@@ -194,15 +198,10 @@ def test_a_process_that_need_not_start_again_does_not(tmp_path, arguments, envir
 
 @glibc
 def test_a_training_asks_and_says_so(tmp_path):
-    plain = {k: v for k, v in os.environ.items() if not re.match("GLIBC_|S3H_HUGE", k)}
-    options = (
-        "--preset digits-lt/ce --model.backbone resnet20 --data.imbalance 100 "
-        "--batch_size 64 --epochs 1 --device cpu --precision fp32 --report false"
-    ).split()
-    command = [sys.executable, "-m", "s3h_ext.train", *options, "--output"]
-    subprocess.run([*command, str(tmp_path)], env=plain, check=True)
+    options = ["--epochs", "1", "--output", tmp_path]
+    python("-m", "s3h_ext.train", *QUICK, *options, env=plain())
     log = (tmp_path / "train.log").read_text()
-    asked = huge_pages.asking(plain)
+    asked = huge_pages.asking(plain())
     assert log.count("huge pages: ") == 1
     assert (f"huge pages: GLIBC_TUNABLES={BOTH}" in log) == (asked is not None)
 
@@ -212,5 +211,4 @@ def test_importing_the_library_changes_nothing():
         "import os; before = dict(os.environ); import s3h_ext.train, "
         "s3h_ext.training.trainer; assert dict(os.environ) == before"
     )
-    plain = {k: v for k, v in os.environ.items() if not re.match("GLIBC_|S3H_HUGE", k)}
-    subprocess.run([sys.executable, "-c", code], env=plain, check=True)
+    python("-c", code, env=plain())

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from python_tests.small_runs import SMALL
 from s3h_ext import evaluate, export, predict, train
 from s3h_ext.report import __main__ as report
 from s3h_ext.table_files import plain_text
@@ -46,10 +47,8 @@ def folder(tmp_path_factory):
 def test_from_a_folder_to_a_report_predictions_and_onnx(folder, tmp_path, capsys):
     onnxruntime = pytest.importorskip("onnxruntime")
     run = tmp_path / "run of ünits"
-    options = (
-        "--preset folder/ce --data.size 32 --model.backbone resnet20 --batch_size 32 "
-        "--epochs 2 --device cpu --precision fp32 --data.workers 1"
-    ).split()
+    options = [*SMALL, "--preset", "folder/ce", "--report", "true", "--epochs", "2"]
+    options += "--data.size 32 --batch_size 32 --data.workers 1".split()
     assert train.main([*options, "--data.root", str(folder), "--output", str(run)]) == 0
     assert (run / "report.html").is_file()
     (run / "report.html").unlink()
@@ -67,9 +66,8 @@ def test_from_a_folder_to_a_report_predictions_and_onnx(folder, tmp_path, capsys
     with answers.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == sum(CLASSES.values())
-    assert {row["path"] for row in rows} == {
-        str(path) for path in folder.rglob("*") if path.is_file()
-    }
+    files = {str(path) for path in folder.rglob("*") if path.is_file()}
+    assert {row["path"] for row in rows} == files
     for row in rows:
         names = {plain_text(row[f"name_{rank}"]) for rank in range(1, 13)}
         assert names == set(CLASSES)

@@ -1,11 +1,10 @@
 """The info page names what is there and why something is not."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
+from python_tests.ops.conftest import LEVELS
+from python_tests.processes import python
 from s3h_ext import __version__, info
 from s3h_ext.ops._library import NativeLibrary
 
@@ -15,14 +14,7 @@ def test_describe_names_versions_and_what_is_built():
     assert lines["s3h_ext"] == __version__
     assert lines["torch"] == torch.__version__
     assert lines["CPU kernels"].startswith("built")
-    assert lines["CPU dispatch level"].split()[0] in {
-        "baseline",
-        "avx2",
-        "avx512",
-        "amx_emulated",
-        "avx512_bf16",
-        "amx",
-    }
+    assert lines["CPU dispatch level"].split()[0] in LEVELS
     built = info.CUDA_LIBRARY_PATH.is_file()
     assert lines["CUDA kernels"].startswith("built" if built else "not built")
     assert ("sm_" in lines["CUDA archs"]) == built
@@ -56,11 +48,6 @@ def test_missing_library_is_explained(monkeypatch, tmp_path):
 
 
 def test_entry_point_prints_every_line():
-    printed = subprocess.run(
-        [sys.executable, "-m", "s3h_ext.info"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    printed = python("-m", "s3h_ext.info").stdout
     for label in info.describe():
         assert label in printed

@@ -2,8 +2,6 @@ import csv
 import io
 import json
 import os
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 
@@ -12,11 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from python_tests.processes import python
 from s3h_ext.data import Feed, load_dataset
 from s3h_ext.predict import main, predict
 from s3h_ext.runs.loading import load_run
-
-COMMAND = [sys.executable, "-m", "s3h_ext.predict"]
 
 
 @pytest.fixture(scope="module")
@@ -98,13 +95,9 @@ def test_a_list_on_stdin_with_a_name_that_is_no_text(digits_run, folder, tmp_pat
     with open(odd, "wb") as file:
         file.write(sorted(folder.iterdir())[3].read_bytes())
     plain = os.fsencode(sorted(folder.iterdir())[3])
-    result = subprocess.run(
-        [*COMMAND, str(digits_run), "-", "--top", "1", "--device", "cpu"],
-        input=odd + b"\n" + plain + b"\n" + b"nowhere\xfe.png\n",
-        capture_output=True,
-        check=False,
-    )
-    assert result.returncode == 1
+    command = ["-m", "s3h_ext.predict", digits_run, "-", "--top=1", "--device=cpu"]
+    listed = odd + b"\n" + plain + b"\n" + b"nowhere\xfe.png\n"
+    result = python(*command, status=1, input=listed, text=False)
     lines = result.stdout.splitlines()
     assert lines[1].startswith(odd + b",,")
     assert b"nowhere\xfe.png,no such file" in lines[3]

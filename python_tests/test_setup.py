@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import setuptools
 
+from python_tests.processes import python
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "tools" / "check_symbols.py"
 
@@ -149,8 +151,5 @@ def test_a_name_of_torchs_cuda_library_needs_libtorch(tmp_path, linked):
     command = [compiler, "-shared", "-fPIC", "-o", library, tmp_path / "use.c"]
     command += ["-Wl,--no-as-needed", folder / "libtorch_cpu.so"]
     subprocess.run([*command, *([folder / "libtorch.so"] * linked)], check=True)
-    done = subprocess.run(
-        [sys.executable, SCRIPT, library], capture_output=True, text=True
-    )
-    assert (done.returncode == 0) == linked, done.stderr
+    done = python(SCRIPT, library, status=0 if linked else 1)
     assert linked or "does not need libtorch.so" in done.stderr

@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from python_tests.data.photographs import grow, grow_bad
+from python_tests.data.photographs import grow_bad, load
 from python_tests.data.test_octmnist import write_octmnist
-from s3h_ext.data import Feed, load_dataset
+from s3h_ext.data import Feed
 from s3h_ext.data.dataset import ImageSet, LongTailDataset
 from s3h_ext.data.source.decode import decode_image
 from s3h_ext.data.streams import Stream
@@ -42,10 +42,8 @@ def rectangles(axes):
 def test_originals_have_their_boxes_and_montages_their_labels(dataset):
     figure = view_figure(dataset, STREAMS, **WHERE)
     source = Feed().training(dataset, STREAMS, batch_size=3, epochs=2, seed=0)
-    assert [text.get_text() for text in figure.texts] == [
-        "one: crop-flip",
-        "two: montage-2x2",
-    ]
+    titles = [text.get_text() for text in figure.texts]
+    assert titles == ["one: crop-flip", "two: montage-2x2"]
     # 40 images in 14 steps: the seventh has two images, so the next one is shown.
     crops = source.crops(1, 8)
     step = next(source.epoch(1, 8))
@@ -69,19 +67,13 @@ def test_originals_have_their_boxes_and_montages_their_labels(dataset):
                     assert picture.get_title(loc="left") == "mirrored" * mirrored
                     continue
                 labels = [text.get_text() for text in picture.texts]
-                expected = [
-                    (int(index), dataset.class_names[int(name)])
-                    for index, name in zip(
-                        batch.quadrants.indices[view, row],
-                        batch.quadrants.labels[view, row],
-                        strict=True,
-                    )
-                ]
+                shown = batch.quadrants.indices[view, row].tolist()
+                classes = batch.quadrants.labels[view, row].tolist()
                 rows = batch.indices.tolist()
-                for text, (index, title) in zip(labels, expected, strict=True):
+                for text, index, c in zip(labels, shown, classes, strict=True):
                     letter, _, words = text.partition(" ")
                     assert letter == "ABC"[rows.index(index)]
-                    assert title.startswith(words.rstrip("…"))
+                    assert dataset.class_names[c].startswith(words.rstrip("…"))
     assert next(axes, None) is None
 
 
@@ -97,11 +89,8 @@ def test_picture_is_a_png_of_the_views(dataset):
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        ({"images": 0}, "images"),
-        ({"step": 14}, "step"),
-        ({"step": -1}, "step"),
-        ({"epoch": -1}, "epoch"),
-        ({"epochs": 1}, "epoch"),
+        *(({"images": 0}, "images"), ({"step": 14}, "step"), ({"step": -1}, "step")),
+        *(({"epoch": -1}, "epoch"), ({"epochs": 1}, "epoch")),
     ],
 )
 def test_wrong_arguments(dataset, changes, name):
@@ -195,9 +184,7 @@ def test_mixed_views_name_what_is_mixed_in(dataset, kind):
 
 
 def test_photographs_are_drawn_with_their_boxes(tmp_path):
-    grow(tmp_path)
-    grow(tmp_path, (1, 1, 1), split="test")
-    data = load_dataset("folder", root=tmp_path, size=16)
+    data = load(tmp_path)
     streams = {
         "one": Stream(recipe="resized-crop-flip", mixing=Mixing()),
         "two": Stream(recipe="montage-2x2", follows="one"),
@@ -208,9 +195,8 @@ def test_photographs_are_drawn_with_their_boxes(tmp_path):
     for name, first in (("one", 0), ("two", 2 * 3)):
         for row in range(3):
             axes = figure.axes[first + 2 * row]
-            image = decode_image(
-                data.train.path(int(batches[name].indices[row])).read_bytes()
-            )
+            path = data.train.path(int(batches[name].indices[row]))
+            image = decode_image(path.read_bytes())
             assert np.array_equal(axes.images[0].get_array(), image)
             boxes = crops[name].box[:, row].double()
             boxes[:, :2] -= 0.5
@@ -220,16 +206,14 @@ def test_photographs_are_drawn_with_their_boxes(tmp_path):
     for row in torch.nonzero(batch.mixed.weights[0] == 1)[:, 0].tolist():
         index = int(batch.indices[row])
         image = decode_image(data.train.path(index).read_bytes())
-        patch = Patches(
-            torch.zeros(1, dtype=torch.int64), crop.box[:, row], crop.flip[:, row]
-        )
+        place = (crop.box[:, row], crop.flip[:, row])
+        patch = Patches(torch.zeros(1, dtype=torch.int64), *place)
         right = render_views([image], patch, out_size=16, mean=data.mean, std=data.std)
         assert torch.equal(batch.images[0, row], right[0])
 
 
 def test_a_photograph_that_cannot_be_read_is_named(tmp_path, capsys):
-    grow(tmp_path, (3, 3))
-    grow(tmp_path, (1, 1), split="test")
+    load(tmp_path, (3, 3), (1, 1))
     grow_bad(tmp_path)
     where = ["--data.root", str(tmp_path), "--images", "11", "--preset", "folder/ce"]
     assert main([*where, "--out", str(tmp_path / "a.png")]) == 1

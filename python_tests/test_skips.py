@@ -1,11 +1,11 @@
 """A skip that CI does not allow is a failure, of a test and of a whole module."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from python_tests.processes import python
 
 ROOT = Path(__file__).resolve().parents[1]
 TEST = "import pytest\n\ndef test():\n    pytest.importorskip('no_such_module')\n"
@@ -21,11 +21,6 @@ def test_a_skip_fails_by_its_reason(tmp_path, text, reason, status):
     # Of a module all of whose tests are skipped nothing is left to run.
     (tmp_path / "test_more.py").write_text("def test():\n    pass\n")
     options = ["-q", "-p", "python_tests.conftest", "-c", os.devnull]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, "--rootdir", ".", "."],
-        cwd=tmp_path,
-        env=os.environ | {"S3H_FAIL_ON_SKIP": reason, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode != 0) == bool(status), done.stdout
+    environment = os.environ | {"S3H_FAIL_ON_SKIP": reason, "PYTHONPATH": str(ROOT)}
+    where = {"cwd": tmp_path, "env": environment, "status": status}
+    python("-m", "pytest", *options, "--rootdir", ".", ".", **where)

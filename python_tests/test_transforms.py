@@ -28,13 +28,8 @@ def symmetric_lse(z, centres):
 
 
 def class_sums(z, centres):
-    dots = ops.class_sum_dots(
-        z,
-        centres,
-        query_classes=LABELS,
-        key_classes=torch.arange(CLASSES),
-        num_classes=CLASSES,
-    )
+    classes = {"query_classes": LABELS, "key_classes": torch.arange(CLASSES)}
+    dots = ops.class_sum_dots(z, centres, num_classes=CLASSES, **classes)
     return dots.square().sum()
 
 
@@ -61,23 +56,15 @@ def cross_model(z, centres):
 
 
 LOSSES = [
-    lse,
-    symmetric_lse,
-    class_sums,
-    supervised,
-    supcon,
-    balanced,
-    prototypical,
-    cross_model,
+    *(lse, symmetric_lse, class_sums, supervised, supcon),
+    *(balanced, prototypical, cross_model),
 ]
 
 
 def gradients(loss, z, centres):
     z, centres = (t.detach().requires_grad_() for t in (z, centres))
-    found = torch.autograd.grad(
-        loss(z, centres), (z, centres), allow_unused=True, materialize_grads=True
-    )
-    return found
+    unused = {"allow_unused": True, "materialize_grads": True}
+    return torch.autograd.grad(loss(z, centres), (z, centres), **unused)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

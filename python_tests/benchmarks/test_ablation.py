@@ -7,17 +7,7 @@ import shutil
 import pytest
 
 from benchmarks import ablation
-from benchmarks.ablation import (
-    ADDED,
-    COLUMNS,
-    OFF,
-    ROWS,
-    group_sizes,
-    left_out,
-    main,
-    row_options,
-    scores,
-)
+from benchmarks.ablation import ADDED, COLUMNS, OFF, ROWS, main, row_options, scores
 from s3h_ext.data import unused_images
 from s3h_ext.methods import BCL
 from s3h_ext.runs.folder import RunFolder
@@ -27,6 +17,10 @@ QUICK = (
     "--preset digits-lt/s3h --rows bcl --epochs 1 --holdout 0.2 --model.backbone "
     "resnet20 --batch_size 64 --data.imbalance 100 --device cpu --precision fp32"
 ).split()
+
+
+def places(tmp_path):
+    return ["--output", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
 
 
 def test_rows_are_all_combinations_of_the_parts():
@@ -54,8 +48,10 @@ def test_a_row_switches_off_what_it_lacks():
 
 
 def test_photographs_are_measured_on_what_is_held_out():
-    assert left_out("imagenet-lt/s3h") == left_out("folder/s3h") == "val"
-    assert left_out("cifar10-lt/s3h") == "unused"
+    assert (
+        ablation.left_out("imagenet-lt/s3h") == ablation.left_out("folder/s3h") == "val"
+    )
+    assert ablation.left_out("cifar10-lt/s3h") == "unused"
 
 
 def finished(folder, counts, **accuracies):
@@ -71,7 +67,7 @@ def finished(folder, counts, **accuracies):
 
 def test_the_score_is_the_mean_over_classes(tmp_path):
     finished(tmp_path / "a", [500, 101, 100, 19], many=80.0, medium=50.0, few=10.0)
-    assert group_sizes(tmp_path / "a") == {"many": 2, "medium": 1, "few": 1}
+    assert ablation.group_sizes(tmp_path / "a") == {"many": 2, "medium": 1, "few": 1}
     found = scores(tmp_path / "a", "unused", "bcl")
     assert found["balanced"] == pytest.approx((2 * 80 + 50 + 10) / 4)
     assert found["minutes"] == 2
@@ -80,7 +76,7 @@ def test_the_score_is_the_mean_over_classes(tmp_path):
 
 
 def test_a_run_becomes_a_line_and_a_finished_one_is_left_alone(tmp_path, capfd):
-    folders = ["--output", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
+    folders = places(tmp_path)
     assert main([*QUICK, *folders]) == 0
     run = tmp_path / "runs" / "digits-lt-s3h-1epochs-bcl-seed0"
     summary = (run / "summary.json").read_bytes()
@@ -141,9 +137,8 @@ def test_a_table_keeps_the_lines_of_other_calls(tmp_path):
 
     table = tmp_path / "ablation.csv"
     ablation.write_table([line("full", 1, "1"), line("bcl", 1, "2")], table)
-    ablation.write_table(
-        ablation.merged(table, [line("full", 2, "4"), line("full", 1, "3")]), table
-    )
+    more = [line("full", 2, "4"), line("full", 1, "3")]
+    ablation.write_table(ablation.merged(table, more), table)
     with table.open(newline="") as file:
         found = [(r["row"], r["epochs"], r["balanced"]) for r in csv.DictReader(file)]
     assert found == [("full", "1", "3"), ("bcl", "1", "2"), ("full", "2", "4")]
@@ -162,14 +157,14 @@ def test_a_failure_is_named_where_the_rest_is_not_run(
 ):
     statuses = iter([2, last])
     monkeypatch.setattr(ablation, "train", lambda *args, **named: next(statuses))
-    folders = ["--output", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
+    folders = places(tmp_path)
     assert main([*QUICK, *folders, "--seeds", "0", "1"]) == status
     assert "digits-lt-s3h-1epochs-bcl-seed0: failed" in capfd.readouterr().err
 
 
 def test_sigterm_ends_the_run_too(tmp_path, played, terminate_once, capfd):
     played('touch "$2/saved"; exit 130')
-    folders = ["--output", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
+    folders = places(tmp_path)
     bcl = tmp_path / "runs" / "digits-lt-s3h-1epochs-bcl-seed0"
     with terminate_once(bcl / "started"):
         assert main([*QUICK, *folders, "--seeds", "0", "1"]) == 0
@@ -179,19 +174,15 @@ def test_sigterm_ends_the_run_too(tmp_path, played, terminate_once, capfd):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_budget_of_no_time_is_refused(capsys):
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--budget", "0", "expected minutes above 0, got 0.0"),
+        ("--seed", "1", "expected --seeds, got --seed"),
+        ("--holdout", "0", "expected a share in (0, 1), got 0.0"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(capsys, option, value, said):
     with pytest.raises(SystemExit):
-        main(["--budget", "0"])
-    assert "--budget: expected minutes above 0, got 0.0" in capsys.readouterr().err
-
-
-def test_a_seed_for_the_trainer_alone_is_refused(capsys):
-    with pytest.raises(SystemExit):
-        main(["--seed", "1"])
-    assert "--seed: expected --seeds, got --seed" in capsys.readouterr().err
-
-
-def test_a_share_that_holds_out_nothing_is_refused(capsys):
-    with pytest.raises(SystemExit):
-        main(["--holdout", "0"])
-    assert "--holdout: expected a share in (0, 1), got 0.0" in capsys.readouterr().err
+        main([option, value])
+    assert f"{option}: {said}" in capsys.readouterr().err

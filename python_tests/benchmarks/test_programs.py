@@ -22,9 +22,22 @@ from benchmarks import (
 )
 from benchmarks.similarity_peers import Peer
 
-PROGRAMS = sorted(
-    path.stem for path in Path(benchmarks.prototypes.__file__).parent.glob("*.py")
-)
+FOLDER = Path(benchmarks.prototypes.__file__).parent
+PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py"))
+
+
+def run(program, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["it", *map(str, arguments)])
+    program.main()
+
+
+def rows_of(path):
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def peers_of(path):
+    return {row["peer"] for row in rows_of(path)}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -35,28 +48,19 @@ def test_it_imports_without_its_peers(name):
 def test_prototypes_are_timed_in_turns(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmarks.prototypes, "TARGET", (64, 4, 2, 8))
     monkeypatch.setattr(benchmarks.prototypes.torch, "compile", lambda step: step)
-    monkeypatch.setattr(
-        sys, "argv", ["it", "--quick", "--seconds", "0", "--output", str(tmp_path)]
-    )
-    benchmarks.prototypes.main()
-    with (tmp_path / "prototypes.csv").open(newline="") as stream:
-        rows = {row["peer"]: row for row in csv.DictReader(stream)}
+    quick = ("--quick", "--seconds", "0", "--output", tmp_path)
+    run(benchmarks.prototypes, monkeypatch, *quick)
+    rows = {row["peer"]: row for row in rows_of(tmp_path / "prototypes.csv")}
     assert {"s3h_ext", "s3h_ext, two ops", "eager", "compiled"} <= set(rows)
     assert all(float(row["median_ms"]) > 0 for row in rows.values())
     assert (tmp_path / "prototypes.png").stat().st_size > 0
-
-
-def run(program, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["it", *map(str, arguments)])
-    program.main()
 
 
 def test_quality_is_measured_against_kmeans(tmp_path, monkeypatch):
     case = prototypes_quality.Case("isotropic", "euclidean", 4, 3, 100, 50)
     monkeypatch.setattr(prototypes_quality, "cases", lambda: [case])
     run(prototypes_quality, monkeypatch, "--output", tmp_path)
-    with (tmp_path / "prototypes_quality.csv").open(newline="") as stream:
-        (row,) = csv.DictReader(stream)
+    (row,) = rows_of(tmp_path / "prototypes_quality.csv")
     assert row["births"] == "split"
     assert 2 < float(row["least_perplexity"]) <= float(row["perplexity"]) <= 3
     assert 0.9 < float(row["error_to_kmeans"]) < 1.3
@@ -76,9 +80,8 @@ def test_a_table_of_other_columns_is_left_alone(tmp_path):
     path = tmp_path / "table.csv"
     tables.append(path, [{"a": 1, "b": 2}])
     tables.append(path, [{"a": 3, "b": 4}])
-    with pytest.raises(
-        ValueError, match=r"table\.csv: expected the columns a,c, got a,b"
-    ):
+    said = r"table\.csv: expected the columns a,c, got a,b"
+    with pytest.raises(ValueError, match=said):
         tables.append(path, [{"a": 5, "c": 6}])
     assert path.read_text() == "a,b\n1,2\n3,4\n"
 
@@ -131,15 +134,10 @@ def test_steps_are_timed_outside_of_the_device_mode(tmp_path, monkeypatch):
 
 
 def test_kornia_is_called_outside_of_the_device_mode():
-    call = views_cuda.kornia_on(
-        None, torch.device("meta"), lambda work: _get_current_function_mode
-    )
-    assert call() is None
+    def mode(work):
+        return _get_current_function_mode
 
-
-def peers_of(path):
-    with path.open(newline="") as stream:
-        return {row["peer"] for row in csv.DictReader(stream)}
+    assert views_cuda.kornia_on(None, torch.device("meta"), mode)() is None
 
 
 def test_a_wrong_step_is_not_timed(tmp_path, monkeypatch, capsys):
@@ -167,8 +165,8 @@ def test_wrong_losses_are_not_timed(tmp_path, monkeypatch, wrong):
             run(similarity_cuda, monkeypatch, *arguments)
     else:
         run(similarity_cuda, monkeypatch, *arguments)
-    with (tmp_path / "similarity_cuda.csv").open(newline="") as stream:
-        found = {(row["case"], row["peer"]) for row in csv.DictReader(stream)}
+    rows = rows_of(tmp_path / "similarity_cuda.csv")
+    found = {(row["case"], row["peer"]) for row in rows}
     assert (("supcon", "s3h_ext") in found) != wrong
     assert {("supcon", "eager mask"), ("prototypes", "s3h_ext")} <= found
 

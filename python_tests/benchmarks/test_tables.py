@@ -90,20 +90,14 @@ def test_the_first_stage_of_a_second_one_makes_no_row(tmp_path):
 @pytest.mark.parametrize("second", ["crt", "tau-norm"])
 def test_a_second_stage_on_another_first_makes_a_row_of_its_own(tmp_path, second):
     for first in ("ce", "ldam-drw", "ce (epochs 40)"):
-        make_run(
-            tmp_path,
-            first,
-            *("--init_from", "runs/first"),
-            preset=f"cifar100-lt/{second}",
-            top1=40.0,
-            first_stage=f"cifar100-lt/{first}",
-        )
-    rows = collect(tmp_path, [])
-    assert [row.changes for row in rows] == [
-        (),
-        ("init_from cifar100-lt/ce (epochs 40)",),
-        ("init_from cifar100-lt/ldam-drw",),
-    ]
+        said = {
+            "preset": f"cifar100-lt/{second}",
+            "first_stage": f"cifar100-lt/{first}",
+        }
+        make_run(tmp_path, first, "--init_from", "runs/first", top1=40.0, **said)
+    others = ["cifar100-lt/ce (epochs 40)", "cifar100-lt/ldam-drw"]
+    changes = [row.changes for row in collect(tmp_path, [])]
+    assert changes == [(), *((f"init_from {other}",) for other in others)]
 
 
 def test_a_run_from_another_s_network_names_it(tmp_path):
@@ -115,9 +109,8 @@ def test_a_run_from_another_s_network_names_it(tmp_path):
 
 def test_a_title_has_what_the_run_does_not_share_with_the_one_after_it():
     def options(method, *arguments):
-        return parse_options(["--preset", f"cifar100-lt/{method}", *arguments])[
-            0
-        ].dump()
+        preset = ["--preset", f"cifar100-lt/{method}"]
+        return parse_options([*preset, *arguments])[0].dump()
 
     held_out = ("--data.val_fraction", "0.1")
     crt = options("crt", *held_out, "--epochs", "50")
@@ -125,9 +118,8 @@ def test_a_title_has_what_the_run_does_not_share_with_the_one_after_it():
     first = options("ce", *held_out, "--epochs", "50", "--model.classifier", "cosine")
     title = "cifar100-lt/ce (epochs 50, model.classifier cosine)"
     assert run_title(first, beside=crt) == title
-    assert run_title(crt, "a") == (
-        "cifar100-lt/crt (data.val_fraction 0.1, epochs 50, init_from a)"
-    )
+    title = "cifar100-lt/crt (data.val_fraction 0.1, epochs 50, init_from a)"
+    assert run_title(crt, "a") == title
     assert run_title({"preset": "no-such/preset"}) is None
 
 

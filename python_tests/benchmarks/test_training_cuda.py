@@ -124,9 +124,8 @@ def test_a_profile_says_whose_time_a_step_is(tmp_path, capsys, monkeypatch):
     assert profile_step.main(arguments) == 0
     assert seen == [0, 1]  # two steps an epoch, and two before the two
     found = rows(tmp_path / "profile_step.csv")
-    assert {row["preset"] for row in found} == {
-        "cifar100-lt/hybrid-psc --method.views 2"
-    }
+    preset = "cifar100-lt/hybrid-psc --method.views 2"
+    assert {row["preset"] for row in found} == {preset}
     kinds = {row["kind"]: row for row in found if not row["name"]}
     assert list(kinds) == list(profile_step.KINDS)
     names = {row["name"] for row in found if row["kind"] == "s3h"}
@@ -160,11 +159,8 @@ def test_kernels_of_a_trace_are_added_up():
     # 100 .. 180, 200 .. 230, 300 .. 310
     assert busy == pytest.approx(0.12)
     found = profile_step.Found(work, busy, wall=0.2)
-    listed = {
-        kind: entry.milliseconds
-        for kind, name, entry in profile_step.entries(found, profile_step.KERNELS)
-        if not name
-    }
+    entries = profile_step.entries(found, profile_step.KERNELS)
+    listed = {kind: entry.milliseconds for kind, name, entry in entries if not name}
     assert listed["s3h"] == pytest.approx(0.08)
     assert listed["convolution"] == pytest.approx(0.06)
     assert listed["memory copies"] == pytest.approx(0.01)

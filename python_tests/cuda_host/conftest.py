@@ -1,12 +1,9 @@
-"""Makes kernels.py importable, and says why where nothing can be built."""
+"""Says why where nothing can be built."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 def pytest_collection_modifyitems(items):

@@ -128,65 +128,31 @@ def similarity(
     allow_tf32: bool = False,
     need_queries: bool = True,
     need_keys: bool = True,
-    multiprocessors: int = 4,
     shared_limit: int = H200_SHARED,
-    variant: str = "plain",
-    seed: int = 0,
+    **execution: Any,
 ) -> tuple[Tensor, list[Tensor]]:
     """Returns lse and the gradients that were asked for, as the kernels give them."""
-    n, depth = queries.shape
+    (n, depth), dtype = queries.shape, queries.dtype
     m = n if keys is None else keys.shape[0]
-    real = torch.float64 if queries.dtype == torch.float64 else torch.float32
-    bias = same_label_bias if isinstance(same_label_bias, Tensor) else None
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    one = not isinstance(same_label_bias, Tensor)
     need_keys = need_keys and keys is not None
-    header = struct.pack(
-        "16q2d",
-        SCALARS.index(queries.dtype),
-        keys is None,
-        n,
-        m,
-        depth,
-        key_bias is not None,
-        query_labels is not None,
-        bias is not None,
-        self_index is not None,
-        assume_normalized,
-        deterministic,
-        allow_tf32,
-        need_queries,
-        need_keys,
-        multiprocessors,
-        shared_limit,
-        temperature,
-        0.0 if isinstance(same_label_bias, Tensor) else same_label_bias,
+    options = [assume_normalized, deterministic, allow_tf32, need_queries, need_keys]
+    results = [(real, (n,))]
+    results += [(dtype, (n, depth))] if need_queries else []
+    results += [(dtype, (m, depth))] if need_keys else []
+    lse, *gradients = execute(
+        "similarity",
+        [SCALARS.index(dtype), keys is None, n, m, depth, *options, shared_limit],
+        [temperature, same_label_bias if one else 0.0],
+        [
+            *(queries, keys, None if key_bias is None else key_bias.to(real)),
+            *(query_labels, key_labels, None if one else same_label_bias.to(real)),
+            *(self_index, upstream.to(real)),
+        ],
+        results,
+        **execution,
     )
-    vectors = [
-        queries,
-        keys,
-        None if key_bias is None else key_bias.to(real),
-        query_labels,
-        key_labels,
-        None if bias is None else bias.to(real),
-        self_index,
-        upstream.to(real),
-    ]
-    with tempfile.TemporaryDirectory() as scratch:
-        problem, result = Path(scratch, "problem"), Path(scratch, "result")
-        problem.write_bytes(
-            header + b"".join(_bytes(v) for v in vectors if v is not None)
-        )
-        done = run_program(variant, "similarity", str(problem), str(result), seed=seed)
-        assert done.returncode == 0, (done.returncode, done.stderr[-4000:])
-        data = result.read_bytes()
-    lse = _tensor(data[: n * real.itemsize], real, (n,))
-    rest = data[n * real.itemsize :]
-    gradients = []
-    for wanted, rows in ((need_queries, n), (need_keys, m)):
-        if wanted:
-            size = rows * depth * queries.element_size()
-            gradients.append(_tensor(rest[:size], queries.dtype, (rows, depth)))
-            rest = rest[size:]
-    assert rest == b""
     return lse, gradients
 
 
@@ -207,16 +173,8 @@ def class_sums(q, k, a, b, classes, grad, *, queries=True, keys=True, **executio
     m = n if k is None else k.shape[0]
     keys = keys and k is not None
     results = [(real, (n,))]
-    if queries:
-        results.append((q.dtype, (n, depth)))
-    if keys:
-        results.append((q.dtype, (m, depth)))
-    numbers = [SCALARS.index(q.dtype), k is None, n, m, depth, classes]
-    return execute(
-        "class_sums",
-        [*numbers, queries, keys],
-        [],
-        [q, k, a, b, grad.to(real)],
-        results,
-        **execution,
-    )
+    results += [(q.dtype, (n, depth))] if queries else []
+    results += [(q.dtype, (m, depth))] if keys else []
+    numbers = [SCALARS.index(q.dtype), k is None, n, m, depth, classes, queries, keys]
+    arrays = [q, k, a, b, grad.to(real)]
+    return execute("class_sums", numbers, [], arrays, results, **execution)

@@ -2,10 +2,10 @@
 
 import math
 
-import kernels
 import pytest
 import torch
 
+from python_tests.cuda_host import kernels
 from python_tests.ops.test_augment import PILLOW, samples
 from s3h_ext.ops.augment import Operation
 
@@ -34,11 +34,7 @@ def check(problem, fill=128, **execution):
 def every_step(size, channels):
     """Each operation with each of its magnitudes, on one image after the other."""
     images = samples(*size, channels)
-    steps = [
-        (int(operation), float(magnitude))
-        for operation, (_, magnitudes) in PILLOW.items()
-        for magnitude in magnitudes
-    ]
+    steps = [(int(k), float(m)) for k, (_, values) in PILLOW.items() for m in values]
     operations = torch.tensor([[step[0]] for step in steps])
     magnitudes = torch.tensor([[step[1]] for step in steps], dtype=torch.float64)
     source = torch.arange(len(steps)) % len(images)
@@ -144,19 +140,17 @@ def test_values_out_of_range_stop(place, value, message):
         on_host(problem)
 
 
-@pytest.mark.parametrize("bits", [-1.0, 9.0, 1.5])
-def test_bits_out_of_range_stop(bits):
+@pytest.mark.parametrize(
+    ("operation", "magnitude"),
+    [
+        *((Operation.POSTERIZE, bits) for bits in (-1.0, 9.0, 1.5)),
+        *((Operation.BLUR, deviation) for deviation in (-0.1, 64.5)),
+    ],
+)
+def test_magnitudes_out_of_range_stop(operation, magnitude):
     problem = lists((6, 5), 3, count=4, steps=1)
-    problem[1][2], problem[2][2] = int(Operation.POSTERIZE), bits
-    with pytest.raises(RuntimeError, match="POSTERIZE"):
-        on_host(problem)
-
-
-@pytest.mark.parametrize("deviation", [-0.1, 64.5])
-def test_deviations_out_of_range_stop(deviation):
-    problem = lists((6, 5), 3, count=4, steps=1)
-    problem[1][2], problem[2][2] = int(Operation.BLUR), deviation
-    with pytest.raises(RuntimeError, match="BLUR"):
+    problem[1][2], problem[2][2] = int(operation), magnitude
+    with pytest.raises(RuntimeError, match=operation.name):
         on_host(problem)
 
 

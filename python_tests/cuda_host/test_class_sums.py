@@ -1,19 +1,13 @@
 """The CUDA class-sum kernels, executed on the host, against the float64 oracle."""
 
-import kernels
 import pytest
 import torch
 
+from python_tests.cuda_host import kernels
+from python_tests.settings import every_type
 from s3h_ext.ops.plain.class_sums import class_sum_dots, class_sum_dots_backward
 
-TYPES = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp64": torch.float64,
-}
 execute = kernels.class_sums
-every_type = pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
 both_shapes = pytest.mark.parametrize("symmetric", [True, False])
 
 

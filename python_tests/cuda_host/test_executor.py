@@ -1,7 +1,8 @@
 """The executor finds the defects that it is there for."""
 
-import kernels
 import pytest
+
+from python_tests.cuda_host import kernels
 
 DEADLOCK = "deadlock: some threads wait at a barrier"
 

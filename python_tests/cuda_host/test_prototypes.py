@@ -1,26 +1,21 @@
 """The CUDA prototype kernels, executed on the host, against the float64 oracle."""
 
-import kernels
 import pytest
 import torch
 
+from python_tests.cuda_host import kernels
 from python_tests.ops.test_prototypes import METRICS, draw
+from python_tests.ops.test_prototypes_cuda import SETTINGS, by_tensors
+from python_tests.settings import every_type
 from s3h_ext.ops import update_prototypes_
-from s3h_ext.ops.plain import prototypes as plain
 
-TYPES = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp64": torch.float64,
-}
 NAMES = (
     "assignments sums counts distortions far_distances far_features new_prototypes "
     "new_sums new_masses"
 ).split()
 
 
-def execute(problem, metric, momentum=0.9, expire_below=0.3, **execution):
+def execute(problem, metric, **execution):
     """Returns what a batch adds, and the state after it."""
     features, labels, prototypes, sums, masses, offsets = problem
     n, depth = features.shape
@@ -32,27 +27,11 @@ def execute(problem, metric, momentum=0.9, expire_below=0.3, **execution):
     return kernels.execute(
         "prototypes",
         [type_number, metric == "cosine", n, rows, classes, depth],
-        [momentum, expire_below],
+        list(SETTINGS.values()),
         [features, labels, prototypes, sums, masses, offsets],
         list(zip(types, shapes, strict=True)),
         **execution,
     )
-
-
-def by_tensors(problem, metric, momentum=0.9, expire_below=0.3, wide=False):
-    features, labels, *state, offsets = problem
-    if wide:
-        features, *state = (t.double() for t in (features, *state))
-    prototypes, sums, masses = (t.clone() for t in state)
-    cosine = metric == "cosine"
-    assignments, *update = plain.accumulate(
-        features, labels, prototypes, masses, offsets, cosine
-    )
-    added = [*update[:3], update[-1]]
-    plain.apply_prototypes_(
-        prototypes, sums, masses, offsets, *added, momentum, expire_below, cosine
-    )
-    return [assignments, *update, prototypes, sums, masses]
 
 
 def check(problem, metric, **execution):
@@ -67,7 +46,7 @@ def check(problem, metric, **execution):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
+@every_type
 @pytest.mark.parametrize("depth", [19, 64])
 def test_definition(metric, dtype, depth):
     check(draw(depth=depth, dtype=dtype), metric)
@@ -216,15 +195,8 @@ def test_every_form_splits_the_same_rows(metric, spread):
         problem = (batch, labels, *states[0], offsets)
         states[2] = [t.clone() for t in states[0]]
         states[1] = by_tensors(problem, metric)[-3:]
-        update_prototypes_(
-            batch,
-            labels,
-            *states[2],
-            offsets,
-            metric=metric,
-            momentum=0.9,
-            expire_below=0.3,
-        )
+        state = (*states[2], offsets)
+        update_prototypes_(batch, labels, *state, metric=metric, **SETTINGS)
         states[0] = list(execute(problem, metric)[-3:])
         # Which rows are born: near ones may win a sample in one form or another.
         born = [state[2] > 0 for state in states]

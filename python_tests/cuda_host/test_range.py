@@ -6,59 +6,35 @@ what may be lost.
 
 import math
 
-import kernels
 import pytest
 import torch
-from test_class_sums import execute
-from test_similarity import differentiate, matrices, options
 from torch.nn import functional as F
+
+from python_tests.cuda_host import kernels
+from python_tests.cuda_host.test_similarity import matrices
+from python_tests.ops.test_similarity import options, run, widen
+from s3h_ext.ops.reference import similarity_logsumexp_dense as dense
 
 EPS = torch.finfo(torch.float32).eps
 
 
-def check_law(
-    q,
-    k,
-    *,
-    temperature,
-    deterministic=False,
-    unit=False,
-    multiprocessors=4,
-    roundings=2,
-    **kwargs,
-):
+def check_law(q, k, *, temperature, unit=False, roundings=2, **execution):
     upstream = torch.linspace(-1, 2, q.shape[0])
-    words = {"temperature": temperature, **kwargs}
-    lse, ours = kernels.similarity(
-        q,
-        k,
-        upstream,
-        deterministic=deterministic,
-        assume_normalized=unit,
-        multiprocessors=multiprocessors,
-        **words,
-    )
-    pair = (q, k)
+    execution = {"assume_normalized": unit, **execution}
+    names = ("key_bias", "query_labels", "key_labels", "same_label_bias", "self_index")
+    words = {name: execution.pop(name) for name in names if name in execution}
+    words["temperature"] = temperature
+    lse, ours = kernels.similarity(q, k, upstream, **words, **execution)
+    given = {"q": q, "k": k, "upstream": upstream, **words}
     plain, exact = (
-        differentiate(
-            *(None if t is None else t.to(dtype) for t in pair),
-            upstream,
-            **{
-                name: v.to(dtype)
-                if isinstance(v, torch.Tensor) and v.is_floating_point()
-                else v
-                for name, v in words.items()
-            },
-        )
-        for dtype in (torch.float32, torch.float64)
+        run(dense, **widen(given, dtype)) for dtype in (torch.float32, torch.float64)
     )
     finite = exact[0].isfinite()
     error = (lse.double() - exact[0])[finite].norm()
     theirs = (plain[0].double() - exact[0])[finite].norm()
     assert error <= 2 * theirs + 2 * EPS * exact[0][finite].norm()
-    known = roundings * EPS + (
-        torch.finfo(q.dtype).eps if q.element_size() == 2 else 0.0
-    )
+    stored = torch.finfo(q.dtype).eps if q.element_size() == 2 else 0.0
+    known = roundings * EPS + stored
     for mine, other, right in zip(ours, plain[1], exact[1], strict=True):
         norm = right.norm()
         error = (mine.double() - right).norm()
@@ -69,15 +45,12 @@ def check_law(
 @pytest.mark.parametrize(
     ("dtype", "length"),
     [
-        (torch.float32, 100.0),
-        (torch.float32, 1e4),
-        (torch.float32, 1e5),
-        (torch.bfloat16, 1e4),
-        (torch.float16, 100.0),
+        *((torch.float32, length) for length in (100.0, 1e4, 1e5)),
+        *((torch.bfloat16, 1e4), (torch.float16, 100.0)),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("names", ["", "bias own self"])
+@pytest.mark.parametrize("names", ["", "closed mixed self"])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_rows_of_any_length(dtype, length, names, symmetric):
     q, k = matrices(70, 60, 24, dtype, length)
@@ -105,14 +78,11 @@ def test_long_rows_of_several_chunks_of_depth(dtype, depth, length):
 def test_cut_off_of_16_bit_scores(dtype, length, depth):
     """Tensor cores add 16 elements of depth at a time and cut off each sum."""
     q, k = matrices(24, 20, depth, dtype, length)
-    temperature = 0.5
-    upstream = torch.ones(24)
-    lse, _ = kernels.similarity(
-        q, k, upstream, temperature=temperature, need_queries=False, need_keys=False
-    )
+    alone = {"temperature": 0.5, "need_queries": False, "need_keys": False}
+    lse, _ = kernels.similarity(q, k, torch.ones(24), **alone)
     q, k = q.double(), k.double()
-    exact = torch.logsumexp(q @ k.T / temperature, dim=1)
-    largest = (q.abs() @ k.abs().T).amax(dim=1) / temperature
+    exact = torch.logsumexp(q @ k.T / 0.5, dim=1)
+    largest = (q.abs() @ k.abs().T).amax(dim=1) / 0.5
     allowed = math.ceil(depth / 16) * EPS * largest + 2 * EPS * (exact.abs() + 1)
     error = (lse.double() - exact).abs()
     assert (error <= allowed).all(), (error / allowed).max()
@@ -199,7 +169,7 @@ def test_one_class_of_thousands_of_rows(kind, dtype):
     q = (q[:1].expand(n, depth) if kind == "identical" else q).to(dtype).contiguous()
     classes = torch.zeros(n, dtype=torch.int64)
     upstream = torch.linspace(-1, 2, n)
-    dots, grad = execute(q, None, classes, None, 1, upstream)
+    dots, grad = kernels.class_sums(q, None, classes, None, 1, upstream)
     wide, weights = q.double(), upstream.double()
     total = wide.sum(dim=0)
     right = (wide * (total - wide)).sum(dim=1)

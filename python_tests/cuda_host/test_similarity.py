@@ -2,24 +2,19 @@
 
 import math
 
-import kernels
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
+from python_tests.cuda_host import kernels
+from python_tests.ops.test_similarity import assert_lawful, options, run, widen
+from python_tests.settings import every_type
 from s3h_ext.ops.reference import similarity_logsumexp_dense as dense
 
-TYPES = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp64": torch.float64,
-}
-EXECUTION = (
-    "assume_normalized deterministic allow_tf32 need_queries need_keys "
-    "multiprocessors shared_limit variant seed"
-).split()
+EXECUTION = [
+    *("assume_normalized", "deterministic", "allow_tf32", "need_queries", "need_keys"),
+    *("multiprocessors", "shared_limit", "variant", "seed"),
+]
 SMALL_SHARED = 99 * 1024  # as on sm_86, sm_89, sm_120
 
 
@@ -34,76 +29,18 @@ def matrices(n, m, depth, dtype, length=1.0):
     return rows(n), None if m is None else rows(m)
 
 
-def options(names, n, m, symmetric=False):
-    """Arguments of the operation by name: bias, closed, label, own, without, self."""
-    generator = torch.Generator().manual_seed(3)
-    chosen = {}
-    for name in names.split():
-        if name == "bias":
-            bias = torch.randn(m, generator=generator)
-            bias[:: max(2, m // 5)] = -math.inf
-            chosen["key_bias"] = bias
-        elif name == "closed":
-            chosen["key_bias"] = torch.full((m,), -math.inf)
-        elif name == "self":
-            index = torch.randint(-1, m + 1, (n,), generator=generator)
-            chosen["self_index"] = index
-        else:
-            labels = torch.randint(-1, 4, (n,), generator=generator)
-            chosen["query_labels"] = labels
-            if not symmetric:
-                chosen["key_labels"] = torch.randint(-1, 4, (m,), generator=generator)
-            own = torch.randn(n, generator=generator)
-            own[::3] = -math.inf
-            chosen["same_label_bias"] = {"label": 0.7, "own": own}.get(name, -math.inf)
-    return chosen
-
-
-def differentiate(q, k, upstream, **kwargs):
-    leaves = [t.detach().requires_grad_() for t in (q, k) if t is not None]
-    lse = dense(leaves[0], None if k is None else leaves[1], **kwargs)
-    return lse.detach(), list(torch.autograd.grad(lse, leaves, upstream.to(lse.dtype)))
-
-
-def assert_lawful(ours, plain, exact, factor, floor, what):
-    """Our error is at most ``factor`` times that of plain PyTorch."""
-    finite = exact.isfinite()
-    torch.testing.assert_close(ours.double()[~finite], exact[~finite])
-    if not finite.any():
-        return
-    mine = (ours.double() - exact)[finite].abs()
-    theirs = (plain.double() - exact)[finite].abs()
-    bound = factor * theirs.max() + floor
-    assert mine.max() <= bound, f"{what}: error {mine.max():.3g} over {bound:.3g}"
-    assert mine.norm() <= factor * theirs.norm() + floor * (1 + exact[finite].norm())
-
-
 def check_law(q, k, *, temperature=0.1, **kwargs):
     execution = {name: kwargs.pop(name) for name in EXECUTION if name in kwargs}
     generator = torch.Generator().manual_seed(5)
     upstream = torch.randn(q.shape[0], generator=generator)
+    given = {"q": q, "k": k, "upstream": upstream, "temperature": temperature, **kwargs}
     ours, our_grads = kernels.similarity(
         q, k, upstream, temperature=temperature, **kwargs, **execution
     )
     # 16 bits: the same numbers in float32, as the operation promises.
     plain_type = torch.float64 if q.dtype == torch.float64 else torch.float32
-    plain, plain_grads = differentiate(
-        q.to(plain_type),
-        None if k is None else k.to(plain_type),
-        upstream,
-        temperature=temperature,
-        **kwargs,
-    )
-    exact, exact_grads = differentiate(
-        q.double(),
-        None if k is None else k.double(),
-        upstream.double(),
-        temperature=temperature,
-        **{
-            name: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v
-            for name, v in kwargs.items()
-        },
-    )
+    plain, plain_grads = run(dense, **widen(given, plain_type))
+    exact, exact_grads = run(dense, **widen(given))
     sixteen = q.element_size() == 2
     floor = 1e-12 if q.dtype == torch.float64 else 2e-6
     assert_lawful(ours, plain, exact, 2, floor, "lse")
@@ -124,17 +61,17 @@ def check_law(q, k, *, temperature=0.1, **kwargs):
             assert error < (weights if sixteen else 4 * known + 1e-6), error
 
 
-@pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
+@every_type
 @pytest.mark.parametrize(
-    "names", ["", "bias", "closed", "label self", "without", "bias own self"]
+    "names", ["", "closed", "shut", "number self", "own", "closed mixed self"]
 )
 def test_rectangular(dtype, names):
     q, k = matrices(37, 70, 24, dtype)
     check_law(q, k, **options(names, 37, 70))
 
 
-@pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
-@pytest.mark.parametrize("names", ["", "bias", "label", "without", "bias own"])
+@every_type
+@pytest.mark.parametrize("names", ["", "closed", "number", "own", "closed mixed"])
 def test_symmetric(dtype, names):
     q, _ = matrices(67, None, 24, dtype)
     check_law(q, None, **options(names, 67, 67, symmetric=True))
@@ -147,11 +84,11 @@ def test_symmetric(dtype, names):
 def test_odd_shapes(shape, dtype):
     n, m, depth = shape
     q, k = matrices(n, m, depth, dtype)
-    check_law(q, k, **options("bias own", n, m))
+    check_law(q, k, **options("closed mixed", n, m))
     check_law(q, None)
 
 
-@pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
+@every_type
 def test_empty_sets(dtype):
     q, k = matrices(3, 0, 5, dtype)
     upstream = torch.ones(3)
@@ -162,9 +99,8 @@ def test_empty_sets(dtype):
     lse, (_, grad_keys) = kernels.similarity(k, q, upstream[:0], temperature=1.0)
     assert lse.shape == (0,)
     assert (grad_keys == 0).all()
-    lse, (grad_queries,) = kernels.similarity(
-        q[:1], None, upstream[:1], temperature=1.0
-    )
+    one = (q[:1], None, upstream[:1])
+    lse, (grad_queries,) = kernels.similarity(*one, temperature=1.0)
     assert (lse == -math.inf).all()
     assert (grad_queries == 0).all()
 
@@ -173,14 +109,14 @@ def test_empty_sets(dtype):
 def test_columns_split_among_blocks(dtype):
     n, m = 20, 300
     q, k = matrices(n, m, 24, dtype)
-    check_law(q, k, **options("bias own self", n, m), multiprocessors=9)
+    check_law(q, k, **options("closed mixed self", n, m), multiprocessors=9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_columns_split_among_blocks_where_rows_are_the_keys(dtype):
     n = 449  # up to 256 columns are not split
     q, _ = matrices(n, None, 24, dtype)
-    arguments = options("bias own", n, n, symmetric=True)
+    arguments = options("closed mixed", n, n, symmetric=True)
     check_law(q, None, **arguments, multiprocessors=40)
     check_law(q, None, assume_normalized=True, deterministic=True, multiprocessors=40)
 
@@ -193,18 +129,13 @@ def test_depth_in_chunks(dtype, shared_limit):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("names", ["", "label", "without"])
+@pytest.mark.parametrize("names", ["", "number", "own"])
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_unit_rows_need_no_shift(dtype, names, deterministic):
     """On and above the diagonal, if the order of additions may vary."""
     q, _ = matrices(150, None, 16, dtype)
-    check_law(
-        q,
-        None,
-        **options(names, 150, 150, symmetric=True),
-        assume_normalized=True,
-        deterministic=deterministic,
-    )
+    chosen = options(names, 150, 150, symmetric=True)
+    check_law(q, None, **chosen, assume_normalized=True, deterministic=deterministic)
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 0.05, 1e4])
@@ -212,7 +143,7 @@ def test_unit_rows_need_no_shift(dtype, names, deterministic):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_any_temperature_and_row_length(temperature, length, dtype):
     q, k = matrices(20, 40, 24, dtype, length)
-    check_law(q, k, temperature=temperature, **options("bias label", 20, 40))
+    check_law(q, k, temperature=temperature, **options("closed number", 20, 40))
 
 
 @pytest.mark.parametrize("need_queries", [True, False])
@@ -225,7 +156,7 @@ def test_only_what_is_asked_for(need_queries, need_keys):
 def test_tf32_where_it_is_allowed():
     q, k = matrices(40, 50, 32, torch.float32)
     upstream = torch.ones(40)
-    exact, _ = differentiate(q.double(), k.double(), upstream, temperature=0.1)
+    exact, _ = run(dense, q.double(), k.double(), upstream, temperature=0.1)
     lse, _ = kernels.similarity(q, k, upstream, temperature=0.1)
     fast, _ = kernels.similarity(q, k, upstream, temperature=0.1, allow_tf32=True)
     assert (lse - exact).abs().max() < 2e-6
@@ -238,10 +169,9 @@ def test_float16_keeps_weights_below_its_range():
     q, k = matrices(n, m, 8, torch.float64)
     q, k = (q / 1000).half(), (k * 200).half()
     upstream = torch.full((n,), 1e-5)
-    _, (gradient,) = kernels.similarity(
-        q, k, upstream, temperature=0.1, need_keys=False
-    )
-    _, (exact, _) = differentiate(q.double(), k.double(), upstream, temperature=0.1)
+    alone = {"temperature": 0.1, "need_keys": False}
+    _, (gradient,) = kernels.similarity(q, k, upstream, **alone)
+    _, (exact, _) = run(dense, q.double(), k.double(), upstream, temperature=0.1)
     assert (gradient.double() - exact).norm() < 1e-3 * exact.norm()
 
 
@@ -249,32 +179,23 @@ def test_bits_do_not_depend_on_the_order_of_blocks():
     q, k = matrices(150, 300, 16, torch.bfloat16)
     upstream = torch.randn(150)
     for keys, words in ((k, {}), (None, {"assume_normalized": True})):
-        runs = [
-            kernels.similarity(
-                q,
-                keys,
-                upstream,
-                temperature=0.1,
-                deterministic=True,
-                seed=seed,
-                **words,
-            )
-            for seed in (1, 2)
-        ]
-        assert torch.equal(runs[0][0], runs[1][0])
-        for first, second in zip(runs[0][1], runs[1][1], strict=True):
-            assert torch.equal(first, second)
+        words |= {"temperature": 0.1, "deterministic": True}
+        first, second = (
+            kernels.similarity(q, keys, upstream, seed=seed, **words) for seed in (1, 2)
+        )
+        assert torch.equal(first[0], second[0])
+        assert all(map(torch.equal, first[1], second[1]))
 
 
 SANITIZED = {
-    "everything-bf16": (torch.bfloat16, 20, 70, 24, "bias own self", {}),
-    "everything-fp32": (torch.float32, 20, 40, 9, "bias own self", {}),
+    "everything-bf16": (torch.bfloat16, 20, 70, 24, "closed mixed self", {}),
+    "everything-fp32": (torch.float32, 20, 40, 9, "closed mixed self", {}),
     "narrow-fp16": (torch.float16, 20, 70, 24, "", {}),
     "triangle-bf16": (torch.bfloat16, 150, None, 16, "", {"assume_normalized": True}),
     "splits-bf16": (torch.bfloat16, 9, 300, 16, "", {"multiprocessors": 2}),
     "chunks-one-stage": (torch.bfloat16, 9, 70, 131, "", {"shared_limit": 99 * 1024}),
     "chunks-two-stages": (torch.bfloat16, 9, 70, 136, "", {}),
-    "fp64": (torch.float64, 9, 140, 5, "bias own self", {}),
+    "fp64": (torch.float64, 9, 140, 5, "closed mixed self", {}),
 }
 
 

@@ -1,9 +1,9 @@
 """The CUDA kernels of boxes and rendering, executed on the host."""
 
-import kernels
 import pytest
 import torch
 
+from python_tests.cuda_host import kernels
 from python_tests.ops.test_view_boxes_backends import ADDRESS, CONSTRAINTS, draws, plain
 from python_tests.ops.test_views import (
     MEAN,
@@ -69,38 +69,19 @@ def render(images, patches, out_size, dtype=torch.float32, erase=None, **executi
     numbers = [stacked, len(images), channels, len(patches), views, *out_size]
     numbers += [patches.nearest, TYPES.index(dtype), shift]
     numbers += [side for size in sizes for side in size]
-    (pixels,) = kernels.execute(
-        "views",
-        numbers,
-        [*MEAN[:channels], *STD[:channels], patches.fill],
-        [
-            *([images] if stacked else images),
-            patches.image,
-            patches.box,
-            patches.flip,
-            patches.colour,
-            patches.affine,
-            patches.view,
-            patches.rect,
-            erase,
-        ],
-        [(dtype, (views, *out_size, channels))],
-        **execution,
-    )
+    p, arrays = patches, [images] if stacked else list(images)
+    arrays += [p.image, p.box, p.flip, p.colour, p.affine, p.view, p.rect, erase]
+    reals = [*MEAN[:channels], *STD[:channels], p.fill]
+    results = [(dtype, (views, *out_size, channels))]
+    (pixels,) = kernels.execute("views", numbers, reals, arrays, results, **execution)
     return pixels.permute(0, 3, 1, 2)
 
 
 def check(images, patches, out_size, erase=None, tolerance=CLOSE, **execution):
     channels = images[0].shape[-1]
     ours = render(images, patches, out_size, erase=erase, **execution)
-    right = render_views_reference(
-        images,
-        patches,
-        out_size=out_size,
-        mean=MEAN[:channels],
-        std=STD[:channels],
-        erase=erase,
-    )
+    form = {"out_size": out_size, "mean": MEAN[:channels], "std": STD[:channels]}
+    right = render_views_reference(images, patches, **form, erase=erase)
     torch.testing.assert_close(in_unit(ours), in_unit(right), rtol=0, atol=tolerance)
 
 
@@ -120,10 +101,8 @@ def test_more_images_than_a_launch_takes():
 
 def test_downscaling_by_a_lot():
     image = draw_images(1, 700, 900)
-    patches = Patches(
-        torch.zeros(2, dtype=torch.int64),
-        torch.tensor([[0, 0, 700, 900], [-40, 3, 650, 880]]),
-    )
+    box = torch.tensor([[0, 0, 700, 900], [-40, 3, 650, 880]])
+    patches = Patches(torch.zeros(2, dtype=torch.int64), box)
     check(image, patches, (3, 5))
     check(image, patches, (40, 33))
     far = Patches(torch.zeros(1, dtype=torch.int64), torch.tensor([[0, 0, 65536, 2]]))
@@ -273,9 +252,8 @@ def test_values_out_of_range_stop(field, value, message):
 def test_under_sanitizers(variant, channels):
     images = draw_ragged(9, channels)
     view, rect = montage(12, 4, (40, 35))
-    patches = draw_patches(
-        images, 12, view=view, rect=rect, views=4, colour=draw_colour(12, channels)
-    )
+    more = {"view": view, "rect": rect, "views": 4}
+    patches = draw_patches(images, 12, colour=draw_colour(12, channels), **more)
     erase = torch.randint(-20, 30, (4, 4), generator=generator())
     check(images, patches, (40, 35), erase=erase, variant=variant)
     mapped = draw_patches(images, 6, affine=torch.eye(2, 3).expand(6, 2, 3) * 1.3)
@@ -290,14 +268,9 @@ def test_mixed_views_are_those_of_the_cpu(recipe, monkeypatch):
     images = ImageSet(draw_images(24, 20, 24).numpy(), labels.numpy())
 
     def batches():
-        source = Source(
-            ResidentPixels(images, mean=MEAN, std=STD),
-            {"mixed": Stream(recipe=recipe, mixing=Mixing(probability=0.7))},
-            num_classes=4,
-            batch_size=12,
-            epochs=1,
-            seed=0,
-        )
+        streams = {"mixed": Stream(recipe=recipe, mixing=Mixing(probability=0.7))}
+        plan = {"num_classes": 4, "batch_size": 12, "epochs": 1, "seed": 0}
+        source = Source(ResidentPixels(images, mean=MEAN, std=STD), streams, **plan)
         return [step["mixed"] for step in source.epoch(0)]
 
     right = batches()

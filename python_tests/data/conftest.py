@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from .photographs import load
 from .sources import noisy_images
 
 
@@ -48,6 +49,9 @@ def python2_pickle_fixture():
     return python2_pickle
 
 
+KINDS = {"fine": 100, "coarse": 20}
+
+
 class TinyCifar:
     """Writes small archives in the official form, with recognisable pixels."""
 
@@ -61,54 +65,44 @@ class TinyCifar:
         pixels[:, :1024] = np.asarray(labels)[:, None]
         return pixels.astype(np.uint8)
 
+    @staticmethod
+    def write(path, content):
+        path.write_bytes(python2_pickle(content))
+        return path.parent
+
     def cifar10(self, counts=(40,) * 10, test_per_class=3):
         folder = self.root / "cifar-10-batches-py"
         folder.mkdir()
         labels = np.repeat(np.arange(10), counts)
         labels = np.random.RandomState(5).permutation(labels)
         for number, part in enumerate(np.array_split(labels, 5), start=1):
-            (folder / f"data_batch_{number}").write_bytes(
-                python2_pickle(
-                    {
-                        "batch_label": f"training batch {number} of 5",
-                        "labels": part.tolist(),
-                        "data": self.rows(part, number),
-                        "filenames": [f"{i}.png" for i in range(len(part))],
-                    }
-                )
-            )
+            content = {
+                "batch_label": f"training batch {number} of 5",
+                "labels": part.tolist(),
+                "data": self.rows(part, number),
+                "filenames": [f"{i}.png" for i in range(len(part))],
+            }
+            self.write(folder / f"data_batch_{number}", content)
         test = np.repeat(np.arange(10), test_per_class)
-        (folder / "test_batch").write_bytes(
-            python2_pickle({"labels": test.tolist(), "data": self.rows(test, 9)})
-        )
-        (folder / "batches.meta").write_bytes(
-            python2_pickle({"label_names": [f"thing{i}" for i in range(10)]})
-        )
-        return folder
+        content = {"labels": test.tolist(), "data": self.rows(test, 9)}
+        self.write(folder / "test_batch", content)
+        names = {"label_names": [f"thing{i}" for i in range(10)]}
+        return self.write(folder / "batches.meta", names)
 
     def cifar100(self, per_class=6):
         folder = self.root / "cifar-100-python"
         folder.mkdir()
         for name, count in (("train", per_class), ("test", 1)):
             labels = np.repeat(np.arange(100), count)
-            (folder / name).write_bytes(
-                python2_pickle(
-                    {
-                        "fine_labels": labels.tolist(),
-                        "coarse_labels": (labels // 5).tolist(),
-                        "data": self.rows(labels, count),
-                    }
-                )
-            )
-        (folder / "meta").write_bytes(
-            python2_pickle(
-                {
-                    "fine_label_names": [f"fine{i}" for i in range(100)],
-                    "coarse_label_names": [f"coarse{i}" for i in range(20)],
-                }
-            )
-        )
-        return folder
+            content = {
+                "fine_labels": labels.tolist(),
+                "coarse_labels": (labels // 5).tolist(),
+                "data": self.rows(labels, count),
+            }
+            self.write(folder / name, content)
+        fine, coarse = ([f"{k}{i}" for i in range(n)] for k, n in KINDS.items())
+        names = {"fine_label_names": fine, "coarse_label_names": coarse}
+        return self.write(folder / "meta", names)
 
 
 @pytest.fixture
@@ -119,3 +113,8 @@ def tiny_cifar(tmp_path):
 @pytest.fixture(scope="module")
 def image_set():
     return noisy_images(16, 16)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    return load(tmp_path_factory.mktemp("photographs"))

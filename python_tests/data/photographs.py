@@ -5,6 +5,8 @@ import io
 import numpy as np
 from PIL import Image
 
+from s3h_ext.data import load_dataset
+
 ORIENTATION = 0x0112
 
 
@@ -31,6 +33,13 @@ def grow(root, counts=(9, 5, 3), suffix="jpg", size=(24, 32), split="train"):
             save(path, image, **({} if suffix == "png" else {"quality": 90}))
             number += 1
     return root
+
+
+def load(root, train=(9, 5, 3), test=(1, 1, 1), size=16, **more):
+    """Writes a training and a test split of noise, and loads them."""
+    grow(root, train, **more)
+    grow(root, test, split="test", **more)
+    return load_dataset("folder", root=root, size=size)
 
 
 def jpeg(pixels, mode="RGB", **options):

@@ -5,6 +5,8 @@ import torch
 
 from s3h_ext.data import FilePixels, ImageSet, ResidentPixels, Source
 from s3h_ext.data.source.decode import PillowDecoder, Unreadable
+from s3h_ext.data.views.recipes import get_recipe
+from s3h_ext.ops.philox import philox_uniform
 
 COUNTS = [70, 30, 12, 5, 3]
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -16,6 +18,18 @@ def noisy_images(height, width):
     labels = random.permutation(np.repeat(np.arange(5), COUNTS))
     images = random.randint(0, 256, (len(labels), height, width, 3))
     return ImageSet(images.astype(np.uint8), labels)
+
+
+def describe(recipe, count=4000, size=(32, 32), **changes):
+    """Describes ``count`` crops, of images 0, 1, ... if nothing else is said."""
+    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    address = {"seed": 0, "epoch": 0, "index": torch.arange(count), "view": 0} | changes
+    return recipe.describe(*size, **address)
+
+
+def uniforms(draws, count=20000):
+    index = torch.arange(count)
+    return philox_uniform(seed=1, epoch=0, index=index, view=0, draws=draws).double()
 
 
 def source_of_arrays(image_set, streams, num_classes=5, **changes):

@@ -13,19 +13,13 @@ from s3h_ext.data.sets.cifar import read_archive
 from s3h_ext.data.sets.medmnist import read_medmnist_split
 from s3h_ext.data.sets.registry import OfficialFile, md5_of
 
-COUNTS = {"train": (12, 4, 3, 20), "val": (2, 1, 1, 3), "test": (1, 1, 1, 1)}
+from .test_medmnist import arrays_of
+
+TRAIN = (12, 4, 3, 20)
 
 
-def oct_arrays(size=28):
-    random = np.random.RandomState(3)
-    arrays = {}
-    for split, counts in COUNTS.items():
-        labels = np.repeat(np.arange(4), counts).astype(np.uint8)
-        arrays[f"{split}_labels"] = labels[:, None]
-        arrays[f"{split}_images"] = random.randint(
-            0, 256, (len(labels), size, size)
-        ).astype(np.uint8)
-    return arrays
+def oct_arrays(shape=(28, 28)):
+    return arrays_of(TRAIN, shape)
 
 
 def test_a_cut_archive_is_said_to_be_one_and_is_no_problem(tiny_cifar):
@@ -47,14 +41,9 @@ def test_a_cut_archive_is_said_to_be_one_and_is_no_problem(tiny_cifar):
 def test_the_official_files_are_recognised(tiny_cifar, monkeypatch):
     folder = tiny_cifar.cifar100()
     names = ("train", "test", "meta")
-    source = OfficialFile(
-        "cifar100",
-        "https://host/file",
-        "file",
-        "0" * 32,
-        folder=folder.name,
-        members={name: md5_of(folder / name) for name in names},
-    )
+    members = {name: md5_of(folder / name) for name in names}
+    place = ("cifar100", "https://host/file", "file", "0" * 32)
+    source = OfficialFile(*place, folder=folder.name, members=members)
     monkeypatch.setattr(module, "find_official", lambda *arguments: source)
     for root in (tiny_cifar.root, folder):
         report = check("cifar100", root)
@@ -107,10 +96,9 @@ def test_what_octmnist_is_cut_to_is_what_load_dataset_cuts(tmp_path, profile):
     report = check("octmnist", tmp_path, imbalance=factors, profile=profile)
     assert report.problems == []
     for factor in factors:
-        data = load_dataset(
-            "octmnist-lt", root=tmp_path, imbalance=factor, profile=profile
-        )
-        whole = sum(data.class_counts == COUNTS["train"])
+        cut = {"imbalance": factor, "profile": profile}
+        data = load_dataset("octmnist-lt", root=tmp_path, **cut)
+        whole = sum(data.class_counts == TRAIN)
         found = data.class_counts
         assert (
             f"cut to imbalance {factor:g}, profile {profile}: {found.sum()} images, "
@@ -124,9 +112,8 @@ def test_what_octmnist_is_cut_to_is_what_load_dataset_cuts(tmp_path, profile):
 def test_an_empty_class_is_a_problem(tiny_cifar):
     tiny_cifar.cifar10(counts=(40, 0, *[5] * 8))
     report = check("cifar10", tiny_cifar.root)
-    assert report.problems == [
-        "train: no image of 'thing1'. Use a more complete archive"
-    ]
+    said = "train: no image of 'thing1'. Use a more complete archive"
+    assert report.problems == [said]
 
 
 def test_missing_and_broken_files_come_with_a_remedy(tiny_cifar, capsys):
@@ -151,7 +138,7 @@ def test_missing_and_broken_files_come_with_a_remedy(tiny_cifar, capsys):
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("size", [28, 64])
 def test_octmnist(tmp_path, monkeypatch, compressed, size):
-    arrays = oct_arrays(size)
+    arrays = oct_arrays((size, size))
     path = tmp_path / ("octmnist.npz" if size == 28 else "octmnist_64.npz")
     (np.savez_compressed if compressed else np.savez)(path, **arrays)
     report = check("octmnist", tmp_path, size=size, imbalance=[10])
@@ -168,7 +155,7 @@ def test_octmnist(tmp_path, monkeypatch, compressed, size):
 
 
 def test_octmnist_of_another_size_is_named(tmp_path):
-    np.savez(tmp_path / "octmnist_64.npz", **oct_arrays(64))
+    np.savez(tmp_path / "octmnist_64.npz", **oct_arrays((64, 64)))
     report = check("octmnist", tmp_path)
     assert "there is --size 64" in report.problems[0]
     assert report.problems[0].endswith(f"download octmnist --root {tmp_path}")
@@ -182,28 +169,23 @@ def test_the_remedy_has_the_size_that_was_asked_for(tmp_path, content):
     assert problem.endswith(f"download octmnist --root {tmp_path} --size 128")
 
 
-def without(arrays, key):
-    return {name: value for name, value in arrays.items() if name != key}
-
-
 BAD = oct_arrays()
+LABELS, IMAGES = BAD["train_labels"], BAD["train_images"]
+WITHOUT = {name: array for name, array in BAD.items() if name != "train_labels"}
 
 
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        (without(BAD, "train_labels"), "expected the arrays train_labels"),
-        ({**BAD, "train_labels": BAD["train_labels"] + 4}, r"labels 0 \.\. 3, .* to 7"),
-        ({**BAD, "train_labels": BAD["train_labels"].T}, r"\[N, 1\]"),
-        ({**BAD, "train_labels": BAD["train_labels"][:5]}, r"expected uint8 \(5, 28"),
-        ({**BAD, "train_labels": BAD["train_labels"][:0]}, r"\[N, 1\]"),
-        ({**BAD, "train_labels": BAD["train_labels"] / 1}, "got float64"),
-        ({**BAD, "train_images": BAD["train_images"][:, :27]}, r"28, 28\), got"),
-        ({**BAD, "train_images": BAD["train_images"] / 255}, "got float64"),
-        (
-            {**BAD, "train_images": np.asfortranarray(BAD["train_images"])},
-            "C order, got",
-        ),
+        (WITHOUT, "expected the arrays train_labels"),
+        ({**BAD, "train_labels": LABELS + 4}, r"labels 0 \.\. 3, .* to 7"),
+        ({**BAD, "train_labels": LABELS.T}, r"\[N, 1\]"),
+        ({**BAD, "train_labels": LABELS[:5]}, r"expected uint8 \(5, 28"),
+        ({**BAD, "train_labels": LABELS[:0]}, r"\[N, 1\]"),
+        ({**BAD, "train_labels": LABELS / 1}, "got float64"),
+        ({**BAD, "train_images": IMAGES[:, :27]}, r"28, 28\), got"),
+        ({**BAD, "train_images": IMAGES / 255}, "got float64"),
+        ({**BAD, "train_images": np.asfortranarray(IMAGES)}, "C order, got"),
     ],
 )
 def test_a_wrong_octmnist_is_refused(tmp_path, arrays, message):
@@ -233,7 +215,7 @@ def test_a_claimed_size_is_not_believed(tmp_path):
         file, {"descr": "|u1", "fortran_order": False, "shape": (1 << 40, 1)}
     )
     with zipfile.ZipFile(tmp_path / "octmnist.npz", "w") as archive:
-        for split in COUNTS:
+        for split in ("train", "val", "test"):
             for kind in ("images", "labels"):
                 archive.writestr(f"{split}_{kind}.npy", file.getvalue())
     with pytest.raises(ArchiveError, match=r"\[N, 1\]"):

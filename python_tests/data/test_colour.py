@@ -5,15 +5,10 @@ import pytest
 import torch
 
 from s3h_ext.data.views.colour import ColorJitter, colour_matrix, draw_colour
-from s3h_ext.ops.philox import philox_uniform
+
+from .sources import uniforms
 
 VIEWS = 4000
-
-
-def uniforms(draws, count=VIEWS):
-    return philox_uniform(
-        seed=0, epoch=0, index=torch.arange(count), view=0, draws=draws
-    ).double()
 
 
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -79,7 +74,7 @@ def test_hue_keeps_luma_and_greys():
 
 def test_jitter_factors_stay_in_range():
     jitter = ColorJitter(0.4, 0.0, 0.0, 0.0, probability=1.0)
-    gain = draw_colour(uniforms(9), jitter, 0.0)[:, 0, 0]
+    gain = draw_colour(uniforms(9, VIEWS), jitter, 0.0)[:, 0, 0]
     assert gain.min() >= 0.6
     assert gain.max() <= 1.4
     assert gain.min() < 0.61
@@ -87,13 +82,13 @@ def test_jitter_factors_stay_in_range():
 
 
 def test_jitter_is_off_one_time_in_five():
-    matrices = draw_colour(uniforms(9), ColorJitter(), 0.0)
+    matrices = draw_colour(uniforms(9, VIEWS), ColorJitter(), 0.0)
     off = (matrices == torch.eye(3, 4)).flatten(1).all(dim=1)
     assert abs(off.float().mean() - 0.2) < 6 / math.sqrt(VIEWS) / 2
 
 
 def test_greyscale_rate_and_matrix():
-    matrices = draw_colour(uniforms(4), None, 0.2)
+    matrices = draw_colour(uniforms(4, VIEWS), None, 0.2)
     grey = (matrices[:, 0] == matrices[:, 1]).all(dim=-1)
     assert abs(grey.float().mean() - 0.2) < 6 / math.sqrt(VIEWS) / 2
     luma = torch.tensor([0.299, 0.587, 0.114, 0.0])
@@ -103,4 +98,4 @@ def test_greyscale_rate_and_matrix():
 
 
 def test_nothing_to_change():
-    assert draw_colour(uniforms(1), None, 0.0) is None
+    assert draw_colour(uniforms(1, VIEWS), None, 0.0) is None

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from s3h_ext.data import Feed, ImageFiles, Stream, load_dataset
+from s3h_ext.data import Feed, ImageFiles, Stream
 from s3h_ext.data.source.decode import PillowDecoder, Unreadable, UnreadableImageError
 
 from . import test_file_source
-from .photographs import grow, grow_bad, grow_odd, jpeg, noise, rotated
+from .photographs import grow, grow_bad, grow_odd, jpeg, load, noise, rotated
 from .sources import assert_same_steps
-from .test_file_source import STREAMS, resident_megabytes
+from .test_file_source import STREAMS, memory_growth
 
 pytest.importorskip("nvidia.dali")
 
@@ -24,13 +24,6 @@ from s3h_ext.data.source.dali import DaliDecoder, _for_dali
 def make(data, decoder=None, streams=STREAMS, **changes):
     decoder = decoder or DaliDecoder(data.train, Unreadable(), workers=2)
     return test_file_source.make(data, streams, decoder, **changes)
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
-    root = grow(tmp_path_factory.mktemp("photographs"))
-    grow(root, (1, 1, 1), split="test")
-    return load_dataset("folder", root=root, size=16)
 
 
 def assert_same_images(files, order, size):
@@ -102,23 +95,6 @@ def test_an_epoch_entered_in_the_middle_is_its_tail(photographs, start):
     assert_same_steps(whole[start:], make(photographs).epoch(1, start))
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_every_image_once_an_epoch_over_the_ranks(photographs, world_size):
-    streams = {"one": Stream(recipe="supcon")}
-    sources = [
-        make(photographs, streams=streams, rank=rank, world_size=world_size)
-        for rank in range(world_size)
-    ]
-    views = []
-    for epoch in range(3):
-        steps = [step["one"] for source in sources for step in source.epoch(epoch)]
-        found = torch.cat([step.indices for step in steps])
-        assert torch.equal(found.sort().values, torch.arange(17))
-        views += [view for step in steps for view in step.images[0]]
-    # No two of an image's views in three epochs, on whichever rank, are the same.
-    assert len({view.numpy().tobytes() for view in views}) == 3 * 17
-
-
 def test_pixels_stay_what_they_were_while_the_next_are_decoded(photographs):
     files = photographs.train
     batches = np.arange(17).reshape(17, 1)
@@ -132,13 +108,11 @@ def test_pixels_stay_what_they_were_while_the_next_are_decoded(photographs):
 
 
 def test_the_first_bad_file_ends_the_epoch_by_its_path(tmp_path):
-    bad = grow_bad(grow(tmp_path))
-    grow(tmp_path, (1,), split="test")
-    data = load_dataset("folder", root=tmp_path, size=16)
+    bad = grow_bad(tmp_path)
+    data = load(tmp_path)
     source = Feed("dali").training(data, STREAMS, batch_size=8, epochs=2, seed=0)
-    with pytest.raises(
-        UnreadableImageError, match=rf"class 0/({'|'.join(bad)}): expec"
-    ):
+    said = rf"class 0/({'|'.join(bad)}): expec"
+    with pytest.raises(UnreadableImageError, match=said):
         list(source.epoch(0))
 
 
@@ -151,17 +125,11 @@ def test_threads_end_with_the_iteration(photographs):
 
 def test_memory_stays_flat(tmp_path):
     grow(tmp_path, (8, 8), size=(200, 300))
-    grow(tmp_path, (1, 1), split="test")
-    data = load_dataset("folder", root=tmp_path, size=64)
+    data = load(tmp_path, (), (1, 1), size=64)
     streams = {"pair": Stream(recipe="supcon", views=2)}
     source = make(data, streams=streams, batch_size=8, epochs=100)
-    sizes = []
-    for epoch in range(60):
-        for _ in source.epoch(epoch):
-            pass
-        sizes.append(resident_megabytes())
     # 100 more batches of 1.4 MB of pixels, and 50 more pipelines.
-    assert max(sizes[10:]) - max(sizes[:10]) < 30
+    assert memory_growth(source) < 30
 
 
 def test_without_dali_it_says_how_to_get_it(photographs, monkeypatch):

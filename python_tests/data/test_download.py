@@ -53,9 +53,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return
             self.send_response(206)
             place = start + server.shift
-            self.send_header(
-                "Content-Range", f"bytes {place}-{len(content) - 1}/{len(content)}"
-            )
+            whole = f"{place}-{len(content) - 1}/{len(content)}"
+            self.send_header("Content-Range", f"bytes {whole}")
         else:
             self.send_response(200)
         body = content[start:]
@@ -140,11 +139,8 @@ def test_the_archive_can_be_kept_or_put_there_by_hand(server, tmp_path):
 def test_a_broken_transfer_goes_on_where_it_stopped(server, tmp_path):
     server.limits = [100_000, 70_000]
     get(source_for(server), tmp_path)
-    assert [wanted for _, wanted in server.requests] == [
-        None,
-        "bytes=100000-",
-        "bytes=170000-",
-    ]
+    wanted = [wanted for _, wanted in server.requests]
+    assert wanted == [None, "bytes=100000-", "bytes=170000-"]
 
 
 def test_a_later_call_goes_on_too(server, tmp_path):
@@ -157,36 +153,31 @@ def test_a_later_call_goes_on_too(server, tmp_path):
     assert names(tmp_path) == ["cifar-100-python"]
 
 
-def test_a_server_without_ranges_starts_over(server, tmp_path):
-    server.ranges = False
-    server.limits = [100_000]
+@pytest.mark.parametrize(
+    "oddity",
+    [
+        {"ranges": False, "limits": [100_000]},  # starts over
+        {"shift": 7, "limits": [100_000]},  # a wrong range is not appended
+        {"announce": False},
+    ],
+    ids=str,
+)
+def test_an_odd_server_is_no_problem(server, tmp_path, oddity):
+    vars(server).update(oddity)
     get(source_for(server), tmp_path)
     assert names(tmp_path) == ["cifar-100-python"]
 
 
-def test_a_part_of_another_file_is_given_up(server, tmp_path):
+def test_a_part_is_used_where_it_is_whole_and_given_up_where_it_is_another_file(
+    server, tmp_path
+):
     part = tmp_path / "cifar-100-python.tar.gz.part"
-    part.write_bytes(b"x" * 1000)
-    get(source_for(server), tmp_path)
-    assert [wanted for _, wanted in server.requests] == ["bytes=1000-", None]
-    shutil.rmtree(tmp_path / "cifar-100-python")
-    part.write_bytes(b"x" * (len(server.content) + 5))
-    get(source_for(server), tmp_path)
-    assert names(tmp_path) == ["cifar-100-python"]
-
-
-def test_a_part_that_is_whole_is_used(server, tmp_path):
-    part = tmp_path / "cifar-100-python.tar.gz.part"
-    part.write_bytes(server.content)
-    get(source_for(server), tmp_path)
-    assert names(tmp_path) == ["cifar-100-python"]
-
-
-def test_a_wrong_range_is_not_appended(server, tmp_path):
-    server.shift = 7
-    server.limits = [100_000]
-    get(source_for(server), tmp_path)
-    assert names(tmp_path) == ["cifar-100-python"]
+    for content in (b"x" * 1000, b"x" * (len(server.content) + 5), server.content):
+        part.write_bytes(content)
+        get(source_for(server), tmp_path)
+        assert names(tmp_path) == ["cifar-100-python"]
+        shutil.rmtree(tmp_path / "cifar-100-python")
+    assert [wanted for _, wanted in server.requests[:2]] == ["bytes=1000-", None]
 
 
 def test_a_redirect_is_followed_with_its_range(server, tmp_path):
@@ -201,19 +192,11 @@ def test_a_redirect_is_followed_with_its_range(server, tmp_path):
     ]
 
 
-def test_no_length_is_no_problem(server, tmp_path):
-    server.announce = False
-    get(source_for(server), tmp_path)
-    assert names(tmp_path) == ["cifar-100-python"]
-
-
 def test_a_wrong_length_is_settled_by_the_checksum(server, tmp_path):
     server.extra = 50
     get(source_for(server), tmp_path)
-    assert [wanted for _, wanted in server.requests] == [
-        None,
-        f"bytes={len(server.content)}-",
-    ]
+    wanted = [wanted for _, wanted in server.requests]
+    assert wanted == [None, f"bytes={len(server.content)}-"]
     shutil.rmtree(tmp_path / "cifar-100-python")
     server.ranges, server.extra = False, 50
     with pytest.raises(DownloadError, match="broke off"):
@@ -311,21 +294,22 @@ def test_two_at_once_do_not_mix(server, tmp_path):
         get(source_for(server), tmp_path)
 
 
-@pytest.mark.parametrize("lacking", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_may_have_no_locks(server, tmp_path, monkeypatch, lacking):
+def failing_lock(monkeypatch, number):
     def flock(file, operation):
-        raise OSError(lacking, os.strerror(lacking))
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(module.fcntl, "flock", flock)
+
+
+@pytest.mark.parametrize("lacking", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_may_have_no_locks(server, tmp_path, monkeypatch, lacking):
+    failing_lock(monkeypatch, lacking)
     get(source_for(server), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["cifar-100-python"]
+    assert names(tmp_path) == ["cifar-100-python"]
 
 
 def test_another_error_of_a_lock_is_told(server, tmp_path, monkeypatch):
-    def flock(file, operation):
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(module.fcntl, "flock", flock)
+    failing_lock(monkeypatch, errno.EIO)
     with pytest.raises(OSError, match="Input/output error"):
         get(source_for(server), tmp_path)
 

@@ -32,10 +32,8 @@ def test_evaluation_takes_a_recipe(image_set):
     evaluation = EvaluationBatches(
         resident(image_set), batch_size=50, recipe="evaluation"
     )
-    assert [step.images.shape for step in evaluation] == [
-        *((1, 50, 3, 224, 224) for _ in range(2)),
-        (1, 20, 3, 224, 224),
-    ]
+    shapes = [step.images.shape for step in evaluation]
+    assert shapes == [(1, count, 3, 224, 224) for count in (50, 50, 20)]
     with pytest.raises(ValueError, match="recipe"):
         EvaluationBatches(resident(image_set), batch_size=50, recipe="evalution")
 

@@ -15,7 +15,7 @@ from s3h_ext.data.views.mixing import Mixing
 from s3h_ext.ops import sample_view_boxes
 from s3h_ext.ops.view_constraints import Centre
 
-from .photographs import grow, grow_bad, grow_odd
+from .photographs import grow, grow_bad, grow_odd, load
 from .sources import assert_same_steps, joined, source_of_arrays, source_of_files
 
 STREAMS = {
@@ -27,13 +27,6 @@ STREAMS = {
 }
 RESIZED = "resized-crop-flip-jitter"
 PAIR = {"pair": Stream(recipe=RESIZED, views=2)}
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
-    root = grow(tmp_path_factory.mktemp("photographs"), split="train")
-    grow(root, (1, 1, 1), split="test")
-    return load_dataset("folder", root=root, size=16)
 
 
 def make(data, streams=PAIR, decoder=None, **changes):
@@ -94,11 +87,9 @@ def test_several_ranks_draw_what_one_draws(photographs):
 def test_sibling_views_epochs_seeds_and_ranks_have_crops_of_their_own(photographs):
     def views(**arguments):
         epoch = arguments.pop("epoch", 0)
-        steps = make(
-            photographs, {"pair": Stream(recipe="supcon", views=2)}, **arguments
-        )
+        streams = {"pair": Stream(recipe="supcon", views=2)}
         found = {}
-        for step in steps.epoch(epoch):
+        for step in make(photographs, streams, **arguments).epoch(epoch):
             batch = step["pair"]
             for row, index in enumerate(batch.indices.tolist()):
                 found[index] = batch.images[:, row]
@@ -140,23 +131,17 @@ def test_an_epoch_entered_in_the_middle_is_its_tail(photographs, start):
 
 
 def test_workers_change_nothing(photographs):
-    steps = [
-        make(
-            photographs,
-            STREAMS,
-            PillowDecoder(photographs.train, Unreadable(), workers=workers),
-        ).epoch(0)
+    one, four = (
+        PillowDecoder(photographs.train, Unreadable(), workers=workers)
         for workers in (1, 4)
-    ]
-    assert_same_steps(*steps)
+    )
+    sources = [make(photographs, STREAMS, decoder) for decoder in (one, four)]
+    assert_same_steps(*(source.epoch(0) for source in sources))
 
 
 def bad_folder(root):
-    grow(root, (9, 5))
-    sizes = grow_odd(root)
-    bad = grow_bad(root)
-    grow(root, (2, 1), split="test")
-    return load_dataset("folder", root=root, size=16), sizes, bad
+    sizes, bad = grow_odd(root), grow_bad(root)
+    return load(root, (9, 5), (2, 1)), sizes, bad
 
 
 def test_odd_images_are_shown_and_bad_ones_left_out_and_counted(tmp_path):
@@ -199,9 +184,8 @@ def test_crops_are_those_of_the_views_that_are_shown(tmp_path):
 def test_the_first_bad_file_ends_the_epoch_by_its_path(tmp_path):
     data, _, bad = bad_folder(tmp_path)
     source = Feed().training(data, PAIR, batch_size=8, epochs=2, seed=0)
-    with pytest.raises(
-        UnreadableImageError, match=rf"class 0/({'|'.join(bad)}): expec"
-    ):
+    said = rf"class 0/({'|'.join(bad)}): expec"
+    with pytest.raises(UnreadableImageError, match=said):
         list(source.epoch(0))
 
 
@@ -234,9 +218,7 @@ def test_no_batch_is_empty_while_an_image_can_be_read(tmp_path, world_size):
 
 
 def test_an_epoch_of_which_nothing_can_be_read_ends(tmp_path):
-    grow(tmp_path, (3, 2))
-    grow(tmp_path, (1, 1), split="test")
-    data = load_dataset("folder", root=tmp_path, size=16)
+    data = load(tmp_path, (3, 2), (1, 1))
     for path in (tmp_path / "train").rglob("*.jpg"):
         path.write_bytes(b"")
     feed = Feed(unreadable="skip")
@@ -255,14 +237,9 @@ def test_evaluation_shows_the_centre_of_every_image_in_order(photographs):
     assert torch.cat([b.indices for b in found]).tolist() == list(range(17))
     assert np.array_equal(torch.cat([b.labels for b in found]), files.labels)
     image = PillowDecoder(files, Unreadable()).image(6)
-    top, left, height, width = sample_view_boxes(
-        tuple(image.shape[:2]),
-        Centre(224 / 256),
-        seed=0,
-        epoch=0,
-        sample_index=torch.tensor([0]),
-        view=0,
-    ).box[0]
+    address = {"seed": 0, "epoch": 0, "sample_index": torch.tensor([0]), "view": 0}
+    drawn = sample_view_boxes(tuple(image.shape[:2]), Centre(224 / 256), **address)
+    top, left, height, width = drawn.box[0]
     crop = image[top : top + height, left : left + width].permute(2, 0, 1)[None] / 255
     expected = torch.nn.functional.interpolate(
         crop, size=(16, 16), mode="bilinear", antialias=True
@@ -308,9 +285,7 @@ class CountingDecoder(PillowDecoder):
 
 def test_no_photograph_is_held_longer_than_its_step(tmp_path):
     """One batch that is rendered and two that are decoded."""
-    grow(tmp_path, (40, 40))
-    grow(tmp_path, (1, 1), split="test")
-    data = load_dataset("folder", root=tmp_path, size=16)
+    data = load(tmp_path, (40, 40), (1, 1))
     decoder = CountingDecoder(data.train, workers=1)
     for _ in make(data, PAIR, decoder, batch_size=8).epoch(0):
         pass
@@ -327,15 +302,18 @@ def resident_megabytes():
     return pages * 4096 / 2**20
 
 
-def test_memory_stays_flat(tmp_path):
-    grow(tmp_path, (8, 8), size=(200, 300))
-    grow(tmp_path, (1, 1), split="test")
-    data = load_dataset("folder", root=tmp_path, size=64)
-    source = make(data, batch_size=8, epochs=100)
+def memory_growth(source):
+    """MiB by which epochs 10 to 59 need more than the first 10."""
     sizes = []
     for epoch in range(60):
         for _ in source.epoch(epoch):
             pass
         sizes.append(resident_megabytes())
-    # 100 more batches of 1.4 MB of pixels.
-    assert max(sizes[10:]) - max(sizes[:10]) < 15
+    return max(sizes[10:]) - max(sizes[:10])
+
+
+def test_memory_stays_flat(tmp_path):
+    grow(tmp_path, (8, 8), size=(200, 300))
+    data = load(tmp_path, (), (1, 1), size=64)
+    source = make(data, batch_size=8, epochs=100)
+    assert memory_growth(source) < 15  # 100 more batches of 1.4 MB of pixels

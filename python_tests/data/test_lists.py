@@ -1,13 +1,12 @@
 """Standard lists: parsing, hashes, and the lists that are not what they are called."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from python_tests.processes import python
 from s3h_ext.data import ImageFiles, load_dataset
 from s3h_ext.data.__main__ import main
 from s3h_ext.data.sets.lists import LISTED, blob_hash, parse_list
@@ -33,16 +32,11 @@ def every_class(prefix, count=1000):
 
 def test_a_list_is_read_as_it_is_written(tmp_path):
     path = tmp_path / "list.txt"
-    path.write_bytes(
-        "a b/ü 1.jpg 2\r\nc\t0\n\nd  11\n".encode() + b"\xff.jpg 3"  # no last newline
-    )
+    # A Windows line, a tab, an empty line, no text in UTF-8 and no last newline.
+    path.write_bytes("a b/ü 1.jpg 2\r\nc\t0\n\nd  11\n".encode() + b"\xff.jpg 3")
     files = parse_list(path.read_bytes(), path, tmp_path / "root")
-    assert [files.name(i) for i in range(4)] == [
-        "a b/ü 1.jpg",
-        "c",
-        "d",
-        "\udcff.jpg",
-    ]
+    names = [files.name(i) for i in range(4)]
+    assert names == ["a b/ü 1.jpg", "c", "d", "\udcff.jpg"]
     assert files.labels.tolist() == [2, 0, 11, 3]
     assert files.path(1) == tmp_path / "root" / "c"
     part = files.subset(np.array([3, 0]))
@@ -228,31 +222,21 @@ print(taken, peak)
 
 def test_a_list_as_large_as_inaturalist_loads_quickly_and_small(tmp_path):
     random = np.random.default_rng(0)
-    labels = np.concatenate(
-        [np.arange(8142), random.integers(0, 4000, 437_513 - 8142)]
-    ).tolist()
+    rest = random.integers(0, 4000, 437_513 - 8142)
+    labels = [*range(8142), *rest.tolist()]
     name = "train_val2018/Plantae/{0}/9f8ecb39e5f767e39e9b28e34488f179{1}.jpg"
     lines = [f"{name.format(c, i)} {c}\n" for i, c in enumerate(labels)]
     (tmp_path / "iNaturalist18_train.txt").write_text("".join(lines))
     (tmp_path / "iNaturalist18_val.txt").write_text("a/0/b.jpg 0\n")
     touch(tmp_path, name.format(0, 0), "a/0/b.jpg")
-    done = subprocess.run(
-        [sys.executable, "-c", BIG, str(tmp_path)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    seconds, mebibytes = map(float, done.stdout.split())
+    seconds, mebibytes = map(float, python("-c", BIG, tmp_path).stdout.split())
     assert seconds < 10
     assert mebibytes < 1024
 
 
 def test_files_are_checked():
+    places = (np.arange(2), np.ones(2, np.int64))
     with pytest.raises(ValueError, match=r"labels: expected int64 \[2\]"):
-        ImageFiles(
-            Path("."),
-            b"ab",
-            np.arange(2),
-            np.ones(2, np.int64),
-            np.zeros(2, np.int32),
-        )
+        ImageFiles(Path("."), b"ab", *places, np.zeros(2, np.int32))
     with pytest.raises(ValueError, match=r"starts: expected int64 \[1\]"):
         ImageFiles.of(".", ["a", "b"], [0])

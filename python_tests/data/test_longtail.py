@@ -66,35 +66,33 @@ def test_cifar100_counts_are_the_published_ones(imbalance, total, many, medium, 
 @pytest.mark.parametrize("imbalance", [10, 20, 50, 100, 200, 256])
 def test_counts_of_cifar_are_those_of_the_published_formula(num_classes, imbalance):
     largest, factor = 50_000 // num_classes, 1 / imbalance
+    shares, half = (
+        (c / (num_classes - 1.0) for c in range(num_classes)),
+        num_classes // 2,
+    )
     expected = {
-        "exp": [
-            int(largest * factor ** (label / (num_classes - 1.0)))
-            for label in range(num_classes)
-        ],
-        "step": [largest] * (num_classes // 2)
-        + [int(largest * factor)] * (num_classes // 2),
+        "exp": [int(largest * factor**share) for share in shares],
+        "step": [largest] * half + [int(largest * factor)] * half,
     }
+    cut = {"largest": largest, "imbalance": imbalance}
     for profile, counts in expected.items():
-        found = class_profile(
-            num_classes, largest=largest, imbalance=imbalance, profile=profile
-        )
-        assert found.tolist() == counts
+        assert class_profile(num_classes, **cut, profile=profile).tolist() == counts
 
 
 @pytest.mark.parametrize("profile", ["exp", "step"])
 def test_a_whole_quotient_is_kept_whole(profile):
     for imbalance in range(1, 1000):
         for smallest in (1, 2, 7):
-            counts = class_profile(
-                4, largest=smallest * imbalance, imbalance=imbalance, profile=profile
-            )
-            assert counts[-1] == smallest
-            less = smallest * imbalance - 1
-            if imbalance > 1 and less >= imbalance:
-                counts = class_profile(
-                    4, largest=less, imbalance=imbalance, profile=profile
-                )
-                assert counts[-1] == smallest - 1
+            cut = {"imbalance": imbalance, "profile": profile}
+            whole = smallest * imbalance
+            assert class_profile(4, largest=whole, **cut)[-1] == smallest
+            if imbalance > 1 and whole > imbalance:
+                assert class_profile(4, largest=whole - 1, **cut)[-1] == smallest - 1
+
+
+def test_of_an_odd_number_the_smaller_half_is_large():
+    counts = class_profile(5, largest=60, imbalance=10, profile="step")
+    assert counts.tolist() == [60, 60, 6, 6, 6]
 
 
 @pytest.mark.parametrize("num_classes", [10, 100])
@@ -127,14 +125,6 @@ def test_picks_leave_the_global_generator_alone():
     assert np.array_equal(before, np.random.get_state()[1])
 
 
-@pytest.mark.parametrize(
-    ("num_classes", "expected"), [(4, [60, 60, 6, 6]), (5, [60, 60, 6, 6, 6])]
-)
-def test_step_profile(num_classes, expected):
-    counts = class_profile(num_classes, largest=60, imbalance=10, profile="step")
-    assert counts.tolist() == expected
-
-
 @given(
     num_classes=st.integers(2, 300),
     largest=st.integers(1, 10_000),
@@ -145,21 +135,14 @@ def test_profiles_fall_from_largest_to_largest_over_imbalance(
     num_classes, largest, share, profile
 ):
     imbalance = largest**share
-    counts = class_profile(
-        num_classes, largest=largest, imbalance=imbalance, profile=profile
-    )
+    cut = {"largest": largest, "imbalance": imbalance, "profile": profile}
+    counts = class_profile(num_classes, **cut)
     assert counts.shape == (num_classes,)
     assert counts.dtype == np.int64
     assert counts[0] == largest
     assert (np.diff(counts) <= 0).all()
     assert abs(counts[-1] - largest / imbalance) <= 1
     assert counts[-1] >= 1
-
-
-@pytest.mark.parametrize("imbalance", [0, 0.99, -5, math.nan, math.inf, -math.inf])
-def test_wrong_imbalance(imbalance):
-    with pytest.raises(ValueError, match="imbalance"):
-        class_profile(10, largest=100, imbalance=imbalance)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +152,7 @@ def test_wrong_imbalance(imbalance):
         ({"largest": 0}, "largest"),
         ({"profile": "linear"}, "profile"),
         ({"imbalance": 101}, "no image for class 9"),
+        *(({"imbalance": i}, "imbalance") for i in (0, 0.99, -5, math.nan, math.inf)),
     ],
 )
 def test_wrong_profile_arguments(change, name):
@@ -210,19 +194,19 @@ def test_hold_out_is_seeded():
     assert not np.array_equal(first, hold_out(labels, fraction=0.2, seed=2)[1])
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32])
-def test_wrong_seed(seed):
-    with pytest.raises(ValueError, match=f"seed: expected .*, got {seed}"):
-        hold_out(np.arange(10) % 2, fraction=0.2, seed=seed)
-
-
 def test_hold_out_of_nothing():
     train, val = hold_out(np.array([0, 1]), fraction=0)
     assert train.tolist() == [0, 1]
     assert len(val) == 0
 
 
-@pytest.mark.parametrize("fraction", [-0.1, 1, 1.5, math.nan])
-def test_wrong_fraction(fraction):
-    with pytest.raises(ValueError, match="val_fraction"):
-        hold_out(np.arange(10) % 2, fraction=fraction)
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        *(({"fraction": f}, "val_fraction") for f in (-0.1, 1, 1.5, math.nan)),
+        *(({"seed": s}, f"seed: expected .*, got {s}") for s in (-1, 2**32)),
+    ],
+)
+def test_wrong_arguments_of_hold_out(change, said):
+    with pytest.raises(ValueError, match=said):
+        hold_out(np.arange(10) % 2, **{"fraction": 0.2, **change})

@@ -3,33 +3,25 @@
 import torch
 
 from python_tests.data.test_mixing import RESIZED
-from s3h_ext.data import load_dataset
 from s3h_ext.data.source.decode import PillowDecoder, Unreadable
 from s3h_ext.data.streams import Stream
 from s3h_ext.data.views.mixing import Mixing
 
-from .photographs import grow, grow_bad
-from .sources import (
-    source_of_files,
-)
+from .photographs import grow_bad, load
+from .sources import source_of_files
+
+
+def make(data, batch_size, unreadable):
+    mix = Mixing(probability=1.0, sampler="instance-balanced")
+    streams = {"mixed": Stream(recipe=RESIZED, mixing=mix)}
+    decoder = PillowDecoder(data.train, unreadable)
+    return source_of_files(data, streams, decoder, batch_size=batch_size, epochs=1)
 
 
 def test_nothing_is_mixed_in_for_an_image_that_cannot_be_read(tmp_path):
-    grow(tmp_path, (9, 1))
-    grow(tmp_path, (1, 1), split="test")
     bad = grow_bad(tmp_path)
-    data = load_dataset("folder", root=tmp_path, size=16)
     unreadable = Unreadable("skip")
-    mix = Mixing(probability=1.0, sampler="instance-balanced")
-    source = source_of_files(
-        data,
-        {"mixed": Stream(recipe=RESIZED, mixing=mix)},
-        PillowDecoder(data.train, unreadable),
-        batch_size=15,
-        epochs=1,
-        seed=0,
-    )
-    (step,) = source.epoch(0)
+    (step,) = make(load(tmp_path, (9, 1), (1, 1)), 15, unreadable).epoch(0)
     mixed, own = step["mixed"].mixed, step["mixed"].indices
     assert len(own) == 10
     assert {path.rpartition("/")[2] for path in unreadable.errors} == bad
@@ -41,23 +33,13 @@ def test_nothing_is_mixed_in_for_an_image_that_cannot_be_read(tmp_path):
 
 
 def test_what_stands_in_for_an_unreadable_image_is_mixed_by_its_address(tmp_path):
-    grow(tmp_path, (9, 2))
-    grow(tmp_path, (1, 1), split="test")
     grow_bad(tmp_path)
-    data = load_dataset("folder", root=tmp_path, size=16)
-    mix = Mixing(probability=1.0, sampler="instance-balanced")
+    data = load(tmp_path, (9, 2), (1, 1))
 
     def shown(batch_size):
-        source = source_of_files(
-            data,
-            {"mixed": Stream(recipe=RESIZED, mixing=mix)},
-            PillowDecoder(data.train, Unreadable("skip")),
-            batch_size=batch_size,
-            epochs=1,
-            seed=0,
-        )
         found = {}
-        for batch in (step["mixed"] for step in source.epoch(0)):
+        for step in make(data, batch_size, Unreadable("skip")).epoch(0):
+            batch = step["mixed"]
             partners, weights = batch.mixed.indices[0], batch.mixed.weights[0]
             for place, index in enumerate(batch.indices.tolist()):
                 found[index] = int(partners[place]), float(weights[place])

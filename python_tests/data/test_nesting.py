@@ -61,11 +61,8 @@ def test_folders_in_classes_are_told_and_the_deeper_root_is_named(
 ):
     root = grow(tmp_path, sizes)
     said = said.format(root=root)
-    (warning,) = [
-        note
-        for note in load_dataset("folder", root=root).notes
-        if note.startswith("warning: ")
-    ]
+    notes = load_dataset("folder", root=root).notes
+    (warning,) = [note for note in notes if note.startswith("warning: ")]
     assert said in warning
     assert main(["check", "folder", "--root", str(root)]) == 0
     text = capsys.readouterr().out

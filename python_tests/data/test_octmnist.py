@@ -62,24 +62,16 @@ def test_a_file_of_the_official_size_is_cut_to_our_definition(full, factor, coun
 
 def test_higher_factors_keep_a_part_of_lower_ones(full):
     root, _ = full
-    low, high = (
-        {
-            i.tobytes()
-            for i in load_dataset("octmnist-lt", root=root, imbalance=f).train.images[
-                :, 1, :8
-            ]
-        }
-        for f in (50, 100)
-    )
-    assert high < low
+    low, high = (load_dataset("octmnist-lt", root=root, imbalance=f) for f in (50, 100))
+    kept, fewer = ({i.tobytes() for i in d.train.images[:, 1, :8]} for d in (low, high))
+    assert fewer < kept
 
 
 @pytest.mark.parametrize("size", [28, 64, 128, 224])
 def test_one_channel_goes_through_to_the_network(tmp_path, size):
     write_octmnist(tmp_path, size, [60, 40, 30, 90], [2, 2, 2, 2], 3)
-    data = load_dataset(
-        "octmnist-lt", root=tmp_path, imbalance=9, size=size, val_fraction=0.2
-    )
+    cut = {"imbalance": 9, "size": size, "val_fraction": 0.2}
+    data = load_dataset("octmnist-lt", root=tmp_path, **cut)
     assert data.image_shape == (size, size, 1)
     # 90, 43, 20 and 10 by size, a fifth of each held out.
     assert data.class_counts.tolist() == [34, 16, 8, 72]

@@ -6,15 +6,10 @@ import torch
 
 from s3h_ext.data.views.policies import CIFAR10_POLICY, AutoAugment, RandAugment
 from s3h_ext.ops.augment import Operation
-from s3h_ext.ops.philox import philox_uniform
+
+from .sources import uniforms
 
 VIEWS = 20000
-
-
-def uniforms(draws, count=VIEWS):
-    return philox_uniform(
-        seed=1, epoch=0, index=torch.arange(count), view=0, draws=draws
-    ).double()
 
 
 # What the levels stand for, as ranges of ten values.
@@ -121,10 +116,7 @@ def test_randaugment_draws_fourteen_operations_evenly():
         Operation.TRANSLATE_X: (-150 / 331 * 48, 150 / 331 * 48),
         Operation.TRANSLATE_Y: (-150 / 331 * 32, 150 / 331 * 32),
         Operation.ROTATE: (-30, 30),
-        Operation.COLOUR: (0.1, 1.9),
-        Operation.CONTRAST: (0.1, 1.9),
-        Operation.BRIGHTNESS: (0.1, 1.9),
-        Operation.SHARPNESS: (0.1, 1.9),
+        **dict.fromkeys(FACTORS, (0.1, 1.9)),
         Operation.POSTERIZE: (4, 4),
         Operation.SOLARIZE: (0, 0),
     }
@@ -143,13 +135,8 @@ def test_randaugment_of_no_magnitude_changes_nothing_by_size():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "name"),
-    [
-        ({"count": 0}, "count"),
-        ({"magnitude": -1}, "magnitude"),
-        ({"magnitude": 31}, "magnitude"),
-    ],
+    ("name", "value"), [("count", 0), ("magnitude", -1), ("magnitude", 31)]
 )
-def test_wrong_randaugment(arguments, name):
+def test_wrong_randaugment(name, value):
     with pytest.raises(ValueError, match=name):
-        RandAugment(**arguments)
+        RandAugment(**{name: value})

@@ -92,9 +92,8 @@ def test_too_little_is_refused(tmp_path):
     first, second = damage(root, "train", 0), damage(root, "train", 1)
     with pytest.raises(ValueError, match="test: all images belong to 'class 1'"):
         without_unreadable(data, second)
-    with pytest.raises(
-        ValueError, match="at least two classes, .* 'class 0', 'class 1'"
-    ):
+    said = "at least two classes, .* 'class 0', 'class 1'"
+    with pytest.raises(ValueError, match=said):
         without_unreadable(data, first | second)
 
 

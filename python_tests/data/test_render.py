@@ -13,25 +13,18 @@ from s3h_ext.ops.augment import augment_images
 from s3h_ext.ops.plain.views import render_views as render_views_plain
 from s3h_ext.ops.view_constraints import PadCrop, RandomResizedCrop
 
+from .sources import describe
+
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
 def random_images(count, height=32, width=32, channels=3):
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(
-        0,
-        256,
+    generator, shape = (
+        torch.Generator().manual_seed(1),
         (count, height, width, channels),
-        dtype=torch.uint8,
-        generator=generator,
     )
-
-
-def describe(recipe, count, size=(32, 32), **changes):
-    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    address = {"seed": 0, "epoch": 0, "index": torch.arange(count), "view": 0} | changes
-    return recipe.describe(*size, **address)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
 def render(images, recipe, crops, source=None, **arguments):
@@ -119,9 +112,8 @@ def test_resized_crops_against_interpolate_on_the_crop():
         top, left, height, width = crops.box[row].tolist()
         patch = images[row, top : top + height, left : left + width]
         patch = patch.permute(2, 0, 1)[None].double() / 255
-        expected = F.interpolate(patch, size=(20, 24), mode="bilinear", antialias=True)[
-            0
-        ]
+        how = {"mode": "bilinear", "antialias": True}
+        (expected,) = F.interpolate(patch, size=(20, 24), **how)
         if crops.flip[row]:
             expected = expected.flip(-1)
         # A fiftieth of a grey level: the kernel's weights have 16 bits or more.
@@ -151,12 +143,8 @@ def test_policies_work_on_the_bytes_of_the_crop(name, channels):
     crops = describe(name, 200)
     plain = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
     rendered = levels(render(images, name, crops, **plain))
-    expected = augment_images(
-        sliced_crops(images, crops),
-        crops.operations,
-        crops.magnitudes,
-        fill=128,
-    )
+    steps = (crops.operations, crops.magnitudes)
+    expected = augment_images(sliced_crops(images, crops), *steps, fill=128)
     if crops.hole is not None:
         for row, (top, left, height, width) in enumerate(crops.hole.tolist()):
             rows = slice(max(top, 0), top + height)
@@ -192,12 +180,9 @@ def test_policies_after_resizing_and_colour(recipe):
     crops = describe(recipe, 60)
     before = Recipe(recipe.crop, recipe.flip, recipe.jitter)
     seen = render(images, before, describe(before, 60), std=(1 / 255,) * 3)
-    expected = augment_images(
-        seen.round().to(torch.uint8).permute(0, 2, 3, 1),
-        crops.operations,
-        crops.magnitudes,
-        holes=crops.hole,
-    )
+    steps = (crops.operations, crops.magnitudes)
+    seen = seen.round().to(torch.uint8).permute(0, 2, 3, 1)
+    expected = augment_images(seen, *steps, holes=crops.hole)
     assert torch.equal(levels(render(images, recipe, crops)), expected)
 
 
@@ -219,12 +204,8 @@ def test_montage_puts_crops_into_their_quadrants():
 @pytest.mark.parametrize("policy", [None, AutoAugment()])
 def test_a_quadrant_is_the_crop_rendered_alone(policy):
     images = random_images(12)
-    parts = {
-        "crop": get_recipe("montage-2x2").crop,
-        "flip": 0.5,
-        "jitter": ColorJitter(),
-        "policy": policy,
-    }
+    parts = {"crop": get_recipe("montage-2x2").crop, "flip": 0.5, "policy": policy}
+    parts["jitter"] = ColorJitter()
     montage = Recipe(**parts, montage=True)
     alone = Recipe(**parts, out_size=(16, 16))
     together = render(images, montage, describe(montage, 12))

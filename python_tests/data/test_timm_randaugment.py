@@ -2,19 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from s3h_ext.data import ImageSet, ResidentPixels, Source, Stream
+from s3h_ext.data import Stream
 from s3h_ext.data.views.recipes import RECIPES, get_recipe
 from s3h_ext.data.views.timm_randaugment import TimmRandAugment, parse_randaugment
 from s3h_ext.ops.augment import Operation
-from s3h_ext.ops.philox import philox_uniform
+
+from .sources import describe, noisy_images, source_of_arrays, uniforms
 
 VIEWS = 20000
-
-
-def uniforms(draws, count=VIEWS):
-    return philox_uniform(
-        seed=1, epoch=0, index=torch.arange(count), view=0, draws=draws
-    ).double()
 
 
 @pytest.mark.parametrize(
@@ -36,17 +31,9 @@ def test_strings_as_timms_users_type_them(text, policy):
 @pytest.mark.parametrize(
     "text",
     [
-        *(
-            "rand-",
-            "rand-m",
-            "rand-m9-m8",
-            "rand-w0",
-            "rand-n0",
-            "rand-n17",
-            "rand-n1.5",
-        ),
-        *("rand-m-1", "rand-m101", "rand-inc2", "rand-p1.1", "rand-mmax0", "rand-x3"),
-        *("rand-minf", "rand-m1e3", "rand-n2 -m3", "rand-mstd0.5x"),
+        *("rand-", "rand-m", "rand-m9-m8", "rand-w0", "rand-n0", "rand-n17"),
+        *("rand-n1.5", "rand-m-1", "rand-m101", "rand-inc2", "rand-p1.1", "rand-mmax0"),
+        *("rand-x3", "rand-minf", "rand-m1e3", "rand-n2 -m3", "rand-mstd0.5x"),
     ],
 )
 def test_strings_that_are_none_name_the_option(text):
@@ -54,30 +41,30 @@ def test_strings_that_are_none_name_the_option(text):
         get_recipe(f"crop-flip+{text}", "contrast_recipe")
 
 
+FACTORS = (
+    *(Operation.COLOUR, Operation.CONTRAST),
+    *(Operation.BRIGHTNESS, Operation.SHARPNESS),
+)
+UNGRADED = (Operation.AUTO_CONTRAST, Operation.EQUALIZE, Operation.INVERT)
 # As timm's documentation has them: the ends at level 0 and 10.
 PLAIN = {
     Operation.ROTATE: (0, 30),
     Operation.POSTERIZE: (0, 4),
     Operation.SOLARIZE: (0, 256),
     Operation.SOLARIZE_ADD: (0, 110),
-    Operation.COLOUR: (0.1, 1.9),
-    Operation.CONTRAST: (0.1, 1.9),
-    Operation.BRIGHTNESS: (0.1, 1.9),
-    Operation.SHARPNESS: (0.1, 1.9),
+    **dict.fromkeys(FACTORS, (0.1, 1.9)),
     Operation.SHEAR_X: (0, 0.3),
     Operation.SHEAR_Y: (0, 0.3),
     Operation.TRANSLATE_X: (0, 0.45 * 48),
     Operation.TRANSLATE_Y: (0, 0.45 * 32),
-    Operation.AUTO_CONTRAST: (0, 0),
-    Operation.EQUALIZE: (0, 0),
-    Operation.INVERT: (0, 0),
+    **dict.fromkeys(UNGRADED, (0, 0)),
 }
-FACTORS = [*PLAIN][4:8]
 INCREASING = PLAIN | {
     Operation.POSTERIZE: (4, 0),
     Operation.SOLARIZE: (256, 0),
     **dict.fromkeys(FACTORS, (1, 0.1)),
 }
+WHOLE = [*PLAIN][1:4]
 SIGNED = [Operation.ROTATE, *[*PLAIN][8:12]]
 
 
@@ -91,11 +78,7 @@ def test_magnitudes_are_timms(increasing, level):
     for operation, (first, last) in table.items():
         values = set(magnitudes[operations == operation].tolist())
         value = first + (last - first) * level / 10
-        if operation in (
-            Operation.SOLARIZE,
-            Operation.SOLARIZE_ADD,
-            Operation.POSTERIZE,
-        ):
+        if operation in WHOLE:
             value = first + np.trunc((last - first) * level / 10)
         expected = {value}
         if operation in SIGNED:
@@ -164,12 +147,6 @@ def test_what_is_added_to_a_recipe():
         assert said in str(error.value)
 
 
-def describe(name, count=4000):
-    return get_recipe(name).describe(
-        32, 32, seed=3, epoch=1, index=torch.arange(count), view=0
-    )
-
-
 def test_blur_and_solarise_come_by_their_probabilities():
     spec = describe("crop-flip+blur+solarize")
     blurred = spec.operations[:, 0] == Operation.BLUR
@@ -186,7 +163,7 @@ def test_blur_and_solarise_come_by_their_probabilities():
 
 
 def test_what_is_added_leaves_crops_and_other_operations_alone():
-    plain, more = describe("crop-flip+rand-m9"), describe("crop-flip+rand-m9+blur")
+    plain, more = (describe(f"crop-flip+rand-m9{m}") for m in ("", "+blur"))
     assert torch.equal(plain.box, more.box)
     assert torch.equal(plain.flip, more.flip)
     assert torch.equal(plain.operations, more.operations[:, :2])
@@ -194,17 +171,9 @@ def test_what_is_added_leaves_crops_and_other_operations_alone():
 
 
 def test_views_of_a_stream():
-    random = np.random.RandomState(0)
-    images = random.randint(0, 256, (60, 32, 32, 3)).astype(np.uint8)
-    images = ImageSet(images, np.arange(60, dtype=np.int64) % 3)
     name = "crop-flip+rand-n2-m10-mstd0.5+blur1+solarize"
     streams = {"a": Stream(recipe=name, views=2)}
-
-    def epoch(start):
-        pixels = ResidentPixels(images, mean=(0.5,) * 3, std=(0.25,) * 3)
-        plan = {"num_classes": 3, "batch_size": 20, "epochs": 2, "seed": 0}
-        return list(Source(pixels, streams, **plan).epoch(1, start_step=start))
-
-    steps, tail = epoch(0), epoch(2)
-    assert torch.equal(steps[2]["a"].images, tail[0]["a"].images)
+    source = source_of_arrays(noisy_images(32, 32), streams, epochs=2)
+    steps, tail = list(source.epoch(1)), source.epoch(1, start_step=2)
+    assert torch.equal(steps[2]["a"].images, next(tail)["a"].images)
     assert not torch.equal(steps[2]["a"].images[0], steps[2]["a"].images[1])

@@ -1,17 +1,13 @@
 """The operations of the contrastive losses by other kernels than this machine's own."""
 
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from python_tests.cuda_host import kernels
 from s3h_ext.losses import _common, _seen
 from s3h_ext.ops.plain import class_sums, similarity
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "cuda_host"))
-import kernels
 
 NAMES = ["native", "plain", "cuda-host"]
 #: Where the losses' modules have the operations.

@@ -1,6 +1,24 @@
-"""The law of errors in lower precision, for losses and their gradients."""
+"""What the tests of losses share: rows, and how close two losses are."""
 
 import torch
+import torch.nn.functional as F
+
+
+def unit(*shape, seed=None, dtype=torch.float64):
+    """Rows of length 1; with a seed always the same ones."""
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(*shape, generator=generator, dtype=dtype), dim=-1)
+
+
+def assert_equal(ours, theirs, *inputs, upstream=None, **tolerance):
+    """Two losses and their gradients are the same."""
+    torch.testing.assert_close(ours, theirs, **tolerance)
+    for found, expected in zip(
+        torch.autograd.grad(ours, inputs, upstream),
+        torch.autograd.grad(theirs, inputs, upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected, **tolerance)
 
 
 def assert_law(differentiate, dtype):

@@ -20,59 +20,33 @@ def rows(n):
 
 def good(name):
     """The loss of a name and arguments that it takes."""
-    labels = torch.arange(N) % C
+    labels, logits = torch.arange(N) % C, torch.randn(N, C)
     contrast = {"features": rows(N), "labels": labels}
-    classified = {"logits": torch.randn(N, C), "labels": labels}
-    weight = {"weight": torch.rand(C)}
-    return {
-        "supcon": (losses.supcon_loss, {**contrast, "num_classes": C}),
-        "supcon-keys": (
-            losses.supcon_loss,
-            {
-                **contrast,
-                "keys": rows(N + 1),
-                "key_labels": torch.arange(N + 1) % C,
-                "self_index": torch.arange(N),
-                "num_classes": C,
-            },
-        ),
-        "balanced": (
-            losses.balanced_contrastive_loss,
-            {**contrast, "centres": rows(C), "num_classes": C},
-        ),
-        "prototypical": (
-            losses.prototypical_supcon_loss,
-            {**contrast, "prototypes": rows(C)},
-        ),
-        "paco": (
-            losses.paco_loss,
-            {
-                **contrast,
-                "logits": torch.randn(N, C),
-                "keys": rows(N + 1),
-                "key_labels": torch.arange(N + 1) % C,
-            },
-        ),
-        "proco": (
-            losses.proco_loss,
-            {**contrast, "means": 0.5 * rows(C), "class_counts": torch.rand(C) + 1},
-        ),
+    keys = {"keys": rows(N + 1), "key_labels": torch.arange(N + 1) % C}
+    queue = {"queue": rows(N + 2), "queue_labels": torch.arange(N + 2) % C}
+    own, number = {"self_index": torch.arange(N)}, {"num_classes": C}
+    classes = {"means": 0.5 * rows(C), "class_counts": torch.rand(C) + 1}
+    classified = {"logits": logits, "labels": labels}
+    weighted, centres = classified | {"weight": torch.rand(C)}, {"centres": rows(C)}
+    contrasted = {
+        "supcon": (losses.supcon_loss, number),
+        "supcon-keys": (losses.supcon_loss, keys | own | number),
+        "balanced": (losses.balanced_contrastive_loss, centres | number),
+        "prototypical": (losses.prototypical_supcon_loss, {"prototypes": rows(C)}),
+        "paco": (losses.paco_loss, {"logits": logits} | keys),
+        "proco": (losses.proco_loss, classes),
         "cross-model": (
             losses.cross_model_contrastive_loss,
-            {
-                **contrast,
-                "keys": rows(N + 1),
-                "key_labels": torch.arange(N + 1) % C,
-                "centres": rows(C),
-                "queue": rows(N + 2),
-                "queue_labels": torch.arange(N + 2) % C,
-                "self_index": torch.arange(N),
-                "num_classes": C,
-            },
+            keys | centres | queue | own | number,
         ),
+    }
+    if name in contrasted:
+        loss, more = contrasted[name]
+        return loss, contrast | more
+    return {
         "logit-adjusted": (LogitAdjustedLoss(COUNTS), classified),
-        "focal": (FocalLoss(), {**classified, **weight}),
-        "ldam": (LDAMLoss(COUNTS), {**classified, **weight}),
+        "focal": (FocalLoss(), weighted),
+        "ldam": (LDAMLoss(COUNTS), weighted),
     }[name]
 
 
@@ -100,16 +74,8 @@ BAD = {
         "array": (lambda t: t.numpy(), TypeError, "a tensor, got ndarray"),
         "float": (lambda t: t.float(), TypeError, "integers, got torch.float32"),
         "bool": (lambda t: t > 0, TypeError, "integers, got torch.bool"),
-        "uint64": (
-            lambda t: t.to(torch.uint64),
-            TypeError,
-            "integers, got torch.uint64",
-        ),
-        "column": (
-            lambda t: t[:, None],
-            ValueError,
-            r"shape \(\d+,\).* got \(\d+, 1\)",
-        ),
+        "uint64": (lambda t: t.to(torch.uint64), TypeError, "integers, got .*uint64"),
+        "column": (lambda t: t[:, None], ValueError, r"shape .* got \(\d+, 1\)"),
         "short": (lambda t: t[1:], ValueError, r"shape \(\d+,\).* got \(\d+,\)"),
         "device": (lambda t: t.to("meta"), ValueError, "on cpu.*, got meta"),
     },
@@ -185,9 +151,8 @@ def test_logits_of_other_classes_than_the_counts(name, columns):
     arguments |= {"logits": torch.randn(N, columns)}
     arguments |= {"labels": torch.zeros(N).long()}
     arguments.pop("weight", None)
-    with pytest.raises(
-        ValueError, match=rf"logits must be \[N, 3\].*\({N}, {columns}\)"
-    ):
+    said = rf"logits must be \[N, 3\].*\({N}, {columns}\)"
+    with pytest.raises(ValueError, match=said):
         loss(**arguments)
 
 
@@ -249,14 +214,9 @@ def test_numbers_of_classification(name, value):
 @pytest.mark.parametrize(
     ("counts", "error"),
     [
-        ([3, 0], ValueError),
-        ([3, math.nan], ValueError),
-        ([3, math.inf], ValueError),
-        ([], ValueError),
-        ([[3, 2]], ValueError),
-        ("many", TypeError),
-        ([[3], [2, 1]], TypeError),
-        (None, TypeError),
+        *((counts, ValueError) for counts in ([3, 0], [3, math.nan], [3, math.inf])),
+        *(([], ValueError), ([[3, 2]], ValueError)),
+        *(("many", TypeError), ([[3], [2, 1]], TypeError), (None, TypeError)),
     ],
 )
 @pytest.mark.parametrize(
@@ -290,12 +250,7 @@ def test_a_row_with_a_negative_label_does_not_count(name, label):
     arguments["labels"][2] = label
     value = loss(**arguments)
     (grad,) = torch.autograd.grad(value, arguments[first])
-    if name in (
-        "supcon",
-        "supcon-keys",
-        "balanced",
-        "paco",
-    ):  # there it is a key of the others
+    if name in ("supcon", "supcon-keys", "balanced", "paco"):  # a key of the others
         each = loss(**arguments, reduction="none")
         assert each[2] == 0
         torch.testing.assert_close(value, each.sum() / (N - 1))

@@ -1,21 +1,18 @@
 """PaCo and GPaCo against the formula of their released code."""
 
+import functools
 import math
 
-import backends
 import pytest
 import torch
 import torch.nn.functional as F
-from law import assert_law
 
+from python_tests.losses import backends
+from python_tests.losses.law import assert_equal, assert_law, unit
 from s3h_ext.losses import FeatureQueue, LogitAdjustedLoss, PaCoLoss, paco_loss
 
 TAU, N, D, C, Q = 0.2, 9, 6, 4, 11
 COUNTS = torch.tensor([90, 40, 12, 3]).double()
-
-
-def unit(*shape):
-    return F.normalize(torch.randn(*shape, dtype=torch.float64), dim=-1)
 
 
 def released(
@@ -71,8 +68,8 @@ def problem(dtype=torch.float64):
     return z, torch.arange(N) % 3, logits, keys, key_labels
 
 
-def assert_close(found, expected):
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+assert_close = functools.partial(torch.testing.assert_close, **CLOSE)
 
 
 @pytest.mark.parametrize("backend", backends.NAMES)
@@ -87,16 +84,10 @@ def test_released_formula(monkeypatch, settings, counts, backend):
     expected = released(z, keys[filled], every_label, logits, counts, **settings)
     given = {"class_counts": counts, **settings, "temperature": TAU}
     found = paco_loss(z, labels, logits, keys, key_labels, reduction="none", **given)
-    assert_close(found, expected)
-    upstream = torch.linspace(-1, 2, N, dtype=torch.float64)
-    for ours, right in zip(
-        torch.autograd.grad(found, leaves, upstream),
-        torch.autograd.grad(expected, leaves, upstream),
-        strict=True,
-    ):
-        assert_close(ours, right)
     module = PaCoLoss(counts, TAU, **settings)
     assert_close(module(z, labels, logits, keys, key_labels), expected.mean())
+    upstream = torch.linspace(-1, 2, N, dtype=torch.float64)
+    assert_equal(found, expected, *leaves, upstream=upstream, **CLOSE)
 
 
 def test_without_keys():
@@ -110,17 +101,13 @@ def test_paco_as_it_is_trained():
     queue, labels = FeatureQueue(Q, D, dtype=torch.float64), torch.arange(N) % C
     loss_fn, held, held_labels = PaCoLoss(COUNTS, TAU), unit(0, D), labels[:0]
     for _ in range(3):
-        q, k, logits = (
-            unit(N, D).requires_grad_(),
-            unit(N, D),
-            torch.randn(N, C).double(),
-        )
+        q, k, logits = unit(N, D), unit(N, D), torch.randn(N, C).double()
+        q.requires_grad_()
         keys = torch.cat([k, queue.features])
         ours = loss_fn(q, labels, logits, keys, torch.cat([labels, queue.labels]))
         every = torch.cat([labels, labels, held_labels])
         theirs = released(q, torch.cat([k, held]), every, logits, COUNTS).mean()
-        assert_close(ours, theirs)
-        assert_close(*(torch.autograd.grad(loss, q)[0] for loss in (ours, theirs)))
+        assert_equal(ours, theirs, q, **CLOSE)
         queue.enqueue(k, labels)
         held = torch.cat([held, k])[-Q:]
         held_labels = torch.cat([held_labels, labels])[-Q:]
@@ -182,15 +169,12 @@ def test_law_in_lower_precision(settings, dtype):
         leaves = [t.to(wide).requires_grad_() for t in (z, logits, keys)]
         rows, scores, others = leaves
         if ours:
-            given = {"class_counts": COUNTS, "temperature": TAU, **settings}
-            losses = paco_loss(
-                rows, labels, scores, others, key_labels, reduction="none", **given
-            )
+            given = {"class_counts": COUNTS, "temperature": TAU, "reduction": "none"}
+            given |= settings
+            losses = paco_loss(rows, labels, scores, others, key_labels, **given)
         else:
-            counts = COUNTS.to(wide)
-            losses = released(
-                rows, others[filled], every_label, scores, counts, **settings
-            )
+            given = (rows, others[filled], every_label, scores, COUNTS.to(wide))
+            losses = released(*given, **settings)
         grads = torch.autograd.grad(losses, leaves, upstream.to(losses.dtype))
         return [losses.detach(), *grads]
 
@@ -202,10 +186,7 @@ def test_law_in_lower_precision(settings, dtype):
 def test_numbers_that_do_not_fit(name, value):
     error = ValueError if isinstance(value, float) else TypeError
     z, labels, logits, *_ = problem()
-    for call in (
-        lambda **given: paco_loss(z, labels, logits, **given),
-        PaCoLoss,
-    ):
+    for call in (functools.partial(paco_loss, z, labels, logits), PaCoLoss):
         with pytest.raises(error, match=f"{name}: expected a .*number .*, got"):
             call(**{name: value})
 

@@ -7,15 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from python_tests.losses.law import assert_equal, unit
 from s3h_ext.losses import ProCoLoss, proco_loss
 from s3h_ext.ops.bessel import log_bessel
 
 TAU, N, C = 0.1, 9, 4
 COUNTS = torch.tensor([90, 40, 12, 3]).double()
-
-
-def unit(*shape):
-    return F.normalize(torch.randn(*shape, dtype=torch.float64), dim=-1)
 
 
 def bessel(order, x):
@@ -62,9 +59,7 @@ def test_the_derivative_of_the_bessel_function(order):
     torch.library.opcheck(torch.ops.s3h.log_bessel, (squares, order))
     total = log_bessel(squares, order).sum()
     (slope,) = torch.autograd.grad(total, squares, create_graph=True)
-    with pytest.raises(
-        NotImplementedError, match="log_bessel has no second derivative"
-    ):
+    with pytest.raises(NotImplementedError, match="log_bessel has no second deriv"):
         slope.sum().backward()
     with pytest.raises(TypeError, match="squares must be float64, got torch.float32"):
         log_bessel(squares.float(), order)
@@ -109,13 +104,7 @@ def test_released_formula(dim, lengths):
     means = means_of_length(*lengths, dim=dim)
     theirs = released(z, labels, means)
     ours = proco_loss(z, labels, means, COUNTS, temperature=TAU)
-    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(
-        torch.autograd.grad(ours, z)[0],
-        torch.autograd.grad(theirs, z)[0],
-        rtol=1e-9,
-        atol=1e-9,
-    )
+    assert_equal(ours, theirs, z, rtol=1e-9, atol=1e-9)
 
 
 def test_the_expectation_that_the_paper_takes():
@@ -181,13 +170,10 @@ def test_8142_classes_of_128_dimensions():
     assert 0 < loss < 20
     assert grad.isfinite().all()
     step = 1e-6 * F.normalize(grad, dim=None)
-    above, below = (
-        proco_loss(z + sign * step, labels, means, counts, temperature=0.07)
-        for sign in (1, -1)
-    )
-    torch.testing.assert_close(
-        (above - below) / 2, (grad * step).sum(), rtol=1e-6, atol=0
-    )
+    given = (labels, means, counts)
+    above, below = (proco_loss(z + d, *given, temperature=0.07) for d in (step, -step))
+    slope = (grad * step).sum()
+    torch.testing.assert_close((above - below) / 2, slope, rtol=1e-6, atol=0)
 
 
 class Estimates:
@@ -222,20 +208,10 @@ def test_the_estimates_are_those_of_the_released_code():
         loss_fn.begin_epoch()
         theirs.begin_epoch()
         for step in range(4):
-            z, labels = (
-                unit(N, 8).requires_grad_(),
-                torch.randint(0, 2 + step % 2, (N,)),
-            )
-            theirs.update(z.detach(), labels)
-            expected = released(z, labels, theirs.old[0])
-            ours = loss_fn(z, labels)
-            torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
-            torch.testing.assert_close(
-                torch.autograd.grad(ours, z)[0],
-                torch.autograd.grad(expected, z)[0],
-                rtol=1e-9,
-                atol=1e-9,
-            )
+            z, labels = unit(N, 8), torch.randint(0, 2 + step % 2, (N,))
+            theirs.update(z, labels)
+            expected = released(z.requires_grad_(), labels, theirs.old[0])
+            assert_equal(loss_fn(z, labels), expected, z, rtol=1e-9, atol=1e-9)
     assert (theirs.old[1] == 0).any()  # an unseen class was among them
 
 

@@ -4,18 +4,12 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
+from python_tests.losses.law import unit
 from s3h_ext.losses import cross_model, cross_model_contrastive_loss
 from s3h_ext.ops.reference import similarity_logsumexp_dense
 
 INF = math.inf
-
-
-def unit(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randn(*shape, generator=generator, dtype=torch.float64)
-    return F.normalize(rows, dim=-1)
 
 
 @pytest.mark.parametrize("held", [0.0, 7.0, INF, -INF, math.nan])
@@ -32,17 +26,10 @@ def test_empty_places_add_nothing(monkeypatch, held, dense, centres):
     queue.requires_grad_()
     results = []
     for places in (full, torch.ones_like(full)):
-        loss = cross_model_contrastive_loss(
-            z,
-            labels,
-            keys,
-            labels,
-            centres=centres,
-            queue=queue[places],
-            queue_labels=queue_labels[places],
-            self_index=torch.arange(9),
-            reduction="none",
-        )
+        given = {"queue": queue[places], "queue_labels": queue_labels[places]}
+        given |= {"self_index": torch.arange(9), "reduction": "none"}
+        args = (z, labels, keys, labels)
+        loss = cross_model_contrastive_loss(*args, centres=centres, **given)
         weights = torch.linspace(-1, 2, 9, dtype=loss.dtype)
         results.append(
             (loss, torch.autograd.grad((weights * loss).sum(), (z, keys, queue)))

@@ -1,3 +1,4 @@
+import functools
 from dataclasses import replace
 
 import pytest
@@ -29,9 +30,8 @@ from s3h_ext.models import build_model
 
 def make_batch(views, size, seed):
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(views, size, 16, 16, 3, generator=generator).permute(
-        0, 1, 4, 2, 3
-    )
+    images = torch.randn(views, size, 16, 16, 3, generator=generator)
+    images = images.permute(0, 1, 4, 2, 3)
     labels = torch.randint(0, 3, (size,), generator=generator)
     return Batch(images, labels, torch.arange(size))
 
@@ -81,6 +81,15 @@ def mixed(batch, seed):
     return replace(batch, mixed=MixedViews(labels, indices, weights, boxes))
 
 
+def mixed_cross_entropy(logits, batch):
+    first, second = (
+        F.cross_entropy(logits, labels, reduction="none")
+        for labels in (batch.labels, batch.labels.flip(0))
+    )
+    weight = batch.mixed.weights[0]
+    return (weight * first + (1 - weight) * second).mean()
+
+
 @pytest.mark.parametrize("loss", ["cross-entropy", "logit-adjusted"])
 def test_mixed_images_count_for_both_labels(dataset, loss):
     method = build(Baseline(loss, mixing=Mixing()), dataset).eval()
@@ -89,28 +98,16 @@ def test_mixed_images_count_for_both_labels(dataset, loss):
     logits = method.model(batch.images[0])
     if loss == "logit-adjusted":
         logits = logits + method.classify.criterion.adjustment
-    first = F.cross_entropy(logits, batch.labels, reduction="none")
-    second = F.cross_entropy(logits, batch.labels.flip(0), reduction="none")
-    weight = batch.mixed.weights[0]
-    expected = (weight * first + (1 - weight) * second).mean()
-    torch.testing.assert_close(method.loss({"train": batch})["loss"], expected)
+    found = method.loss({"train": batch})["loss"]
+    torch.testing.assert_close(found, mixed_cross_entropy(logits, batch))
 
 
 @pytest.mark.parametrize(
-    "make",
-    [
-        lambda m: S3H(
-            projection_hidden=8,
-            projection_dim=4,
-            contrast_recipe="crop-flip",
-            mixing=m,
-        ),
-        lambda m: BCL(projection_hidden=8, projection_dim=4, mixing=m),
-    ],
-    ids=["s3h", "bcl"],
+    ("kind", "options"), [(S3H, {"contrast_recipe": "crop-flip"}), (BCL, {})]
 )
-def test_only_the_classification_view_is_mixed(dataset, make):
-    method = build(make(Mixing()), dataset).eval()
+def test_only_the_classification_view_is_mixed(dataset, kind, options):
+    options = {"projection_hidden": 8, "projection_dim": 4, **options}
+    method = build(kind(mixing=Mixing(), **options), dataset).eval()
     streams = method.streams()
     assert streams["classification"].mixing == Mixing()
     assert streams["contrast"].mixing is None
@@ -120,10 +117,7 @@ def test_only_the_classification_view_is_mixed(dataset, make):
     whole = mixed(whole, 1)
     terms = method.loss({"classification": whole, "contrast": contrast})
     logits = method.model(whole.images[0]) + method.classify.criterion.adjustment
-    first = F.cross_entropy(logits, whole.labels, reduction="none")
-    second = F.cross_entropy(logits, whole.labels.flip(0), reduction="none")
-    weight = whole.mixed.weights[0]
-    expected = (weight * first + (1 - weight) * second).mean()
+    expected = mixed_cross_entropy(logits, whole)
     torch.testing.assert_close(terms["cross_entropy"], expected.detach())
     assert torch.equal(terms["contrastive"], plain["contrastive"])
 
@@ -153,13 +147,11 @@ def test_deferred_weights_begin_at_their_share_of_the_training(dataset):
 
 
 def test_ldam_needs_the_cosine_classifier(dataset):
-    with pytest.raises(
-        ValueError, match="needs --model.classifier cosine, got LinearClassifier"
-    ):
+    said = "needs --model.classifier cosine, got LinearClassifier"
+    with pytest.raises(ValueError, match=said):
         build(Baseline(loss="ldam"), dataset)
-    method = build(
-        Baseline(loss="ldam", weight_beta=0.9999, reweight_from=0.8), dataset, "cosine"
-    )
+    deferred = Baseline(loss="ldam", weight_beta=0.9999, reweight_from=0.8)
+    method = build(deferred, dataset, "cosine")
     assert method.label == "ldam-drw"
     method.begin_epoch(0.9)
     assert method.loss({"train": make_batch(1, 6, 0)})["loss"].isfinite()
@@ -214,9 +206,7 @@ def test_hybrid_s_branches_may_have_recipes_of_their_own():
     assert recipes(own) == ["supcon", "crop-flip"]
     with pytest.raises(ValueError, match="^classifier_recipe: expected a recipe"):
         Hybrid(classifier_recipe="montage-2x2").streams()
-    with pytest.raises(
-        ValueError, match="^classifier_recipe: .* did you mean 'crop-fl"
-    ):
+    with pytest.raises(ValueError, match="^classifier_recipe: .* mean 'crop-flip'"):
         Hybrid(classifier_recipe="crop-flop").streams()
 
 
@@ -226,9 +216,8 @@ def test_hybrid_s_views_have_one_size(dataset):
 
 
 def test_psc_prototypes_learn_and_are_saved(dataset):
-    method = build(
-        Hybrid(contrast="prototypical", views=1, prototypes_per_class=2), dataset
-    )
+    psc = Hybrid(contrast="prototypical", views=1, prototypes_per_class=2)
+    method = build(psc, dataset)
     batch = {"contrast": make_batch(1, 8, 0), "classifier": make_batch(1, 8, 1)}
     method.begin_epoch(0.2)
     method.loss(batch)["loss"].backward()
@@ -236,39 +225,57 @@ def test_psc_prototypes_learn_and_are_saved(dataset):
     assert "prototypes" in method.state_dict()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+NAN = float("nan")
+BAD_OPTIONS = {
+    Hybrid: [
         ({"contrast": "simclr"}, "contrast: expected one of"),
         ({"decay": "cosine"}, "decay: expected one of"),
         ({"views": 0}, "views: expected a whole number >= 1, got 0"),
         ({"temperature": -1.0}, "temperature"),
-        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": NAN}, "temperature"),
         ({"prototypes_per_class": 2}, "'supcon' has no prototypes; expected 1, got 2"),
     ],
-)
-def test_bad_hybrid_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        Hybrid(**options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+    Baseline: [
         ({"loss": "ce"}, "loss: expected one of"),
         ({"reweight_from": 1.5}, "reweight_from: expected a share"),
         ({"weight_beta": 0.9, "reweight_from": 1.0}, "reweight_from: expected a share"),
         ({"tau": 2.0}, "tau: only the loss 'logit-adjusted' uses it; expected 1.0"),
         ({"loss": "ldam", "gamma": 2.0}, "gamma: only the loss 'focal' uses it"),
         ({"weight_beta": 1.0}, r"^weight_beta: expected a number in \[0, 1\), got 1.0"),
-        ({"weight_beta": float("nan")}, "^weight_beta: expected a number"),
+        ({"weight_beta": NAN}, "^weight_beta: expected a number"),
         ({"loss": "logit-adjusted", "weight_beta": 0.9}, "weight_beta: "),
         ({"reweight_from": 0.8}, "weight_beta: reweight_from 0.8 needs .*, got 0"),
     ],
+    S3H: [
+        ({"partner": "teacher"}, "partner: expected one of"),
+        ({"partner": "second-head", "heads": 1}, "heads: partner 'second-head' needs"),
+        ({"heads": 0}, "heads: expected a whole number >= 1, got 0"),
+        ({"views": 0}, "views: expected a whole number >= 1, got 0"),
+        ({"ce_weight": -1.0}, "ce_weight: expected a finite number >= 0"),
+        ({"cross_weight": NAN}, "cross_weight: expected a finite number"),
+        ({"temperature": 0.0}, "temperature: expected a finite number > 0"),
+        ({"momentum": 1.0}, r"momentum: expected a number in \[0, 1\), got 1.0"),
+        ({"momentum_schedule": "step"}, "momentum_schedule: expected one of"),
+    ],
+    functools.partial(ClasswiseSplitting, Baseline()): [
+        ({"max_rows": 0}, "max_rows: expected a whole number >= 1, got 0"),
+        ({"split_from": 1.5}, "split_from: expected a share"),
+        ({"subclass_weight": -0.1}, "subclass_weight: expected a share"),
+        ({"momentum": 1.0}, "momentum: expected a number in"),
+        ({"noise": NAN}, "noise: expected a finite number"),
+        ({"metric": "cos"}, "metric: expected one of"),
+        ({"mapping": "mean"}, "mapping: expected one of"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [(kind, *case) for kind, cases in BAD_OPTIONS.items() for case in cases],
 )
-def test_bad_baseline_options_are_refused(options, message):
+def test_bad_options_are_refused(kind, options, message):
     with pytest.raises(ValueError, match=message):
-        Baseline(**options)
+        kind(**options)
 
 
 @pytest.mark.parametrize("method", [Baseline, BCL, ClassifierRetraining, Hybrid, S3H])
@@ -315,26 +322,15 @@ def test_other_losses_are_those_of_their_options(
     assert not torch.isclose(found, plain)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        Baseline(sampler="square-root", recipe="crop"),
-        ClassifierRetraining(sampler="square-root", recipe="crop"),
-        Hybrid(
-            contrast_sampler="square-root",
-            classifier_sampler="progressive",
-            recipe="crop",
-        ),
-        S3H(sampler="square-root", recipe="crop"),
-        BCL(sampler="square-root", recipe="crop"),
-    ],
-    ids=lambda method: type(method).__name__,
-)
-def test_streams_are_those_of_the_options(method):
-    first, *rest = method.streams().values()
-    assert (first.sampler, first.recipe) == ("square-root", "crop")
-    if isinstance(method, Hybrid):
-        assert (rest[0].sampler, rest[0].recipe) == ("progressive", "crop")
+@pytest.mark.parametrize("kind", [Baseline, ClassifierRetraining, Hybrid, S3H, BCL])
+def test_streams_are_those_of_the_options(kind):
+    samplers = {"sampler": "square-root"}
+    if kind is Hybrid:
+        names = ("contrast_sampler", "classifier_sampler")
+        samplers = dict(zip(names, ("square-root", "progressive"), strict=True))
+    streams = list(kind(recipe="crop", **samplers).streams().values())
+    for stream, sampler in zip(streams, samplers.values(), strict=False):
+        assert (stream.sampler, stream.recipe) == (sampler, "crop")
 
 
 def test_crt_trains_anew_and_class_balanced(dataset):

@@ -49,9 +49,8 @@ def test_resnet50_strides_in_the_3x3_convolutions():
         for name, module in backbone.named_modules()
         if isinstance(module, torch.nn.Conv2d) and module.stride[0] != 1
     }
-    stages = [
-        f"layer{i}.0.{part}" for i in (2, 3, 4) for part in ("conv2", "downsample.0")
-    ]
+    parts = ("conv2", "downsample.0")
+    stages = [f"layer{stage}.0.{part}" for stage in (2, 3, 4) for part in parts]
     assert strides == dict.fromkeys(["conv1", *stages], 2)
     images = torch.randn(2, 3, 64, 96)
     with torch.inference_mode():
@@ -73,19 +72,17 @@ def test_shortcut_is_option_a():
     assert out[:, 24:].abs().max() == 0
 
 
-def test_cosine_classifier_ignores_the_length_of_features_and_weights():
-    torch.manual_seed(0)
-    classifier = CosineClassifier(8, 5, scale=16.0)
-    features = torch.randn(4, 8)
+def test_cosine_classifier_is_scaled_and_ignores_lengths():
+    classifier, features = CosineClassifier(8, 5, scale=16.0), torch.randn(4, 8)
     logits = classifier(features)
-    assert logits.abs().max() <= 16.0 + 1e-4
+    cosines = F.cosine_similarity(features[:, None], classifier.weight[None], dim=2)
+    torch.testing.assert_close(logits, 16.0 * cosines)
     with torch.no_grad():
         classifier.weight.mul_(3.0)
     torch.testing.assert_close(classifier(7.0 * features), logits)
 
 
-def cosine_classifier(split):
-    classifier = CosineClassifier(64, 5)
+def split_or_not(classifier, split):
     if not split:
         return classifier
     grouped = GroupedClassifier(classifier, torch.tensor([0, 3, 4, 5, 6, 8]))
@@ -95,7 +92,8 @@ def cosine_classifier(split):
 
 @pytest.mark.parametrize("split", [False, True])
 def test_cosine_classifiers_work_in_float32_under_autocast(split):
-    classifier, features = cosine_classifier(split), torch.randn(100, 64).bfloat16()
+    classifier = split_or_not(CosineClassifier(64, 5), split)
+    features = torch.randn(100, 64).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         logits = classifier(features)
         assert torch.is_autocast_enabled("cpu")
@@ -105,11 +103,8 @@ def test_cosine_classifiers_work_in_float32_under_autocast(split):
 @pytest.mark.parametrize("split", [False, True])
 def test_linear_classifiers_evaluate_in_float32_under_autocast(split):
     """In bfloat16 the highest logit of an image may come twice."""
-    classifier, features = LinearClassifier(64, 5), torch.randn(100, 64).bfloat16()
-    if split:
-        classifier = GroupedClassifier(classifier, torch.tensor([0, 3, 4, 5, 6, 8]))
-        classifier.split_(0.1)
-    classifier.eval()
+    classifier = split_or_not(LinearClassifier(64, 5), split).eval()
+    features = torch.randn(100, 64).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         logits = classifier(features)
         assert torch.is_autocast_enabled("cpu")
@@ -122,7 +117,8 @@ def test_linear_classifiers_evaluate_in_float32_under_autocast(split):
 
 @pytest.mark.parametrize("split", [False, True])
 def test_an_exported_cosine_classifier_is_plain_operations(split):
-    classifier, features = cosine_classifier(split), torch.randn(4, 64)
+    classifier = split_or_not(CosineClassifier(64, 5), split)
+    features = torch.randn(4, 64)
     program = torch.export.export(classifier, (features,))
     assert not any("autocast" in str(node.target) for node in program.graph.nodes)
     assert torch.equal(program.module()(features), classifier(features))
@@ -135,18 +131,15 @@ def test_mlp_head_has_one_hidden_layer():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("backbone", "classifier", "message"),
     [
-        (("resnet33", 10), "backbone: expected one of .* got 'resnet33'"),
-        (("resnet32", 10, "sine"), "classifier: expected one of .* got 'sine'"),
+        ("resnet33", "linear", "backbone: expected one of .* got 'resnet33'"),
+        ("resnet32", "sine", "classifier: expected one of .* got 'sine'"),
     ],
 )
-def test_unknown_names_are_refused(arguments, message):
-    backbone, classes, *classifier = arguments
+def test_unknown_names_are_refused(backbone, classifier, message):
     with pytest.raises(ValueError, match=message):
-        build_model(
-            backbone, classes, **({"classifier": classifier[0]} if classifier else {})
-        )
+        build_model(backbone, 10, classifier=classifier)
 
 
 def test_bad_scale_is_refused():
@@ -154,22 +147,10 @@ def test_bad_scale_is_refused():
         CosineClassifier(8, 5, scale=-1)
 
 
-def test_the_scale_of_the_cosine():
-    classifier, features = CosineClassifier(8, 5, scale=16.0), torch.randn(4, 8)
-    cosines = F.cosine_similarity(features[:, None], classifier.weight[None], dim=2)
-    torch.testing.assert_close(classifier(features), 16.0 * cosines)
-
-
 def normalised(layer, x):
     """A batch norm in evaluation."""
-    return F.batch_norm(
-        x,
-        layer.running_mean,
-        layer.running_var,
-        layer.weight,
-        layer.bias,
-        eps=layer.eps,
-    )
+    parts = (layer.running_mean, layer.running_var, layer.weight, layer.bias)
+    return F.batch_norm(x, *parts, eps=layer.eps)
 
 
 def bottleneck(block, x):

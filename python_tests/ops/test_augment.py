@@ -1,4 +1,3 @@
-import doctest
 import math
 
 import numpy as np
@@ -38,6 +37,11 @@ def enhanced(kind):
     return lambda image, factor: kind(image).enhance(factor)
 
 
+def solarised_more(image, added):
+    levels = [min(255, max(0, v + int(added))) if v < 128 else v for v in range(256)]
+    return image.point(levels * len(image.getbands()))
+
+
 CUBIC = Image.Resampling.BICUBIC
 FACTORS = np.round(1 + np.outer([-1, 1], np.linspace(0, 0.9, 10)).flatten(), 12)
 FACTORS = [*FACTORS, *(1 - FACTORS % 1), 0.0, 2.5, math.pi / 3]
@@ -57,37 +61,25 @@ LOSSY = [
     for side in (-1, 1)
 ]
 LOSSY += [math.nextafter(value, math.inf * sign) for value in LOSSY for sign in (-1, 1)]
-ANGLES = np.random.RandomState(0).uniform(-400, 400, 100)
+SHIFTS = [*PIXELS, *LOSSY, 0.5, -0.5]
+ANGLES = [sign * angle for sign in (-1, 1) for angle in np.linspace(0, 30, 31)]
+ANGLES += [*np.random.RandomState(0).uniform(-400, 400, 100), 45.0, -361.0]
+ANGLES += [30.0 * twelfth for twelfth in range(13)]
 PILLOW = {
     Operation.NONE: (lambda image, _: image, [0.0]),
     Operation.SHEAR_X: (affine(1, "m", 0, 0, 1, 0), [*SHEARS, 1.5]),
     Operation.SHEAR_Y: (affine(1, 0, 0, "m", 1, 0), [*SHEARS, -2.25]),
     Operation.SHEAR_X_CUBIC: (affine(1, "m", 0, 0, 1, 0, resample=CUBIC), SHEARS),
     Operation.SHEAR_Y_CUBIC: (affine(1, 0, 0, "m", 1, 0, resample=CUBIC), SHEARS),
-    Operation.TRANSLATE_X: (
-        affine(1, 0, "m", 0, 1, 0),
-        [*PIXELS, *LOSSY, 0.5, -0.5, 99.0],
-    ),
-    Operation.TRANSLATE_Y: (
-        affine(1, 0, 0, 0, 1, "m"),
-        [*PIXELS, *LOSSY, 0.5, -0.5, -99.0],
-    ),
-    Operation.ROTATE: (
-        rotated,
-        [
-            *(s * a for s in (-1, 1) for a in np.linspace(0, 30, 31)),
-            *ANGLES,
-            *(30.0 * quarter for quarter in range(13)),
-            45.0,
-            -361.0,
-        ],
-    ),
+    Operation.TRANSLATE_X: (affine(1, 0, "m", 0, 1, 0), [*SHIFTS, 99.0]),
+    Operation.TRANSLATE_Y: (affine(1, 0, 0, 0, 1, "m"), [*SHIFTS, -99.0]),
+    Operation.ROTATE: (rotated, ANGLES),
     Operation.AUTO_CONTRAST: (lambda image, _: ImageOps.autocontrast(image), [0.0]),
     Operation.INVERT: (lambda image, _: ImageOps.invert(image), [0.0]),
     Operation.EQUALIZE: (lambda image, _: ImageOps.equalize(image), [0.0]),
     Operation.POSTERIZE: (
         lambda image, bits: ImageOps.posterize(image, int(bits)),
-        [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0],
+        [float(bits) for bits in range(1, 9)],
     ),
     Operation.SOLARIZE: (
         ImageOps.solarize,
@@ -97,16 +89,7 @@ PILLOW = {
     Operation.CONTRAST: (enhanced(ImageEnhance.Contrast), FACTORS),
     Operation.BRIGHTNESS: (enhanced(ImageEnhance.Brightness), FACTORS),
     Operation.SHARPNESS: (enhanced(ImageEnhance.Sharpness), FACTORS),
-    Operation.SOLARIZE_ADD: (
-        lambda image, added: image.point(
-            [
-                min(255, max(0, v + int(added))) if v < 128 else v
-                for _ in image.getbands()
-                for v in range(256)
-            ]
-        ),
-        [0.0, 0.9, 54.0, 110.0, 300.0, -20.0],
-    ),
+    Operation.SOLARIZE_ADD: (solarised_more, [0.0, 0.9, 54.0, 110.0, 300.0, -20.0]),
     Operation.BLUR: (
         lambda image, sigma: image.filter(ImageFilter.GaussianBlur(float(sigma))),
         [0.0, *np.linspace(0.1, 2.0, 9), 2.7, 5.0, 17.3, 64.0],
@@ -142,12 +125,8 @@ def run(images, *steps, **arguments):
     operations = torch.tensor([[int(step[0]) for step in steps]])
     magnitudes = torch.tensor([[step[1] for step in steps]], dtype=torch.float64)
     count = arguments["source"].shape[0] if "source" in arguments else len(images)
-    return augment_images(
-        images,
-        operations.expand(count, len(steps)),
-        magnitudes.expand(count, len(steps)),
-        **arguments,
-    )
+    steps = (part.expand(count, len(steps)) for part in (operations, magnitudes))
+    return augment_images(images, *steps, **arguments)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (28, 28), (17, 40), (2, 5), (1, 1)])
@@ -161,11 +140,7 @@ def test_every_operation_is_pillows(operation, channels, size):
         for image, ours in zip(images, result, strict=True):
             theirs = np.asarray(reference(as_picture(image), magnitude))
             theirs = theirs.reshape(*size, channels)
-            assert np.array_equal(ours.numpy(), theirs), (
-                operation,
-                magnitude,
-                np.abs(ours.numpy().astype(int) - theirs).max(),
-            )
+            assert np.array_equal(ours.numpy(), theirs), (operation, magnitude)
 
 
 def test_every_operation_is_in_the_table():
@@ -199,14 +174,8 @@ def test_crop_flip_and_hole(channels):
     corners = torch.from_numpy(random.randint(-14, 15, (count, 2)))
     flips = torch.from_numpy(random.rand(count) < 0.5)
     holes = torch.from_numpy(random.randint(-4, 14, (count, 4)))
-    result = run(
-        images,
-        (Operation.INVERT, 0.0),
-        source=source,
-        corners=corners,
-        flips=flips,
-        holes=holes,
-    )
+    place = {"corners": corners, "flips": flips, "holes": holes}
+    result = run(images, (Operation.INVERT, 0.0), source=source, **place)
     for row in range(count):
         padded = np.pad(images[source[row]].numpy(), ((20, 20), (20, 20), (0, 0)))
         top, left = (20 + corners[row]).tolist()
@@ -233,12 +202,6 @@ def mixed(count):
     return operations, torch.where(
         operations == Operation.POSTERIZE, magnitudes.round(), magnitudes
     )
-
-
-@pytest.mark.parametrize("deviation", [-0.1, 64.5])
-def test_deviations_out_of_range(deviation):
-    with pytest.raises(RuntimeError, match=r"BLUR must be 0 \.\. 64 pixels, got"):
-        run(samples(4, 4, 3), (Operation.BLUR, deviation))
 
 
 def test_views_do_not_depend_on_threads_or_neighbours():
@@ -277,6 +240,8 @@ def test_empty(device, shape):
 IMAGES = torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
 STEPS = torch.tensor([[1], [11]])
 SIZES = torch.ones(2, 1, dtype=torch.float64)
+BLUR = torch.full((2, 1), int(Operation.BLUR))
+DEVIATION = r"BLUR must be 0 \.\. 64 pixels, got"
 
 
 @pytest.mark.parametrize(
@@ -295,6 +260,8 @@ SIZES = torch.ones(2, 1, dtype=torch.float64)
         ({"magnitudes": SIZES * 2e6}, "magnitudes must be within"),
         ({"magnitudes": SIZES * 1.5}, "whole bits 0 .. 8, got 1.5"),
         ({"magnitudes": SIZES * 9}, "whole bits 0 .. 8, got 9"),
+        ({"operations": BLUR, "magnitudes": SIZES * -0.1}, DEVIATION),
+        ({"operations": BLUR, "magnitudes": SIZES * 64.5}, DEVIATION),
         ({"source": torch.tensor([0, 2])}, "source must be 0 .. 1, got 2"),
         ({"source": torch.tensor([-1, 0])}, "source must be 0 .. 1, got -1"),
         ({"source": torch.tensor([0])}, "source must have 2"),
@@ -320,10 +287,6 @@ def test_opcheck():
     one = torch.ones(7, 4, dtype=torch.int64)
     for rest in ((None, None, None, 128), (one[:, :2], one[:, 0] > 0, one, 0)):
         opcheck(torch.ops.s3h.augment_images.default, (*given, *rest))
-
-
-def test_examples():
-    assert doctest.testmod(augment).failed == 0
 
 
 def test_where_no_kernel_is_built_the_host_gives_the_same():

@@ -107,7 +107,7 @@ def check_similarity_range():
     here = test_similarity_range
     for length in (100.0, 1e4):
         for symmetric in (True, False):
-            here.test_rows_of_any_length(length, symmetric, "bias label self", None)
+            here.test_rows_of_any_length(length, symmetric, "closed mixed self", None)
             for dtype in here.TYPES[1:]:
                 here.test_rows_of_any_length_in_sixteen_bits(length, dtype, symmetric)
         here.test_supcon_of_rows_of_any_length((128, 128), length, False, None)

@@ -1,10 +1,7 @@
-import doctest
-
 import numpy as np
 import pytest
 import torch
 
-from s3h_ext.ops import philox
 from s3h_ext.ops.philox import philox4x32, philox_uniform, philox_words
 
 # Known-answer vectors of Random123 (kat_vectors, philox4x32 with 10 rounds).
@@ -133,7 +130,3 @@ def test_wrong_arguments_are_named(change, error):
     address = {"seed": 0, "epoch": 0, "index": torch.arange(2), "view": 0, "draws": 1}
     with pytest.raises(error, match=next(iter(change))):
         philox_words(**(address | change))
-
-
-def test_examples():
-    assert doctest.testmod(philox).failed == 0

@@ -1,6 +1,7 @@
 """The similarity operation against its oracle; test_similarity_cuda.py has more."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -25,26 +26,28 @@ def matrices(n, m, depth, dtype=torch.float32, unit=True, seed=0):
 
 
 def options(name, n, m, symmetric=False):
-    """Returns one combination of the optional arguments, by name."""
+    """Returns one combination of the optional arguments, by names.
+
+    bias, closed, shut: of keys, of which none, some or all have -inf; label, mixed,
+    own, number: of equal labels, of rows, some or all -inf, or one number; self.
+    """
     generator = torch.Generator().manual_seed(n * 1000 + m)
 
     def labels(size):
         return torch.randint(-1, 4, (size,), generator=generator)
 
     bias = torch.randn(m, generator=generator)
+    rows = torch.randn(n, generator=generator)
+    some, mixed = torch.where(bias > 0.5, -INF, bias), rows.clone()
+    mixed[::3] = -INF
+    of_keys = {"bias": bias, "closed": some, "shut": torch.full((m,), -INF)}
+    of_pairs = {"label": rows, "mixed": mixed, "own": -INF, "number": 0.7}
     found = {}
-    if "bias" in name:
-        found["key_bias"] = bias
-    if "closed" in name:
-        found["key_bias"] = torch.where(bias > 0.5, -INF, bias)
-    if "label" in name or "own" in name:
-        found["query_labels"] = labels(n)
-        if not symmetric:
-            found["key_labels"] = labels(m)
-    if "label" in name:
-        found["same_label_bias"] = torch.randn(n, generator=generator)
-    if "own" in name:
-        found["same_label_bias"] = -INF
+    for part in of_keys.keys() & set(re.split("[ -]", name)):
+        found["key_bias"] = of_keys[part]
+    for part in of_pairs.keys() & set(re.split("[ -]", name)):
+        found |= {"query_labels": labels(n), "same_label_bias": of_pairs[part]}
+        found |= {} if symmetric else {"key_labels": labels(m)}
     if "self" in name and not symmetric:
         found["self_index"] = torch.randint(-3, m + 3, (n,), generator=generator)
     return found
@@ -317,12 +320,3 @@ def test_shapes_without_data():
     assert similarity_logsumexp(Q.to("meta"), K.to("meta"), temperature=0.1).shape == (
         len(Q),
     )
-
-
-def test_double_backward_is_refused():
-    q, _ = matrices(6, 5, 4)
-    q.requires_grad_()
-    lse = similarity_logsumexp(q, temperature=0.5).sum()
-    (grad,) = torch.autograd.grad(lse, q, create_graph=True)
-    with pytest.raises(NotImplementedError, match="no second derivative"):
-        grad.sum().backward()

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from python_tests.ops.test_similarity import options
 from python_tests.settings import deterministic
 from s3h_ext.losses import (
     balanced_contrastive_loss,
@@ -76,26 +77,9 @@ def check_law(ours, plain, leaves, terms=0.0, roundings=4, **kwargs):
         assert error <= allowed, (error / norm, allowed / norm)
 
 
-def options(name, n, m, symmetric):
-    generator = torch.Generator().manual_seed(n + m)
-    found = {}
-    if "bias" in name:
-        found["key_bias"] = torch.randn(m, generator=generator)
-        found["key_bias"][::5] = -math.inf
-    if "label" in name:
-        found["query_labels"] = torch.randint(-1, 4, (n,), generator=generator)
-        if not symmetric:
-            found["key_labels"] = torch.randint(-1, 4, (m,), generator=generator)
-        found["same_label_bias"] = torch.randn(n, generator=generator)
-        found["same_label_bias"][::3] = -math.inf
-    if "self" in name and not symmetric:
-        found["self_index"] = torch.arange(n) % m
-    return found
-
-
 @pytest.mark.parametrize("length", [3.0, 30.0, 100.0, 1e3, 1e4, 1e5])
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("name", ["plain", "bias label self"])
+@pytest.mark.parametrize("name", ["plain", "closed mixed self"])
 def test_rows_of_any_length(length, symmetric, name, either_path):
     q, k = rows(150, 48, length), rows(130, 48, length, seed=1)
     leaves = [q] if symmetric else [q, k]
@@ -106,7 +90,7 @@ def test_rows_of_any_length(length, symmetric, name, either_path):
 
 @pytest.mark.parametrize("length", [1e-17, 1.0, 30.0, 1e4, 1e17])
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("name", ["plain", "bias label self"])
+@pytest.mark.parametrize("name", ["plain", "closed mixed self"])
 def test_many_rows_of_any_length(length, symmetric, name):
     # Enough for a tile unit, which splits floats into three.
     q, k = rows(530, 72, length), rows(510, 72, length, seed=1)

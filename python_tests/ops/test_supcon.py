@@ -1,6 +1,5 @@
 """The supervised contrastive loss in one operation, against its oracle."""
 
-import doctest
 import math
 
 import pytest
@@ -15,7 +14,7 @@ from python_tests.ops.loss_ops import (
     run,
 )
 from python_tests.settings import assert_same_bits, deterministic, threads
-from s3h_ext.ops import supcon, supervised_contrastive
+from s3h_ext.ops import supervised_contrastive
 from s3h_ext.ops.reference import supervised_contrastive_dense as dense
 
 
@@ -129,26 +128,6 @@ def test_only_the_loss_has_a_gradient():
     assert not lse.requires_grad
 
 
-def test_double_backward_is_refused():
-    z, labels = draw(9)
-    loss, _ = supervised_contrastive(z.requires_grad_(), labels, temperature=0.1)
-    (grad,) = torch.autograd.grad(loss, z, create_graph=True)
-    with pytest.raises(NotImplementedError, match="no second derivative"):
-        grad.sum().backward()
-
-
-def test_compile_full_graph():
-    @torch.compile(fullgraph=True, backend="aot_eager")
-    def loss(z):
-        return supervised_contrastive(z, labels, temperature=0.1)[0] * 2
-
-    z, labels = draw(20, dtype=torch.float32)
-    loss(z.requires_grad_()).backward()
-    right = run(supervised_contrastive, z, labels, temperature=0.1)[2]
-    # The weight of a single element is -1 there.
-    torch.testing.assert_close(z.grad, -2 * right)
-
-
 def test_autocast_leaves_it_alone():
     z, labels = draw(40, dtype=torch.float32)
     plain = run(supervised_contrastive, z, labels, temperature=0.1)
@@ -205,10 +184,6 @@ def test_the_op_itself_checks_what_memory_safety_needs():
     ):
         with pytest.raises(RuntimeError, match=message):
             op(*arguments)
-
-
-def test_examples():
-    assert doctest.testmod(supcon).failed == 0
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])

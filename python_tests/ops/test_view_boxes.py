@@ -1,6 +1,5 @@
 """Promises of drawn boxes, one by one; test_view_boxes_backends.py compares forms."""
 
-import doctest
 import hashlib
 import math
 
@@ -11,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from s3h_ext.ops import view_boxes
 from s3h_ext.ops.view_boxes import sample_view_boxes
 from s3h_ext.ops.view_constraints import (
     FOUR_CORNERS,
@@ -395,7 +393,3 @@ def test_an_error_says_what_came_and_where():
     index = torch.tensor([5, -3])
     with pytest.raises(ValueError, match="^sample_index: .* got -3 in row 1$"):
         sample_view_boxes((1, 1), Whole(), **ORIGIN, sample_index=index, view=0)
-
-
-def test_examples():
-    assert doctest.testmod(view_boxes).failed == 0

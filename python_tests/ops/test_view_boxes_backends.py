@@ -1,13 +1,10 @@
 """One box, three ways: operator, host module, tensor form; and in any pieces."""
 
-import doctest
-
 import numpy as np
 import pytest
 import torch
 
 from python_tests.settings import assert_same_bits
-from s3h_ext.data.views import host_boxes
 from s3h_ext.data.views.host_boxes import sample_view_boxes_host
 from s3h_ext.ops.plain import view_boxes as plain_forms
 from s3h_ext.ops.view_boxes import sample_view_boxes
@@ -171,14 +168,6 @@ def test_opcheck():
         )
 
 
-def test_compile_full_graph():
-    constraint = Constraint(RandomResizedCrop(), FOUR_CORNERS, Overlap(0.1, 0.3))
-    indices = torch.arange(20)
-    compiled = torch.compile(draw, fullgraph=True, backend="aot_eager")
-    expected = draw((40, 50), constraint, indices, 1)
-    assert torch.equal(compiled((40, 50), constraint, indices, 1).box, expected.box)
-
-
 @pytest.mark.parametrize("position", range(18))
 def test_the_operator_refuses_nan_in_a_constraint(position):
     sizes, indices, views = draws(2)
@@ -230,7 +219,3 @@ def test_host_takes_any_integers():
         np.arange(12, dtype=np.uint8)[::2] // 2,
     )
     assert np.array_equal(expected.box, small.box)
-
-
-def test_examples():
-    assert doctest.testmod(host_boxes).failed == 0

@@ -1,9 +1,7 @@
-import doctest
 import math
 
 import pytest
 
-from s3h_ext.ops import view_constraints
 from s3h_ext.ops.view_constraints import (
     FOUR_CORNERS,
     HALVES,
@@ -102,7 +100,3 @@ def test_numbers_hold_every_setting():
         numbers.add(tuple(Constraint(*parts).numbers()))
     assert len(numbers) == 1 + len(changes)
     assert {len(values) for values in numbers} == {18}
-
-
-def test_examples():
-    assert doctest.testmod(view_constraints).failed == 0

@@ -1,6 +1,5 @@
 """View rendering against cutting, padding and resizing one patch after the other."""
 
-import doctest
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +9,6 @@ from PIL import Image
 
 from python_tests.settings import assert_same_bits
 from s3h_ext.ops import Patches, render_views
-from s3h_ext.ops import views as views_module
 from s3h_ext.ops.plain.views import render_views as render_views_plain
 from s3h_ext.ops.reference_views import render_views_reference
 
@@ -350,7 +348,3 @@ def test_opcheck_and_compile():
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     known = replace(patches, views=patches.count())
     assert torch.equal(compiled(images, known), step(images, known))
-
-
-def test_examples():
-    assert doctest.testmod(views_module).failed == 0

@@ -30,9 +30,8 @@ def test_metrics_agree_with_scikit_learn():
     recalls = recall_score(truth, predicted, average=None)
     assert metrics.top1 == pytest.approx(100 * np.mean(truth == predicted))
     assert metrics.per_class == pytest.approx(100 * recalls)
-    assert metrics.macro_f1 == pytest.approx(
-        100 * f1_score(truth, predicted, average="macro")
-    )
+    f1 = f1_score(truth, predicted, average="macro")
+    assert metrics.macro_f1 == pytest.approx(100 * f1)
     assert metrics.worst_class == pytest.approx(100 * recalls.min())
 
 
@@ -90,9 +89,8 @@ def test_calibration_agrees_with_scikit_learn():
     confidence = rng.uniform(0.1, 1, 2000)
     correct = rng.random(2000) < confidence**2
     ours = calibrate(confidence, correct)
-    accuracy, mean = calibration_curve(
-        correct, confidence, n_bins=15, strategy="uniform"
-    )
+    bins = {"n_bins": 15, "strategy": "uniform"}
+    accuracy, mean = calibration_curve(correct, confidence, **bins)
     filled = ours.images > 0
     assert ours.accuracy[filled] == pytest.approx(100 * accuracy)
     assert ours.confidence[filled] == pytest.approx(100 * mean)
@@ -123,9 +121,8 @@ def test_evaluation_of_predictions_agrees_with_the_dense_matrix():
         assert getattr(evaluation, name) == getattr(expected, name)
     assert evaluation.per_class.tolist() == expected.per_class.tolist()
     cells = np.zeros_like(dense)
-    cells[evaluation.confusion[:, 0], evaluation.confusion[:, 1]] = (
-        evaluation.confusion[:, 2]
-    )
+    true, said, images = evaluation.confusion.T
+    cells[true, said] = images
     assert cells.tolist() == dense.tolist()
     assert evaluation.calibration.images.sum() == 300
 
@@ -141,10 +138,9 @@ def test_evaluation_of_predictions_agrees_with_the_dense_matrix():
     ],
 )
 def test_bad_predictions_are_refused(truth, predicted, confidence, message):
+    classes = np.array(truth, int), np.array(predicted, int)
     with pytest.raises(ValueError, match=message):
-        evaluate_predictions(
-            np.array(truth, int), np.array(predicted, int), confidence, np.ones(2)
-        )
+        evaluate_predictions(*classes, confidence, np.ones(2))
 
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes")

@@ -16,6 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from python_tests.small_runs import DIGITS, train, trainer_of
 from s3h_ext.report import figures
 from s3h_ext.report.__main__ import main
 from s3h_ext.report.evaluation_files import read_results, write_evaluation
@@ -28,21 +29,15 @@ from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.options import parse_options
 from s3h_ext.training.trainer import Trainer
 
-QUICK = (
-    "--preset digits-lt/ce --model.backbone resnet20 --epochs 1 --device cpu "
-    "--precision fp32"
-).split()
+QUICK = [*DIGITS, "--epochs", "1", "--report", "true"]
 
-TABLE = ("summary", "metrics", "per_class", "confusion", "calibration")
+TABLES = ("metrics.csv", "per_class.csv", "confusion.csv", "calibration.csv")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report") / "run"
-    config, _ = parse_options(QUICK)
-    trainer = Trainer(config, folder)
-    trainer.fit()
-    return trainer
+    return train(folder, quick=QUICK)[0]
 
 
 def made_up(folder, classes, *, names=None, history=None, seed=0):
@@ -62,25 +57,13 @@ def made_up(folder, classes, *, names=None, history=None, seed=0):
         name: getattr(evaluation, name)
         for name in ("top1", "many", "medium", "few", "macro_f1", "worst_class")
     }
-    summary |= {
-        "calibration_error": evaluation.calibration.error,
-        "preset": None,
-        "dataset": "made-up",
-        "imbalance": 250.0,
-        "method": "none <&>",
-        "seed": 0,
-        "epochs": 1,
-        "best_top1": evaluation.top1,
-        "best_split": "val",
-        "train_images": int(counts.sum()),
-        "parameters": 10,
-        "seconds": 7384.0,
-        "images_per_second": 1.0,
-        "device": "cpu",
-        "precision": "fp32",
-        "threads": 1,
-        "versions": {"s3h_ext": "0"},
-    }
+    summary["calibration_error"] = evaluation.calibration.error
+    summary |= {"best_top1": evaluation.top1, "best_split": "val", "preset": None}
+    summary |= {"dataset": "made-up", "imbalance": 250.0, "method": "none <&>"}
+    summary |= {"seed": 0, "epochs": 1, "train_images": int(counts.sum())}
+    summary |= {"parameters": 10, "seconds": 7384.0, "images_per_second": 1.0}
+    summary |= {"device": "cpu", "precision": "fp32", "threads": 1}
+    summary["versions"] = {"s3h_ext": "0"}
     (folder / "summary.json").write_text(json.dumps(summary))
     return evaluation
 
@@ -157,9 +140,8 @@ def test_the_files_hold_the_evaluation(trained):
     trained.method.eval()
     with torch.no_grad():
         for batch in trained.evaluation["test"]:
-            probability, predicted = (
-                trained.method.predict(batch.images[0]).double().softmax(1).max(1)
-            )
+            shares = trained.method.predict(batch.images[0]).double().softmax(1)
+            probability, predicted = shares.max(1)
             predictions += zip(batch.labels.tolist(), predicted.tolist(), strict=True)
             sums[0] += probability.sum().item()
             sums[1] += (predicted == batch.labels).sum().item()
@@ -168,10 +150,9 @@ def test_the_files_hold_the_evaluation(trained):
     assert cells == {pair: predictions.count(pair) for pair in set(predictions)}
     bins = results.calibration
     filled = bins.images > 0
-    assert (bins.images * bins.confidence)[filled].sum() == pytest.approx(
-        100 * sums[0], rel=1e-5
-    )
-    assert (bins.images * bins.accuracy)[filled].sum() == pytest.approx(100 * sums[1])
+    said, right = bins.images * bins.confidence, bins.images * bins.accuracy
+    assert said[filled].sum() == pytest.approx(100 * sums[0], rel=1e-5)
+    assert right[filled].sum() == pytest.approx(100 * sums[1])
     summary = results.summary
     assert summary["calibration_error"] == bins.error
     for name in ("top1", "many", "medium", "few", "macro_f1", "worst_class"):
@@ -181,26 +162,20 @@ def test_the_files_hold_the_evaluation(trained):
     dataset = trained.dataset
     assert [row["name"] for row in rows] == list(dataset.class_names)
     assert [int(row["train_images"]) for row in rows] == dataset.class_counts.tolist()
-    assert [int(row["test_images"]) for row in rows] == np.bincount(
-        dataset.test.labels
-    ).tolist()
-    assert [float(row["accuracy"]) for row in rows] == pytest.approx(
-        results.metrics.per_class, abs=1e-4
-    )
+    tested = np.bincount(dataset.test.labels).tolist()
+    assert [int(row["test_images"]) for row in rows] == tested
+    accuracy = pytest.approx(results.metrics.per_class, abs=1e-4)
+    assert [float(row["accuracy"]) for row in rows] == accuracy
 
 
 def test_drawn_again_from_the_folder_alone_it_is_the_same(trained, tmp_path, capsys):
-    for name in TABLE[1:]:
-        path = trained.folder.path / f"{name}.csv"
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    for name in ("summary.json", "config.yaml"):
+    for name in (*TABLES, "summary.json", "config.yaml"):
         (tmp_path / name).write_bytes((trained.folder.path / name).read_bytes())
     assert main([str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
     for name in ("report.html", *FIGURES):
-        assert (tmp_path / name).read_bytes() == (
-            trained.folder.path / name
-        ).read_bytes()
+        before = (trained.folder.path / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == before
 
 
 def test_without_matplotlib_the_run_is_kept_and_the_reason_said(
@@ -280,21 +255,16 @@ def test_awkward_class_names_and_gaps_in_the_history(tmp_path):
     made_up(tmp_path, 5, names=names, history=history)
     page = write_report(RunFolder(tmp_path)).read_text()
     assert "<script>" not in page
-    assert read_results(RunFolder(tmp_path)).class_names == tuple(names)
-    assert read_results(RunFolder(tmp_path)).history[0] == {
-        "epoch": 1,
-        "lr": 0.1,
-        "loss": 3,
-    }
+    results = read_results(RunFolder(tmp_path))
+    assert results.class_names == tuple(names)
+    assert results.history[0] == {"epoch": 1, "lr": 0.1, "loss": 3}
 
 
 def test_an_analysis_that_fails_costs_its_part_of_the_report_alone(
     tmp_path, monkeypatch, capsys
 ):
-    config, _ = parse_options(
-        [*QUICK, "--method=ClasswiseSplitting", "--method.inner=Baseline"]
-    )
-    trainer = Trainer(config, tmp_path)
+    cws = ["--method=ClasswiseSplitting", "--method.inner=Baseline"]
+    trainer = trainer_of(tmp_path, *cws, quick=QUICK)
 
     def fail(batches):
         raise torch.OutOfMemoryError("no room")
@@ -345,9 +315,8 @@ def test_a_run_that_trained_nothing_has_a_report(tmp_path):
 def test_classes_without_test_images_and_undefined_calibration(tmp_path):
     made_up(tmp_path, 4)
     counts = np.array([300, 50, 5, 0])
-    evaluation = evaluate_predictions(
-        np.array([0, 1]), np.array([0, 0]), np.array([0.5, np.nan]), counts
-    )
+    outcome = (np.array([0, 1]), np.array([0, 0]), np.array([0.5, np.nan]))
+    evaluation = evaluate_predictions(*outcome, counts)
     write_evaluation(RunFolder(tmp_path), evaluation, list("abcd"), counts)
     summary = json.loads((tmp_path / "summary.json").read_text())
     summary |= {"few": None, "calibration_error": None}
@@ -434,7 +403,6 @@ def test_runs_without_sub_classes_have_no_such_part(trained):
 def test_the_effective_number_of_sub_classes():
     nothing = np.empty(0)
     sizes = np.array([[1.0, 1, 1, 1, 1, 1, 1], [30, 30, 30, 50, 0, 0, 0]])
-    found = Subclasses(
-        np.array([0, 3, 5, 6, 7]), np.array([0.5, 1]), sizes, *[nothing] * 6
-    )
+    offsets, moments = np.array([0, 3, 5, 6, 7]), np.array([0.5, 1])
+    found = Subclasses(offsets, moments, sizes, *[nothing] * 6)
     np.testing.assert_allclose(found.perplexity(), [3, 1, 1, 1])

@@ -2,6 +2,7 @@
 
 import pytest
 
+from python_tests.small_runs import DIGITS
 from s3h_ext.methods import Baseline
 from s3h_ext.presets import preset_names
 from s3h_ext.runs.config import DataConfig, TrainConfig
@@ -176,19 +177,14 @@ def test_a_configuration_without_a_record_is_checked():
     with pytest.raises(ValueError, match=r"optim\.warmup_epochs"):
         check_options(config)
     config.optim.warmup_epochs = 0.0
-    assert [n.partition(":")[0] for n in check_options(config)] == [
-        "optim.milestones"
-    ] * 2
+    said = [note.partition(":")[0] for note in check_options(config)]
+    assert said == ["optim.milestones"] * 2
 
 
 def test_warnings_are_printed_and_logged(tmp_path, capsys):
-    output = tmp_path / "run"
-    options = (
-        "--preset digits-lt/ce --model.backbone resnet20 --batch-size 489 --epochs 1 "
-        "--device cpu --precision fp32 --report false --data.workers 2"
-    ).split()
-    assert main([*options, "--output", str(output)]) == 0
-    printed, log = capsys.readouterr().err, (output / "train.log").read_text()
+    options = "--batch-size 489 --epochs 1 --data.workers 2 --output".split()
+    assert main([*DIGITS, *options, str(tmp_path)]) == 0
+    printed, log = capsys.readouterr().err, (tmp_path / "train.log").read_text()
     for text in (
         "data.workers: has no effect for images in memory, got 2",
         "optim.warmup_epochs: the preset's 5 of 15 epochs would not end within 1; the "

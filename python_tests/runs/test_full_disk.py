@@ -1,11 +1,11 @@
 """Writers on a disk that is full."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from python_tests.processes import python
+from python_tests.small_runs import DIGITS
 from s3h_ext import files
 from s3h_ext.files import write_bytes, write_text
 from s3h_ext.runs.folder import RunFolder
@@ -29,13 +29,8 @@ raise SystemExit(main(sys.argv[1:]))
 
 
 def test_a_run_ends_with_the_reason_and_its_older_checkpoint(tmp_path):
-    options = (
-        "--preset digits-lt/ce --model.backbone resnet20 --batch_size 489 --epochs 2 "
-        f"--device cpu --precision fp32 --report false --output {tmp_path}"
-    ).split()
-    command = [sys.executable, "-c", LIMITED, *options]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
+    options = ["--batch_size", "489", "--epochs", "2", "--output", str(tmp_path)]
+    done = python("-c", LIMITED, *DIGITS, *options, status=1)
     assert "Traceback" not in done.stderr
     path = tmp_path / "checkpoints" / "epoch_00001.safetensors"
     assert f"error: [Errno 27] File too large: '{path}'" in done.stderr

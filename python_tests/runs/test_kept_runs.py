@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from python_tests.small_runs import assert_same_weights
 from s3h_ext.evaluate import main as evaluate
 from s3h_ext.runs.checkpoint import load_checkpoint
 from s3h_ext.runs.folder import RunFolder
@@ -50,8 +51,7 @@ def test_what_is_kept_names_no_folder_and_cannot_go_on(digits_run, tmp_path, cap
         if path.is_file():
             assert str(digits_run.parent).encode() not in path.read_bytes(), path
     whole, weights = (load_run(f, device="cpu") for f in (digits_run, kept.path))
-    for name, value in whole.method.state_dict().items():
-        assert torch.equal(weights.method.state_dict()[name], value), name
+    assert_same_weights(weights.method.state_dict(), whole.method.state_dict())
     kept.summary.unlink()
     options = ["--config", str(kept.config), "--output", str(kept), "--resume"]
     assert train(options) == 2

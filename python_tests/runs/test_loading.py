@@ -5,14 +5,13 @@ import numpy as np
 import pytest
 import torch
 
+from python_tests.small_runs import assert_same_weights, train
 from s3h_ext.data import load_dataset
 from s3h_ext.runs.card import DatasetCard, read_card, write_card
 from s3h_ext.runs.checkpoint import CheckpointError, checkpoint_paths
 from s3h_ext.runs.config import DataConfig
 from s3h_ext.runs.folder import RunFolder
 from s3h_ext.runs.loading import load_run, open_dataset, split_images
-from s3h_ext.runs.options import parse_options
-from s3h_ext.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -22,21 +21,13 @@ def copy(digits_run, tmp_path):
 
 @pytest.mark.parametrize("preset", ["digits-lt/cws", "digits-lt/hybrid-psc"])
 def test_a_loaded_run_is_the_trained_network(tmp_path, preset):
-    config, _ = parse_options(
-        f"--preset {preset} --epochs 1 --model.backbone resnet20 --batch_size 128 "
-        "--device cpu --precision fp32 --report false".split()
-        + ["--method.split_from", "0"] * ("cws" in preset)
-    )
-    trainer = Trainer(config, tmp_path)
-    trainer.fit()
+    options = ["--preset", preset, "--epochs", "1", "--batch_size", "128"]
+    options += ["--method.split_from", "0"] * ("cws" in preset)
+    trainer, _ = train(tmp_path, *options)
     run = load_run(tmp_path)
-    expected = trainer.method.state_dict()
-    found = run.method.state_dict()
+    expected, found = trainer.method.state_dict(), run.method.state_dict()
     assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(
-            found[name], value, rtol=0, atol=0, equal_nan=True, msg=name
-        )
+    assert_same_weights(found, expected)
     images = torch.randn(3, 3, 32, 32)
     trainer.method.eval()
     assert torch.equal(run.method.predict(images), trainer.method.predict(images))
@@ -109,9 +100,8 @@ def test_options_of_other_data_sets_are_refused(option):
 
 def test_splits_and_other_data(copy):
     run = load_run(copy)
-    assert len(split_images(run, "val").test) + len(
-        split_images(run, "train").test
-    ) == sum(load_dataset("digits-lt").class_counts)
+    held, trained = (split_images(run, split).test for split in ("val", "train"))
+    assert len(held) + len(trained) == sum(load_dataset("digits-lt").class_counts)
     card = json.loads((copy / "dataset.json").read_text())
     card["mean"][0] += 0.1
     (copy / "dataset.json").write_text(json.dumps(card))

@@ -5,16 +5,11 @@ from itertools import islice
 import pytest
 import torch
 
+from python_tests.small_runs import trainer_of
 from s3h_ext.runs import precision
-from s3h_ext.runs.options import parse_options
 from s3h_ext.runs.precision import resolve_precision
 from s3h_ext.training.runlog import SilentLog
-from s3h_ext.training.trainer import Trainer
 
-QUICK = (
-    "--preset digits-lt/ce --model.backbone resnet20 --data.imbalance 100 "
-    "--batch_size 32 --epochs 1 --device cpu --report false --optim.lr 0.01"
-).split()
 METHODS = {
     "ce": "",
     "ldam": "--method.loss ldam --model.classifier cosine",
@@ -27,9 +22,8 @@ METHODS = {
 
 
 def train(folder, name, kind):
-    arguments = [*QUICK, *METHODS[name].split(), "--precision", kind]
-    config, _ = parse_options(arguments)
-    trainer = Trainer(config, folder)
+    short = "--batch_size 32 --epochs 1 --optim.lr 0.01".split()
+    trainer = trainer_of(folder, *short, *METHODS[name].split(), "--precision", kind)
     # Two steps: where a CPU has no bfloat16, it takes long.
     epoch = trainer.source.epoch
     trainer.source.epoch = lambda *place: islice(epoch(*place), 2)
@@ -44,13 +38,10 @@ def train(folder, name, kind):
 ALIKE = ("sc", "psc", "bcl")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ())
-        for name in METHODS
-    ],
-)
+MARKED = [pytest.param(n, marks=[pytest.mark.slow] * (n in ALIKE)) for n in METHODS]
+
+
+@pytest.mark.parametrize("name", MARKED)
 def test_bfloat16_follows_float32(tmp_path, name):
     _, exact, seen = train(tmp_path / "fp32", name, "fp32")
     assert seen == {torch.float32}

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from python_tests.small_runs import DIGITS, SMALL, train
 from s3h_ext.data import ImageSet, LongTailDataset
 from s3h_ext.presets import preset_names
 from s3h_ext.runs.options import parse_options
@@ -23,24 +24,17 @@ def small(name, classes):
     images = rng.integers(0, 256, (len(labels), *shape), dtype=np.uint8)
     split = ImageSet(images, labels)
     names = tuple(map(str, range(classes)))
-    return LongTailDataset(
-        name, split, None, split, names, (0.5,) * shape[2], (0.25,) * shape[2]
-    )
+    scale = ((0.5,) * shape[2], (0.25,) * shape[2])
+    return LongTailDataset(name, split, None, split, names, *scale)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_preset_trains(tmp_path, preset):
-    config, _ = parse_options(
-        f"--preset {preset} --epochs 1 --device cpu --precision fp32 "
-        "--model.backbone resnet20 --report false".split()
-    )
+    config, _ = parse_options([*SMALL, "--epochs", "1", "--preset", preset])
     dataset = small(config.data.name, CLASSES.get(config.data.name, 10))
     if config.method.needs_first_stage:
-        first, _ = parse_options(
-            "--preset digits-lt/ce --epochs 1 --device cpu --precision fp32 "
-            "--model.backbone resnet20 --report false".split()
-        )
-        Trainer(first, tmp_path / "first", dataset=dataset).fit()
+        first = {"quick": [*DIGITS, "--epochs", "1"], "dataset": dataset}
+        train(tmp_path / "first", **first)
         config.init_from = str(tmp_path / "first")
     summary = Trainer(config, tmp_path / "run", dataset=dataset).fit()
     assert summary["preset"] == preset

@@ -18,6 +18,8 @@ import yaml
 from PIL import Image
 
 from benchmarks import results_table
+from python_tests.processes import python
+from python_tests.small_runs import SMALL
 from s3h_ext import evaluate, export, predict, train
 from s3h_ext.files import write_text
 from s3h_ext.methods import Baseline
@@ -41,6 +43,12 @@ def make() -> Baseline:
 """
 TOUCH = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "EXECUTED"]}}
 WRAPPER = "ClasswiseSplitting"
+
+
+def wrapped(inner):
+    return {"class_path": WRAPPER, "init_args": {"inner": inner}}
+
+
 CONFIGS = {
     "name": {"method": f"{FOREIGN}.Foreign"},
     "no method": {"method": f"{FOREIGN}.Path"},
@@ -49,24 +57,10 @@ CONFIGS = {
     "function of another module": {"method": "os.getcwd"},
     "dotted": {"method.class_path": f"{FOREIGN}.Foreign"},
     "YAML in YAML": {"method": f"{{class_path: {FOREIGN}.Foreign}}"},
-    "inner name": {
-        "method": {"class_path": WRAPPER, "init_args": {"inner": f"{FOREIGN}.Foreign"}}
-    },
-    "inner class path": {
-        "method": {
-            "class_path": WRAPPER,
-            "init_args": {"inner": {"class_path": f"{FOREIGN}.Foreign"}},
-        }
-    },
+    "inner name": {"method": wrapped(f"{FOREIGN}.Foreign")},
+    "inner class path": {"method": wrapped({"class_path": f"{FOREIGN}.Foreign"})},
     "dotted inner": {"method": {"class_path": WRAPPER, "inner": f"{FOREIGN}.Foreign"}},
-    "innermost": {
-        "method": {
-            "class_path": WRAPPER,
-            "init_args": {
-                "inner": {"class_path": WRAPPER, "init_args": {"inner": TOUCH}}
-            },
-        }
-    },
+    "innermost": {"method": wrapped(wrapped(TOUCH))},
     "other keywords": {
         "method": {"class_path": "Baseline", "dict_kwargs": {"loss": TOUCH}}
     },
@@ -117,23 +111,22 @@ def picture():
     return content.getvalue()
 
 
-QUICK = (
-    "--model.backbone resnet20 --batch_size 489 --epochs 1 --device cpu "
-    "--report false --precision fp32"
-).split()
+QUICK = [*SMALL, "--batch_size", "489", "--epochs", "1"]
+
+
+def train_again(run, *options):
+    return train.main([*options, f"--config={run}/config.yaml"])
+
+
 COMMANDS = {
     "predict": lambda run: predict.main([run, "x.png", "--device", "cpu"]),
     "evaluate": lambda run: evaluate.main([run, "--device", "cpu"]),
     "export": lambda run: export.main([run, "--format", "pt2", "--images", "x.png"]),
-    "train": lambda run: train.main(
-        ["--config", f"{run}/config.yaml", "--output", "o"]
+    "train": lambda run: train_again(run, "--output=o"),
+    "train after a preset": lambda run: train_again(
+        run, "--preset=digits-lt/ce", "--output=o"
     ),
-    "train after a preset": lambda run: train.main(
-        ["--preset", "digits-lt/ce", f"--config={run}/config.yaml", "--output", "o"]
-    ),
-    "resume": lambda run: train.main(
-        ["--config", f"{run}/config.yaml", "--output", run, "--resume"]
-    ),
+    "resume": lambda run: train_again(run, f"--output={run}", "--resume"),
 }
 
 
@@ -160,9 +153,7 @@ def test_what_reads_options_as_text_runs_no_code(stranger, capsys):
 
 def test_a_python_program_beside_the_run_is_not_found_either(stranger):
     stranger.write("config.yaml", TEXTS["name"])
-    command = [sys.executable, "-m", "s3h_ext.predict", stranger.name, "x.png"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
+    done = python("-m", "s3h_ext.predict", stranger.name, "x.png", status=2)
     assert "Its module was not imported" in done.stderr
     assert not stranger.executed.exists()
 
@@ -252,9 +243,8 @@ def test_what_is_imported_may_be_named(stranger):
         load_run(stranger.folder)
     module = importlib.import_module(stranger.module)
     assert isinstance(load_run(stranger.folder).method, module.Foreign)
-    with pytest.raises(
-        OptionError, match=r"make is not a subclass of s3h_ext\.methods"
-    ):
+    said = r"make is not a subclass of s3h_ext\.methods"
+    with pytest.raises(OptionError, match=said):
         parse_options(["--config", f"{{method: {stranger.module}.make}}"])
 
 

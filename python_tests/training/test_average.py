@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from python_tests.small_runs import assert_same_weights
 from python_tests.training.test_recording import QUICK, Tape, build, few_images
 from s3h_ext.methods import Baseline
 from s3h_ext.models import build_model
@@ -98,9 +99,8 @@ def test_the_average_is_its_definition_and_training_does_not_know_it(
         assert_close(network(trainer), average_of(history))
     plain = build(tmp_path / "plain", *method)
     watched(plain)
-    for name, value in network(plain).items():
-        assert torch.equal(value, last[name]), name
-        assert torch.equal(value, trainer.method.model.state_dict()[name]), name
+    for found in (last, trainer.method.model.state_dict()):
+        assert_same_weights(found, network(plain))
 
 
 def test_evaluation_is_that_of_the_average(tmp_path):
@@ -118,7 +118,7 @@ def test_before_the_first_step_the_network_is_what_it_is(tmp_path):
     trainer = build(tmp_path / "run", *EMA)
     right = network(trainer)
     with trainer.average.in_place():
-        assert all(torch.equal(v, right[k]) for k, v in network(trainer).items())
+        assert_same_weights(network(trainer), right)
 
 
 def fit(folder, *arguments):
@@ -142,10 +142,9 @@ def test_a_run_is_what_its_average_is(finished):
     run = load_run(folder, device="cpu")
     with trainer.average.in_place():
         right = network(trainer)
-    for name, value in run.method.model.state_dict().items():
-        assert torch.equal(value, right[name]), name
+    assert_same_weights(run.method.model.state_dict(), right)
     last = load_run(folder, device="cpu", weights="last").method.model.state_dict()
-    assert all(torch.equal(v, last[k]) for k, v in network(trainer).items())
+    assert_same_weights(last, network(trainer))
     images = next(iter(trainer.evaluation["test"])).images[0]
     with trainer.average.in_place(), torch.inference_mode():
         trainer.method.eval()
@@ -156,14 +155,11 @@ def test_a_run_is_what_its_average_is(finished):
 
 def test_a_second_stage_starts_from_the_average(finished, tmp_path):
     folder, trainer, _ = finished
-    second = build(
-        tmp_path / "second",
-        *("--method", "ClassifierRetraining", "--init_from", str(folder)),
-    )
+    options = ("--method", "ClassifierRetraining", "--init_from", str(folder))
+    second = build(tmp_path / "second", *options)
     with trainer.average.in_place():
         right = {k: v for k, v in network(trainer).items() if k.startswith("backbone")}
-    for name, value in right.items():
-        assert torch.equal(network(second)[name], value), name
+    assert_same_weights(network(second), right)
 
 
 @pytest.mark.parametrize("method", [[], S3H], ids=["ce", "s3h"])
@@ -197,7 +193,7 @@ def test_resume_inside_an_epoch_gives_the_same_bits(tmp_path, method):
         (whole.average.state_dict()["sums"], resumed.average.state_dict()["sums"]),
     ):
         assert one.keys() == other.keys()
-        assert all(torch.equal(one[name], other[name]) for name in one)
+        assert_same_weights(other, one)
 
 
 def test_a_run_without_average_does_not_go_on_with_one(tmp_path):

@@ -1,27 +1,25 @@
 """Two processes on the CPU against one."""
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
+from python_tests.data.photographs import grow
+from python_tests.processes import python
+from python_tests.small_runs import newest_state, summary_of
 from python_tests.training import two_processes
 from s3h_ext.runs.card import read_card
-from s3h_ext.runs.checkpoint import checkpoint_paths, load_checkpoint
+from s3h_ext.runs.checkpoint import checkpoint_paths
 from s3h_ext.runs.config import DistributedConfig
 from s3h_ext.runs.folder import RunFolder
 from s3h_ext.train import main
 from s3h_ext.training.distributed import World, join_world
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-from photographs import grow
 
 MODULE = ["-m", "python_tests.training.two_processes"]
 
@@ -32,15 +30,11 @@ def start(command, count=2):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+    shared["MASTER_PORT"] = str(port)
     return [
         subprocess.Popen(
             [sys.executable, *command],
-            env={
-                **os.environ,
-                **shared,
-                **{"MASTER_PORT": str(port), "RANK": str(rank)},
-                "LOCAL_RANK": str(rank),
-            },
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -75,14 +69,8 @@ def test_two_processes_train_what_one_does(together, tmp_path, name):
                 # Each process brings the same centres: the unbiased variance of twice
                 # as many. Nothing reads it.
                 continue
-            torch.testing.assert_close(
-                found[part][key],
-                value,
-                rtol=1e-6,
-                atol=1e-6,
-                equal_nan=True,
-                msg=lambda text, key=key, part=part: f"{part} {key}: {text}",
-            )
+            close = {"rtol": 1e-6, "atol": 1e-6, "equal_nan": True}
+            torch.testing.assert_close(found[part][key], value, **close, msg=key)
 
 
 OPTIONS = (
@@ -116,7 +104,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on_with_another_number
     assert "one of them ended" in messages
     assert f"the last checkpoint is in {tmp_path}" in messages
     assert "stopped in epoch" in (tmp_path / "train.log").read_text()
-    done = load_checkpoint(checkpoint_paths(RunFolder(tmp_path))[0])["epochs_done"]
+    done = newest_state(tmp_path)["epochs_done"]
     assert done >= 1
 
     # Two again, politely stopped: by a signal to one of them.
@@ -131,12 +119,11 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on_with_another_number
     assert [process.returncode for process in processes] == [130, 130], outputs
     assert "run the same command with" in outputs[0]
     assert "run the same command" not in outputs[1]
-    state = load_checkpoint(checkpoint_paths(RunFolder(tmp_path))[0])
-    assert state["epochs_done"] > done
+    assert newest_state(tmp_path)["epochs_done"] > done
 
     with two_processes.small:
         assert main([*OPTIONS, "--output", str(tmp_path), "--resume"]) == 0
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = summary_of(tmp_path)
     assert summary["processes"] == 1
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines[1:]] == [str(n) for n in range(1, 31)]
@@ -202,9 +189,7 @@ finally:
     ],
 )
 def test_a_failed_process_leaves_its_group_as_it_is(group, status, said):
-    command = [sys.executable, "-c", LEAVE, group, str(status)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout.strip()) == (status, said), done.stderr
+    assert python("-c", LEAVE, group, status, status=status).stdout.strip() == said
 
 
 def test_two_processes_leave_out_the_same_and_name_every_file(tmp_path):
@@ -236,4 +221,4 @@ def test_two_processes_leave_out_the_same_and_name_every_file(tmp_path):
     card = read_card(RunFolder(run))
     assert card.classes == ("class 0", "class 1")
     assert card.train_images == (6, 6)
-    assert json.loads((run / "summary.json").read_text())["unreadable_images"] == 5
+    assert summary_of(run)["unreadable_images"] == 5

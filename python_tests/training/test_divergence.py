@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from python_tests.small_runs import QUICK, newest_state, summary_of
 from s3h_ext.evaluate import main as evaluate
 from s3h_ext.methods import Baseline, Method
 from s3h_ext.predict import main as predict
@@ -22,14 +23,16 @@ from s3h_ext.train import main
 from s3h_ext.training.finite import check_finite, spoiled
 
 STEPS = 2
-QUICK = (
-    "--preset digits-lt/ce --model.backbone resnet20 --data.imbalance 100 "
-    "--batch_size 200 --epochs 3 --device cpu --precision fp32 --report false"
-).split()
 
 
 def run(folder, *arguments):
-    return main([*QUICK, "--output", str(folder), *arguments])
+    short = ["--batch_size", "200", "--epochs", "3", "--output", str(folder)]
+    return main([*QUICK, *short, *arguments])
+
+
+def evaluation_of(folder):
+    assert evaluate([str(folder), "--device", "cpu"]) == 0
+    return json.loads((folder / "evaluation-test" / "metrics.json").read_text())
 
 
 def names(folder):
@@ -98,7 +101,7 @@ def test_the_last_update_of_an_epoch_spoils_no_checkpoint(
         assert load_run(tmp_path, device="cpu").epochs_done == step // STEPS - 1
         after_step(0, spoil)  # as on another machine
         assert run(tmp_path, "--resume") == 0
-        assert json.loads((tmp_path / "summary.json").read_text())["epochs"] == 3
+        assert summary_of(tmp_path)["epochs"] == 3
 
 
 def test_a_last_step_that_diverges_leaves_no_results(tmp_path, capsys):
@@ -157,23 +160,17 @@ def test_an_evaluation_says_how_far_its_weights_are(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(Baseline, "predict", fail)
     arguments = ["--data.val_fraction", "0.2", "--eval_batch_size", "1000"]
     assert run(tmp_path, *arguments) == 1
-    assert names(tmp_path) == [
-        "epoch_00001_and_more.safetensors",
-        "epoch_00001.safetensors",
-    ]
-    assert evaluate([str(tmp_path), "--device", "cpu"]) == 0
-    measured = tmp_path / "evaluation-test" / "metrics.json"
-    assert json.loads(measured.read_text())["epochs_done"] == 2
+    begun, whole = "epoch_00001_and_more.safetensors", "epoch_00001.safetensors"
+    assert names(tmp_path) == [begun, whole]
+    assert evaluation_of(tmp_path)["epochs_done"] == 2
     path = checkpoint_paths(RunFolder(tmp_path))[0]
     state = load_checkpoint(path)
     state["unfinished_epoch"]["steps"] = 1  # stopped inside of it
     path.write_bytes(encode_checkpoint(state))
-    assert evaluate([str(tmp_path), "--device", "cpu"]) == 0
-    found = json.loads(measured.read_text())
+    found = evaluation_of(tmp_path)
     assert (found["epochs_done"], found["steps_done"]) == (1, 1)
     path.unlink()
-    assert evaluate([str(tmp_path), "--device", "cpu"]) == 0
-    found = json.loads(measured.read_text())
+    found = evaluation_of(tmp_path)
     assert found["epochs_done"] == 1
     assert "steps_done" not in found
 
@@ -196,4 +193,4 @@ def test_what_is_unset_at_first_is_no_divergence(tmp_path):
         check_finite(state, "here")
     cws = "--preset digits-lt/cws --epochs 1".split()
     assert run(tmp_path, *cws) == 0  # whose history has no number yet
-    assert list(spoiled(load_checkpoint(checkpoint_paths(RunFolder(tmp_path))[0])))
+    assert list(spoiled(newest_state(tmp_path)))

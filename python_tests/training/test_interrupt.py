@@ -4,10 +4,9 @@ import signal
 
 import pytest
 
+from python_tests.small_runs import train, trainer_of
 from s3h_ext.runs.folder import RunFolder
-from s3h_ext.runs.options import parse_options
 from s3h_ext.training.interrupt import SIGNALS, StopRequest
-from s3h_ext.training.trainer import Trainer
 
 
 @pytest.mark.parametrize("first", SIGNALS)
@@ -32,10 +31,8 @@ def test_a_finished_run_has_its_report_though_it_was_to_stop(tmp_path, monkeypat
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(RunFolder, "write_summary", stop_behind_it)
-    options = "--preset digits-lt/ce --model.backbone resnet20 --epochs 1 --device cpu"
-    config, _ = parse_options(options.split())
     try:
-        Trainer(config, tmp_path).fit()
+        train(tmp_path, "--epochs", "1", "--report", "true")
     except KeyboardInterrupt:
         pytest.fail("the signal ended it")
     assert (tmp_path / "report.html").exists()
@@ -44,10 +41,7 @@ def test_a_finished_run_has_its_report_though_it_was_to_stop(tmp_path, monkeypat
 
 @pytest.mark.parametrize("last", [False, True])
 def test_a_stop_in_the_last_evaluation_comes_too_late(tmp_path, monkeypatch, last):
-    options = "--preset digits-lt/ce --model.backbone resnet20 --epochs 2 --device cpu"
-    options += " --batch_size 489 --precision fp32 --report false"
-    config, _ = parse_options(options.split())
-    trainer = Trainer(config, tmp_path)
+    trainer = trainer_of(tmp_path)
     evaluate, done = trainer.evaluate, []
 
     def stop_in_it(split):

@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -14,21 +12,21 @@ import numpy as np
 import pytest
 import torch
 
+from python_tests.data.photographs import grow, grow_bad, grow_odd, noise, save
+from python_tests.processes import python
+from python_tests.small_runs import (
+    after_step,
+    assert_same_weights,
+    newest_state,
+    summary_of,
+    trainer_of,
+)
 from s3h_ext import evaluate
 from s3h_ext.data.source.decode import UnreadableImageError
 from s3h_ext.report.subclasses import read_subclasses
 from s3h_ext.runs.card import read_card
-from s3h_ext.runs.checkpoint import (
-    checkpoint_paths,
-    load_checkpoint,
-)
 from s3h_ext.runs.folder import RunFolder
-from s3h_ext.runs.options import parse_options
 from s3h_ext.train import main
-from s3h_ext.training.trainer import Trainer
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-from photographs import grow, grow_bad, grow_odd, noise, save
 
 TINY = (
     "--data.name folder --data.imbalance null --data.size 16 --data.workers 2 "
@@ -37,8 +35,16 @@ TINY = (
 ).split()
 
 
-def final_weights(folder):
-    return load_checkpoint(checkpoint_paths(RunFolder(folder))[0])["method"]
+def folder_options(root, *more):
+    """A short run without a report on an image folder."""
+    return [*TINY, "--data.root", str(root), "--report", "false", *more]
+
+
+SKIP = ("--data.unreadable", "skip")
+
+
+def assert_same_run(folder, other):
+    assert_same_weights(newest_state(folder)["method"], newest_state(other)["method"])
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +69,11 @@ def test_a_run_says_what_it_was_fed_and_what_it_left_out(tmp_path, capsys, monke
     folder = tmp_path / "other"
     arguments += [str(folder), "--data.unreadable", "skip"]
     assert main(arguments) == 0
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = summary_of(folder)
     assert summary["unreadable_images"] == len(bad)
     # (35 + 11) * 0.8, of each class, without unreadable images
-    counts = [
-        28
-        - len([n for n in read_card(RunFolder(folder)).unreadable if n[-3:] == "jpg"]),
-        9,
-    ]
+    unreadable = read_card(RunFolder(folder)).unreadable
+    counts = [28 - len([name for name in unreadable if name[-3:] == "jpg"]), 9]
     assert counts[0] < 28
     assert summary["train_images"] == sum(counts)
     assert summary["imbalance"] == pytest.approx(counts[0] / counts[1])
@@ -94,7 +97,7 @@ def test_a_run_says_what_it_was_fed_and_what_it_left_out(tmp_path, capsys, monke
 
 def test_a_first_stage_that_has_seen_the_test_images_is_refused(tmp_path, capsys):
     root = grow(tmp_path / "set", (15, 10), size=(40, 56))
-    run = [*TINY, "--report", "false", "--data.root", str(root)]
+    run = folder_options(root)
     assert main([*run, "--epochs", "1", "--output", str(tmp_path / "first")]) == 0
     second = [*run, "--method", "TauNormalization", "--init_from", f"{tmp_path}/first"]
     second += ["--data.test_fraction"]
@@ -124,15 +127,10 @@ def test_names_that_are_no_text_end_nothing(tmp_path):
         pass
     run = Path(os.fsdecode(os.fsencode(tmp_path) + b"/run \xe9"))
     arguments = [*TINY, "--epochs", "1", "--data.unreadable", "skip"]
-    done = subprocess.run(
-        [sys.executable, "-c", ODD_NAMES, str(run), str(root), *arguments],
-        cwd=tmp_path,
-        capture_output=True,
-        # A stream as strict as most are.
-        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
-    )
-    assert done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]
-    assert json.loads((run / "summary.json").read_text())["unreadable_images"] == 1
+    # A stream as strict as most are.
+    where = {"cwd": tmp_path, "env": os.environ | {"PYTHONIOENCODING": "utf-8:strict"}}
+    done = python("-c", ODD_NAMES, run, root, *arguments, text=False, **where)
+    assert summary_of(run)["unreadable_images"] == 1
     assert read_card(RunFolder(run)).classes == ("caf\udce9", "class 0")
     log = (run / "train.log").read_text(encoding="utf-8")
     assert "/caf\\udce9/caf\\udce9.jpg: no image" in log
@@ -172,15 +170,11 @@ def test_everything_follows_the_images_that_can_be_read(
 ):
     root, run = tmp_path / "set", tmp_path / "run"
     bad = damaged(root)
-    arguments = [*options.split(), *TINY, "--batch_size", str(batch), "--epochs", "1"]
-    arguments += ["--data.root", str(root), "--report", "false"]
-    arguments += ["--output", str(run)]
-    assert main([*arguments, "--data.unreadable", "skip"]) == 0
+    short = ("--batch_size", str(batch), "--epochs", "1")
+    arguments = [*options.split(), *folder_options(root, *short, *SKIP), "--output"]
+    assert main([*arguments, str(run)]) == 0
     said, log = capsys.readouterr().err, (run / "train.log").read_text()
-    note = (
-        "left out, because none of their training images can be read: 'class 2' (and "
-        "1 test images)"
-    )
+    note = "none of their training images can be read: 'class 2' (and 1 test images)"
     for text in (said, log):
         assert all(text.count(f"left out: {path}: ") == 1 for path in bad)
         assert note in text
@@ -189,26 +183,21 @@ def test_everything_follows_the_images_that_can_be_read(
     card = read_card(RunFolder(run))
     assert card.classes == ("class 0", "class 1", "class 3")
     assert card.train_images == (6, 6, 3)
-    assert json.loads((run / "summary.json").read_text())["unreadable_images"] == 5
+    assert summary_of(run)["unreadable_images"] == 5
     # What is left is what a set of these files alone is.
     for path in bad[:4]:
         path.unlink()
     for split in ("train", "test"):
         shutil.rmtree(root / split / "class 2")
     clean = tmp_path / "clean"
-    arguments[-1] = str(clean)
-    assert main([*arguments, "--data.unreadable", "skip"]) == 0
-    expected, weights = final_weights(clean), final_weights(run)
-    for name, value in expected.items():
-        assert torch.equal(value, weights[name]), name
+    assert main([*arguments, str(clean)]) == 0
+    assert_same_run(run, clean)
 
 
 def test_a_file_that_is_lost_on_the_way_is_named_at_once(tmp_path, capsys):
     root = grow(grow(tmp_path / "set", (4, 3)), (2, 2), split="test")
-    arguments = [*TINY, "--batch_size", "1", "--data.root", str(root)]
-    arguments += ["--data.unreadable", "skip", "--report", "false"]
-    config, _ = parse_options(arguments)
-    trainer = Trainer(config, tmp_path / "run")
+    arguments = folder_options(root, "--batch_size", "1", *SKIP)
+    trainer = trainer_of(tmp_path / "run", quick=arguments)
     lost = sorted((root / "train" / "class 1").iterdir())
     for path in lost:
         path.unlink()
@@ -240,8 +229,8 @@ def test_a_run_of_which_nothing_is_left_does_not_begin(
     root = grow(grow(tmp_path / "set", (3, 2)), (2, 1), split="test")
     for path in (root / split).rglob("*.jpg"):
         path.write_bytes(b"")
-    arguments = [*TINY, "--data.root", str(root), "--data.unreadable", "skip"]
-    assert main([*arguments, "--output", str(tmp_path / "run")]) == 2
+    run = ("--output", str(tmp_path / "run"))
+    assert main(folder_options(root, *SKIP, *run)) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -257,9 +246,8 @@ def test_a_stop_while_files_are_read_leaves_nothing(tmp_path, capsys, monkeypatc
         return torch.zeros(4, 4, 3, dtype=torch.uint8)
 
     monkeypatch.setattr("s3h_ext.data.source.decode.decode_image", decode)
-    arguments = [*TINY, "--data.root", str(root), "--data.unreadable", "skip"]
-    arguments += ["--data.workers", "1", "--output", str(tmp_path / "run")]
-    assert main(arguments) == 130
+    run = ("--data.workers", "1", "--output", str(tmp_path / "run"))
+    assert main(folder_options(root, *SKIP, *run)) == 130
     assert "stopped before the training began" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     assert not any(t.name.startswith("s3h-decode") for t in threading.enumerate())
@@ -269,21 +257,11 @@ def test_a_stop_while_files_are_read_leaves_nothing(tmp_path, capsys, monkeypatc
 def test_a_resumed_run_leaves_out_what_it_left_out_before(tmp_path, steps, mended):
     root = tmp_path / "set"
     bad = damaged(root)
-    arguments = [*TINY, "--epochs", "3", "--data.root", str(root), "--report", "false"]
-    arguments += ["--data.unreadable", "skip"]
-    config, _ = parse_options(arguments)
-    Trainer(config, tmp_path / "whole").fit()
+    arguments = folder_options(root, "--epochs", "3", *SKIP)
+    trainer_of(tmp_path / "whole", quick=arguments).fit()
     run = tmp_path / "run"
-    config, _ = parse_options(arguments)
-    stopped, left = Trainer(config, run), steps
-
-    def stop(method):
-        nonlocal left
-        left -= 1
-        if left == 0:
-            signal.raise_signal(signal.SIGTERM)
-
-    stopped.method.after_step = stop.__get__(stopped.method)
+    stopped = trainer_of(run, quick=arguments)
+    after_step(stopped.method, steps, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt):
         stopped.fit()
     for number, path in enumerate(bad[:4]):
@@ -291,22 +269,18 @@ def test_a_resumed_run_leaves_out_what_it_left_out_before(tmp_path, steps, mende
             save(path, noise(number))
         elif path.parent.name == "class 0":  # class 2 keeps its folder
             path.unlink()
-    config, _ = parse_options(arguments)
-    summary = Trainer(config, run, resume=True).fit()
+    summary = trainer_of(run, quick=arguments, resume=True).fit()
     assert summary["unreadable_images"] == len(bad)
     lines = (run / "train.log").read_text().splitlines()
     assert all(sum(f"left out: {p}: " in each for each in lines) == 1 for p in bad)
-    expected, weights = final_weights(tmp_path / "whole"), final_weights(run)
-    for name, value in expected.items():
-        assert torch.equal(value, weights[name]), name
+    assert_same_run(run, tmp_path / "whole")
 
 
 def test_a_run_that_met_an_unreadable_file_goes_on_without_it(tmp_path, capsys):
     root = grow(grow(tmp_path / "set", (8, 4)), (2, 2), split="test")
-    arguments = [*TINY, "--epochs", "3", "--data.root", str(root), "--report", "false"]
-    arguments += ["--output", str(tmp_path / "run")]
-    config, _ = parse_options(arguments)
-    trainer = Trainer(config, tmp_path / "run")
+    run = ("--output", str(tmp_path / "run"))
+    arguments = folder_options(root, "--epochs", "3", *run)
+    trainer = trainer_of(tmp_path / "run", quick=arguments)
     bad = root / "train" / "class 0" / "000.jpg"
 
     def spoil(method):
@@ -328,9 +302,8 @@ def test_an_evaluation_says_what_it_left_out(tmp_path, capsys):
     bad.write_text("not an image")
     (root / "train" / "class 0" / "001.jpg").write_bytes(b"")
     run = tmp_path / "run"
-    arguments = [*TINY, "--epochs", "1", "--data.root", str(root), "--report", "false"]
-    arguments += ["--data.unreadable", "skip"]
-    assert main([*arguments, "--output", str(run)]) == 0
+    short = ("--epochs", "1", "--output", str(run))
+    assert main(folder_options(root, *short, *SKIP)) == 0
     capsys.readouterr()
     for split, images, left_out in (("test", 4, 1), ("train", 9, 1)):
         assert evaluate.main([str(run), "--split", split, "--device", "cpu"]) == 0
@@ -375,18 +348,10 @@ def test_killed_and_resumed_it_has_the_bits_of_an_undisturbed_run(
 ):
     if source == "dali":
         pytest.importorskip("nvidia.dali")
-    arguments = [*TINY, "--preset", "folder/hybrid-psc", "--data.root", str(root)]
-    arguments += ["--data.source", source, "--report", "false"]
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path), *arguments],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    expected = final_weights(tmp_path / "whole")
-    weights = final_weights(tmp_path / "parts")
-    for name, value in expected.items():
-        assert torch.equal(value, weights[name]), name
+    method = ("--preset", "folder/hybrid-psc", "--data.source", source)
+    arguments = folder_options(root, *method)
+    python("-c", KILLED, tmp_path, *arguments)
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
 def test_sources_that_do_not_fit_the_data_are_refused(root, tmp_path, capsys):

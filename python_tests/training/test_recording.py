@@ -1,32 +1,22 @@
 """Recorded steps against the same steps run one by one."""
 
-import importlib.util
+import functools
 import signal
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from python_tests.settings import no_waiting
+from python_tests.small_runs import DIGITS, after_step, trainer_of
+from python_tests.training.tape import Tape
 from s3h_ext.data import load_dataset
-from s3h_ext.runs.options import parse_options
 from s3h_ext.training import run as run_module
 from s3h_ext.training.recording import CudaGraphs, Replayer, choose_recorder
 from s3h_ext.training.runlog import SilentLog
-from s3h_ext.training.trainer import Trainer
 
-spec = importlib.util.spec_from_file_location(
-    "tape", Path(__file__).with_name("tape.py")
-)
-tape_module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tape_module)
-Tape = tape_module.Tape
-
-QUICK = (
-    "--preset digits-lt/ce --model.backbone resnet20 --batch_size 14 --epochs 3 "
-    "--device cpu --precision fp32 --report false --optim.lr 0.02"
-).split()
+QUICK = [*DIGITS, *"--batch_size 14 --epochs 3 --optim.lr 0.02".split()]
 CWS = "--method ClasswiseSplitting --method.images_per_row 4 --method.split_from 0.3"
 METHODS = {
     "drw": "--method Baseline --method.weight_beta 0.99 --method.reweight_from 0.6",
@@ -54,16 +44,12 @@ def few_images():
         np.flatnonzero(data.train.labels == label)[: 12 - label]
         for label in range(data.num_classes)
     ]
-    return replace(
-        data,
-        train=data.train.subset(np.concatenate(places)),
-        test=data.test.subset(np.arange(40)),
-    )
+    train, test = data.train.subset(np.concatenate(places)), np.arange(40)
+    return replace(data, train=train, test=data.test.subset(test))
 
 
-def build(folder, *arguments, resume=False):
-    config, _ = parse_options([*QUICK, *arguments])
-    return Trainer(config, folder, resume=resume, dataset=few_images())
+def build(folder, *arguments, **more):
+    return trainer_of(folder, *arguments, quick=QUICK, dataset=few_images(), **more)
 
 
 def run(folder, *arguments):
@@ -133,15 +119,9 @@ def test_what_follows_the_progress_is_there_after_a_stop_inside_an_epoch(
     whole = build(tmp_path / "whole", *arguments)
     whole.fit()
     stopped = build(tmp_path / "parts", *arguments)
-    after_step, steps = stopped.method.after_step, []
-
-    def stop_in_the_last_epoch():
-        after_step()
-        steps.append(1)
-        if len(steps) == 2 * stopped.source.steps_per_epoch + 2:
-            signal.raise_signal(signal.SIGTERM)
-
-    stopped.method.after_step = stop_in_the_last_epoch
+    in_the_last_epoch = 2 * stopped.source.steps_per_epoch + 2
+    stop = functools.partial(signal.raise_signal, signal.SIGTERM)
+    after_step(stopped.method, in_the_last_epoch, stop)
     with pytest.raises(KeyboardInterrupt):
         stopped.fit()
     rest = build(tmp_path / "parts", *arguments, resume=True)
@@ -206,13 +186,10 @@ def test_what_reads_a_value_runs_as_it_is_unless_recordings_are_insisted_on():
         insisting("read", [torch.ones(2)], read)
 
 
-@pytest.mark.parametrize(
-    ("name", "device", "processes"),
-    [("on", "cpu", 1), ("on", "cuda", 2)],
-)
-def test_graphs_need_one_process_on_a_gpu(name, device, processes):
+@pytest.mark.parametrize(("device", "processes"), [("cpu", 1), ("cuda", 2)])
+def test_graphs_need_one_process_on_a_gpu(device, processes):
     with pytest.raises(ValueError, match="graphs: 'on' needs one process on a CUDA"):
-        choose_recorder(name, torch.device(device), processes, True)
+        choose_recorder("on", torch.device(device), processes, True)
 
 
 def test_steps_run_as_they_are_without_a_gpu_or_with_several_processes():
@@ -252,9 +229,6 @@ def test_recorded_steps_do_not_wait_for_the_device(tmp_path):
     batches = trainer.source.epoch(1)
     first = next(batches)
     trainer._step(first, 0.1)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         for batch in batches:
             trainer._step(batch, 0.1)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -6,19 +6,13 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import torch
 
+from python_tests.small_runs import QUICK, assert_same_weights, losses_of, trainer_of
 from s3h_ext.runs.checkpoint import CheckpointError, load_checkpoint
 from s3h_ext.runs.folder import RunFolder
-from s3h_ext.runs.options import parse_options
 from s3h_ext.train import main
 from s3h_ext.training.state import check_together
-from s3h_ext.training.trainer import Trainer
 
-QUICK = (
-    "--preset digits-lt/ce --model.backbone resnet20 --data.imbalance 100 "
-    "--batch_size 64 --epochs 2 --device cpu --precision fp32 --report false"
-).split()
 HOLDER = """
 import sys
 from pathlib import Path
@@ -27,11 +21,6 @@ RunFolder(Path(sys.argv[1])).lock()
 print("held", flush=True)
 sys.stdin.read()
 """
-
-
-def trainer_of(folder, *arguments, resume=False):
-    config, _ = parse_options([*QUICK, *arguments])
-    return Trainer(config, folder, resume=resume)
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +86,9 @@ def test_an_evaluation_that_fails_costs_no_training(tmp_path, monkeypatch):
     monkeypatch.setattr(rest, "_step", lambda *given: trained.append(1) or step(*given))
     rest.fit()
     assert len(trained) == steps  # those of the second epoch
-    for name, value in whole.method.state_dict().items():
-        assert torch.equal(value, rest.method.state_dict()[name]), name
+    assert_same_weights(rest.method.state_dict(), whole.method.state_dict())
     assert rest.state.images_trained == whole.state.images_trained
-    assert [row["loss"] for row in rest.state.history] == [
-        row["loss"] for row in whole.state.history
-    ]
+    assert losses_of(rest) == losses_of(whole)
 
 
 def test_a_second_stage_goes_on_without_its_first(tmp_path, first_stage):
@@ -133,15 +119,10 @@ def test_an_unfinished_first_stage_is_refused(tmp_path):
 def test_processes_that_go_on_from_different_places_are_refused(tmp_path):
     world = SimpleNamespace(gather=lambda place: [place, (0, 0)])
     message = "got epoch 1, step 3; epoch 0, step 0 as the newest"
+    state = {"epochs_done": 1, "unfinished_epoch": {"steps": 3}}
     with pytest.raises(CheckpointError, match=message):
-        check_together(
-            world,
-            {"epochs_done": 1, "unfinished_epoch": {"steps": 3}},
-            RunFolder(tmp_path),
-        )
-
-
-def test_a_process_without_the_checkpoint_of_the_others_is_refused(tmp_path):
+        check_together(world, state, RunFolder(tmp_path))
+    # One process without a checkpoint.
     world = SimpleNamespace(gather=lambda place: [place, (2, 0)])
     with pytest.raises(CheckpointError, match="got epoch 0, step 0; epoch 2, step 0"):
         check_together(world, None, RunFolder(tmp_path))

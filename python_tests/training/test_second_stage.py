@@ -6,10 +6,8 @@ import shutil
 import pytest
 import torch
 
-from python_tests.training.test_trainer import QUICK, train
-from s3h_ext.runs.checkpoint import (
-    CheckpointError,
-)
+from python_tests.small_runs import QUICK, train
+from s3h_ext.runs.checkpoint import CheckpointError
 from s3h_ext.train import main
 
 
@@ -25,9 +23,8 @@ def second(folder, finished_run, *arguments):
 
 
 def test_crt_trains_a_new_classifier_on_the_first_runs_backbone(tmp_path, finished_run):
-    trainer, summary = second(
-        tmp_path, finished_run, "--method", "ClassifierRetraining"
-    )
+    retraining = ["--method", "ClassifierRetraining"]
+    trainer, summary = second(tmp_path, finished_run, *retraining)
     assert summary["method"] == "crt"
     assert summary["first_stage"].startswith("digits-lt/ce (")
     first = finished_run[1].method.model.state_dict()
@@ -37,22 +34,14 @@ def test_crt_trains_a_new_classifier_on_the_first_runs_backbone(tmp_path, finish
 
 
 def test_tau_normalisation_rescales_and_trains_nothing(tmp_path, finished_run):
-    trainer, summary = second(
-        tmp_path, finished_run, "--method", "TauNormalization", "--method.tau", "1.0"
-    )
+    tau = ["--method", "TauNormalization", "--method.tau"]
+    trainer, summary = second(tmp_path, finished_run, *tau, "1.0")
     assert summary["method"] == "tau-norm"
     weight = finished_run[1].method.model.classifier.weight
     expected = torch.nn.functional.normalize(weight, dim=1)
     torch.testing.assert_close(trainer.method.model.classifier.weight, expected)
     assert trainer.state.history[0]["test_top1"] == summary["top1"]
-    again, repeated = second(
-        tmp_path / "kept",
-        finished_run,
-        "--method",
-        "TauNormalization",
-        "--method.tau",
-        "0",
-    )
+    again, repeated = second(tmp_path / "kept", finished_run, *tau, "0")
     assert torch.equal(again.method.model.classifier.weight, weight)
     assert repeated["epochs"] == 0
 
@@ -60,9 +49,8 @@ def test_tau_normalisation_rescales_and_trains_nothing(tmp_path, finished_run):
 def test_a_second_stage_without_a_first_is_refused(tmp_path, capsys):
     arguments = [*QUICK, "--output", str(tmp_path / "run"), "--method"]
     assert main([*arguments, "ClassifierRetraining"]) == 2
-    assert (
-        "init_from: ClassifierRetraining is a second stage" in capsys.readouterr().err
-    )
+    said = "init_from: ClassifierRetraining is a second stage"
+    assert said in capsys.readouterr().err
     assert main([*arguments, "TauNormalization", "--init_from", str(tmp_path)]) == 2
     assert "has no valid checkpoint" in capsys.readouterr().err
 

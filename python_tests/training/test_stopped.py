@@ -1,6 +1,5 @@
 """Trainings that were stopped or killed go on to the same bits."""
 
-import os
 import re
 import signal
 import subprocess
@@ -8,17 +7,24 @@ import sys
 import time
 
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from python_tests.training.test_trainer import QUICK, train
+from python_tests.processes import python
+from python_tests.small_runs import (
+    QUICK,
+    after_step,
+    assert_same_weights,
+    interrupt_evaluation,
+    losses_of,
+    newest_state,
+    train,
+    trainer_of,
+)
 from s3h_ext.runs.checkpoint import (
     checkpoint_paths,
     load_checkpoint,
 )
 from s3h_ext.runs.folder import RunFolder
-from s3h_ext.runs.options import parse_options
-from s3h_ext.training.trainer import Trainer
 
 CWS = (
     "--method ClasswiseSplitting --method.inner Baseline "
@@ -37,31 +43,19 @@ S3H = "--method S3H --method.recipe crop --method.projection_hidden 16".split()
         pytest.param(S3H, id="s3h", marks=pytest.mark.slow),
     ],
 )
-def test_resume_gives_the_bits_of_the_run_that_was_not_stopped(
-    tmp_path, monkeypatch, method
-):
+def test_resume_gives_the_bits_of_the_run_that_was_not_stopped(tmp_path, method):
     arguments = ["--epochs", "3", *method]
     whole, whole_summary = train(tmp_path / "whole", *arguments)
-
-    config, _ = parse_options([*QUICK, *arguments])
-    stopped = Trainer(config, tmp_path / "parts")
-    evaluate = stopped._evaluate_epoch
-
-    def stop_in_the_third_epoch(**options):
-        if stopped.state.epochs_done == 2:
-            raise KeyboardInterrupt
-        return evaluate(**options)
-
-    monkeypatch.setattr(stopped, "_evaluate_epoch", stop_in_the_third_epoch)
+    stopped = trainer_of(tmp_path / "parts", *arguments)
+    interrupt_evaluation(stopped, 2)
     with pytest.raises(KeyboardInterrupt):
         stopped.fit()
     resumed, summary = train(tmp_path / "parts", *arguments, resume=True)
-    assert_same_bits(resumed.method.state_dict(), whole.method.state_dict())
+    assert_same_weights(resumed.method.state_dict(), whole.method.state_dict())
     assert summary["top1"] == whole_summary["top1"]
-    strip = ["epoch", "loss", "test_top1"]
-    assert [{k: r[k] for k in strip} for r in resumed.state.history] == [
-        {k: r[k] for k in strip} for r in whole.state.history
-    ]
+    for found, expected in zip(resumed.state.history, whole.state.history, strict=True):
+        for name in ("epoch", "loss", "test_top1"):
+            assert found[name] == expected[name]
 
 
 EPOCHS = 4
@@ -76,23 +70,15 @@ def undisturbed_run(folder, epochs):
     return final_weights(folder, epochs)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    return undisturbed_run(tmp_path_factory.mktemp("undisturbed") / "run", EPOCHS)
-
-
 def final_weights(folder, epochs=EPOCHS):
-    state = load_checkpoint(checkpoint_paths(RunFolder(folder))[0])
-    assert state["epochs_done"] == epochs
-    assert state["unfinished_epoch"] is None
+    state = newest_state(folder)
+    assert (state["epochs_done"], state["unfinished_epoch"]) == (epochs, None)
     return state["method"]
 
 
-def assert_same_bits(weights, expected):
-    for name, value in expected.items():
-        torch.testing.assert_close(
-            weights[name], value, rtol=0, atol=0, equal_nan=True, msg=name
-        )
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return undisturbed_run(tmp_path_factory.mktemp("undisturbed") / "run", EPOCHS)
 
 
 def start(folder, *arguments):
@@ -145,11 +131,9 @@ sys.exit(os.waitstatus_to_exitcode(attempt(0, 0.0)))
 """
 
 
-def run_script(code, folder, *arguments, epochs=EPOCHS):
+def run_script(code, folder, *arguments, epochs=EPOCHS, status=0):
     options = [*SCRIPT[3:], "--epochs", str(epochs), "--output", str(folder)]
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments, *options], capture_output=True
-    )
+    return python("-c", code, *arguments, *options, status=status)
 
 
 @pytest.mark.parametrize(
@@ -157,10 +141,9 @@ def run_script(code, folder, *arguments, epochs=EPOCHS):
 )
 def test_sigkill_at_random_moments_changes_no_bit(tmp_path, times, epochs):
     folder = tmp_path / "killed"
-    result = run_script(KILLED, folder, str(times), epochs=epochs)
-    assert result.returncode == 0, result.stderr.decode()[-2000:]
+    run_script(KILLED, folder, times, epochs=epochs)
     expected = undisturbed_run(tmp_path / "undisturbed", epochs)
-    assert_same_bits(final_weights(folder, epochs), expected)
+    assert_same_weights(final_weights(folder, epochs), expected)
     assert not list((folder / "checkpoints").glob("*.partial"))
 
 
@@ -182,8 +165,7 @@ main(sys.argv[1:])
 
 
 def test_sigkill_while_a_checkpoint_is_written_changes_no_bit(tmp_path, undisturbed):
-    killed = run_script(KILLED_WHILE_WRITING, tmp_path)
-    assert killed.returncode == -signal.SIGKILL
+    run_script(KILLED_WHILE_WRITING, tmp_path, status=-signal.SIGKILL)
     names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert names == [
         "epoch_00001.safetensors",
@@ -194,7 +176,7 @@ def test_sigkill_while_a_checkpoint_is_written_changes_no_bit(tmp_path, undistur
     process = start(tmp_path)
     process.communicate()
     assert process.returncode == 0
-    assert_same_bits(final_weights(tmp_path), undisturbed)
+    assert_same_weights(final_weights(tmp_path), undisturbed)
 
 
 @pytest.mark.parametrize(
@@ -207,43 +189,29 @@ def test_a_polite_stop_saves_inside_the_epoch(tmp_path, undisturbed, number):
     _, messages = process.communicate()
     assert process.returncode == 130
     assert f"run the same command with --output {tmp_path} --resume" in messages
-    state = load_checkpoint(checkpoint_paths(RunFolder(tmp_path))[0])
-    assert state["epochs_done"] < EPOCHS
+    assert newest_state(tmp_path)["epochs_done"] < EPOCHS
     process = start(tmp_path)
     _, messages = process.communicate()
     assert process.returncode == 0
-    assert_same_bits(final_weights(tmp_path), undisturbed)
+    assert_same_weights(final_weights(tmp_path), undisturbed)
 
 
-def test_stopping_inside_an_epoch_keeps_its_numbers(tmp_path, monkeypatch):
+def test_stopping_inside_an_epoch_keeps_its_numbers(tmp_path):
     whole, _ = train(tmp_path / "whole")
-    config, _ = parse_options(QUICK)
-    stopped = Trainer(config, tmp_path / "parts")
-    after_step, steps = stopped.method.after_step, []
-
-    def stop_in_the_third_step():
-        after_step()
-        steps.append(1)
-        if len(steps) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(stopped.method, "after_step", stop_in_the_third_step)
+    stopped = trainer_of(tmp_path / "parts")
+    after_step(stopped.method, 3, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         stopped.fit()
-    state = load_checkpoint(checkpoint_paths(stopped.folder)[0])
+    state = newest_state(tmp_path / "parts")
     assert (state["epochs_done"], state["unfinished_epoch"]["steps"]) == (0, 3)
     resumed, _ = train(tmp_path / "parts", resume=True)
-    assert_same_bits(resumed.method.state_dict(), whole.method.state_dict())
-    assert [row["loss"] for row in resumed.state.history] == [
-        row["loss"] for row in whole.state.history
-    ]
+    assert_same_weights(resumed.method.state_dict(), whole.method.state_dict())
+    assert losses_of(resumed) == losses_of(whole)
     assert resumed.state.images_trained == whole.state.images_trained
     log = (tmp_path / "parts" / "train.log").read_text()
     lines = [line.split("  ", 1)[1] for line in log.splitlines()]
-    assert [line.rsplit(", ", 1)[-1] for line in lines if "from step" in line] == [
-        "from step 0 of 12",
-        "from step 3 of 12",
-    ]
+    begun = [line.rsplit(", ", 1)[-1] for line in lines if "from step" in line]
+    assert begun == ["from step 0 of 12", "from step 3 of 12"]
     told = [line for line in lines if re.match("stopped|epoch |finished", line)]
     assert told[0] == "stopped in epoch 1: KeyboardInterrupt()"
     assert [line.split(",")[0] for line in told[1:3]] == ["epoch 1", "epoch 2"]
@@ -271,11 +239,9 @@ class StopAt:
 # One question after each of six steps, one after the epoch.
 @pytest.mark.parametrize(("question", "steps"), [(6, 6), (7, 6), (8, 7)])
 def test_a_stop_at_the_end_of_an_epoch_saves_it(tmp_path, monkeypatch, question, steps):
-    monkeypatch.setattr(
-        "s3h_ext.training.trainer.StopRequest", lambda: StopAt(question)
-    )
-    config, _ = parse_options([*QUICK, "--checkpoint_every", "5"])
-    trainer = Trainer(config, tmp_path)
+    place = "s3h_ext.training.trainer.StopRequest"
+    monkeypatch.setattr(place, lambda: StopAt(question))
+    trainer = trainer_of(tmp_path, "--checkpoint_every", "5")
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
     (path,) = checkpoint_paths(trainer.folder)
@@ -285,16 +251,8 @@ def test_a_stop_at_the_end_of_an_epoch_saves_it(tmp_path, monkeypatch, question,
 
 
 def test_a_resumed_run_keeps_the_curves_of_all_epochs(tmp_path):
-    config, _ = parse_options([*QUICK, "--epochs", "3"])
-    stopped = Trainer(config, tmp_path)
-    evaluate = stopped._evaluate_epoch
-
-    def stop_in_the_third_epoch(**options):
-        if stopped.state.epochs_done == 2:
-            raise KeyboardInterrupt
-        return evaluate(**options)
-
-    stopped._evaluate_epoch = stop_in_the_third_epoch
+    stopped = trainer_of(tmp_path, "--epochs", "3")
+    interrupt_evaluation(stopped, 2)
     with pytest.raises(KeyboardInterrupt):
         stopped.fit()
     train(tmp_path, "--epochs", "3", resume=True)

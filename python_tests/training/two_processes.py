@@ -147,17 +147,9 @@ def losses():
     centres, queue = unit(4, 6), unit(5, 6)
     queue_labels = torch.tensor([0, 1, -1, 3, 3])
 
-    def cross(module, rows, labels, keys, key_labels):
-        return module(
-            rows,
-            labels,
-            keys,
-            key_labels,
-            centres=centres,
-            queue=queue,
-            queue_labels=queue_labels,
-            self_index=torch.arange(len(rows)),
-        )
+    def cross(module, rows, *others):
+        given = {"centres": centres, "queue": queue, "queue_labels": queue_labels}
+        return module(rows, *others, **given, self_index=torch.arange(len(rows)))
 
     in_queue = {"keys": queue, "key_labels": queue_labels}
 
@@ -210,28 +202,17 @@ def check_losses(world):
     cut = [slice(0, 4), slice(4, 13)] if world.size == 2 else [slice(0, 13)]
     own = cut[world.rank]
     for name, (module, call) in losses().items():
+
+        def loss(module, z, k, part=slice(None), call=call):
+            z, k = F.normalize(z, dim=1), F.normalize(k, dim=1)
+            return call(module, z, labels[part], k, labels[part])
+
         for reduction in ("mean", "sum"):
-            whole = rows.clone().requires_grad_()
-            keys = other.clone().requires_grad_()
-            alone = module(0.2, reduction)
-            expected = call(
-                alone,
-                F.normalize(whole, dim=1),
-                labels,
-                F.normalize(keys, dim=1),
-                labels,
-            )
+            whole, keys = (t.clone().requires_grad_() for t in (rows, other))
+            expected = loss(module(0.2, reduction), whole, keys)
             expected.backward()
-            part = rows[own].clone().requires_grad_()
-            key_part = other[own].clone().requires_grad_()
-            together = module(0.2, reduction, gather=True)
-            share = call(
-                together,
-                F.normalize(part, dim=1),
-                labels[own],
-                F.normalize(key_part, dim=1),
-                labels[own],
-            )
+            part, key_part = (t[own].clone().requires_grad_() for t in (rows, other))
+            share = loss(module(0.2, reduction, gather=True), part, key_part, own)
             share.backward()
             message = f"{name} {reduction}"
             mean = world.mean(share.detach())

@@ -1,6 +1,0 @@
-"""Makes backends.py and law.py importable."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
