@@ -145,6 +145,9 @@ def test_profiles_fall_from_largest_to_largest_over_imbalance(
     assert counts[-1] >= 1
 
 
+BAD_FACTORS = [0, 0.99, -5, math.nan, math.inf, -math.inf]
+
+
 @pytest.mark.parametrize(
     ("change", "name"),
     [
@@ -152,7 +155,7 @@ def test_profiles_fall_from_largest_to_largest_over_imbalance(
         ({"largest": 0}, "largest"),
         ({"profile": "linear"}, "profile"),
         ({"imbalance": 101}, "no image for class 9"),
-        *(({"imbalance": i}, "imbalance") for i in (0, 0.99, -5, math.nan, math.inf)),
+        *(({"imbalance": i}, "imbalance") for i in BAD_FACTORS),
     ],
 )
 def test_wrong_profile_arguments(change, name):

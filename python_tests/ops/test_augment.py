@@ -125,8 +125,8 @@ def run(images, *steps, **arguments):
     operations = torch.tensor([[int(step[0]) for step in steps]])
     magnitudes = torch.tensor([[step[1] for step in steps]], dtype=torch.float64)
     count = arguments["source"].shape[0] if "source" in arguments else len(images)
-    steps = (part.expand(count, len(steps)) for part in (operations, magnitudes))
-    return augment_images(images, *steps, **arguments)
+    lists = (part.expand(count, len(steps)) for part in (operations, magnitudes))
+    return augment_images(images, *lists, **arguments)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (28, 28), (17, 40), (2, 5), (1, 1)])
