@@ -160,7 +160,7 @@ setup() {
 test_files() {
   export python scratch expression=$1 OMP_NUM_THREADS=2
   [ $device = cpu ] || export S3H_FAIL_ON_SKIP="are not built"
-  grep -rl 'mark\.cuda' python_tests --include='test_*.py' | sort |
+  grep -rlE 'mark\.cuda|on_devices' python_tests --include='test_*.py' | sort |
     xargs -P "${JOBS:-$(nproc)}" -I{} bash -c '
       workers=(); [[ {} != *test_similarity_cuda.py ]] || workers=(-n 4)
       log=$scratch/$(basename {}).log
