@@ -4,6 +4,7 @@
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 
@@ -27,6 +28,7 @@ namespace s3h::host {
 
 int multiprocessor_count = 4;
 size_t shared_limit = 227 * 1024;
+int64_t launch_count = 0;
 
 namespace {
 
@@ -50,6 +52,7 @@ struct Fiber {
 
 struct Warp {
   Together what;
+  Place where;
   int arrived;
   alignas(16) unsigned char in[32 * kMaxData];
   alignas(16) unsigned char out[32 * kMaxData];
@@ -168,6 +171,16 @@ void run_block(Index block, unsigned char* shared, int set) {
   switch_to(main_context, fibers[random_number() % threads]);
 }
 
+// The function's name tells instances of a template apart.
+bool same_place(const Place& a, const Place& b) {
+  const auto equal = [](const char* x, const char* y) {
+    return x == y || std::strcmp(x, y) == 0;
+  };
+  return a.line() == b.line() && a.column() == b.column() &&
+         equal(a.file_name(), b.file_name()) &&
+         equal(a.function_name(), b.function_name());
+}
+
 }  // namespace
 
 void fail(const char* message) {
@@ -192,16 +205,21 @@ void block_barrier() {
   __tsan_acquire(order);
 }
 
-void together(Together what, const void* in, size_t in_bytes, void* out,
-              size_t out_bytes, void (*all)(const void*, void*)) {
+void together(Together what, const Place& where, const void* in,
+              size_t in_bytes, void* out, size_t out_bytes,
+              void (*all)(const void*, void*)) {
   if (in_bytes > kMaxData || out_bytes > kMaxData) fail("data too large");
   const int lane = self->thread.index % 32;
   const int first = self->thread.index - lane;
   Warp& warp = warps[first / 32];
   char* order = &warp.orders[warp.met % 2];
   if (what == Together::kBarrier) __tsan_release(order);
-  if (warp.arrived == 0) warp.what = what;
-  if (warp.what != what) fail("the lanes of a warp met at other instructions");
+  if (warp.arrived == 0) {
+    warp.what = what;
+    warp.where = where;
+  }
+  if (warp.what != what || !same_place(warp.where, where))
+    fail("the lanes of a warp met at other instructions");
   copy(warp.in + lane * in_bytes, in, in_bytes);
   if (++warp.arrived == 32) {
     warp.arrived = 0;
@@ -262,12 +280,25 @@ void run(const Launch& what) {
 
 // ------------------------------------------------------------ instructions
 
+namespace {
+
+template <typename T>
+void exchange_values(const Shuffle<T>* in, T* out) {
+  for (int i = 0; i < 32; ++i) {
+    if (in[i].mask != in[0].mask)
+      fail("the lanes of a warp met at shuffles of different masks");
+    out[i] = in[i ^ in[i].mask].value;
+  }
+}
+
+}  // namespace
+
 void exchange(const Shuffle<float>* in, float* out) {
-  for (int i = 0; i < 32; ++i) out[i] = in[i ^ in[i].mask].value;
+  exchange_values(in, out);
 }
 
 void exchange(const Shuffle<double>* in, double* out) {
-  for (int i = 0; i < 32; ++i) out[i] = in[i ^ in[i].mask].value;
+  exchange_values(in, out);
 }
 
 void any_of(const int* in, int* out) {
@@ -315,21 +346,57 @@ float from_bf16(uint16_t bits) {
   return cuda::bits_to_float(static_cast<uint32_t>(bits) << 16);
 }
 
-// a: [16][depth], b: [depth][8]; c stays spread as the instruction has it.
-void multiply(const double (&a)[16][16], const double (&b)[16][8], int depth,
+// How many bits tensor cores keep of each addend, counted from the leading bit
+// of the largest: those of float32, and one more on an A100, two on an H100.
+// The exponent of a product is the sum of its factors'. An A100 adds 8 products
+// of 16-bit numbers or 4 of TF32 at a time to the accumulator, cutting off the
+// sum each time; an H100 all of an instruction's at once. (Fasi et al. 2021,
+// Numerical behavior of NVIDIA tensor cores; Khattak and Mikaitis 2025.)
+constexpr int kKeptBits = 25;
+
+// Of a normal number in double, as all of float's are.
+int exponent_of(double x) {
+  return static_cast<int>(cuda::double_to_bits(x) >> 52 & 0x7ff) - 1023;
+}
+
+float add_products(float c, const double* a, const double* b, int count) {
+  double products[8];
+  double plain = c;
+  int top = c == 0 ? -1023 : exponent_of(c);
+  for (int k = 0; k < count; ++k) {
+    products[k] = a[k] * b[k];
+    plain += products[k];
+    if (products[k] != 0)
+      top = std::max(top, exponent_of(a[k]) + exponent_of(b[k]));
+  }
+  if (top == -1023 || !std::isfinite(plain)) return static_cast<float>(plain);
+  const double unit = std::ldexp(1.0, top - (kKeptBits - 1));
+  const double inverse = 1 / unit;
+  const auto kept = [inverse](double x) {
+    return static_cast<int64_t>(x * inverse);
+  };
+  int64_t sum = kept(c);
+  for (int k = 0; k < count; ++k) sum += kept(products[k]);
+  return cut_off(static_cast<double>(sum) * unit);
+}
+
+// a: [16][depth], b: [8][depth]; c stays spread as the instruction has it.
+void multiply(const double (&a)[16][16], const double (&b)[8][16], int depth,
               const MmaOperands* in, MmaResult* out) {
+  const int at_once = depth / 2;
   for (int lane = 0; lane < 32; ++lane)
     for (int i = 0; i < 4; ++i) {
       const int row = lane / 4 + (i / 2) * 8, column = 2 * (lane % 4) + i % 2;
-      double sum = in[lane].c[i];
-      for (int k = 0; k < depth; ++k) sum += a[row][k] * b[k][column];
-      out[lane].c[i] = cut_off(sum);
+      float sum = in[lane].c[i];
+      for (int k = 0; k < depth; k += at_once)
+        sum = add_products(sum, a[row] + k, b[column] + k, at_once);
+      out[lane].c[i] = sum;
     }
 }
 
 void multiply_16(const MmaOperands* in, MmaResult* out,
                  float (*value)(uint16_t)) {
-  double a[16][16], b[16][8];
+  double a[16][16], b[8][16];
   for (int lane = 0; lane < 32; ++lane) {
     const int g = lane / 4, t = lane % 4;
     for (int half = 0; half < 2; ++half) {
@@ -339,7 +406,7 @@ void multiply_16(const MmaOperands* in, MmaResult* out,
       for (int i = 0; i < 4; ++i)
         a[g + i % 2 * 8][2 * t + half + i / 2 * 8] = part(in[lane].a[i]);
       for (int i = 0; i < 2; ++i)
-        b[2 * t + half + i * 8][g] = part(in[lane].b[i]);
+        b[g][2 * t + half + i * 8] = part(in[lane].b[i]);
     }
   }
   multiply(a, b, 16, in, out);
@@ -356,7 +423,7 @@ void mma_fp16(const MmaOperands* in, MmaResult* out) {
 }
 
 void mma_tf32(const MmaOperands* in, MmaResult* out) {
-  double a[16][16], b[16][8];
+  double a[16][16], b[8][16];
   const auto value = [](uint32_t bits) {
     return cuda::bits_to_float(bits & ~0x1fffu);
   };
@@ -364,7 +431,7 @@ void mma_tf32(const MmaOperands* in, MmaResult* out) {
     const int g = lane / 4, t = lane % 4;
     for (int i = 0; i < 4; ++i)
       a[g + i % 2 * 8][t + i / 2 * 4] = value(in[lane].a[i]);
-    for (int i = 0; i < 2; ++i) b[t + i * 4][g] = value(in[lane].b[i]);
+    for (int i = 0; i < 2; ++i) b[g][t + i * 4] = value(in[lane].b[i]);
   }
   multiply(a, b, 8, in, out);
 }

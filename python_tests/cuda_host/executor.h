@@ -13,12 +13,18 @@
 // - Shared memory is a heap block of the exact size, full of NaN: the address
 //   sanitizer sees what lies outside.
 // - A barrier that not all threads reach, and warps whose lanes meet at
-// different
-//   instructions, end the program with a message.
-// - mma cuts its sums off at float32, as tensor cores do; TF32 operands lose
-// the
-//   bits that the hardware does not read.
-// Not modelled: memory models weaker than the above, fast-math functions,
+//   different instructions, end the program with a message. Two instructions of
+//   one kind differ if their places in the source do, and two shuffles if their
+//   masks do; calls of one function that holds the instruction are not told
+//   apart.
+// - mma adds as the tensor cores of an A100, the least accurate that the
+// kernels
+//   run on: see kKeptBits in executor.cpp. TF32 operands lose the bits that the
+//   hardware does not read.
+// - Float atomics flush subnormal numbers to zero in global memory, not in
+//   shared memory (PTX ISA, atom).
+// - Conversions turn any NaN into the one of the PTX ISA, 0x7fff...
+// Not modelled: memory models weaker than the above, the errors of exp2_fast,
 // timing.
 #pragma once
 
@@ -26,6 +32,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <source_location>
 
 #include "../../csrc/cuda/status.h"
 
@@ -75,12 +82,15 @@ enum class Together {
   kMma
 };
 
+using Place = std::source_location;
+
 Thread& current();
 void block_barrier();
 // Hands over `in` and gets this lane's part of what `all`, called once with the
 // 32 lanes' data, makes of it. Orders memory only for kBarrier.
-void together(Together what, const void* in, size_t in_bytes, void* out,
-              size_t out_bytes, void (*all)(const void* in, void* out));
+void together(Together what, const Place& where, const void* in,
+              size_t in_bytes, void* out, size_t out_bytes,
+              void (*all)(const void* in, void* out));
 [[noreturn]] void fail(const char* message);
 
 struct Launch {
@@ -95,11 +105,14 @@ void run(const Launch& launch);
 // Settings of the tests.
 extern int multiprocessor_count;
 extern size_t shared_limit;
+// What a device would be given to do so far: kernels, and memory to fill.
+extern int64_t launch_count;
 
 template <typename In, typename Out>
-Out collect(Together what, const In& in, void (*all)(const In*, Out*)) {
+Out collect(Together what, const Place& where, const In& in,
+            void (*all)(const In*, Out*)) {
   Out out;
-  together(what, &in, sizeof in, &out, sizeof out,
+  together(what, where, &in, sizeof in, &out, sizeof out,
            reinterpret_cast<void (*)(const void*, void*)>(all));
   return out;
 }
@@ -164,24 +177,27 @@ inline int grid_y() { return host::current().grid.y; }
 inline unsigned char* shared_memory() { return host::current().shared; }
 
 inline void block_barrier() { host::block_barrier(); }
-inline void warp_barrier() {
-  host::collect<int, int>(host::Together::kBarrier, 0, host::nothing);
+inline void warp_barrier(host::Place where = host::Place::current()) {
+  host::collect<int, int>(host::Together::kBarrier, where, 0, host::nothing);
 }
 inline void forget_loads() {}
-inline float shuffle_xor(float value, int mask) {
+inline float shuffle_xor(float value, int mask,
+                         host::Place where = host::Place::current()) {
   return host::collect<host::Shuffle<float>, float>(
-      host::Together::kShuffle, {value, mask}, host::exchange);
+      host::Together::kShuffle, where, {value, mask}, host::exchange);
 }
-inline double shuffle_xor(double value, int mask) {
+inline double shuffle_xor(double value, int mask,
+                          host::Place where = host::Place::current()) {
   return host::collect<host::Shuffle<double>, double>(
-      host::Together::kShuffle, {value, mask}, host::exchange);
+      host::Together::kShuffle, where, {value, mask}, host::exchange);
 }
-inline bool warp_any(bool value) {
-  return host::collect<int, int>(host::Together::kAny, value, host::any_of) !=
-         0;
+inline bool warp_any(bool value, host::Place where = host::Place::current()) {
+  return host::collect<int, int>(host::Together::kAny, where, value,
+                                 host::any_of) != 0;
 }
-inline uint32_t warp_ballot(bool value) {
-  return host::collect<int, uint32_t>(host::Together::kBallot, value,
+inline uint32_t warp_ballot(bool value,
+                            host::Place where = host::Place::current()) {
+  return host::collect<int, uint32_t>(host::Together::kBallot, where, value,
                                       host::ballot);
 }
 inline void atomic_max(uint64_t* to, uint64_t value) {
@@ -197,15 +213,27 @@ inline void atomic_add(uint32_t* to, uint32_t value) {
 inline int32_t atomic_exchange(int32_t* to, int32_t value) {
   return __atomic_exchange_n(to, value, __ATOMIC_RELAXED);
 }
+inline uint32_t arrive(uint32_t* count) {
+  return __atomic_fetch_add(count, 1u, __ATOMIC_ACQ_REL);
+}
 inline uint64_t read_shared_word(const uint64_t* from) {
   return __atomic_load_n(from, __ATOMIC_RELAXED);
 }
 [[noreturn]] inline void stop(const char* message) { host::fail(message); }
 inline void atomic_add(float* to, float value) {
+  const host::Thread& self = host::current();
+  const auto* place = reinterpret_cast<const unsigned char*>(to);
+  const bool shared =
+      place >= self.shared && place < self.shared + self.shared_bytes;
+  const auto kept = [shared](float x) {
+    return shared || std::fabs(x) >= 0x1p-126f || std::isnan(x)
+               ? x
+               : std::copysign(0.f, x);
+  };
   float before, after;
   __atomic_load(to, &before, __ATOMIC_RELAXED);
   do {
-    after = before + value;
+    after = kept(kept(before) + kept(value));
   } while (!__atomic_compare_exchange(to, &before, &after, false,
                                       __ATOMIC_RELAXED, __ATOMIC_RELAXED));
 }
@@ -249,26 +277,30 @@ inline void copies_wait() {
   self.group_count -= done;
 }
 
-inline void load_matrices(uint32_t (&out)[4], const void* row) {
+inline void load_matrices(uint32_t (&out)[4], const void* row,
+                          host::Place where = host::Place::current()) {
   const auto got = host::collect<host::Fragments, host::Fragments>(
-      host::Together::kMatrices, host::read_row(row), host::spread_matrices);
+      host::Together::kMatrices, where, host::read_row(row),
+      host::spread_matrices);
   for (int i = 0; i < 4; ++i) out[i] = got.at[i];
 }
-inline void load_matrices_transposed(uint32_t (&out)[4], const void* row) {
+inline void load_matrices_transposed(
+    uint32_t (&out)[4], const void* row,
+    host::Place where = host::Place::current()) {
   const auto got = host::collect<host::Fragments, host::Fragments>(
-      host::Together::kTransposed, host::read_row(row),
+      host::Together::kTransposed, where, host::read_row(row),
       host::spread_transposed);
   for (int i = 0; i < 4; ++i) out[i] = got.at[i];
 }
 
-#define S3H_HOST_MMA(NAME)                                              \
-  inline void NAME(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,  \
-                   uint32_t b1) {                                       \
-    const auto got = host::collect<host::MmaOperands, host::MmaResult>( \
-        host::Together::kMma,                                           \
-        {{c[0], c[1], c[2], c[3]}, {a[0], a[1], a[2], a[3]}, {b0, b1}}, \
-        host::NAME);                                                    \
-    for (int i = 0; i < 4; ++i) c[i] = got.c[i];                        \
+#define S3H_HOST_MMA(NAME)                                                    \
+  inline void NAME(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,        \
+                   uint32_t b1, host::Place where = host::Place::current()) { \
+    const auto got = host::collect<host::MmaOperands, host::MmaResult>(       \
+        host::Together::kMma, where,                                          \
+        {{c[0], c[1], c[2], c[3]}, {a[0], a[1], a[2], a[3]}, {b0, b1}},       \
+        host::NAME);                                                          \
+    for (int i = 0; i < 4; ++i) c[i] = got.c[i];                              \
   }
 S3H_HOST_MMA(mma_bf16)
 S3H_HOST_MMA(mma_fp16)
@@ -333,6 +365,7 @@ Status launch(void (*kernel)(Parameters...), Grid grid, int threads,
   if (shared_bytes > host::shared_limit)
     return {StatusCode::kCudaError, "too much shared memory"};
   if (!fits(grid)) return {StatusCode::kCudaError, "invalid grid"};
+  ++host::launch_count;
   const auto body = [&] { kernel(arguments...); };
   host::run(
       {{static_cast<int>(grid.x), static_cast<int>(grid.y),
@@ -345,6 +378,7 @@ Status launch(void (*kernel)(Parameters...), Grid grid, int threads,
 }
 
 inline Status fill_zero(void* to, size_t bytes, Stream) {
+  ++host::launch_count;
   std::memset(to, 0, bytes);
   return {};
 }

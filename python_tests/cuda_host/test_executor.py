@@ -30,7 +30,7 @@ def test_overrun_is_seen(defect):
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
 
 
-@pytest.mark.parametrize("case", ["grid", "nan"])
+@pytest.mark.parametrize("case", ["grid", "nan", "atomics", "accumulation"])
 def test_what_a_device_refuses_and_what_it_keeps(case):
     done = kernels.run_program("plain", "planted", case)
     assert done.returncode == 0, done.stderr
@@ -47,3 +47,16 @@ def test_divergence_ends_with_a_message(defect):
     done = kernels.run_program("plain", "planted", defect)
     assert done.returncode == 70
     assert DEADLOCK in done.stderr or "met at other instructions" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("defect", "message"),
+    [
+        ("shuffles", "met at other instructions"),
+        ("masks", "met at shuffles of different masks"),
+    ],
+)
+def test_shuffles_that_only_look_alike_are_refused(defect, message):
+    done = kernels.run_program("plain", "planted", defect)
+    assert done.returncode == 70
+    assert message in done.stderr
