@@ -262,6 +262,11 @@ def _sanitize_similarity(
     y, x = (torch.arange(size, device=device) % 3 for size in (n, m))
     unit = F.normalize(q.float(), dim=1).to(dtype)
     similarity_logsumexp(unit, temperature=TAU, assume_normalized=True).sum().backward()
+    for classes in (None, 3):
+        for reduction in ("mean", "none"):
+            supcon_loss(
+                unit, y, temperature=TAU, num_classes=classes, reduction=reduction
+            ).sum().backward()
     same = {"query_labels": y, "same_label_bias": 0.5}
     similarity_logsumexp(
         q, temperature=TAU, key_bias=y.float(), **same

@@ -10,24 +10,16 @@
 
 #include <cstdint>
 
+#include "../common/supcon_problem.h"
 #include "threads.h"
 
 namespace s3h::cpu {
 
-enum class Reduction { kNone, kMean, kSum };
+using s3h::Reduction;
 
 // T is float or double; Element is T, or Bfloat16 with float.
 template <typename T, typename Element = T>
-struct SupConProblem {
-  const Element* features;  // [n, depth]
-  const int64_t* labels;    // [n]; negative, or from `classes` on: no class
-  int64_t n;
-  int64_t depth;
-  int64_t classes;  // negative: no bound
-  double temperature;
-  Reduction reduction;
-  bool deterministic;  // the same bits for any number of threads
-};
+using SupConProblem = s3h::SupConProblem<T, Element>;
 
 // lse: [n], for the backward, in units of log 2 if T is float; loss: [n]
 // unreduced, otherwise [1]; the mean is over counted rows, or 0. Returns the

@@ -67,6 +67,14 @@ __device__ inline void atomic_add(uint32_t* to, uint32_t value) {
 __device__ inline int32_t atomic_exchange(int32_t* to, int32_t value) {
   return atomicExch(to, value);
 }
+// Counts one more and returns the count before. What this thread has seen, such
+// as all that its block wrote before a barrier, is seen by who counts after it.
+__device__ inline uint32_t arrive(uint32_t* count) {
+  __threadfence();
+  const uint32_t before = atomicAdd(count, 1u);
+  __threadfence();
+  return before;
+}
 // What others may be changing by atomics meanwhile.
 __device__ inline uint64_t read_shared_word(const uint64_t* from) {
   return *static_cast<const volatile uint64_t*>(from);

@@ -191,7 +191,9 @@ Status logsumexp(const SimilarityProblem& p, const SimilarityOptions& options,
   auto* factor = static_cast<float*>(correction);
   if (takes_triangle(plan, p, options)) {
     const ForwardOutputs out{result, factor, nullptr, sums, true};
-    Status status = fill_zero(sums, sizeof(float) * p.n, stream);
+    Status status = options.zeroed
+                        ? Status{}
+                        : fill_zero(sums, sizeof(float) * p.n, stream);
     if (status.ok())
       status = plan.kernels->triangle(plan.arguments, out,
                                       triangle_splits(plan, p.n), stream);

@@ -28,6 +28,7 @@ struct SimilarityOptions {
                                    // are not, forward and backward take longer
   bool deterministic = false;      // the same bits on every run
   bool allow_tf32 = false;         // kFloat32 by one TF32 product
+  bool zeroed = false;  // the workspace begins with n zeros, if it has room
 };
 
 // Bytes of device memory, aligned to 256, that the call below works in. It

@@ -166,6 +166,42 @@ def _tensor(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
 
 
+def supcon(
+    z: Tensor,
+    labels: Tensor,
+    grad: Tensor,
+    *,
+    temperature: float,
+    num_classes: int | None = None,
+    reduction: str = "mean",
+    deterministic: bool = False,
+    **execution: Any,
+) -> tuple[Tensor, int, Tensor, int]:
+    """Returns loss, count and gradient, and how many launches both took."""
+    real = torch.float64 if z.dtype == torch.float64 else torch.float32
+    reductions = ["none", "mean", "sum"]
+    loss, counted, gradient, launches = execute(
+        "supcon",
+        [
+            SCALARS.index(z.dtype),
+            *z.shape,
+            -1 if num_classes is None else num_classes,
+            reductions.index(reduction),
+            deterministic,
+        ],
+        [temperature],
+        [z, labels, grad.to(real).reshape(-1)],
+        [
+            (real, grad.shape),
+            (torch.int64, ()),
+            (z.dtype, tuple(z.shape)),
+            (torch.int64, ()),
+        ],
+        **execution,
+    )
+    return loss, int(counted), gradient, int(launches)
+
+
 def class_sums(q, k, a, b, classes, grad, *, queries=True, keys=True, **execution):
     """Returns dots and the gradients that were asked for, as the kernels give them."""
     real = torch.float64 if q.dtype == torch.float64 else torch.float32

@@ -37,7 +37,7 @@ from s3h_ext.losses._seen import (
 )
 from s3h_ext.ops._arguments import Reduction, check_temperature, refuse_forward_mode
 from s3h_ext.ops.all_gather import process_count
-from s3h_ext.ops.supcon import contrast_rows
+from s3h_ext.ops.supcon import contrast_rows, is_fused_on
 
 ContrastMode = Literal["all", "one"]
 
@@ -144,7 +144,7 @@ def supcon_loss(
         weights = weights.repeat_interleave(anchored)
     batch = gather_keys(rows, labels, gather and in_batch)
     every_row = mask is None and keys is None and weights is None and anchored == views
-    if every_row and batch.rows is None and rows.device.type == "cpu":
+    if every_row and batch.rows is None and is_fused_on(rows.device):
         refuse_forward_mode("supcon_loss", rows)
         loss, number = contrast_rows(rows, labels, temperature, num_classes, reduction)
         return Reduced(loss, number, len(rows))

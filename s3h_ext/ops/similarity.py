@@ -145,13 +145,13 @@ def similarity_logsumexp(
         self_index,
         assume_normalized,
         deterministic,
-        queries.dtype == torch.float32 and _allow_tf32(),
+        queries.dtype == torch.float32 and allow_tf32(),
         keeps_scores(queries, keys, deterministic),
     )
     return cast(Tensor, lse)
 
 
-def _allow_tf32() -> bool:
+def allow_tf32() -> bool:
     """Return whether torch may multiply float32 matrices by TF32 on a GPU.
 
     Reading ``allow_tf32`` raises if the newer setting was used, which covers both.
@@ -162,7 +162,7 @@ def _allow_tf32() -> bool:
 # torch.compile reads the setting once and recompiles when it changes. This flag is all
 # that torch.compiler.assume_constant_result sets, but that would import the compiler,
 # which takes 1.4 s even if nothing is compiled.
-_allow_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
+allow_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _fake_forward(
