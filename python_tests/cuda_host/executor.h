@@ -17,9 +17,8 @@
 //   one kind differ if their places in the source do, and two shuffles if their
 //   masks do; calls of one function that holds the instruction are not told
 //   apart.
-// - mma adds as the tensor cores of an A100, the least accurate that the
-// kernels
-//   run on: see kKeptBits in executor.cpp. TF32 operands lose the bits that the
+// - mma adds as an A100 does, the least accurate GPU that the kernels run on
+//   (kKeptBits in instructions.cpp). TF32 operands lose the bits that the
 //   hardware does not read.
 // - Float atomics flush subnormal numbers to zero in global memory, not in
 //   shared memory (PTX ISA, atom).
@@ -117,7 +116,7 @@ Out collect(Together what, const Place& where, const In& in,
   return out;
 }
 
-// What lanes exchange is done in executor.cpp: it is no access of a thread.
+// What lanes exchange is done in instructions.cpp: it is no access of a thread.
 template <typename T>
 struct Shuffle {
   T value;
