@@ -138,6 +138,38 @@ def test_unit_rows_need_no_shift(dtype, names, deterministic):
     check_law(q, None, **chosen, assume_normalized=True, deterministic=deterministic)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("names", ["", "bias own", "bias own self"])
+@pytest.mark.parametrize("depth", [128, 24])
+def test_bounded_biases(dtype, names, depth):
+    """With -inf among them; depth 128 has kernels of its own."""
+    q, k = matrices(70, 150, depth, dtype)
+    words = {"assume_normalized": True, "deterministic": True}
+    check_law(q, k, **options(names, 70, 150), **words)
+    if "self" not in names:
+        words["deterministic"] = False
+        check_law(k, None, **options(names, 150, 150, symmetric=True), **words)
+
+
+@pytest.mark.parametrize("vector", ["key_bias", "same_label_bias"])
+@pytest.mark.parametrize("value", [40.0, -40.0])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_biases_that_are_not_bounded(vector, value, symmetric):
+    q, k = matrices(70, 90, 128, torch.bfloat16)
+    chosen = options("bias own", 70, 70 if symmetric else 90, symmetric)
+    chosen[vector][3] = value
+    check_law(q, None if symmetric else k, **chosen, assume_normalized=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_last_wave_of_blocks_splits_its_columns(dtype):
+    rows = 64 if dtype == torch.float32 else 128
+    n, m = 4 * rows + 9, 300  # two blocks at a time
+    q, k = matrices(n, m, 16, dtype)
+    check_law(q, k, **options("bias own self", n, m), multiprocessors=1)
+    check_law(q, None, assume_normalized=True, multiprocessors=1)
+
+
 @pytest.mark.parametrize("temperature", [1e-3, 0.05, 1e4])
 @pytest.mark.parametrize("length", [0.01, 30.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -192,6 +224,14 @@ SANITIZED = {
     "everything-fp32": (torch.float32, 20, 40, 9, "closed mixed self", {}),
     "narrow-fp16": (torch.float16, 20, 70, 24, "", {}),
     "triangle-bf16": (torch.bfloat16, 150, None, 16, "", {"assume_normalized": True}),
+    "bounded-bf16": (
+        torch.bfloat16,
+        150,
+        None,
+        128,
+        "bias own",
+        {"assume_normalized": True},
+    ),
     "splits-bf16": (torch.bfloat16, 9, 300, 16, "", {"multiprocessors": 2}),
     "chunks-one-stage": (torch.bfloat16, 9, 70, 131, "", {"shared_limit": 99 * 1024}),
     "chunks-two-stages": (torch.bfloat16, 9, 70, 136, "", {}),
