@@ -138,17 +138,24 @@ def test_unit_rows_need_no_shift(dtype, names, deterministic):
     check_law(q, None, **chosen, assume_normalized=True, deterministic=deterministic)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("names", ["", "bias own", "bias own self"])
-@pytest.mark.parametrize("depth", [128, 24])
-def test_bounded_biases(dtype, names, depth):
-    """With -inf among them; depth 128 has kernels of its own."""
+@pytest.mark.parametrize(
+    ("dtype", "depth"),
+    [
+        (torch.bfloat16, 128),
+        (torch.float16, 128),
+        (torch.bfloat16, 24),
+        (torch.float32, 24),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("names", ["", "closed mixed"])
+def test_unit_rows_with_biases(dtype, depth, names):
+    """Depth 128 of 16 bits has kernels of its own."""
     q, k = matrices(70, 150, depth, dtype)
-    words = {"assume_normalized": True, "deterministic": True}
-    check_law(q, k, **options(names, 70, 150), **words)
-    if "self" not in names:
-        words["deterministic"] = False
-        check_law(k, None, **options(names, 150, 150, symmetric=True), **words)
+    chosen = options(names and names + " self", 70, 150)
+    check_law(q, k, **chosen, assume_normalized=True)
+    chosen = options(names, 150, 150, symmetric=True)
+    check_law(k, None, **chosen, assume_normalized=True)
 
 
 @pytest.mark.parametrize("vector", ["key_bias", "same_label_bias"])
@@ -156,7 +163,7 @@ def test_bounded_biases(dtype, names, depth):
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_biases_that_are_not_bounded(vector, value, symmetric):
     q, k = matrices(70, 90, 128, torch.bfloat16)
-    chosen = options("bias own", 70, 70 if symmetric else 90, symmetric)
+    chosen = options("closed mixed", 70, 70 if symmetric else 90, symmetric)
     chosen[vector][3] = value
     check_law(q, None if symmetric else k, **chosen, assume_normalized=True)
 
@@ -166,7 +173,7 @@ def test_last_wave_of_blocks_splits_its_columns(dtype):
     rows = 64 if dtype == torch.float32 else 128
     n, m = 4 * rows + 9, 300  # two blocks at a time
     q, k = matrices(n, m, 16, dtype)
-    check_law(q, k, **options("bias own self", n, m), multiprocessors=1)
+    check_law(q, k, **options("closed mixed self", n, m), multiprocessors=1)
     check_law(q, None, assume_normalized=True, multiprocessors=1)
 
 
@@ -229,7 +236,7 @@ SANITIZED = {
         150,
         None,
         128,
-        "bias own",
+        "closed mixed",
         {"assume_normalized": True},
     ),
     "splits-bf16": (torch.bfloat16, 9, 300, 16, "", {"multiprocessors": 2}),
