@@ -5,6 +5,10 @@
 
 #ifndef __CUDACC__
 #include <executor.h>
+
+namespace s3h::cuda {
+inline void forget_value(int&) {}
+}  // namespace s3h::cuda
 #else
 
 #include <cuda_runtime.h>
@@ -40,6 +44,10 @@ __device__ inline void warp_barrier() { __syncwarp(); }
 // Keeps the compiler from holding on to what it has read from memory: loads are
 // cheaper than the registers that they would take up.
 __device__ inline void forget_loads() { asm volatile("" ::: "memory"); }
+// Keeps it from computing ahead of a loop what is made of this value.
+__device__ inline void forget_value(int& value) {
+  asm volatile("" : "+r"(value));
+}
 __device__ inline float shuffle_xor(float value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }

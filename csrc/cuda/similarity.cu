@@ -1,8 +1,9 @@
 // Chooses kernels, their cut into blocks, and the workspace.
 //
 // Columns are split among blocks only where rows alone do not fill the device,
-// so that the splits' parts never exceed what two waves of blocks own: memory
-// stays O((N + M) D) and, for large N, O(1).
+// or would leave most of it idle in their last wave. Parts of a gradient are of
+// those rows alone and never exceed what two waves of blocks own: for large N,
+// this memory is O(1).
 #include <algorithm>
 #include <cmath>
 
@@ -18,8 +19,7 @@ constexpr int kBlocksPerMultiprocessor = 2;
 // Below this many keys a second launch costs more than a longer first one.
 constexpr int64_t kUnsplitColumns = 256;
 // |x| of unit rows up to which it pays to try without a shift.
-constexpr double kScoreBound = 32;
-constexpr double kSameBound = 15;
+constexpr double kScoreBound = 32, kLeastScale = 0x1p-64;
 
 struct Plan {
   const KernelSet* kernels;
@@ -87,35 +87,52 @@ Plan plan_of(const SimilarityProblem& p, const SimilarityOptions& options) {
       std::isfinite(a.inverse_temperature)
           ? static_cast<float>(1.0 / p.temperature - a.inverse_temperature)
           : 0.f;
+  a.inverse_temperature_log2 =
+      static_cast<float>(1.4426950408889634 / p.temperature);
   a.same_value = static_cast<float>(p.same_label_value);
   a.symmetric = p.symmetric;
   a.plain = !labels && p.key_bias == nullptr && a.rows.self == nullptr;
-  const bool shifted = labels && (p.same_label_bias != nullptr ||
-                                  (p.same_label_value != -INFINITY &&
-                                   std::fabs(p.same_label_value) > kSameBound));
-  a.bounded = options.assume_normalized && p.key_bias == nullptr && !shifted &&
-              1.0 / p.temperature <= kScoreBound;
+  const bool shifted = labels && p.same_label_bias == nullptr &&
+                       p.same_label_value != -INFINITY &&
+                       !(std::fabs(p.same_label_value) <= kMostBias);
+  a.bounded = options.assume_normalized && !shifted &&
+              1.0 / p.temperature <= kScoreBound &&
+              1.0 / p.temperature >= kLeastScale;
+  a.most_sum = a.plain ? kMostSum : kMostBiasedSum;
+  a.most_log = a.plain ? kMostLog : kMostBiasedLog;
   a.chunks = static_cast<int>(std::max<int64_t>(1, (p.depth + 127) / 128));
   a.stages =
       plan.kernels->shared_bytes(a.chunks, 2) <= shared_memory_limit() ? 2 : 1;
   return plan;
 }
 
+// Of the symmetric case, where a pair is looked at from both sides: each row is
+// a query and a key.
+void take_both_roles(ScoreArguments& a) {
+  a.rows.bias = a.columns.bias;
+  a.columns.same = a.rows.same;
+}
+
 int64_t blocks_of(int64_t count, int64_t size) {
   return (count + size - 1) / size;
 }
 
-// Into how many parts the columns are cut, for blocks of one row tile each
-// (times `planes`): the fewest tiles in sequence, one more counted per wave.
-int splits_of(const KernelSet& kernels, int64_t rows, int64_t columns,
-              int64_t planes) {
+// Blocks that the device holds at a time.
+int64_t slots_of_device() {
+  return std::max(1, multiprocessors()) *
+         static_cast<int64_t>(kBlocksPerMultiprocessor);
+}
+
+// Into how many parts the columns are cut, for so many blocks without: the
+// fewest tiles in sequence, one more counted per wave. `always`: parts that
+// there may be whatever their memory.
+int splits_of(const KernelSet& kernels, int64_t blocks, int64_t columns,
+              int64_t always) {
   if (columns <= kUnsplitColumns) return 1;
-  const int64_t slots = std::max(1, multiprocessors()) *
-                        static_cast<int64_t>(kBlocksPerMultiprocessor);
+  const int64_t slots = slots_of_device();
   const int64_t tiles = blocks_of(columns, kernels.columns);
-  const int64_t blocks = blocks_of(rows, kernels.rows) * planes;
-  const int64_t most =
-      std::min(tiles, 2 * slots / std::max<int64_t>(1, blocks));
+  const int64_t most = std::min(
+      tiles, std::max(always, 2 * slots / std::max<int64_t>(1, blocks)));
   int64_t best = 1, least = INT64_MAX;
   for (int64_t splits = 1; splits <= std::max<int64_t>(1, most); ++splits) {
     const int64_t cost =
@@ -137,22 +154,42 @@ bool takes_triangle(const Plan& plan, const SimilarityProblem& p,
 
 // Rows of the triangle differ in length: more blocks than slots even it out.
 int triangle_splits(const Plan& plan, int64_t n) {
-  const int64_t slots = std::max(1, multiprocessors()) *
-                        static_cast<int64_t>(kBlocksPerMultiprocessor);
   return static_cast<int>(std::clamp<int64_t>(
-      blocks_of(4 * slots, blocks_of(n, plan.kernels->rows)), 1,
+      blocks_of(4 * slots_of_device(), blocks_of(n, plan.kernels->rows)), 1,
       blocks_of(n, plan.kernels->columns)));
 }
 
-int backward_splits(const Plan& plan, int64_t rows, int64_t columns) {
-  return splits_of(*plan.kernels, rows, columns, plan.arguments.chunks);
+// Two numbers of a row, one launch more: up to so many parts cost little.
+constexpr int64_t kForwardParts = 8;
+
+int forward_splits(const Plan& plan, int64_t rows, int64_t columns) {
+  return splits_of(*plan.kernels, blocks_of(rows, plan.kernels->rows), columns,
+                   kForwardParts);
+}
+
+// The blocks of rows of a gradient: the first ones have all columns each and
+// fill whole waves, the last ones split them.
+struct Cut {
+  int64_t whole, split;
+  int splits;
+};
+
+Cut backward_cut(const Plan& plan, int64_t rows, int64_t columns) {
+  const int64_t blocks = blocks_of(rows, plan.kernels->rows);
+  const int64_t planes = plan.arguments.chunks, slots = slots_of_device();
+  const int64_t whole = blocks * planes / slots * slots / planes;
+  const int64_t split = blocks - whole;
+  const int splits = splits_of(*plan.kernels, split * planes, columns, 1);
+  return splits == 1 ? Cut{blocks, 0, 1} : Cut{whole, split, splits};
 }
 
 size_t parts_bytes(const Plan& plan, int64_t rows, int64_t columns) {
-  const int splits = backward_splits(plan, rows, columns);
-  return splits == 1 ? 0
-                     : sizeof(float) * static_cast<size_t>(splits) * rows *
-                           plan.arguments.rows.matrix.depth;
+  const Cut cut = backward_cut(plan, rows, columns);
+  return cut.split == 0
+             ? 0
+             : sizeof(float) * static_cast<size_t>(cut.splits) *
+                   static_cast<size_t>(rows - cut.whole * plan.kernels->rows) *
+                   plan.arguments.rows.matrix.depth;
 }
 
 // The gradient of the rows' side.
@@ -160,12 +197,22 @@ Status backward_of(const Plan& plan, const ScoreArguments& a, void* workspace,
                    void* gradient, Stream stream) {
   const int64_t rows = a.rows.matrix.count, depth = a.rows.matrix.depth;
   if (rows == 0 || depth == 0) return {};
-  const int splits = backward_splits(plan, rows, a.columns.matrix.count);
+  const Cut cut = backward_cut(plan, rows, a.columns.matrix.count);
   auto* parts = static_cast<float*>(workspace);
-  const Status status =
-      plan.kernels->backward(a, {gradient, parts}, splits, stream);
-  if (!status.ok() || splits == 1) return status;
-  return plan.kernels->add_parts(parts, splits, rows * depth, gradient, stream);
+  Status status;
+  if (cut.whole > 0)
+    status = plan.kernels->backward(a, {gradient, parts}, cut.whole, 1, stream);
+  if (!status.ok() || cut.split == 0) return status;
+  ScoreArguments last = a;
+  last.first_block = static_cast<int>(cut.whole);
+  status = plan.kernels->backward(last, {gradient, parts}, cut.split,
+                                  cut.splits, stream);
+  if (!status.ok()) return status;
+  const int64_t before = cut.whole * plan.kernels->rows;
+  return plan.kernels->add_parts(
+      parts, cut.splits, (rows - before) * depth,
+      static_cast<char*>(gradient) + before * depth * plan.kernels->element,
+      stream);
 }
 
 }  // namespace
@@ -175,7 +222,7 @@ size_t logsumexp_workspace(const SimilarityProblem& p,
   if (p.type == Scalar::kFloat64 || p.n == 0) return 0;
   const Plan plan = plan_of(p, options);
   if (takes_triangle(plan, p, options)) return sizeof(float) * p.n;
-  const int splits = splits_of(*plan.kernels, p.n, p.m, 1);
+  const int splits = forward_splits(plan, p.n, p.m);
   return splits == 1 ? 0
                      : 2 * sizeof(float) * static_cast<size_t>(splits) * p.n;
 }
@@ -191,16 +238,18 @@ Status logsumexp(const SimilarityProblem& p, const SimilarityOptions& options,
   auto* factor = static_cast<float*>(correction);
   if (takes_triangle(plan, p, options)) {
     const ForwardOutputs out{result, factor, nullptr, sums, true};
+    ScoreArguments both = plan.arguments;
+    take_both_roles(both);
     Status status = options.zeroed
                         ? Status{}
                         : fill_zero(sums, sizeof(float) * p.n, stream);
     if (status.ok())
-      status = plan.kernels->triangle(plan.arguments, out,
-                                      triangle_splits(plan, p.n), stream);
+      status =
+          plan.kernels->triangle(both, out, triangle_splits(plan, p.n), stream);
     return status.ok() ? plan.kernels->forward(plan.arguments, out, 1, stream)
                        : status;
   }
-  const int splits = splits_of(*plan.kernels, p.n, p.m, 1);
+  const int splits = forward_splits(plan, p.n, p.m);
   float* tops = splits == 1 ? nullptr : sums + splits * p.n;
   const Status status = plan.kernels->forward(
       plan.arguments, {result, factor, tops, sums, false}, splits, stream);
@@ -237,9 +286,8 @@ Status logsumexp_backward(const SimilarityProblem& p,
   a.rows.lse = static_cast<const float*>(lse);
   a.rows.correction = static_cast<const float*>(correction);
   a.rows.grad = static_cast<const float*>(grad);
-  if (p.symmetric) {  // each row is a key too
-    a.rows.bias = a.columns.bias;
-    a.columns.same = a.rows.same;
+  if (p.symmetric) {
+    take_both_roles(a);
     a.columns.lse = a.rows.lse;
     a.columns.correction = a.rows.correction;
     a.columns.grad = a.rows.grad;

@@ -23,88 +23,114 @@ __device__ inline float share_of(float x, float lse, float grad) {
              : exp2_fast(((x > lse ? lse : x) - lse) * kLog2e) * grad;
 }
 
-// g e^-lse, of |lse| in bounds.
-template <typename Type>
-__device__ inline float weight_of(float lse, float grad) {
-  return exp_of<Type>(-lse) * grad;
-}
-
-// Dot products to G, for any options.
-template <typename Type>
+// Dot products to G, for any numbers.
+template <typename Type, bool kPlain>
 __device__ inline void to_weights(
     typename Tile<Type>::Scores& scores, const ScoreArguments& a,
     const Shared<Type>& shared,
     const Vectors<Tile<Type>::kColumns>& column_vectors, int64_t first_row,
     int64_t first_column) {
   using T = Tile<Type>;
-  const bool labels = a.rows.labels && a.columns.labels;
+  const int count = clamped<T::kColumns>(a.columns.matrix.count - first_column);
 #pragma unroll
   for (int f = 0; f < T::kRowFragments; ++f)
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
+      // Registers are full of sums: nothing is kept from one row to the next.
       forget_loads();
+      int lane_column = 2 * (lane_index() & 3);
+      forget_value(lane_column);
       const int r = own_row<Type>(f, h);
       const int64_t i = first_row + r;
-      const Entry row = entry_of(*shared.rows, a.rows, a.same_value, r);
+      const Entry row = entry_of<kPlain>(*shared.rows, r);
+      const int own =
+          clamped<T::kColumns>((a.symmetric ? i : row.self) - first_column);
 #pragma unroll
       for (int n = 0; n < T::kColumnFragments; ++n)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          const int c = 8 * n + 2 * (lane_index() & 3) + e;
-          const int64_t j = first_column + c;
-          const Entry column =
-              entry_of(column_vectors, a.columns, a.same_value, c);
+          const int c = 8 * n + lane_column + e;
+          const Entry column = entry_of<kPlain>(column_vectors, c);
           // To the last bit what the forward saw: lse is this number where one
           // key outweighs all others.
           const float x = score_of<Type>(a, scores[f][n][2 * h + e]);
-          const bool same =
-              labels && row.label >= 0 && row.label == column.label;
+          const bool same = !kPlain && row.label == column.label;
           float weight = 0.f;
-          if (a.rows.grad && !(same && row.same == -kInfinity))
+          if (!(same && row.same == -kInfinity))
             weight += share_of(x + column.bias + (same ? row.same : 0.f),
                                row.lse, row.grad);
-          if (a.columns.grad && !(same && column.same == -kInfinity))
+          if (!(same && column.same == -kInfinity))
             weight += share_of(x + row.bias + (same ? column.same : 0.f),
                                column.lse, column.grad);
-          const bool excluded = j >= a.columns.matrix.count || j == row.self ||
-                                i == column.self || (a.symmetric && j == i);
+          const bool excluded =
+              c >= count || c == own || (!kPlain && i == column.self);
           scores[f][n][2 * h + e] = excluded ? 0.f : weight;
         }
     }
 }
 
-// The same where no pair is special and every |lse| is bounded: no x is above
-// its lse, e^x and e^-lse are numbers of their own, and one exponential serves
-// both terms,
-//   G_rc = e^x (g_r e^-lse_r + g_c e^-lse_c).
+// The same where all numbers are bounded: no x is above its lse, and one
+// exponential serves both terms,
+//   G_rc = e^x (g_r e^-lse_r + g_c e^-lse_c),
+// with neither bias nor labels.
 template <typename Type>
-__device__ inline void to_weights_bounded(
+__device__ inline void to_weights_plain(
     typename Tile<Type>::Scores& scores, const ScoreArguments& a,
     const Shared<Type>& shared,
-    const Vectors<Tile<Type>::kColumns>& column_vectors,
-    const float (&row_weights)[Tile<Type>::kRowFragments][2]) {
+    const Vectors<Tile<Type>::kColumns>& column_vectors) {
   using T = Tile<Type>;
-  if (a.columns.grad) {
-    for (int c = lane_index(); c < T::kColumns; c += 32)
-      shared.weights[c] =
-          weight_of<Type>(column_vectors.lse[c], column_vectors.grad[c]);
-    warp_barrier();
-  }
+  float row_weights[T::kRowFragments][2];
+#pragma unroll
+  for (int f = 0; f < T::kRowFragments; ++f)
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+      row_weights[f][h] = shared.rows->weight[own_row<Type>(f, h)];
 #pragma unroll
   for (int n = 0; n < T::kColumnFragments; ++n)
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      const int c = 8 * n + 2 * (lane_index() & 3) + e;
-      const float weight = a.columns.grad ? shared.weights[c] : 0.f;
+      const float weight =
+          column_vectors.weight[8 * n + 2 * (lane_index() & 3) + e];
 #pragma unroll
       for (int f = 0; f < T::kRowFragments; ++f)
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           float& x = scores[f][n][2 * h + e];
-          x = exp_of<Type>(score_of<Type>(a, x)) * (row_weights[f][h] + weight);
+          x = power_of_dot<Type>(a, x) * (row_weights[f][h] + weight);
         }
     }
-  warp_barrier();  // the next tile's weights come to the same place
+}
+
+// With them.
+template <typename Type>
+__device__ inline void to_weights_bounded(
+    typename Tile<Type>::Scores& scores, const ScoreArguments& a,
+    const Shared<Type>& shared,
+    const Vectors<Tile<Type>::kColumns>& column_vectors) {
+  using T = Tile<Type>;
+  Role rows[T::kRowFragments][2];
+#pragma unroll
+  for (int f = 0; f < T::kRowFragments; ++f)
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+      rows[f][h] = role_of(*shared.rows, own_row<Type>(f, h));
+#pragma unroll
+  for (int n = 0; n < T::kColumnFragments; ++n)
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const Role column =
+          role_of(column_vectors, 8 * n + 2 * (lane_index() & 3) + e);
+#pragma unroll
+      for (int f = 0; f < T::kRowFragments; ++f)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const Role& row = rows[f][h];
+          const bool same = row.label == column.label;
+          float& x = scores[f][n][2 * h + e];
+          x = power_of_dot<Type>(a, x) *
+              (row.asks(same, column) + column.asks(same, row));
+        }
+    }
 }
 
 // Weights of 16 bits with float16's short range: each row has a power of two
@@ -163,61 +189,85 @@ struct RowScales {
   }
 };
 
-// Whether a thread's part of the vectors [first, last) has an lse that is out
+// Whether a thread's part of the vectors [first, last) has a number that is out
 // of bounds.
-__device__ inline void find_beyond(const Side& side, int64_t first,
-                                   int64_t last, bool& beyond) {
-  if (!side.grad) return;
+__device__ inline bool find_beyond(const ScoreArguments& a, const Side& side,
+                                   int64_t first, int64_t last) {
   if (last > side.matrix.count) last = side.matrix.count;
+  bool beyond = false;
+  const auto look = [&](const float* vector, const auto& bounded) {
+    if (!vector) return;
 #pragma unroll 4
-  for (int64_t i = first + thread_x(); i < last; i += kThreads)
-    beyond = beyond || !(magnitude(side.lse[i]) <= kMostLog);
+    for (int64_t i = first + thread_x(); i < last; i += kThreads)
+      beyond = beyond || !bounded(vector[i]);
+  };
+  if (side.grad)
+    look(side.lse, [&](float lse) { return magnitude(lse) <= a.most_log; });
+  look(side.bias, bias_bounded);
+  look(side.same, bias_bounded);
+  return beyond;
 }
 
-template <typename Type, bool kOneChunk>
+// Whether the block finds no number that is.
+template <typename Type>
+__device__ inline bool is_bounded(const ScoreArguments& a,
+                                  const Shared<Type>& shared, int64_t first_row,
+                                  int begin, int end) {
+  using T = Tile<Type>;
+  if (!a.bounded) return false;
+  const bool beyond =
+      find_beyond(a, a.rows, first_row, first_row + T::kRows) ||
+      find_beyond(a, a.columns, static_cast<int64_t>(begin) * T::kColumns,
+                  static_cast<int64_t>(end) * T::kColumns);
+  return !block_any(shared, beyond);
+}
+
+// kPlain: a.plain. The general case has a loop of its own, for the registers.
+template <typename Type, Depth kDepth, bool kPlain>
 __global__ void __launch_bounds__(kThreads, 2)
     scores_backward(ScoreArguments a, BackwardOutputs out) {
   using T = Tile<Type>;
-  const Shared<Type> shared(kOneChunk ? 1 : a.chunks, kOneChunk ? 2 : a.stages);
-  const int64_t first_row = static_cast<int64_t>(block_x()) * T::kRows;
-  const int chunk = block_z();
-  const int elements = chunk_elements(a.rows.matrix.depth, chunk);
+  constexpr bool kAny = kDepth == Depth::kAny, kWhole = kDepth == Depth::kWhole;
+  const Shared<Type> shared(kAny ? a.chunks : 1, kAny ? a.stages : 2);
+  const int64_t first_row =
+      static_cast<int64_t>(block_x() + a.first_block) * T::kRows;
+  const int chunk = kAny ? block_z() : 0;
+  const int elements =
+      kWhole ? kChunk : chunk_elements(a.rows.matrix.depth, chunk);
   typename T::Outputs outputs = {};
-  int64_t begin, end;
+  int begin, end;
   share_of_tiles<Type>(a, 0, begin, end);
-  bool beyond = !a.bounded;
-  if (a.bounded) {
-    find_beyond(a.rows, first_row, first_row + T::kRows, beyond);
-    find_beyond(a.columns, begin * T::kColumns, end * T::kColumns, beyond);
-  }
-  const bool bounded = a.bounded && !block_any(shared, beyond);
-  float row_weights[T::kRowFragments][2] = {};
-  if (bounded && a.rows.grad) {
-#pragma unroll
-    for (int f = 0; f < T::kRowFragments; ++f)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int64_t i = first_row + own_row<Type>(f, h);
-        if (i < a.rows.matrix.count)
-          row_weights[f][h] = weight_of<Type>(
-              a.rows.lse[i], a.rows.grad[i] * a.rows.correction[i]);
-      }
-  }
   [[maybe_unused]] RowScales<Type> scales;
   if constexpr (Type::kNarrow) scales.reset();
-
-  for_each_tile<Type, kOneChunk>(
-      a, shared, first_row, begin, end, chunk,
-      [&](typename T::Scores& weights, const unsigned char* columns,
-          const typename Shared<Type>::Columns& vectors, int64_t first_column) {
-        if (bounded && is_plain<Type>(a, first_row, first_column))
-          to_weights_bounded<Type>(weights, a, shared, vectors, row_weights);
-        else
-          to_weights<Type>(weights, a, shared, vectors, first_row,
-                           first_column);
-        if constexpr (Type::kNarrow) scales.apply(weights, outputs);
-        multiply_outputs<Type>(outputs, weights, columns, elements);
-      });
+  const auto multiply = [&](typename T::Scores& weights,
+                            const unsigned char* columns) {
+    if constexpr (Type::kNarrow) scales.apply(weights, outputs);
+    multiply_outputs<Type>(outputs, weights, columns, elements);
+  };
+  using Columns = typename Shared<Type>::Columns;
+  if (is_bounded(a, shared, first_row, begin, end)) {
+    for_each_tile<Type, kDepth, kPlain>(
+        a, shared, first_row, begin, end, chunk, true, 0.f,
+        [&](typename T::Scores& weights, const unsigned char* columns,
+            const Columns& vectors, int64_t first_column) {
+          leave_out<Type, false, kPlain>(weights, a, shared, vectors, first_row,
+                                         first_column, kNoDot);
+          if constexpr (kPlain)
+            to_weights_plain<Type>(weights, a, shared, vectors);
+          else
+            to_weights_bounded<Type>(weights, a, shared, vectors);
+          multiply(weights, columns);
+        });
+  } else {
+    for_each_tile<Type, kAny ? Depth::kAny : Depth::kOneChunk, kPlain>(
+        a, shared, first_row, begin, end, chunk, false, 0.f,
+        [&](typename T::Scores& weights, const unsigned char* columns,
+            const Columns& vectors, int64_t first_column) {
+          to_weights<Type, kPlain>(weights, a, shared, vectors, first_row,
+                                   first_column);
+          multiply(weights, columns);
+        });
+  }
 
   copies_wait<0>();
 #pragma unroll
@@ -231,8 +281,12 @@ __global__ void __launch_bounds__(kThreads, 2)
       const int64_t at =
           i * a.rows.matrix.depth + static_cast<int64_t>(chunk) * kChunk;
       auto* to = static_cast<typename T::Stored*>(out.gradient) + at;
+      // Of the launch's rows alone.
+      const int64_t before = static_cast<int64_t>(a.first_block) * T::kRows;
       const int64_t part =
-          block_y() * a.rows.matrix.count * a.rows.matrix.depth + at;
+          (block_y() * (a.rows.matrix.count - before) - before) *
+              a.rows.matrix.depth +
+          at;
 #pragma unroll
       for (int n = 0; n < T::kOutputFragments; ++n)
 #pragma unroll

@@ -45,14 +45,97 @@ __device__ inline void sum_over_rows(float (&values)[kSize]) {
   if constexpr (kMask > 4) sum_over_rows<kHalf, kMask / 2>(values);
 }
 
+// Turns dot products into x_ij of the rows' view, -inf where excluded.
+template <typename Type, bool kPlain>
+__device__ inline void to_exponents(
+    typename Tile<Type>::Scores& scores, const ScoreArguments& a,
+    const Shared<Type>& shared,
+    const Vectors<Tile<Type>::kColumns>& column_vectors, int64_t first_row,
+    int64_t first_column) {
+  using T = Tile<Type>;
+#pragma unroll
+  for (int f = 0; f < T::kRowFragments; ++f)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      [[maybe_unused]] const Entry row =
+          entry_of<kPlain>(*shared.rows, own_row<Type>(f, h));
+#pragma unroll
+      for (int n = 0; n < T::kColumnFragments; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float& x = scores[f][n][2 * h + e];
+          x = score_of<Type>(a, x);
+          if constexpr (!kPlain) {
+            const int c = 8 * n + 2 * (lane_index() & 3) + e;
+            x += column_vectors.bias[c];
+            if (row.label == column_vectors.labels[c])
+              x = row.same == -kInfinity ? -kInfinity : x + row.same;
+          }
+        }
+    }
+  leave_out<Type, false, kPlain>(scores, a, shared, column_vectors, first_row,
+                                 first_column, -kInfinity);
+}
+
+// Where all numbers are bounded: adds e^x of a tile's pairs to the sums of its
+// rows, and of the triangle to those of its columns, all of a thread's own.
+template <typename Type, bool kTriangle, bool kPlain>
+__device__ inline void add_powers(
+    typename Tile<Type>::Scores& scores, const ScoreArguments& a,
+    const Shared<Type>& shared,
+    const Vectors<Tile<Type>::kColumns>& column_vectors, int64_t first_row,
+    int64_t first_column, float (&row_sums)[Tile<Type>::kRowFragments][2],
+    float (&column_sums)[2 * Tile<Type>::kColumnFragments]) {
+  using T = Tile<Type>;
+  leave_out<Type, kTriangle, kPlain>(scores, a, shared, column_vectors,
+                                     first_row, first_column, kNoDot);
+  [[maybe_unused]] Role rows[T::kRowFragments][2];
+  float parts[T::kRowFragments][2] = {};
+  if constexpr (!kPlain)
+#pragma unroll
+    for (int f = 0; f < T::kRowFragments; ++f)
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+        rows[f][h] = role_of(*shared.rows, own_row<Type>(f, h));
+#pragma unroll
+  for (int n = 0; n < T::kColumnFragments; ++n)
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      [[maybe_unused]] Role column;
+      if constexpr (!kPlain)
+        column = role_of(column_vectors, 8 * n + 2 * (lane_index() & 3) + e);
+#pragma unroll
+      for (int f = 0; f < T::kRowFragments; ++f)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const float power = power_of_dot<Type>(a, scores[f][n][2 * h + e]);
+          if constexpr (kPlain) {
+            parts[f][h] += power;
+            if constexpr (kTriangle) column_sums[2 * n + e] += power;
+          } else {
+            const Role& row = rows[f][h];
+            const bool same = row.label == column.label;
+            parts[f][h] += power * row.asks(same, column);
+            if constexpr (kTriangle)
+              column_sums[2 * n + e] += power * column.asks(same, row);
+          }
+        }
+    }
+#pragma unroll
+  for (int f = 0; f < T::kRowFragments; ++f)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) row_sums[f][h] += parts[f][h];
+}
+
 // The log-sum-exps of the block's rows, or of its share of the columns, by the
 // running maximum if `shifted`; else returns whether that is called for.
-template <typename Type>
+template <typename Type, Depth kDepth, bool kPlain>
 __device__ inline bool sum_rows_of_block(const ScoreArguments& a,
                                          const ForwardOutputs& out,
                                          const Shared<Type>& shared,
                                          bool shifted) {
   using T = Tile<Type>;
+  using Columns = typename Shared<Type>::Columns;
   const int64_t first_row = static_cast<int64_t>(block_x()) * T::kRows;
   bool beyond = false;
   float top[T::kRowFragments][2], sum[T::kRowFragments][2];
@@ -64,36 +147,43 @@ __device__ inline bool sum_rows_of_block(const ScoreArguments& a,
       sum[f][h] = 0.f;
     }
 
-  int64_t begin, end;
+  int begin, end;
   share_of_tiles<Type>(a, 0, begin, end);
-  for_each_tile<Type, false>(
-      a, shared, first_row, begin, end, a.chunks - 1,
-      [&](typename T::Scores& x, const unsigned char*,
-          const typename Shared<Type>::Columns& vectors, int64_t first_column) {
-        to_exponents<Type, false>(x, a, shared, vectors, first_row,
-                                  first_column);
+  if (shifted)
+    for_each_tile<Type, kDepth, kPlain>(
+        a, shared, first_row, begin, end, a.chunks - 1, false, 1.f,
+        [&](typename T::Scores& x, const unsigned char*, const Columns& vectors,
+            int64_t first_column) {
+          to_exponents<Type, kPlain>(x, a, shared, vectors, first_row,
+                                     first_column);
 #pragma unroll
-        for (int f = 0; f < T::kRowFragments; ++f)
+          for (int f = 0; f < T::kRowFragments; ++f)
 #pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            float shift = 0.f;
-            if (shifted) {
+            for (int h = 0; h < 2; ++h) {
               float now = top[f][h];
 #pragma unroll
               for (int n = 0; n < T::kColumnFragments; ++n)
                 now = max_of(now, max_of(x[f][n][2 * h], x[f][n][2 * h + 1]));
-              shift = finite_or_zero(now);
+              const float shift = finite_or_zero(now);
               sum[f][h] *= rescale(top[f][h], now);
               top[f][h] = now;
-            }
-            float part = 0.f;
+              float part = 0.f;
 #pragma unroll
-            for (int n = 0; n < T::kColumnFragments; ++n)
-              part += exp_of<Type>(x[f][n][2 * h] - shift) +
-                      exp_of<Type>(x[f][n][2 * h + 1] - shift);
-            sum[f][h] += part;
-          }
-      });
+              for (int n = 0; n < T::kColumnFragments; ++n)
+                part += exp_of<Type>(x[f][n][2 * h] - shift) +
+                        exp_of<Type>(x[f][n][2 * h + 1] - shift);
+              sum[f][h] += part;
+            }
+        });
+  else
+    for_each_tile<Type, kDepth, kPlain>(
+        a, shared, first_row, begin, end, a.chunks - 1, true, 1.f,
+        [&](typename T::Scores& x, const unsigned char*, const Columns& vectors,
+            int64_t first_column) {
+          float unused[2 * T::kColumnFragments];
+          add_powers<Type, false, kPlain>(x, a, shared, vectors, first_row,
+                                          first_column, sum, unused);
+        });
 
   copies_wait<0>();
 #pragma unroll
@@ -111,7 +201,7 @@ __device__ inline bool sum_rows_of_block(const ScoreArguments& a,
       }
       const int64_t i = first_row + own_row<Type>(f, h);
       if (i >= a.rows.matrix.count) continue;
-      beyond = beyond || !in_bounds(s);
+      beyond = beyond || !in_bounds(s, a.most_sum);
       if ((lane_index() & 3) != 0) continue;
       if (grid_y() == 1) {
         write_logarithm(out.lse + i, out.correction + i, m, s);
@@ -124,7 +214,7 @@ __device__ inline bool sum_rows_of_block(const ScoreArguments& a,
   return !shifted && block_any(shared, beyond);
 }
 
-template <typename Type>
+template <typename Type, Depth kDepth, bool kPlain>
 __global__ void __launch_bounds__(kThreads, 2)
     scores_forward(ScoreArguments a, ForwardOutputs out) {
   const Shared<Type> shared(a.chunks, a.stages);
@@ -135,13 +225,14 @@ __global__ void __launch_bounds__(kThreads, 2)
     const bool own = thread_x() < Tile<Type>::kRows && i < a.rows.matrix.count;
     const float sum = own ? out.sums[i] : 1.f;
     if (own) write_logarithm(out.lse + i, out.correction + i, 0.f, sum);
-    if (!block_any(shared, !in_bounds(sum))) return;
+    if (!block_any(shared, !in_bounds(sum, a.most_sum))) return;
     shifted = true;
   }
-  while (sum_rows_of_block(a, out, shared, shifted)) shifted = true;
+  while (sum_rows_of_block<Type, kDepth, kPlain>(a, out, shared, shifted))
+    shifted = true;
 }
 
-template <typename Type>
+template <typename Type, Depth kDepth, bool kPlain>
 __global__ void __launch_bounds__(kThreads, 2)
     triangle_forward(ScoreArguments a, ForwardOutputs out) {
   using T = Tile<Type>;
@@ -149,30 +240,15 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t first_row = static_cast<int64_t>(block_x()) * T::kRows;
   float row_sums[T::kRowFragments][2] = {};
 
-  int64_t begin, end;
+  int begin, end;
   share_of_tiles<Type>(a, first_row / T::kColumns, begin, end);
-  for_each_tile<Type, false>(
-      a, shared, first_row, begin, end, a.chunks - 1,
+  for_each_tile<Type, kDepth, kPlain>(
+      a, shared, first_row, begin, end, a.chunks - 1, true, 1.f,
       [&](typename T::Scores& x, const unsigned char*,
           const typename Shared<Type>::Columns& vectors, int64_t first_column) {
-        to_exponents<Type, true>(x, a, shared, vectors, first_row,
-                                 first_column);
         float column_sums[2 * T::kColumnFragments] = {};
-#pragma unroll
-        for (int f = 0; f < T::kRowFragments; ++f)
-#pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            float part = 0.f;
-#pragma unroll
-            for (int n = 0; n < T::kColumnFragments; ++n)
-#pragma unroll
-              for (int e = 0; e < 2; ++e) {
-                const float value = exp_of<Type>(x[f][n][2 * h + e]);
-                part += value;
-                column_sums[2 * n + e] += value;
-              }
-            row_sums[f][h] += part;
-          }
+        add_powers<Type, true, kPlain>(x, a, shared, vectors, first_row,
+                                       first_column, row_sums, column_sums);
         sum_over_rows<2 * T::kColumnFragments>(column_sums);
         constexpr int kLeft = T::kColumnFragments / 4;
 #pragma unroll

@@ -8,15 +8,16 @@ namespace s3h::cuda {
 struct KernelSet {
   int rows;     // of a block
   int columns;  // of a tile
+  int element;  // bytes
   size_t (*shared_bytes)(int chunks, int stages);
-  // Blocks: one per `rows` rows, times splits of the columns; each launches one
-  // kernel.
+  // Blocks: one per `rows` rows (of the backward from first_block on, `blocks`
+  // of them), times splits of the columns; each launches one kernel.
   Status (*forward)(const ScoreArguments&, const ForwardOutputs&, int splits,
                     Stream);
   Status (*triangle)(const ScoreArguments&, const ForwardOutputs&, int splits,
                      Stream);
-  Status (*backward)(const ScoreArguments&, const BackwardOutputs&, int splits,
-                     Stream);
+  Status (*backward)(const ScoreArguments&, const BackwardOutputs&,
+                     int64_t blocks, int splits, Stream);
   // gradient = sum of the splits' parts, in their order.
   Status (*add_parts)(const float* parts, int splits, int64_t elements,
                       void* gradient, Stream);

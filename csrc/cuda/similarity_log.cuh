@@ -10,12 +10,16 @@
 namespace s3h::cuda {
 
 // A sum of e^x without a shift that has all its digits: no term that counts was
-// too small or too large for a float. kMostLog: the largest |logarithm|.
-constexpr float kMostSum = 0x1p64f;
-constexpr float kMostLog = 44.36142f;
+// too small or too large for a float, where the sum is below `most` and above
+// 1 / most. kMostSum is for e^(q . k / temperature), kMostBiasedSum for those
+// times factors from e^-kMostBias to e^kMostBias, one of the key and one of
+// the label. Log: the logarithms.
+constexpr float kMostSum = 0x1p64f, kMostBiasedSum = 0x1p40f;
+constexpr float kMostLog = 44.36142f, kMostBiasedLog = 27.725887f;
+constexpr float kMostBias = 15.f;
 
-__device__ inline bool in_bounds(float sum) {
-  return sum < kMostSum && sum > 1 / kMostSum;
+__device__ inline bool in_bounds(float sum, float most) {
+  return sum < most && sum > 1 / most;
 }
 
 // The logarithm of `sum` e^top; -inf of an empty one.

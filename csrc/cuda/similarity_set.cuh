@@ -30,24 +30,49 @@ struct Launches {
   static int64_t row_blocks(const ScoreArguments& a) {
     return (a.rows.matrix.count + T::kRows - 1) / T::kRows;
   }
+  // Calls function.operator()<Depth, kPlain>() for what the arguments are.
+  template <bool kWithOneChunk, typename Function>
+  static Status with_instance(const ScoreArguments& a,
+                              const Function& function) {
+    const auto with_depth = [&]<bool kPlain>() {
+      // float32 has registers to spare: one kernel serves any depth.
+      if constexpr (!T::kWide) {
+        if (a.chunks == 1 && a.stages == 2) {
+          if (a.rows.matrix.depth == kChunk && a.rows.matrix.aligned &&
+              a.columns.matrix.aligned)
+            return function.template operator()<Depth::kWhole, kPlain>();
+          if constexpr (kWithOneChunk)
+            return function.template operator()<Depth::kOneChunk, kPlain>();
+        }
+      }
+      return function.template operator()<Depth::kAny, kPlain>();
+    };
+    return a.plain ? with_depth.template operator()<true>()
+                   : with_depth.template operator()<false>();
+  }
   static Status forward(const ScoreArguments& a, const ForwardOutputs& out,
                         int splits, Stream stream) {
-    return launch(scores_forward<Type>, {row_blocks(a), splits, 1}, kThreads,
-                  Shared<Type>::bytes(a.chunks, a.stages), stream, a, out);
+    return with_instance<false>(a, [&]<Depth kDepth, bool kPlain>() {
+      return launch(scores_forward<Type, kDepth, kPlain>,
+                    {row_blocks(a), splits, 1}, kThreads,
+                    Shared<Type>::bytes(a.chunks, a.stages), stream, a, out);
+    });
   }
   static Status triangle(const ScoreArguments& a, const ForwardOutputs& out,
                          int splits, Stream stream) {
-    return launch(triangle_forward<Type>, {row_blocks(a), splits, 1}, kThreads,
-                  Shared<Type>::bytes(a.chunks, a.stages), stream, a, out);
+    return with_instance<false>(a, [&]<Depth kDepth, bool kPlain>() {
+      return launch(triangle_forward<Type, kDepth, kPlain>,
+                    {row_blocks(a), splits, 1}, kThreads,
+                    Shared<Type>::bytes(a.chunks, a.stages), stream, a, out);
+    });
   }
   static Status backward(const ScoreArguments& a, const BackwardOutputs& out,
-                         int splits, Stream stream) {
-    // float32 has registers to spare: one kernel serves any depth.
-    auto* kernel = &scores_backward<Type, false>;
-    if constexpr (!T::kWide)
-      if (a.chunks == 1 && a.stages == 2) kernel = &scores_backward<Type, true>;
-    return launch(kernel, {row_blocks(a), splits, a.chunks}, kThreads,
-                  Shared<Type>::bytes(a.chunks, a.stages), stream, a, out);
+                         int64_t blocks, int splits, Stream stream) {
+    return with_instance<true>(a, [&]<Depth kDepth, bool kPlain>() {
+      return launch(scores_backward<Type, kDepth, kPlain>,
+                    {blocks, splits, a.chunks}, kThreads,
+                    Shared<Type>::bytes(a.chunks, a.stages), stream, a, out);
+    });
   }
   static Status sum(const float* parts, int splits, int64_t elements,
                     void* gradient, Stream stream) {
@@ -64,6 +89,7 @@ constexpr KernelSet kernel_set() {
   using L = Launches<Type>;
   return {Tile<Type>::kRows,
           Tile<Type>::kColumns,
+          sizeof(typename Type::Stored),
           &Shared<Type>::bytes,
           &L::forward,
           &L::triangle,

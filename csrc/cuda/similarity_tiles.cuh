@@ -5,70 +5,21 @@
 #pragma once
 
 #include "similarity_arguments.h"
-#include "similarity_log.cuh"
-#include "tiles.cuh"
+#include "similarity_vectors.cuh"
 
 namespace s3h::cuda {
 
-constexpr float kInfinity = __builtin_huge_valf();
+// A dot product whose power is zero; finite, since its product with the rest of
+// 1 / temperature has to be a number.
+constexpr float kNoDot = -0x1.fffffep127f;
 
-// The vectors of a tile's rows or columns.
-template <int kCount>
-struct Vectors {
-  int64_t labels[kCount];
-  int64_t self[kCount];
-  float bias[kCount];
-  float same[kCount];
-  float lse[kCount];
-  float correction[kCount];
-  float grad[kCount];
-  float unused[7 * kCount];  // a power of two: addresses are cheap
+// What a kernel knows of the depth when it is compiled.
+enum class Depth {
+  kAny,
+  kOneChunk,  // one chunk, in two stages: saves registers
+  kWhole,     // the same, of 128 elements in aligned rows: no branch between
+              // the products, so that loads run ahead of them
 };
-
-// One row or column of it, with the neutral value where there is no vector.
-struct Entry {
-  int64_t label, self;
-  float bias, same, lse, grad;
-};
-
-template <int kCount>
-__device__ inline Entry entry_of(const Vectors<kCount>& vectors,
-                                 const Side& side, float same_value, int i) {
-  return {side.labels ? vectors.labels[i] : -1,
-          side.self ? vectors.self[i] : -1,
-          side.bias ? vectors.bias[i] : 0.f,
-          side.same ? vectors.same[i] : same_value,
-          side.grad ? vectors.lse[i] : 0.f,
-          side.grad ? vectors.grad[i] : 0.f};
-}
-
-template <int kCount>
-__device__ inline void load_vectors(Vectors<kCount>& to, const Side& side,
-                                    int64_t first) {
-  static_assert(kCount <= kThreads);
-  const int i = thread_x();
-  if (i >= kCount) return;
-  const int64_t from = first + i;
-  const bool there = from < side.matrix.count;
-  const int64_t at = there ? from : 0;
-  if (side.labels) copy_async<8>(&to.labels[i], side.labels + at, there);
-  if (side.self) copy_async<8>(&to.self[i], side.self + at, there);
-  if (side.bias) copy_async<4>(&to.bias[i], side.bias + at, there);
-  if (side.same) copy_async<4>(&to.same[i], side.same + at, there);
-  if (side.grad) {
-    copy_async<4>(&to.lse[i], side.lse + at, there);
-    copy_async<4>(&to.correction[i], side.correction + at, there);
-    copy_async<4>(&to.grad[i], side.grad + at, there);
-  }
-}
-
-// What a thread makes of its own copies when they are there.
-template <int kCount>
-__device__ inline void finish_vectors(Vectors<kCount>& vectors,
-                                      const Side& side) {
-  const int i = thread_x();
-  if (i < kCount && side.grad) vectors.grad[i] *= vectors.correction[i];
-}
 
 // How a block's shared memory is divided.
 template <typename Type>
@@ -85,8 +36,7 @@ struct Shared {
   }
   static size_t bytes(int chunks, int stages) {
     const int slots = chunks == 1 ? 1 : stages;
-    return sizeof(Rows) + 2 * sizeof(Columns) +
-           kWarps * T::kColumns * sizeof(float) +
+    return sizeof(Rows) + 2 * sizeof(Columns) + 2 * kWarps * sizeof(float) +
            static_cast<size_t>(slots) * kRowChunk +
            static_cast<size_t>(stages) * kColumnChunk;
   }
@@ -101,47 +51,105 @@ struct Shared {
     at += sizeof(Rows);
     columns = reinterpret_cast<Columns*>(at);
     at += 2 * sizeof(Columns);
-    weights = reinterpret_cast<float*>(at) + warp_index() * T::kColumns;
+    answers = reinterpret_cast<float*>(at);
+    end = reinterpret_cast<int*>(at) + kWarps;
   }
 
   unsigned char* row_tiles;
   unsigned char* column_tiles;
   Rows* rows;
   Columns* columns;  // of this tile and the next
-  float* weights;    // [kColumns], this warp's own
+  float* answers;    // [kWarps], of block_any
+  int* end;          // of the block's tiles
 };
+
+// Calls body(scores, columns in shared memory, their vectors, first column) for
+// each tile of the depth's only chunk, in two stages. bounded, otherwise: of
+// finish_vectors.
+template <typename Type, bool kWhole, bool kPlain, typename Body>
+__device__ inline void for_each_tile_of_one_chunk(const ScoreArguments& a,
+                                                  const Shared<Type>& shared,
+                                                  int64_t first_row,
+                                                  int tile_begin, int tile_end,
+                                                  bool bounded, float otherwise,
+                                                  const Body& body) {
+  using T = Tile<Type>;
+  // A tile's stage follows from its number, and the last number is in shared
+  // memory: two registers less.
+  const auto load = [&](int tile) {
+    const int64_t first = static_cast<int64_t>(tile) * T::kColumns;
+    load_chunk<Type, T::kColumns, kWhole>(
+        shared.column_tiles + (tile & 1) * Shared<Type>::kColumnChunk,
+        a.columns.matrix, first, 0);
+    load_vectors<kPlain>(shared.columns[tile & 1], a.columns, first);
+    copies_commit();
+  };
+  load_vectors<kPlain>(*shared.rows, a.rows, first_row);
+  load_chunk<Type, T::kRows, kWhole>(shared.row_tiles, a.rows.matrix, first_row,
+                                     0);
+  copies_commit();
+  if (tile_begin < tile_end) {
+    load(tile_begin);
+    copies_wait<1>();
+  } else {
+    copies_wait<0>();
+  }
+  finish_vectors<Type, kPlain>(*shared.rows, a.rows, a, bounded, otherwise, -1);
+  if (tile_begin == tile_end) return;
+  if (thread_x() == 0) *shared.end = tile_end;
+  for (int tile = tile_begin;;) {
+    copies_wait<0>();
+    finish_vectors<Type, kPlain>(shared.columns[tile & 1], a.columns, a,
+                                 bounded, otherwise, -2);
+    block_barrier();  // everyone's copies are there, the other stage is free
+    if (tile + 1 < *shared.end) load(tile + 1);
+    const unsigned char* columns =
+        shared.column_tiles + (tile & 1) * Shared<Type>::kColumnChunk;
+    typename T::Scores scores = {};
+    multiply_scores<Type>(
+        scores, shared.row_tiles, columns,
+        kWhole ? kChunk : chunk_elements(a.rows.matrix.depth, 0));
+    body(scores, columns, shared.columns[tile & 1],
+         static_cast<int64_t>(tile) * T::kColumns);
+    if (++tile == *shared.end) break;
+  }
+}
 
 // Calls body(scores, columns in shared memory, their vectors, first column) for
 // each tile, the depth's chunk `last` being what lies there. Chunks are added
 // up in the same order for every `last`: scores have the same bits wherever
-// they are formed. kOneChunk: known to be one, in two stages, which saves
-// registers.
-template <typename Type, bool kOneChunk, typename Body>
+// they are formed. bounded, otherwise: of finish_vectors.
+template <typename Type, Depth kDepth, bool kPlain, typename Body>
 __device__ inline void for_each_tile(const ScoreArguments& a,
                                      const Shared<Type>& shared,
-                                     int64_t first_row, int64_t tile_begin,
-                                     int64_t tile_end, int last,
-                                     const Body& body) {
+                                     int64_t first_row, int tile_begin,
+                                     int tile_end, int last, bool bounded,
+                                     float otherwise, const Body& body) {
   using T = Tile<Type>;
-  const int chunks = kOneChunk ? 1 : a.chunks;
-  const int stages = kOneChunk ? 2 : a.stages;
+  if constexpr (kDepth != Depth::kAny) {
+    for_each_tile_of_one_chunk<Type, kDepth == Depth::kWhole, kPlain>(
+        a, shared, first_row, tile_begin, tile_end, bounded, otherwise, body);
+    return;
+  }
+  const int chunks = a.chunks;
+  const int stages = a.stages;
   // Any other but the last one comes a second time.
-  const int loads = kOneChunk || last == chunks - 1 ? chunks : chunks + 1;
-  int64_t next_tile = tile_begin;
+  const int loads = last == chunks - 1 ? chunks : chunks + 1;
+  int next_tile = tile_begin;
   int next = 0;  // chunks of next_tile that were asked for
   const auto chunk_of = [&](int k) { return k < chunks ? k : last; };
   const auto load_next = [&](int stage) {
-    const int64_t first = next_tile * T::kColumns;
+    const int64_t first = static_cast<int64_t>(next_tile) * T::kColumns;
     const int chunk = chunk_of(next);
-    load_chunk<Type, T::kColumns>(
+    load_chunk<Type, T::kColumns, false>(
         shared.column_tiles + stage * Shared<Type>::kColumnChunk,
         a.columns.matrix, first, chunk);
     if (chunks > 1 && next < chunks)
-      load_chunk<Type, T::kRows>(
+      load_chunk<Type, T::kRows, false>(
           shared.row_tiles + stage * Shared<Type>::kRowChunk, a.rows.matrix,
           first_row, chunk);
     if (next == 0)
-      load_vectors(shared.columns[next_tile & 1], a.columns, first);
+      load_vectors<kPlain>(shared.columns[next_tile & 1], a.columns, first);
     if (++next == loads) {
       next = 0;
       ++next_tile;
@@ -149,19 +157,20 @@ __device__ inline void for_each_tile(const ScoreArguments& a,
     copies_commit();
   };
 
-  load_vectors(*shared.rows, a.rows, first_row);
+  load_vectors<kPlain>(*shared.rows, a.rows, first_row);
   if (chunks == 1)
-    load_chunk<Type, T::kRows>(shared.row_tiles, a.rows.matrix, first_row, 0);
+    load_chunk<Type, T::kRows, false>(shared.row_tiles, a.rows.matrix,
+                                      first_row, 0);
   copies_commit();
   if (tile_begin < tile_end && stages == 2) load_next(0);
   if (tile_begin < tile_end && stages == 2)
     copies_wait<1>();
   else
     copies_wait<0>();
-  finish_vectors(*shared.rows, a.rows);
+  finish_vectors<Type, kPlain>(*shared.rows, a.rows, a, bounded, otherwise, -1);
 
   int stage = 0;
-  for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+  for (int tile = tile_begin; tile < tile_end; ++tile) {
     typename T::Scores scores = {};
     const unsigned char* columns = nullptr;
     for (int k = 0; k < loads; ++k) {
@@ -171,7 +180,9 @@ __device__ inline void for_each_tile(const ScoreArguments& a,
         load_next(0);
       }
       copies_wait<0>();
-      if (k == 0) finish_vectors(shared.columns[tile & 1], a.columns);
+      if (k == 0)
+        finish_vectors<Type, kPlain>(shared.columns[tile & 1], a.columns, a,
+                                     bounded, otherwise, -2);
       block_barrier();  // everyone's copies are there, the other stage is free
       columns = shared.column_tiles + stage * Shared<Type>::kColumnChunk;
       const unsigned char* rows =
@@ -185,19 +196,20 @@ __device__ inline void for_each_tile(const ScoreArguments& a,
         multiply_scores<Type>(scores, rows, columns,
                               chunk_elements(a.rows.matrix.depth, k));
     }
-    body(scores, columns, shared.columns[tile & 1], tile * T::kColumns);
+    body(scores, columns, shared.columns[tile & 1],
+         static_cast<int64_t>(tile) * T::kColumns);
   }
 }
 
 // The block's share of the column tiles from `from` on: [begin, end).
 template <typename Type>
 __device__ inline void share_of_tiles(const ScoreArguments& a, int64_t from,
-                                      int64_t& begin, int64_t& end) {
+                                      int& begin, int& end) {
   constexpr int kColumns = Tile<Type>::kColumns;
   const int64_t count =
       (a.columns.matrix.count + kColumns - 1) / kColumns - from;
-  begin = from + count * block_y() / grid_y();
-  end = from + count * (block_y() + 1) / grid_y();
+  begin = static_cast<int>(from + count * block_y() / grid_y());
+  end = static_cast<int>(from + count * (block_y() + 1) / grid_y());
 }
 
 // Where accumulator (f, h) of this thread lies: row of the block's rows.
@@ -207,14 +219,10 @@ __device__ inline int own_row(int f, int h) {
          (lane_index() >> 2);
 }
 
-// Whether a tile holds no pair that is excluded or has a bias.
-template <typename Type>
-__device__ inline bool is_plain(const ScoreArguments& a, int64_t first_row,
-                                int64_t first_column) {
-  using T = Tile<Type>;
-  return a.plain && first_column + T::kColumns <= a.columns.matrix.count &&
-         !(a.symmetric && first_column < first_row + T::kRows &&
-           first_row < first_column + T::kColumns);
+// x as a number from 0 to kMost - 1, or the next one on its side.
+template <int kMost>
+__device__ inline int clamped(int64_t x) {
+  return x < 0 ? -1 : x < kMost ? static_cast<int>(x) : kMost;
 }
 
 // A dot product over the temperature, never fused with what follows.
@@ -227,70 +235,79 @@ __device__ inline float score_of(const ScoreArguments& a, float dot) {
     return product_of(dot, a.inverse_temperature);
 }
 
-// e^x. y is rounded by up to 2^-24 |y|, which float32 is given back.
+// e^(dot / temperature), of a bounded exponent: of numbers that are not split,
+// the scale of the temperature and that of the exponential are one.
 template <typename Type>
-__device__ inline float exp_of(float x) {
-  const float y = product_of(x, kLog2e), power = exp2_fast(y);
-  if constexpr (!Tile<Type>::kSplit) return power;
-  const float rest = fused(x, kLog2eRest, fused(x, kLog2e, -y));
-  return magnitude(y) < 126.f ? fused(power * rest, kLn2, power) : power;
+__device__ inline float power_of_dot(const ScoreArguments& a, float dot) {
+  if constexpr (Tile<Type>::kSplit)
+    return exp_of<Type>(score_of<Type>(a, dot));
+  else
+    return exp2_fast(product_of(dot, a.inverse_temperature_log2));
+}
+
+// Gives the pairs that do not count the value `none`: (i, i), what is under the
+// diagonal, a row's own column, columns that do not exist. Few tiles have any.
+template <typename Type, bool kTriangle, bool kPlain>
+__device__ inline void leave_out(
+    typename Tile<Type>::Scores& scores, const ScoreArguments& a,
+    const Shared<Type>& shared,
+    const Vectors<Tile<Type>::kColumns>& column_vectors, int64_t first_row,
+    int64_t first_column, float none) {
+  using T = Tile<Type>;
+  const int count = clamped<T::kColumns>(a.columns.matrix.count - first_column);
+  // From the first column to the warp's first row.
+  const int64_t apart = first_row - first_column + warp_index() * T::kWarpRows;
+  bool any = count < T::kColumns || (a.symmetric && apart + T::kWarpRows > 0 &&
+                                     (kTriangle || apart < T::kColumns));
+  if (!kPlain && (a.rows.self || a.columns.self)) {
+    bool own = false;
+    if (a.rows.self) {
+      const int64_t self = shared.rows->self[warp_index() * T::kWarpRows +
+                                             lane_index() % T::kWarpRows] -
+                           first_column;
+      own = self >= 0 && self < T::kColumns;
+    }
+    for (int c = lane_index(); a.columns.self && c < T::kColumns; c += 32) {
+      const int64_t self = column_vectors.self[c] - first_column - apart;
+      own = own || (self >= 0 && self < T::kWarpRows);
+    }
+    any = warp_any(own) || any;
+  }
+  if (!any) return;
+  const int lane_column = 2 * (lane_index() & 3);
+#pragma unroll
+  for (int f = 0; f < T::kRowFragments; ++f)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int r = own_row<Type>(f, h);
+      int own = -1;
+      if (a.symmetric)
+        own = clamped<T::kColumns>(first_row - first_column + r);
+      else if (!kPlain && a.rows.self)
+        own = clamped<T::kColumns>(shared.rows->self[r] - first_column);
+#pragma unroll
+      for (int n = 0; n < T::kColumnFragments; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int c = 8 * n + e + lane_column;
+          if (c >= count || (kTriangle ? c <= own : c == own) ||
+              (!kPlain && a.columns.self &&
+               column_vectors.self[c] == first_row + r))
+            scores[f][n][2 * h + e] = none;
+        }
+    }
 }
 
 // Whether any thread of the block says so; for all of them.
 template <typename Type>
 __device__ inline bool block_any(const Shared<Type>& shared, bool value) {
   const bool any = warp_any(value);
-  if (lane_index() == 0) shared.weights[0] = any ? 1.f : 0.f;
+  if (lane_index() == 0) shared.answers[warp_index()] = any ? 1.f : 0.f;
   block_barrier();
-  const float* first = shared.weights - warp_index() * Tile<Type>::kColumns;
   float sum = 0.f;
 #pragma unroll
-  for (int w = 0; w < kWarps; ++w) sum += first[w * Tile<Type>::kColumns];
+  for (int w = 0; w < kWarps; ++w) sum += shared.answers[w];
   return sum > 0.f;
-}
-
-// Turns dot products into x_ij of the rows' view, -inf where excluded.
-template <typename Type, bool kTriangle>
-__device__ inline void to_exponents(
-    typename Tile<Type>::Scores& scores, const ScoreArguments& a,
-    const Shared<Type>& shared,
-    const Vectors<Tile<Type>::kColumns>& column_vectors, int64_t first_row,
-    int64_t first_column) {
-  using T = Tile<Type>;
-  const bool plain = is_plain<Type>(a, first_row, first_column);
-#pragma unroll
-  for (int f = 0; f < T::kRowFragments; ++f)
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      if (plain) {
-#pragma unroll
-        for (int n = 0; n < T::kColumnFragments; ++n)
-#pragma unroll
-          for (int e = 0; e < 2; ++e)
-            scores[f][n][2 * h + e] =
-                score_of<Type>(a, scores[f][n][2 * h + e]);
-        continue;
-      }
-      const int r = own_row<Type>(f, h);
-      const int64_t i = first_row + r;
-      const Entry row = entry_of(*shared.rows, a.rows, a.same_value, r);
-#pragma unroll
-      for (int n = 0; n < T::kColumnFragments; ++n)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int c = 8 * n + 2 * (lane_index() & 3) + e;
-          const int64_t j = first_column + c;
-          float& x = scores[f][n][2 * h + e];
-          x = score_of<Type>(a, x);
-          if (a.columns.bias) x += column_vectors.bias[c];
-          if (a.columns.labels && row.label >= 0 &&
-              row.label == column_vectors.labels[c])
-            x = row.same == -kInfinity ? -kInfinity : x + row.same;
-          if (j >= a.columns.matrix.count || j == row.self ||
-              (a.symmetric && (kTriangle ? j <= i : j == i)))
-            x = -kInfinity;
-        }
-    }
 }
 
 }  // namespace s3h::cuda

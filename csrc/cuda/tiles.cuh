@@ -35,8 +35,11 @@ constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLog2eRest = 1.4426950408889634 - kLog2e;
 constexpr float kLn2 = 0.6931471805599453f;
 
-__device__ inline int lane_index() { return thread_x() % 32; }
-__device__ inline int warp_index() { return thread_x() / 32; }
+// Not of a signed number, whose remainder takes more instructions.
+__device__ inline int lane_index() { return thread_x() & 31; }
+__device__ inline int warp_index() {
+  return static_cast<int>(static_cast<unsigned>(thread_x()) / 32);
+}
 
 // What the element types differ in.
 struct Bf16 {
@@ -113,14 +116,47 @@ __device__ inline int chunk_elements(int64_t depth, int chunk) {
   return left < kChunk ? static_cast<int>(left) : kChunk;
 }
 
+// Where a unit lies in a tile. Another unit whose number differs in bits that
+// this one's has not set lies at the same place but for these bits:
+// unit_offset(row, unit + k) = unit_offset(row, unit) ^ (16 * k).
+template <typename Type>
+__device__ inline int unit_offset(int row, int unit) {
+  return row * Tile<Type>::kPitch + ((unit ^ (row & 7)) * 16);
+}
+
 // Starts to load rows first, first + 1, ... of a chunk; zeros for what does not
 // exist, up to the next whole step. Nothing reads beyond that.
-template <typename Type, int kCount>
+template <typename Type, int kCount, bool kWhole>
 __device__ inline void load_chunk(unsigned char* to, const Matrix& matrix,
                                   int64_t first, int chunk) {
   using T = Tile<Type>;
   constexpr int kStride = kThreads / T::kUnits;
-  const int unit = thread_x() % T::kUnits;
+  const int unit = thread_x() & (T::kUnits - 1);
+  if constexpr (kWhole) {
+    // Rows that are a multiple of 8 apart have their unit in the same place.
+    static_assert(kStride % 8 == 0);
+    int thread = thread_x();
+    forget_value(thread);
+    const int row = static_cast<int>(static_cast<unsigned>(thread) / T::kUnits);
+    const int64_t left = matrix.count - first;
+    const auto* from = static_cast<const unsigned char*>(matrix.data) +
+                       (first * T::kPitch + thread * 16);
+    unsigned char* place =
+        to + unit_offset<Type>(row, thread & (T::kUnits - 1));
+    if (left >= kCount) {
+#pragma unroll
+      for (int r = 0; r < kCount; r += kStride)
+        copy_async<16>(place + r * T::kPitch, from + r * T::kPitch, true);
+    } else {
+#pragma unroll 1
+      for (int r = 0; r < kCount; r += kStride) {
+        const bool there = row + r < left;
+        copy_async<16>(place + r * T::kPitch,
+                       there ? from + r * T::kPitch : matrix.data, there);
+      }
+    }
+    return;
+  }
   const int elements = chunk_elements(matrix.depth, chunk);
   const int units =
       (elements + T::kStepElements - 1) / T::kStepElements * T::kStepUnits;
@@ -264,20 +300,23 @@ __device__ inline void multiply_scores(typename Tile<Type>::Scores& scores,
 #pragma unroll
       for (int i = 0; i < 4; ++i) scores[0][n][i] += sums[n].value(i);
   } else {
-    const int column = (lane & 7) + ((lane >> 4) << 3);
+    int row_at = unit_offset<Type>(row, lane >> 4);
+    int column_at =
+        unit_offset<Type>((lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1);
+    forget_value(row_at);
+    forget_value(column_at);
 #pragma unroll
     for (int step = 0; step < T::kSteps; ++step) {
       if (step >= steps) break;
       uint32_t a[T::kRowFragments][4];
 #pragma unroll
       for (int f = 0; f < T::kRowFragments; ++f)
-        load_matrices(a[f], unit_address<Type>(rows, row + 16 * f,
-                                               2 * step + (lane >> 4)));
+        load_matrices(a[f], rows + (row_at ^ (32 * step)) + 16 * f * T::kPitch);
 #pragma unroll
       for (int n = 0; n < T::kColumnFragments; n += 2) {
         uint32_t b[4];
-        load_matrices(b, unit_address<Type>(columns, column + 8 * n,
-                                            2 * step + ((lane >> 3) & 1)));
+        load_matrices(b,
+                      columns + (column_at ^ (32 * step)) + 8 * n * T::kPitch);
 #pragma unroll
         for (int f = 0; f < T::kRowFragments; ++f) {
           multiply<Type>(scores[f][n], a[f], b[0], b[1]);
@@ -341,6 +380,8 @@ __device__ inline void multiply_outputs(
       }
     }
   } else {
+    int column_at = unit_offset<Type>(lane & 15, lane >> 4);
+    forget_value(column_at);
 #pragma unroll
     for (int k = 0; k < T::kColumnFragments; k += 2) {
       uint32_t a[T::kRowFragments][4];
@@ -357,8 +398,7 @@ __device__ inline void multiply_outputs(
         if (8 * n >= elements) break;
         uint32_t b[4];
         load_matrices_transposed(
-            b,
-            unit_address<Type>(columns, 8 * k + (lane & 15), n + (lane >> 4)));
+            b, columns + (column_at ^ (16 * n)) + 8 * k * T::kPitch);
 #pragma unroll
         for (int f = 0; f < T::kRowFragments; ++f) {
           multiply<Type>(outputs[f][n], a[f], b[0], b[1]);

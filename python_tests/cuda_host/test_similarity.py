@@ -138,6 +138,45 @@ def test_unit_rows_need_no_shift(dtype, names, deterministic):
     check_law(q, None, **chosen, assume_normalized=True, deterministic=deterministic)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "depth"),
+    [
+        (torch.bfloat16, 128),
+        (torch.float16, 128),
+        (torch.bfloat16, 24),
+        (torch.float32, 24),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("names", ["", "closed mixed"])
+def test_unit_rows_with_biases(dtype, depth, names):
+    """Depth 128 of 16 bits has kernels of its own."""
+    q, k = matrices(70, 150, depth, dtype)
+    chosen = options(names and names + " self", 70, 150)
+    check_law(q, k, **chosen, assume_normalized=True)
+    chosen = options(names, 150, 150, symmetric=True)
+    check_law(k, None, **chosen, assume_normalized=True)
+
+
+@pytest.mark.parametrize("vector", ["key_bias", "same_label_bias"])
+@pytest.mark.parametrize("value", [40.0, -40.0])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_biases_that_are_not_bounded(vector, value, symmetric):
+    q, k = matrices(70, 90, 128, torch.bfloat16)
+    chosen = options("closed mixed", 70, 70 if symmetric else 90, symmetric)
+    chosen[vector][3] = value
+    check_law(q, None if symmetric else k, **chosen, assume_normalized=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_last_wave_of_blocks_splits_its_columns(dtype):
+    rows = 64 if dtype == torch.float32 else 128
+    n, m = 4 * rows + 9, 300  # two blocks at a time
+    q, k = matrices(n, m, 16, dtype)
+    check_law(q, k, **options("closed mixed self", n, m), multiprocessors=1)
+    check_law(q, None, assume_normalized=True, multiprocessors=1)
+
+
 @pytest.mark.parametrize("temperature", [1e-3, 0.05, 1e4])
 @pytest.mark.parametrize("length", [0.01, 30.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -192,6 +231,14 @@ SANITIZED = {
     "everything-fp32": (torch.float32, 20, 40, 9, "closed mixed self", {}),
     "narrow-fp16": (torch.float16, 20, 70, 24, "", {}),
     "triangle-bf16": (torch.bfloat16, 150, None, 16, "", {"assume_normalized": True}),
+    "bounded-bf16": (
+        torch.bfloat16,
+        150,
+        None,
+        128,
+        "closed mixed",
+        {"assume_normalized": True},
+    ),
     "splits-bf16": (torch.bfloat16, 9, 300, 16, "", {"multiprocessors": 2}),
     "chunks-one-stage": (torch.bfloat16, 9, 70, 131, "", {"shared_limit": 99 * 1024}),
     "chunks-two-stages": (torch.bfloat16, 9, 70, 136, "", {}),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-KERNEL = "scores_backward<Bf16, true>"
+KERNEL = "scores_backward<Bf16, (Depth)2, true>"
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,8 @@ def test_five_per_cent_worse_fail(tool, walk, tmp_path, capsys):
     assert tool.worse([row._replace(bound_ms=1.04, expected_ms=1.5)], read) == []
     (line,) = tool.worse([row._replace(expected_ms=2.2)], read)
     assert "expected_ms 2.0 -> 2.2, 10 % worse" in line
+    (line,) = tool.worse([row._replace(local=row.local + 1)], read)
+    assert "spills' accesses 0 -> 1" in line
     (line,) = tool.worse([row], [])
     assert "not in the table" in line
 
