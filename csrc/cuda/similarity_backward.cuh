@@ -245,7 +245,9 @@ __global__ void __launch_bounds__(kThreads, 2)
     multiply_outputs<Type>(outputs, weights, columns, elements);
   };
   using Columns = typename Shared<Type>::Columns;
-  if (is_bounded(a, shared, first_row, begin, end)) {
+  // 16-bit rows of another depth leave no registers for the factors of biases.
+  constexpr bool kFactors = kPlain || kWhole || T::kWide;
+  if (kFactors && is_bounded(a, shared, first_row, begin, end)) {
     for_each_tile<Type, kDepth, kPlain>(
         a, shared, first_row, begin, end, chunk, true, 0.f,
         [&](typename T::Scores& weights, const unsigned char* columns,

@@ -2,22 +2,17 @@
 
 import math
 
-import kernels
 import pytest
 import torch
 
-from python_tests.ops.test_supcon import REDUCTIONS, draw, run
+from python_tests.cuda_host import kernels
+from python_tests.ops.loss_ops import REDUCTIONS, run
+from python_tests.ops.test_supcon import draw
+from python_tests.settings import every_type
 from s3h_ext.ops import supervised_contrastive
 from s3h_ext.ops.reference import supervised_contrastive_dense as dense
 
 H200 = 132  # multiprocessors
-TYPES = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp64": torch.float64,
-}
-every_type = pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
 
 
 def execute(z, labels, *, reduction="mean", **options):
