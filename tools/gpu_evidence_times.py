@@ -260,7 +260,7 @@ def _sanitize_similarity(
     q = torch.randn(n, depth, device=device).to(dtype).requires_grad_()
     k = torch.randn(m, depth, device=device).to(dtype).requires_grad_()
     y, x = (torch.arange(size, device=device) % 3 for size in (n, m))
-    unit = F.normalize(q.float(), dim=1).to(dtype)
+    unit = F.normalize(q.detach().float(), dim=1).to(dtype).requires_grad_()
     similarity_logsumexp(unit, temperature=TAU, assume_normalized=True).sum().backward()
     for classes in (None, 3):
         for reduction in ("mean", "none"):

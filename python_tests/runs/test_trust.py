@@ -114,8 +114,8 @@ def picture():
 QUICK = [*SMALL, "--batch_size", "489", "--epochs", "1"]
 
 
-def train_again(run, *options):
-    return train.main([*options, f"--config={run}/config.yaml"])
+def train_again(run, *options, before=()):
+    return train.main([*before, f"--config={run}/config.yaml", *options])
 
 
 COMMANDS = {
@@ -124,7 +124,7 @@ COMMANDS = {
     "export": lambda run: export.main([run, "--format", "pt2", "--images", "x.png"]),
     "train": lambda run: train_again(run, "--output=o"),
     "train after a preset": lambda run: train_again(
-        run, "--preset=digits-lt/ce", "--output=o"
+        run, "--output=o", before=["--preset=digits-lt/ce"]
     ),
     "resume": lambda run: train_again(run, f"--output={run}", "--resume"),
 }
