@@ -1,6 +1,6 @@
 // The denominators are the similarity kernels' work; what is here is linear in
-// the number of rows, but for the search of classes. Eight launches at most,
-// unless the loss is not reduced:
+// the number of rows, but for the search of classes. Eight launches, unless the
+// loss is not reduced or there are more rows than fill the device:
 //
 //   collect_classes  a block finds the rows of a class, adds them up and counts
 //                    them (supcon_classes.cuh)
@@ -9,7 +9,7 @@
 //   row_losses       a warp per row: its loss; the last block to finish adds up
 //                    what the blocks have left, in their order
 //   row_upstream     a thread per row: the gradient of its loss, and its weight
-//   similarity.cu    their gradient: at most two
+//   similarity.cu    their gradient: at most two, three above whole waves
 //   add_attraction   a warp per row: the attraction's gradient on top
 //
 // Nothing but whole numbers goes through an atomic: the same bits on every run,
