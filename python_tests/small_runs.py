@@ -58,7 +58,7 @@ def after_step(method, number, act):
 
 
 def interrupt_evaluation(trainer, epochs_done):
-    """Ctrl-C when the epoch after so many is to be evaluated."""
+    """Raise KeyboardInterrupt at the evaluation after ``epochs_done`` epochs."""
     evaluate = trainer._evaluate_epoch
 
     def changed(**options):

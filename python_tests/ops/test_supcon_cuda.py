@@ -11,17 +11,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from python_tests.ops.test_supcon import REDUCTIONS, draw, run
+from python_tests.ops.loss_ops import REDUCTIONS, run
+from python_tests.ops.test_supcon import draw
+from python_tests.settings import DTYPES, deterministic, on_devices, record
 from s3h_ext.losses import supcon_loss
 from s3h_ext.ops import supervised_contrastive
 from s3h_ext.ops.reference import supervised_contrastive_dense as dense
 
 # The package gives the name to a function.
 losses = importlib.import_module("s3h_ext.losses.supcon")
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-
-on_devices = pytest.mark.parametrize("device", DEVICES)
 
 
 def check_law(z, labels, device, **options):
@@ -79,21 +77,13 @@ def test_bad_values_are_seen_where_they_count(device):
 @pytest.mark.parametrize("num_classes", [None, 7])
 def test_same_bits(device, reduction, num_classes):
     z, labels = draw(700, 40, dtype=torch.float32)
-    torch.use_deterministic_algorithms(True)
-    try:
+    given = z.to(device), labels.to(device)
+    options = {"reduction": reduction, "num_classes": num_classes}
+    with deterministic():
         first, second = (
-            run(
-                supervised_contrastive,
-                z.to(device),
-                labels.to(device),
-                temperature=0.1,
-                reduction=reduction,
-                num_classes=num_classes,
-            )
+            run(supervised_contrastive, *given, temperature=0.1, **options)
             for _ in range(2)
         )
-    finally:
-        torch.use_deterministic_algorithms(False)
     assert all(map(torch.equal, first, second))
 
 
@@ -107,14 +97,7 @@ def test_graph_sees_new_rows_and_labels(device, num_classes):
         loss = supcon_loss(leaf, labels, num_classes=num_classes)
         return loss, *torch.autograd.grad(loss, leaf)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        recorded = step()
+    graph, recorded = record(step)
     with torch.no_grad():
         leaf.copy_(leaf.flip(0))
     labels.copy_((labels + 3) % 10)
