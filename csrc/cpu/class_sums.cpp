@@ -15,8 +15,8 @@ namespace {
 
 constexpr int64_t kColumns = 32;
 
-// Below this many elements, waking threads costs more than the work.
-constexpr int64_t kSerial = 1 << 15;
+// Below this many elements, one thread is faster.
+constexpr int64_t kSerial = 1 << 17;
 
 void run(const Threads& threads, int64_t count, int64_t elements,
          const RangeFunction& body) {

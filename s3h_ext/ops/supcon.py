@@ -122,7 +122,7 @@ def contrast_rows(
         -1 if num_classes is None else num_classes,
         REDUCTIONS.index(reduction),
         deterministic,
-        features.dtype == torch.float32 and allow_tf32(),
+        features.is_cuda and features.dtype == torch.float32 and allow_tf32(),
         keeps_scores(features, None, deterministic),
     )
     return cast(Tensor, loss), cast(Tensor, counted)
