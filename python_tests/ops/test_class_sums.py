@@ -56,7 +56,7 @@ def test_bad_input():
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_many_rows_over_threads(symmetric, count):
-    n, m, depth = 900, 900 if symmetric else 1100, 129
+    n, m, depth = 1100, 1100 if symmetric else 1300, 129
     q = torch.randn(n, depth, dtype=torch.float64)
     k = q if symmetric else torch.randn(m, depth, dtype=torch.float64)
     a = torch.randint(-1, 9, (n,))
