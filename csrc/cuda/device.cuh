@@ -208,6 +208,9 @@ __device__ inline uint32_t funnel_right(uint32_t low, uint32_t high,
                                         uint32_t shift) {
   return __funnelshift_r(low, high, shift);
 }
+__device__ inline uint32_t byte_of(uint32_t word, int number) {
+  return __byte_perm(word, 0, 0x4440 + number);
+}
 __device__ inline int count_bits(uint32_t x) { return __popc(x); }
 // 2^e for -126 <= e <= 127, and the exponent of a normal number.
 __device__ inline float power_of_two(int e) {

@@ -64,7 +64,10 @@ __device__ inline void prepare(const Arguments& a, int patch, Shared& shared) {
   const float* matrix = a.problem.colour;
   const int t = thread_x();
   block_barrier();  // the patch before is done with
-  if (t == 0) shared.job = job_of(a, patch);
+  if (t == 0) {
+    shared.job = job_of(a, patch);
+    shared.ready = patch;
+  }
   if (matrix != nullptr && t < kMatrix)
     shared.colour[t] =
         colour_factor<kChannels>(matrix + int64_t{patch} * kMatrix, t);
@@ -72,6 +75,7 @@ __device__ inline void prepare(const Arguments& a, int patch, Shared& shared) {
   if constexpr (!kAffine) {
     find_windows(shared);
     block_barrier();
+    find_rows(shared);
   }
 }
 
@@ -80,8 +84,11 @@ template <typename Word>
 __device__ inline void copy_rows(const float (&rows)[kRows][32 * 3], int count,
                                  int row_bytes, int lane, unsigned char* to,
                                  int64_t step) {
+  // Unrolled, a row is longer: it is one or a few words of a lane.
+#pragma unroll 1
   for (int k = 0; k < count; ++k) {
     const auto* from = reinterpret_cast<const Word*>(rows[k]);
+#pragma unroll 1
     for (int i = lane; i < row_bytes / static_cast<int>(sizeof(Word)); i += 32)
       reinterpret_cast<Word*>(to + k * step)[i] = from[i];
   }
@@ -92,14 +99,17 @@ template <int kChannels>
 __device__ inline void put(const Arguments& a, Shared& shared, int group,
                            int lane, int warp, int k,
                            const float (&pixel)[kChannels]) {
-  const Rect tile = shared.tile, erased = shared.erased;
-  const int down = tile.top + kRows * warp + k - erased.top;
-  const int across = tile.left + 32 * group + lane - erased.left;
-  const bool gone =
-      down >= 0 && down < erased.height && across >= 0 && across < erased.width;
   float value[kChannels];
   for (int c = 0; c < kChannels; ++c)
-    value[c] = gone ? 0.f : pixel[c] * a.scale[c] + a.shift[c];
+    value[c] = pixel[c] * a.scale[c] + a.shift[c];
+  if (a.problem.erase != nullptr) {
+    const Rect tile = shared.tile, erased = shared.erased;
+    const int down = tile.top + kRows * warp + k - erased.top;
+    const int across = tile.left + 32 * group + lane - erased.left;
+    if (down >= 0 && down < erased.height && across >= 0 &&
+        across < erased.width)
+      for (int c = 0; c < kChannels; ++c) value[c] = 0.f;
+  }
   float* to = shared.rows[warp][k];
   const int at = lane * kChannels;
   if (a.problem.type == ViewType::kFloat)
@@ -147,7 +157,8 @@ __device__ inline void write(const Arguments& a, const Shared& shared,
                              int group, int lane, int warp) {
   const ViewsProblem& p = a.problem;
   const Rect tile = shared.tile;
-  const int pixel_bytes = kChannels * (p.type == ViewType::kFloat ? 4 : 2);
+  int pixel_bytes = kChannels * (p.type == ViewType::kFloat ? 4 : 2);
+  forget_value(pixel_bytes);  // as in render
   const int top = tile.top + kRows * warp, left = tile.left + 32 * group;
   const int64_t step = p.width * pixel_bytes;
   unsigned char* to =
@@ -180,13 +191,13 @@ __global__ void __launch_bounds__(kBlock, 3) render(Arguments a) {
     const int top = static_cast<int>(number / a.tiles_across) * kTileRows;
     const int left = static_cast<int>(number % a.tiles_across) * kTileColumns;
     shared.view = view;
+    shared.ready = -1;
     shared.tile = {top, left, min_of(kTileRows, height - top),
                    min_of(kTileColumns, width - left)};
     shared.erased =
         p.erase != nullptr ? erased(p.erase + 4 * view, height, width) : Rect{};
   }
   block_barrier();
-  int ready = -1;
   for (int group = 0; 32 * group < shared.tile.width; ++group) {
     int lane = thread_x() % 32, warp = thread_x() / 32;
     // What follows from them, and is in shared memory, is cheaper again than
@@ -201,14 +212,18 @@ __global__ void __launch_bounds__(kBlock, 3) render(Arguments a) {
       const int patch = patch_after(a, shared.view, last, part);
       const bool any = patch != INT_MAX;
       if (last < 0 && !(any && covers(rect_of(p, patch), part))) {
-        const float black[kChannels] = {};
+        int level = 0;
+        forget_value(level);
+        float black[kChannels];
+        for (int c = 0; c < kChannels; ++c)
+          black[c] = static_cast<float>(level);
 #pragma unroll 1
         for (int k = 0; k < kRows; ++k)
           put<kChannels>(a, shared, group, lane, warp, k, black);
       }
       if (!any) break;
-      if (patch != ready) prepare<kChannels, kAffine>(a, patch, shared);
-      ready = last = patch;
+      if (patch != shared.ready) prepare<kChannels, kAffine>(a, patch, shared);
+      last = patch;
       show<kChannels, kAffine>(a, shared, patch, group, lane, warp);
     }
     warp_barrier();

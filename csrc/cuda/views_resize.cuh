@@ -59,14 +59,17 @@ __device__ inline Window window_of(int i, int outputs, int size) {
           static_cast<float>(centre), static_cast<float>(1 / sum)};
 }
 
-__device__ inline float weight_of(const Window& w, int tap, float inverse) {
-  return 1.f - magnitude(static_cast<float>(tap) - w.centre) * inverse;
+// In a unit, which `inverse` has too.
+__device__ inline float weight_of(const Window& w, int tap, float inverse,
+                                  float unit = 1.f) {
+  return unit - magnitude(static_cast<float>(tap) - w.centre) * inverse;
 }
 
 // What a block knows of the patch that it renders.
 struct Shared {
   Window windows[kBlock];  // of the tile's columns, then of its rows
   RowWeights weights[kWarps][kBand];
+  int first[kWarps], end[kWarps];  // rows of the box for a warp
   // Finished pixels of a warp, until they leave in whole words.
   float rows[kWarps][kRows][32 * 3];
   alignas(16) float colour[12];  // of colour_factor
@@ -74,6 +77,7 @@ struct Shared {
   Rect tile;    // the block's
   Rect erased;  // of the view
   int64_t view;
+  int ready;  // the patch that the rest is of
   Job job;
 };
 
@@ -101,6 +105,27 @@ __device__ inline void find_windows(Shared& shared) {
   }
 }
 
+// The rows of the box under each warp's pixels, as far as they are in the
+// image: black is left out. After find_windows and a barrier; all lanes of a
+// warp.
+__device__ inline void find_rows(Shared& shared) {
+  const Job& job = shared.job;
+  const int warp = thread_x() / 32;
+  if (thread_x() % 32 == 0) {
+    // Windows rise with their outputs.
+    int first = INT_MAX, end = 0;
+    for (int k = 0; k < kRows; ++k) {
+      const Window w = shared.windows[kTileColumns + kRows * warp + k];
+      if (w.count == 0) continue;
+      first = min_of(first, w.first);
+      end = w.first + w.count;
+    }
+    shared.first[warp] = first < -job.top ? -job.top : first;
+    shared.end[warp] = min_of(end, job.height - job.top);
+  }
+  warp_barrier();
+}
+
 template <int kChannels>
 using Pixels = float[kRows][kChannels];
 
@@ -121,66 +146,78 @@ __device__ inline Taps<kChannels, kTaps> taps_of(const Shared& shared,
   int column = min_of(begin, job.width - kTaps);
   if (column < 0) column = 0;
   Taps<kChannels, kTaps> taps;
+  const int known = min_of(across.count - tap, job.width - begin);
+  const float inverse = shared.inverse_across * kWeightUnit;
 #pragma unroll
   for (int t = 0; t < kTaps; ++t) {
     const int own = column - begin + t;
-    const bool counts = own >= 0 && own < kTaps && tap + own < across.count &&
-                        column + t < job.width;
-    taps.weight[t] =
-        counts
-            ? weight_of(across, tap + own, shared.inverse_across) * kWeightUnit
-            : 0.f;
+    taps.weight[t] = own >= 0 && own < min_of(kTaps, known)
+                         ? weight_of(across, tap + own, inverse, kWeightUnit)
+                         : 0.f;
   }
   taps.column = column;
   return taps;
 }
 
-// Adds the taps' pixels of `count` rows to the rows' sums. Of a single row,
-// count may be 0: the aligned words around its bytes are not of the image.
-template <int kChannels, int kTaps>
-__device__ inline void filter_rows(const Job& job,
-                                   const Taps<kChannels, kTaps>& taps,
-                                   const uint8_t* from, uint32_t row_bytes,
-                                   int count, float (&sum)[kAhead][kChannels]) {
-  constexpr int kBytes = kTaps * kChannels;
-  constexpr int kWords = (kBytes + 3 + 3) / 4;
-  uint32_t words[kAhead][kWords], shift[kAhead];
+// The bytes of the taps in kLoads rows, as words that begin at the first.
+template <int kChannels, int kTaps, int kLoads>
+struct Words {
+  static constexpr int kBytes = kTaps * kChannels;
+  static constexpr int kCount = (kBytes + 3 + 3) / 4;
+  uint32_t at[kLoads][kCount], shift[kLoads];
+};
+
+// Loads `count` rows from `from` on. It is 0 for a single row, the aligned
+// words around whose bytes are not all of the image.
+template <int kChannels, int kTaps, int kLoads>
+__device__ inline void load_rows(const Job& job,
+                                 const Taps<kChannels, kTaps>& taps,
+                                 const uint8_t* from, uint32_t row_bytes,
+                                 int count,
+                                 Words<kChannels, kTaps, kLoads>& words) {
+  using Own = Words<kChannels, kTaps, kLoads>;
   from += taps.column * kChannels;
   if (count > 0) {
 #pragma unroll
-    for (int j = 0; j < kAhead; ++j, from += row_bytes) {
+    for (int j = 0; j < kLoads; ++j, from += row_bytes) {
       if (j >= count) break;
       const auto address = reinterpret_cast<uintptr_t>(from);
       const auto* word =
           reinterpret_cast<const uint32_t*>(address & ~uintptr_t{3});
-      shift[j] = static_cast<uint32_t>(address) * 8;
+      words.shift[j] = static_cast<uint32_t>(address) * 8;
 #pragma unroll
-      for (int i = 0; i < kWords; ++i) words[j][i] = read_only(word + i);
+      for (int i = 0; i < Own::kCount; ++i)
+        words.at[j][i] = read_only(word + i);
     }
   } else {
     const int known = (job.width - taps.column) * kChannels;
-    shift[0] = 0;
-    for (int i = 0; i < kWords; ++i) words[0][i] = 0;
+    words.shift[0] = 0;
+    for (int i = 0; i < Own::kCount; ++i) words.at[0][i] = 0;
 #pragma unroll
-    for (int b = 0; b < kBytes; ++b)
+    for (int b = 0; b < Own::kBytes; ++b)
       if (b < known)
-        words[0][b / 4] |= uint32_t{read_only(from + b)} << b % 4 * 8;
+        words.at[0][b / 4] |= uint32_t{read_only(from + b)} << b % 4 * 8;
   }
+}
+
+// Adds the taps of loaded row j.
+template <int kChannels, int kTaps, int kLoads>
+__device__ inline void filter_row(const Taps<kChannels, kTaps>& taps,
+                                  const Words<kChannels, kTaps, kLoads>& words,
+                                  int j, float (&sum)[kChannels]) {
+  using Own = Words<kChannels, kTaps, kLoads>;
+  uint32_t bytes[Own::kCount];
 #pragma unroll
-  for (int j = 0; j < kAhead; ++j) {
-    if (j > 0 && j >= count) break;
+  for (int i = 0; 4 * i < Own::kBytes; ++i)
+    bytes[i] = funnel_right(words.at[j][i],
+                            i + 1 < Own::kCount ? words.at[j][i + 1] : 0u,
+                            words.shift[j]);
 #pragma unroll
-    for (int i = 0; 4 * i < kBytes; ++i)
-      words[j][i] = funnel_right(
-          words[j][i], i + 1 < kWords ? words[j][i + 1] : 0u, shift[j]);
-#pragma unroll
-    for (int t = 0; t < kTaps; ++t)
-      for (int c = 0; c < kChannels; ++c) {
-        const int b = t * kChannels + c;
-        const uint32_t byte = words[j][b / 4] >> b % 4 * 8 & 0xff;
-        sum[j][c] += taps.weight[t] * bits_to_float(byte);
-      }
-  }
+  for (int t = 0; t < kTaps; ++t)
+    for (int c = 0; c < kChannels; ++c) {
+      const int b = t * kChannels + c;
+      sum[c] += taps.weight[t] * bits_to_float(byte_of(bytes[b / 4], b % 4));
+    }
 }
 
 // Adds the rows [first, end) of the box, which are in the image. No lane's
@@ -189,8 +226,10 @@ template <int kChannels, int kTaps, bool kMore>
 __device__ inline void add_rows(Shared& shared, const Window& across, int first,
                                 int end, int lane, int warp,
                                 Pixels<kChannels>& pixels) {
+  constexpr int kLoads = kMore ? 1 : kAhead;  // registers are short
   const Job& job = shared.job;
-  const auto taps = taps_of<kChannels, kTaps>(shared, across, 0);
+  Taps<kChannels, kTaps> taps;
+  if constexpr (!kMore) taps = taps_of<kChannels, kTaps>(shared, across, 0);
   const float factor = across.factor * kSumUnit;
   const auto row_bytes = static_cast<uint32_t>(job.width) * kChannels;
   const uint8_t* from =
@@ -207,32 +246,47 @@ __device__ inline void add_rows(Shared& shared, const Window& across, int first,
             : 0.f;
     warp_barrier();
     const int rows = min_of(kBand, end - band);
-    for (int row = 0; row < rows;) {
-      const int of_image = job.top + band + row;
-      const bool inside =
-          of_image >= job.inside_first && of_image < job.inside_end;
+    const int inside_first = job.inside_first - job.top - band;
+    const int inside_end = min_of(job.inside_end - job.top - band, rows);
+    int row = 0;
+    const auto add_row = [&](float (&sum)[kChannels]) {
+      const RowWeights own = weights[row];
+      for (int c = 0; c < kChannels; ++c) sum[c] *= factor;
+#pragma unroll
+      for (int k = 0; k < kRows; ++k)
+        for (int c = 0; c < kChannels; ++c) pixels[k][c] += own.of[k] * sum[c];
+      ++row;
+      from += row_bytes;
+    };
+    while (row < rows) {
       const int count =
-          inside ? min_of(kAhead, min_of(rows - row, job.inside_end - of_image))
-                 : 0;
-      float sum[kAhead][kChannels] = {};
-      if constexpr (kMore)
-        for (int tap = 0; warp_any(tap < across.count); tap += kTaps)
-          filter_rows<kChannels, kTaps>(
-              job, taps_of<kChannels, kTaps>(shared, across, tap), from,
-              row_bytes, count, sum);
-      else
-        filter_rows<kChannels, kTaps>(job, taps, from, row_bytes, count, sum);
+          row >= inside_first && row < inside_end ? inside_end - row : 0;
+      Words<kChannels, kTaps, kLoads> words;
+      if constexpr (kMore) {
+        float sum[kLoads][kChannels] = {};
+        for (int tap = 0; warp_any(tap < across.count); tap += kTaps) {
+          taps = taps_of<kChannels, kTaps>(shared, across, tap);
+          load_rows(job, taps, from, row_bytes, count, words);
 #pragma unroll
-      for (int j = 0; j < kAhead; ++j) {
-        if (j > 0 && j >= count) break;
-        const RowWeights own = weights[row];
-        for (int c = 0; c < kChannels; ++c) sum[j][c] *= factor;
+          for (int j = 0; j < kLoads; ++j) {
+            if (j > 0 && j >= count) break;
+            filter_row(taps, words, j, sum[j]);
+          }
+        }
 #pragma unroll
-        for (int k = 0; k < kRows; ++k)
-          for (int c = 0; c < kChannels; ++c)
-            pixels[k][c] += own.of[k] * sum[j][c];
-        ++row;
-        from += row_bytes;
+        for (int j = 0; j < kLoads; ++j) {
+          if (j > 0 && j >= count) break;
+          add_row(sum[j]);
+        }
+      } else {
+        load_rows(job, taps, from, row_bytes, count, words);
+#pragma unroll
+        for (int j = 0; j < kLoads; ++j) {
+          if (j > 0 && j >= count) break;
+          float sum[kChannels] = {};
+          filter_row(taps, words, j, sum);
+          add_row(sum);
+        }
       }
     }
   }
@@ -242,19 +296,9 @@ __device__ inline void add_rows(Shared& shared, const Window& across, int first,
 template <int kChannels>
 __device__ inline void resize(Shared& shared, int group, int lane, int warp,
                               Pixels<kChannels>& pixels) {
-  const Job& job = shared.job;
   for (int k = 0; k < kRows; ++k)
     for (int c = 0; c < kChannels; ++c) pixels[k][c] = 0.f;
-  // Windows rise with their outputs; black outside of the image.
-  int first = INT_MAX, end = 0;
-  for (int k = 0; k < kRows; ++k) {
-    const Window w = shared.windows[kTileColumns + kRows * warp + k];
-    if (w.count == 0) continue;
-    first = min_of(first, w.first);
-    end = w.first + w.count;
-  }
-  if (first < -job.top) first = -job.top;
-  end = min_of(end, job.height - job.top);
+  const int first = shared.first[warp], end = shared.end[warp];
   if (first >= end) return;
   const Window across = shared.windows[group * 32 + lane];
   if (!warp_any(across.count > 3))

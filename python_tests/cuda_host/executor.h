@@ -339,6 +339,9 @@ inline float within_unit(float x) {
 inline uint32_t funnel_right(uint32_t low, uint32_t high, uint32_t shift) {
   return static_cast<uint32_t>((uint64_t{high} << 32 | low) >> shift % 32);
 }
+inline uint32_t byte_of(uint32_t word, int number) {
+  return word >> 8 * number & 0xff;
+}
 inline float magnitude(float x) { return std::fabs(x); }
 inline float root_of(float x) { return std::sqrt(x); }
 inline double root_of(double x) { return std::sqrt(x); }
