@@ -87,6 +87,11 @@ __device__ inline uint32_t arrive(uint32_t* count) {
 __device__ inline uint64_t read_shared_word(const uint64_t* from) {
   return *static_cast<const volatile uint64_t*>(from);
 }
+// What nobody writes while the kernel runs.
+__device__ inline uint32_t read_only(const uint32_t* from) {
+  return __ldg(from);
+}
+__device__ inline uint8_t read_only(const uint8_t* from) { return __ldg(from); }
 // Ends the kernel with an error that the host finds at its next call, as an
 // index out of range does in torch's own kernels.
 [[noreturn]] __device__ inline void stop(const char* message) {
@@ -191,6 +196,20 @@ __device__ inline float product_of(float a, float b) { return __fmul_rn(a, b); }
 // a b + c with one rounding.
 __device__ inline float fused(float a, float b, float c) {
   return __fmaf_rn(a, b, c);
+}
+// In [0, 1]; NaN passes.
+__device__ inline float within_unit(float x) {
+  asm("max.NaN.f32 %0, %0, 0f00000000;" : "+f"(x));
+  asm("min.NaN.f32 %0, %0, 0f3f800000;" : "+f"(x));
+  return x;
+}
+// 32 of the 64 bits of `high`, `low`, from bit shift % 32 on.
+__device__ inline uint32_t funnel_right(uint32_t low, uint32_t high,
+                                        uint32_t shift) {
+  return __funnelshift_r(low, high, shift);
+}
+__device__ inline uint32_t byte_of(uint32_t word, int number) {
+  return __byte_perm(word, 0, 0x4440 + number);
 }
 __device__ inline int count_bits(uint32_t x) { return __popc(x); }
 // 2^e for -126 <= e <= 127, and the exponent of a normal number.

@@ -1,12 +1,13 @@
-// A block owns 32 x 32 pixels of a view: a warp every eighth row, a lane a
-// column. It goes through the patches that touch them, in their order, and
-// keeps the pixels in registers; a patch's window is separable, so a band of 32
-// source rows is first filtered along its columns into shared memory, straight
-// from the bytes, and every pixel then adds its share of the band's rows. The
-// band bounds shared memory whatever the scale is. Finished pixels are put
-// together in shared memory and leave in whole words.
+// A block owns 224 columns x 32 rows of a view: a warp four of the rows, which
+// it goes along by 32 columns, a lane each. For these it goes through the
+// patches that touch them, in their order, and puts finished pixels into shared
+// memory, where a later patch covers an earlier one; then they leave in whole
+// words. What a patch asks for, its windows and its colours are worked out
+// once, by the block, as long as the next group of columns shows the same
+// patch.
 //
-//   source bytes --columns--> band [32 rows][channels][32] --rows--> registers
+//   words of bytes --columns--> registers --rows--> registers --> shared -->
+//   view
 //
 // Numerics: float32 with float32 weights, grey levels as they are. A box of the
 // size of its rectangle has windows of one pixel and weight 1: copied exactly.
@@ -22,6 +23,10 @@ namespace s3h::cuda {
 namespace {
 
 using namespace rendering;
+
+struct alignas(16) Word16 {
+  uint32_t part[4];
+};
 
 constexpr int kListed = 64;  // images written per launch
 
@@ -52,89 +57,179 @@ __global__ void __launch_bounds__(kBlock)
   next[p] = atomic_exchange(head + v, static_cast<int32_t>(p));
 }
 
+// What the block has to know of a patch, into shared memory.
 template <int kChannels, bool kAffine>
-// Four blocks a multiprocessor, and so 64 registers.
-__global__ void __launch_bounds__(kBlock, 4) render(Arguments a) {
+__device__ inline void prepare(const Arguments& a, int patch, Shared& shared) {
+  constexpr int kMatrix = kChannels * (kChannels + 1);
+  const float* matrix = a.problem.colour;
+  const int t = thread_x();
+  block_barrier();  // the patch before is done with
+  if (t == 0) {
+    shared.job = job_of(a, patch);
+    shared.ready = patch;
+  }
+  if (matrix != nullptr && t < kMatrix)
+    shared.colour[t] =
+        colour_factor<kChannels>(matrix + int64_t{patch} * kMatrix, t);
+  block_barrier();
+  if constexpr (!kAffine) {
+    find_windows(shared);
+    block_barrier();
+    find_rows(shared);
+  }
+}
+
+// Rows of bytes from shared memory, in words.
+template <typename Word>
+__device__ inline void copy_rows(const float (&rows)[kRows][32 * 3], int count,
+                                 int row_bytes, int lane, unsigned char* to,
+                                 int64_t step) {
+  // Unrolled, a row is longer: it is one or a few words of a lane.
+#pragma unroll 1
+  for (int k = 0; k < count; ++k) {
+    const auto* from = reinterpret_cast<const Word*>(rows[k]);
+#pragma unroll 1
+    for (int i = lane; i < row_bytes / static_cast<int>(sizeof(Word)); i += 32)
+      reinterpret_cast<Word*>(to + k * step)[i] = from[i];
+  }
+}
+
+// A finished pixel of the warp's row k, or 0 where the view is erased.
+template <int kChannels>
+__device__ inline void put(const Arguments& a, Shared& shared, int group,
+                           int lane, int warp, int k,
+                           const float (&pixel)[kChannels]) {
+  float value[kChannels];
+  for (int c = 0; c < kChannels; ++c)
+    value[c] = pixel[c] * a.scale[c] + a.shift[c];
+  if (a.problem.erase != nullptr) {
+    const Rect tile = shared.tile, erased = shared.erased;
+    const int down = tile.top + kRows * warp + k - erased.top;
+    const int across = tile.left + 32 * group + lane - erased.left;
+    if (down >= 0 && down < erased.height && across >= 0 &&
+        across < erased.width)
+      for (int c = 0; c < kChannels; ++c) value[c] = 0.f;
+  }
+  float* to = shared.rows[warp][k];
+  const int at = lane * kChannels;
+  if (a.problem.type == ViewType::kFloat)
+    for (int c = 0; c < kChannels; ++c) to[at + c] = value[c];
+  else
+    for (int c = 0; c < kChannels; ++c)
+      reinterpret_cast<uint16_t*>(to)[at + c] = static_cast<uint16_t>(
+          a.problem.type == ViewType::kHalf ? pack_fp16(value[c], 0.f)
+                                            : pack_bf16(value[c], 0.f));
+}
+
+// The part of a patch that the warp's pixels show.
+template <int kChannels, bool kAffine>
+__device__ inline void show(const Arguments& a, Shared& shared, int patch,
+                            int group, int lane, int warp) {
   const ViewsProblem& p = a.problem;
-  const int64_t view = block_x() / a.tiles, number = block_x() % a.tiles;
-  const auto height = static_cast<int>(p.height);
-  const auto width = static_cast<int>(p.width);
-  Rect tile{static_cast<int>(number / a.tiles_across) * kSide,
-            static_cast<int>(number % a.tiles_across) * kSide, 0, 0};
-  tile.height = min_of(kSide, height - tile.top);
-  tile.width = min_of(kSide, width - tile.left);
-  const int lane = thread_x() % 32, warp = thread_x() / 32;
-  auto& shared = *reinterpret_cast<Shared*>(shared_memory());
-
-  Pixels<kChannels> seen;  // normalised but for mean and std
-  for (int k = 0; k < kRowsPerThread; ++k)
-    for (int c = 0; c < kChannels; ++c) seen[k][c] = 0.f;
-  const int x = tile.left + lane;
-  for (int patch = patch_after(a, view, -1, tile); patch != INT_MAX;
-       patch = patch_after(a, view, patch, tile)) {
-    const Job job = job_of(a, patch);
-    Pixels<kChannels> pixels;
-    if constexpr (!kAffine) resize<kChannels>(job, tile, shared, pixels);
-#pragma unroll
-    for (int k = 0; k < kRowsPerThread; ++k) {
-      const int y = tile.top + k * kWarps + warp;
-      if (y < job.rect.top || y >= job.rect.top + job.rect.height ||
-          x < job.rect.left || x >= job.rect.left + job.rect.width)
-        continue;
-      if constexpr (kAffine)
-        map<kChannels>(job, p.affine + int64_t{6} * patch, x - job.rect.left,
-                       y - job.rect.top, static_cast<float>(255 * p.fill),
-                       p.nearest, pixels[k]);
-      if (p.colour != nullptr)
-        colour<kChannels>(
-            p.colour + int64_t{patch} * kChannels * (kChannels + 1), pixels[k]);
-      for (int c = 0; c < kChannels; ++c) seen[k][c] = pixels[k][c];
+  Pixels<kChannels> pixels;
+  if constexpr (!kAffine) {
+    resize<kChannels>(shared, group, lane, warp, pixels);
+    forget_loads();
+    if (p.colour != nullptr) colour(shared.colour, pixels);
+  }
+  const Job& job = shared.job;
+  const int x = shared.tile.left + 32 * group + lane - job.rect.left;
+  const int top = shared.tile.top + kRows * warp - job.rect.top;
+#pragma unroll(kAffine ? 1 : kRows)
+  for (int k = 0; k < kRows; ++k) {
+    const int y = top + k;
+    if (y < 0 || y >= job.rect.height || x < 0 || x >= job.rect.width) continue;
+    if constexpr (kAffine) {
+      float pixel[1][kChannels];
+      map<kChannels>(job, p.affine + int64_t{6} * patch, x, y,
+                     static_cast<float>(255 * p.fill), p.nearest, pixel[0]);
+      if (p.colour != nullptr) colour(shared.colour, pixel);
+      put<kChannels>(a, shared, group, lane, warp, k, pixel[0]);
+    } else {
+      put<kChannels>(a, shared, group, lane, warp, k, pixels[k]);
     }
   }
+}
 
-  // Through shared memory, so that neighbouring lanes write neighbouring words.
-  const bool wide = p.type == ViewType::kFloat;
-  const int row_bytes = tile.width * kChannels * (wide ? 4 : 2);
-  auto* rows = reinterpret_cast<unsigned char*>(shared.band);
-  block_barrier();
-#pragma unroll
-  for (int k = 0; k < kRowsPerThread; ++k) {
-    const int own = k * kWarps + warp;
-    if (own >= tile.height || lane >= tile.width) continue;
-    const bool gone =
-        p.erase != nullptr && erased(p.erase + 4 * view, tile.top + own, x);
-    for (int c = 0; c < kChannels; ++c) {
-      const float value = gone ? 0.f : seen[k][c] * a.scale[c] + a.shift[c];
-      unsigned char* to = rows + own * row_bytes;
-      const int at = lane * kChannels + c;
-      if (wide)
-        reinterpret_cast<float*>(to)[at] = value;
-      else
-        reinterpret_cast<uint16_t*>(to)[at] = static_cast<uint16_t>(
-            p.type == ViewType::kHalf ? pack_fp16(value, 0.f)
-                                      : pack_bf16(value, 0.f));
-    }
-  }
-  block_barrier();
-  const int64_t pixel_bytes = kChannels * (wide ? 4 : 2);
-  auto* out = static_cast<unsigned char*>(a.out);
-  const int64_t start =
-      ((view * height + tile.top) * width + tile.left) * pixel_bytes;
-  const int64_t step = width * pixel_bytes;
+// The warp's finished pixels: neighbouring lanes write neighbouring words.
+template <int kChannels>
+__device__ inline void write(const Arguments& a, const Shared& shared,
+                             int group, int lane, int warp) {
+  const ViewsProblem& p = a.problem;
+  const Rect tile = shared.tile;
+  int pixel_bytes = kChannels * (p.type == ViewType::kFloat ? 4 : 2);
+  forget_value(pixel_bytes);  // as in render
+  const int top = tile.top + kRows * warp, left = tile.left + 32 * group;
+  const int64_t step = p.width * pixel_bytes;
+  unsigned char* to =
+      static_cast<unsigned char*>(a.out) +
+      ((shared.view * p.height + top) * p.width + left) * pixel_bytes;
+  const int count = min_of(kRows, static_cast<int>(p.height) - top);
+  const int row_bytes = min_of(32, tile.width - 32 * group) * pixel_bytes;
+  const float (&rows)[kRows][32 * 3] = shared.rows[warp];
   // Of 16-bit elements a row may start or end in the middle of a word.
-  const bool words = start % 4 == 0 && step % 4 == 0 && row_bytes % 4 == 0;
-  const int per_row = row_bytes / (words ? 4 : 2);
-  for (int own = warp; own < tile.height; own += kWarps)
-    for (int i = lane; i < per_row; i += 32) {
-      unsigned char* to = out + start + own * step;
-      const unsigned char* from = rows + own * row_bytes;
-      if (words)
-        reinterpret_cast<uint32_t*>(to)[i] =
-            reinterpret_cast<const uint32_t*>(from)[i];
-      else
-        reinterpret_cast<uint16_t*>(to)[i] =
-            reinterpret_cast<const uint16_t*>(from)[i];
+  const auto ends = reinterpret_cast<uintptr_t>(to) |
+                    static_cast<uintptr_t>(step) |
+                    static_cast<uintptr_t>(row_bytes);
+  if (ends % 16 == 0)
+    copy_rows<Word16>(rows, count, row_bytes, lane, to, step);
+  else if (ends % 4 == 0)
+    copy_rows<uint32_t>(rows, count, row_bytes, lane, to, step);
+  else
+    copy_rows<uint16_t>(rows, count, row_bytes, lane, to, step);
+}
+
+template <int kChannels, bool kAffine>
+// Three blocks a multiprocessor, and so 80 registers.
+__global__ void __launch_bounds__(kBlock, 3) render(Arguments a) {
+  const ViewsProblem& p = a.problem;
+  auto& shared = *reinterpret_cast<Shared*>(shared_memory());
+  if (thread_x() == 0) {
+    const auto height = static_cast<int>(p.height);
+    const auto width = static_cast<int>(p.width);
+    const int64_t view = block_x() / a.tiles, number = block_x() % a.tiles;
+    const int top = static_cast<int>(number / a.tiles_across) * kTileRows;
+    const int left = static_cast<int>(number % a.tiles_across) * kTileColumns;
+    shared.view = view;
+    shared.ready = -1;
+    shared.tile = {top, left, min_of(kTileRows, height - top),
+                   min_of(kTileColumns, width - left)};
+    shared.erased =
+        p.erase != nullptr ? erased(p.erase + 4 * view, height, width) : Rect{};
+  }
+  block_barrier();
+  for (int group = 0; 32 * group < shared.tile.width; ++group) {
+    int lane = thread_x() % 32, warp = thread_x() / 32;
+    // What follows from them, and is in shared memory, is cheaper again than
+    // kept in registers.
+    forget_value(lane);
+    forget_value(warp);
+    forget_loads();
+    for (int last = -1;;) {
+      Rect part = shared.tile;
+      part.left += 32 * group;
+      part.width = min_of(32, part.width - 32 * group);
+      const int patch = patch_after(a, shared.view, last, part);
+      const bool any = patch != INT_MAX;
+      if (last < 0 && !(any && covers(rect_of(p, patch), part))) {
+        int level = 0;
+        forget_value(level);
+        float black[kChannels];
+        for (int c = 0; c < kChannels; ++c)
+          black[c] = static_cast<float>(level);
+#pragma unroll 1
+        for (int k = 0; k < kRows; ++k)
+          put<kChannels>(a, shared, group, lane, warp, k, black);
+      }
+      if (!any) break;
+      if (patch != shared.ready) prepare<kChannels, kAffine>(a, patch, shared);
+      last = patch;
+      show<kChannels, kAffine>(a, shared, patch, group, lane, warp);
     }
+    warp_barrier();
+    write<kChannels>(a, shared, group, lane, warp);
+    warp_barrier();
+  }
 }
 
 int64_t blocks_of(int64_t count, int64_t size) {
@@ -172,14 +267,20 @@ size_t render_views_workspace(const ViewsProblem& p) {
 Status render_views(const ViewsProblem& p, void* workspace, void* out,
                     Stream stream) {
   if (p.views == 0) return {};
+  const auto too_large = [](const ByteImage& image) {
+    return image.height > kMostSide || image.width > kMostSide;
+  };
+  if (p.list == nullptr ? too_large(p.first)
+                        : std::any_of(p.list, p.list + p.images, too_large))
+    return {StatusCode::kCudaError, "an image with a side of 2^30 or more"};
   if (p.patches > INT_MAX || p.height > INT_MAX / 2 || p.width > INT_MAX / 2)
     return {StatusCode::kCudaError,
             "more than 2^31 patches or pixels in a row"};
   Arguments a{};
   a.problem = p;
   a.out = out;
-  a.tiles_across = blocks_of(p.width, kSide);
-  a.tiles = a.tiles_across * blocks_of(p.height, kSide);
+  a.tiles_across = blocks_of(p.width, kTileColumns);
+  a.tiles = a.tiles_across * blocks_of(p.height, kTileRows);
   for (int64_t c = 0; c < p.channels; ++c) {
     const double range = p.colour != nullptr ? 1 : 255;
     a.scale[c] = static_cast<float>(1 / (range * p.std[c]));

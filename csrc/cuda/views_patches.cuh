@@ -10,6 +10,9 @@
 namespace s3h::cuda::rendering {
 
 constexpr int64_t kFar = int64_t{1} << 48;
+constexpr int64_t kMostSide = (1 << 30) - 1;  // of an image
+
+__device__ inline int min_of(int a, int b) { return a < b ? a : b; }
 
 struct Arguments {
   ViewsProblem problem;
@@ -22,7 +25,7 @@ struct Arguments {
 };
 
 // A rectangle of pixels of the view.
-struct Rect {
+struct alignas(16) Rect {
   int top, left, height, width;
 };
 
@@ -69,9 +72,12 @@ __device__ inline int patch_after(const Arguments& a, int64_t view, int last,
 
 // A patch with its image.
 struct Job {
-  ByteImage image;
-  int64_t top, left;
-  int rows, columns;  // the box
+  const uint8_t* data;
+  int height, width;  // of the image
+  // Rows of the image around whose bytes whole words can be read.
+  int inside_first, inside_end;
+  int top, left;      // of the box, cut to where it is outside of the image
+  int rows, columns;  // of the box
   bool flip;
   Rect rect;
 };
@@ -91,9 +97,24 @@ __device__ inline Job job_of(const Arguments& a, int64_t patch) {
     image = a.table[number];
   else
     image.data += number * image.height * image.width * p.channels;
-  return {image,
-          box[0],
-          box[1],
+  const auto near = [](int64_t place) {
+    constexpr int64_t kOutside = kMostSide + 1;
+    return static_cast<int>(place < -kOutside  ? -kOutside
+                            : place > kOutside ? kOutside
+                                               : place);
+  };
+  const auto height = static_cast<int>(image.height);
+  const int64_t row_bytes = image.width * p.channels;
+  const auto rows_of = [&](int64_t bytes) {
+    return static_cast<int>((bytes + row_bytes - 1) / row_bytes);
+  };
+  return {image.data,
+          height,
+          static_cast<int>(image.width),
+          rows_of(3),
+          height - rows_of(16),
+          near(box[0]),
+          near(box[1]),
           static_cast<int>(box[2]),
           static_cast<int>(box[3]),
           p.flip != nullptr && p.flip[patch],

@@ -31,16 +31,12 @@ __device__ inline void map(const Job& job, const float* a, int x, int y,
                : column_in < job.columns ? column_in
                                          : job.columns - 1;
     if (job.flip) x_in = job.columns - 1 - x_in;
-    const int64_t row = job.top + r, column = job.left + x_in;
-    const bool known = row >= 0 && row < job.image.height && column >= 0 &&
-                       column < job.image.width;
+    const int row = job.top + r, column = job.left + x_in;
+    const bool known =
+        row >= 0 && row < job.height && column >= 0 && column < job.width;
+    const int64_t at = (int64_t{row} * job.width + column) * kChannels;
     for (int c = 0; c < kChannels; ++c)
-      to[c] =
-          known
-              ? to_grey_level(
-                    job.image
-                        .data[(row * job.image.width + column) * kChannels + c])
-              : 0.f;
+      to[c] = known ? to_grey_level(job.data[at + c]) : 0.f;
   };
   if (nearest) {
     pixel(static_cast<int>(v), static_cast<int>(u), out);
@@ -62,29 +58,47 @@ __device__ inline void map(const Job& job, const float* a, int x, int y,
   }
 }
 
-// Grey levels to pixels in [0, 1] through the colour matrix; NaN passes.
+// A number of the colour matrix [channels, channels + 1] of a patch, with the
+// scale from grey levels to [0, 1].
 template <int kChannels>
-__device__ inline void colour(const float* matrix, float (&pixel)[kChannels]) {
-  float result[kChannels];
-  for (int c = 0; c < kChannels; ++c) {
-    const float* row = matrix + c * (kChannels + 1);
-    float x = row[kChannels];
-    for (int k = 0; k < kChannels; ++k) x += pixel[k] * (row[k] * (1 / 255.f));
-    x = x < 0.f ? 0.f : x;
-    result[c] = x > 1.f ? 1.f : x;
-  }
-  for (int c = 0; c < kChannels; ++c) pixel[c] = result[c];
+__device__ inline float colour_factor(const float* matrix, int i) {
+  const float x = matrix[i];
+  return i % (kChannels + 1) == kChannels ? x : x * (1 / 255.f);
 }
 
-// The pixels of the view that an erasing rectangle, which may be anywhere,
-// takes away. Sums in double cannot overflow.
-__device__ inline bool erased(const int64_t* rect, int y, int x) {
-  const auto inside = [](int64_t start, int64_t size, int at) {
-    return at >= start &&
-           static_cast<double>(at) <
-               static_cast<double>(start) + static_cast<double>(size);
+// Grey levels to pixels in [0, 1] through such a matrix; NaN passes.
+template <int kChannels, int kCount>
+__device__ inline void colour(const float* matrix,
+                              float (&pixels)[kCount][kChannels]) {
+  float result[kCount][kChannels];
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) {
+    float row[kChannels + 1];
+    for (int k = 0; k <= kChannels; ++k)
+      row[k] = matrix[c * (kChannels + 1) + k];
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      float x = row[kChannels];
+      for (int k = 0; k < kChannels; ++k) x += pixels[i][k] * row[k];
+      result[i][c] = within_unit(x);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kCount; ++i)
+    for (int c = 0; c < kChannels; ++c) pixels[i][c] = result[i][c];
+}
+
+// The part of a view that an erasing rectangle, which may be anywhere, takes
+// away. Sums in double cannot overflow.
+__device__ inline Rect erased(const int64_t* rect, int height, int width) {
+  const auto within = [](double place, int size) {
+    return place <= 0 ? 0 : place >= size ? size : static_cast<int>(place);
   };
-  return inside(rect[0], rect[2], y) && inside(rect[1], rect[3], x);
+  const auto top = static_cast<double>(rect[0]);
+  const auto left = static_cast<double>(rect[1]);
+  const int y = within(top, height), x = within(left, width);
+  return {y, x, within(top + static_cast<double>(rect[2]), height) - y,
+          within(left + static_cast<double>(rect[3]), width) - x};
 }
 
 }  // namespace s3h::cuda::rendering

@@ -218,6 +218,8 @@ inline uint32_t arrive(uint32_t* count) {
 inline uint64_t read_shared_word(const uint64_t* from) {
   return __atomic_load_n(from, __ATOMIC_RELAXED);
 }
+inline uint32_t read_only(const uint32_t* from) { return *from; }
+inline uint8_t read_only(const uint8_t* from) { return *from; }
 [[noreturn]] inline void stop(const char* message) { host::fail(message); }
 inline void atomic_add(float* to, float value) {
   const host::Thread& self = host::current();
@@ -330,6 +332,16 @@ inline double log_of(double x) { return std::log(x); }
 inline double exp_of(double x) { return std::exp(x); }
 inline float max_of(float a, float b) { return std::fmax(a, b); }
 inline double max_of(double a, double b) { return std::fmax(a, b); }
+inline float within_unit(float x) {
+  x = x < 0.f ? 0.f : x;
+  return x > 1.f ? 1.f : x;
+}
+inline uint32_t funnel_right(uint32_t low, uint32_t high, uint32_t shift) {
+  return static_cast<uint32_t>((uint64_t{high} << 32 | low) >> shift % 32);
+}
+inline uint32_t byte_of(uint32_t word, int number) {
+  return word >> 8 * number & 0xff;
+}
 inline float magnitude(float x) { return std::fabs(x); }
 inline float root_of(float x) { return std::sqrt(x); }
 inline double root_of(double x) { return std::sqrt(x); }

@@ -24,6 +24,7 @@ from s3h_ext.methods import (
     ClasswiseSplitting,
     Hybrid,
     TauNormalization,
+    hybrid,
 )
 from s3h_ext.models import build_model
 
@@ -176,6 +177,35 @@ def test_hybrid_is_its_equation(dataset, contrast):
     torch.testing.assert_close(terms["contrastive"], contrastive.detach())
     torch.testing.assert_close(terms["cross_entropy"], cross_entropy.detach())
     torch.testing.assert_close(terms["loss"], 0.75 * contrastive + 0.25 * cross_entropy)
+
+
+@pytest.mark.parametrize("contrast", ["supcon", "prototypical"])
+def test_hybrid_hands_16_bits_to_the_loss_on_a_gpu(dataset, contrast, monkeypatch):
+    method = build(Hybrid(contrast=contrast, views=2), dataset)
+    batch = {"contrast": make_batch(2, 8, 0), "classifier": make_batch(1, 8, 1)}
+    method.begin_epoch(0.0)
+    seen = []
+    method.criterion.register_forward_pre_hook(
+        lambda _, rows: seen.append([x.dtype for x in rows if x.is_floating_point()])
+    )
+
+    def gradient():
+        method.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = method.loss(batch)["loss"]
+        loss.backward()
+        return torch.cat([p.grad.flatten() for p in method.head.parameters()])
+
+    right = gradient()
+    monkeypatch.setattr(
+        hybrid, "unit_rows", lambda x: F.normalize(x.float(), dim=-1).to(x.dtype)
+    )
+    found = gradient()
+    own, sixteen = seen
+    assert set(own) == {torch.float32}
+    assert set(sixteen) == {torch.bfloat16}
+    # Rounded once more, by at most 2^-9 of each number, and divided by 0.1.
+    assert (found - right).norm() < 0.05 * right.norm()
 
 
 def test_hybrid_moves_from_the_first_branch_to_the_second(dataset):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
 
 from s3h_ext.models import (
     Backbone,
@@ -10,6 +11,7 @@ from s3h_ext.models import (
     MLPHead,
     ResNet,
     build_model,
+    unit_rows,
 )
 
 
@@ -193,3 +195,11 @@ def test_what_a_grouped_classifier_cannot_take_is_refused():
 def test_a_backbone_has_to_have_a_feature_map():
     with pytest.raises(TypeError, match="feature_map"):
         Backbone()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_unit_rows_keep_16_bits_on_a_gpu_alone(dtype):
+    rows = torch.randn(5, 7).to(dtype)
+    assert torch.equal(unit_rows(rows), F.normalize(rows.float(), dim=1))
+    with FakeTensorMode():
+        assert unit_rows(torch.empty(5, 7, dtype=dtype, device="cuda:0")).dtype == dtype

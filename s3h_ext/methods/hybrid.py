@@ -15,7 +15,7 @@ from s3h_ext.data.views.recipes import get_recipe
 from s3h_ext.losses import PrototypicalSupConLoss, SupConLoss
 from s3h_ext.losses.classification import Counts, Labels, mixed_cross_entropy
 from s3h_ext.methods.base import ClassifierMethod, require_labelled
-from s3h_ext.models import ImageClassifier, MLPHead
+from s3h_ext.models import ImageClassifier, MLPHead, unit_rows
 
 ContrastName = Literal["supcon", "prototypical"]
 DecayName = Literal["parabolic", "linear"]
@@ -181,13 +181,14 @@ class Hybrid(ClassifierMethod):
         )
         features = self.model.backbone(images)
         split = contrast.images.shape[0] * contrast.images.shape[1]
-        embeddings = F.normalize(self.head(features[:split]).float(), dim=1)  # [V*B, D]
+        embeddings = unit_rows(self.head(features[:split]))  # [V*B, D]
         labels = contrast.labels.repeat(contrast.images.shape[0])  # [V*B]
         if self.contrast == "supcon":
             contrastive = self.criterion(embeddings, labels)
         else:
+            prototypes = F.normalize(self.prototypes.float(), dim=-1)
             contrastive = self.criterion(
-                embeddings, labels, F.normalize(self.prototypes.float(), dim=-1)
+                embeddings, labels, prototypes.to(embeddings.dtype)
             )
         cross_entropy = self.classify(*self.joint(features[split:], classifier.labels))
         alpha, rest = self.term_weights

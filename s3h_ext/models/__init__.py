@@ -29,6 +29,7 @@ from s3h_ext.models.projection import (
     class_directions,
     pool_quadrants,
     pool_whole,
+    unit_rows,
 )
 from s3h_ext.models.resnet import Backbone, CifarResNet, ResNet
 
@@ -62,6 +63,7 @@ __all__ = [
     "normalize_weights",
     "pool_quadrants",
     "pool_whole",
+    "unit_rows",
     "update_momentum_copy_",
 ]
 

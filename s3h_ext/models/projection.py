@@ -55,6 +55,22 @@ def pool_quadrants(feature_map: Tensor) -> Tensor:
     return pooled.permute(0, 2, 3, 1).flatten(0, 2)
 
 
+def unit_rows(rows: Tensor) -> Tensor:
+    """Return rows ``[..., D]`` divided by their norms, in float32.
+
+    On a GPU, rows of 16 bits are rounded back to their type: the kernels of the
+    contrastive losses multiply it several times as fast. On a CPU, the loss is a small
+    part of a step and stays in float32.
+
+    Example:
+        >>> import torch
+        >>> unit_rows(torch.tensor([[3.0, 4.0]], dtype=torch.bfloat16))
+        tensor([[0.6000, 0.8000]])
+    """
+    unit = F.normalize(rows.float(), dim=-1)
+    return unit.to(rows.dtype) if rows.device.type == "cuda" else unit
+
+
 class CascadedHeads(nn.Module):
     """Projection heads in sequence, each on the output of the previous one.
 
@@ -104,11 +120,11 @@ class CascadedHeads(nn.Module):
             )
 
     def forward(self, features: Tensor) -> list[Tensor]:
-        """Return each head's embeddings ``[N, out_features]``: unit rows, float32."""
+        """Return each head's embeddings ``[N, out_features]``, as :func:`unit_rows`."""
         embeddings = []
         for stage in self.stages:
             features = stage(features)
-            embeddings.append(F.normalize(features.float(), dim=1))
+            embeddings.append(unit_rows(features))
         return embeddings
 
 
