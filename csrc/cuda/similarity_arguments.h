@@ -33,6 +33,7 @@ struct ScoreArguments {
   float inverse_temperature;
   float inverse_temperature_rest;  // what the float leaves
   float inverse_temperature_log2;  // times log2(e)
+  float inverse_temperature_log2_rest;
   float same_value;                // where a query has no `same`
   bool symmetric;                  // pair (i, i) is excluded
   bool bounded;     // e^x is expected to be a normal number for all x
