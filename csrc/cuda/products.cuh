@@ -105,8 +105,8 @@ __device__ inline void multiply_scores(typename Tile<Type>::Scores& scores,
   using T = Tile<Type>;
   const int lane = lane_index();
   const int steps = (elements + T::kStepElements - 1) / T::kStepElements;
-  int row_at = unit_offset<Type>(warp_index() * T::kWarpRows + (lane & 15),
-                                 lane >> 4);
+  int row_at =
+      unit_offset<Type>(warp_index() * T::kWarpRows + (lane & 15), lane >> 4);
   int column_at =
       unit_offset<Type>((lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1);
   forget_value(row_at);
@@ -135,8 +135,7 @@ __device__ inline void multiply_scores(typename Tile<Type>::Scores& scores,
         float product[4] = {};
 #pragma unroll
         for (int h = 0; h < 2; ++h)
-          mma_fp16(product, both[h],
-                   lower_halves(c[2 * i + h], b[2 * i + h]),
+          mma_fp16(product, both[h], lower_halves(c[2 * i + h], b[2 * i + h]),
                    upper_halves(c[2 * i + h], b[2 * i + h]));
         mma_fp16(product, first, b[2 * i], b[2 * i + 1]);
 #pragma unroll
@@ -178,7 +177,7 @@ __device__ inline void multiply_outputs(
       load_matrices_transposed(c, from + (column_at ^ (16 * n + kRest)));
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        float(&product)[4] = products[i][k];
+        float (&product)[4] = products[i][k];
         mma_fp16(product, first[k], c[2 * i], c[2 * i + 1]);
         mma_fp16(product, rest[k], b[2 * i], b[2 * i + 1]);
         mma_fp16(product, first[k], b[2 * i], b[2 * i + 1]);

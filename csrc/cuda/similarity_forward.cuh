@@ -249,10 +249,11 @@ __global__ void __launch_bounds__(kThreads, 2)
   for_each_tile<Bounded, kDepth, kPlain>(
       a, shared, first_row, begin, end, a.chunks - 1, true, 1.f,
       [&](typename T::Scores& x, const unsigned char*,
-          const typename Shared<Bounded>::Columns& vectors, int64_t first_column) {
+          const typename Shared<Bounded>::Columns& vectors,
+          int64_t first_column) {
         float column_sums[2 * T::kColumnFragments] = {};
         add_powers<Bounded, true, kPlain>(x, a, shared, vectors, first_row,
-                                       first_column, row_sums, column_sums);
+                                          first_column, row_sums, column_sums);
         sum_over_rows<2 * T::kColumnFragments>(column_sums);
         constexpr int kLeft = T::kColumnFragments / 4;
 #pragma unroll

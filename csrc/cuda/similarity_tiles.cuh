@@ -212,8 +212,8 @@ __device__ inline void for_each_tile(const ScoreArguments& a,
         finish_vectors<Type, kPlain>(shared.columns[tile & 1], a.columns, a,
                                      bounded, otherwise, -2);
       columns = shared.column_tiles + stage * Shared<Type>::kColumnChunk;
-      unsigned char* rows = shared.row_tiles + (chunks == 1 ? 0 : stage) *
-                                                   Shared<Type>::kRowChunk;
+      unsigned char* rows = shared.row_tiles +
+                            (chunks == 1 ? 0 : stage) * Shared<Type>::kRowChunk;
       split_in_place<Type, T::kColumns>(shared, columns, elements);
       if (chunks > 1 && k < chunks)
         split_in_place<Type, T::kRows>(shared, rows, elements);
@@ -222,8 +222,7 @@ __device__ inline void for_each_tile(const ScoreArguments& a,
         stage ^= 1;
         if (next_tile < tile_end) load_next(stage);
       }
-      if (k < chunks)
-        multiply_scores<Type>(scores, rows, columns, elements);
+      if (k < chunks) multiply_scores<Type>(scores, rows, columns, elements);
     }
     body(scores, columns, shared.columns[tile & 1],
          static_cast<int64_t>(tile) * T::kColumns);

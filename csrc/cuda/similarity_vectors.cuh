@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
+#include "products.cuh"
 #include "similarity_arguments.h"
 #include "similarity_log.cuh"
-#include "products.cuh"
 
 namespace s3h::cuda {
 

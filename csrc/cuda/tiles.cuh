@@ -202,9 +202,9 @@ __device__ inline void split_in_pairs(float x, float y, uint32_t& first,
   rest = pack_fp16(x - half(first), y - half(first >> 16));
 }
 
-// float16 reaches from 2^-24 to 2^16; the numbers of a unit row times kPairScale
-// fit in. Of one below 2^-18 some bits are lost, all in all less than 2^-25 of
-// the row's largest, if that is no less than kLeastOfRow.
+// float16 reaches from 2^-24 to 2^16; the numbers of a unit row times
+// kPairScale fit in. Of one below 2^-18 some bits are lost, all in all less
+// than 2^-25 of the row's largest, if that is no less than kLeastOfRow.
 constexpr float kPairScale = 0x1p15f, kLeastOfRow = 0x1p-14f;
 // From a unit of first halves to the other ones of its elements.
 constexpr int kRest = 2 * kChunk;
@@ -237,7 +237,7 @@ __device__ inline bool split_chunk(unsigned char* tile, int elements) {
     bool all_long = true;
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const float(&y)[4] = x[i].at;
+      const float (&y)[4] = x[i].at;
       Several<uint32_t, 2> first_half, rest;
 #pragma unroll
       for (int k = 0; k < 2; ++k)
@@ -251,10 +251,9 @@ __device__ inline bool split_chunk(unsigned char* tile, int elements) {
       }
       // Bit 14: a half of at least 2, which is kLeastOfRow.
       static_assert(kLeastOfRow * kPairScale == 2.f);
-      all_long =
-          warp_any(((first_half.at[0] | first_half.at[1]) & 0x40004000u) !=
-                   0) &&
-          all_long;
+      all_long = warp_any(((first_half.at[0] | first_half.at[1]) &
+                           0x40004000u) != 0) &&
+                 all_long;
     }
     if (!all_long) {
       // A row of zeros is as good as a long one.
