@@ -111,7 +111,8 @@ __device__ inline void multiply_scores(typename Tile<Type>::Scores& scores,
       unit_offset<Type>((lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1);
   forget_value(row_at);
   forget_value(column_at);
-#pragma unroll
+  // Of all steps, the compiler would load more ahead than registers hold.
+#pragma unroll 4
   for (int step = 0; step < T::kSteps; ++step) {
     if (step >= steps) break;
     uint32_t first[4], rest[4], both[2][4];
