@@ -31,6 +31,9 @@ MAY_SPILL = {
         for depth in (0, 1, 2)
         for plain in ("false", "true")
     ),
+    # The same loop of float32 rows.
+    ("scores_backward<Fp32<true>, (Depth)2, false>", ""),
+    ("scores_backward<Fp32<true>, (Depth)2, true>", ""),
     # One register, around the rare path of a division.
     ("apply_class<float>", "sm_90"),
 }

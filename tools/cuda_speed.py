@@ -93,8 +93,8 @@ WORK = {
     "triangle_forward<Bf16, (Depth)2, true>": Work(128, 8, 64, _HALF),
     "triangle_forward<Bf16, (Depth)2, false>": Work(128, 8, 64, _HALF),
     "scores_forward<Bf16, (Depth)2, true>": Work(128, 8, 64, _ALL),
-    "scores_backward<Fp32<true>, (Depth)0, true>": Work(384, 8, 16, _ALL32),
-    "triangle_forward<Fp32<true>, (Depth)0, true>": Work(192, 8, 16, _HALF32),
+    "scores_backward<Fp32<true>, (Depth)2, true>": Work(192, 8, 16, _ALL32),
+    "triangle_forward<Fp32<true>, (Depth)2, true>": Work(96, 8, 16, _HALF32),
 }
 
 # Cycles from the start of a unit's work to its result.

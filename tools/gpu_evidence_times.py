@@ -287,7 +287,7 @@ def sanitize(device: torch.device) -> None:
     for deterministic in (True, False):
         torch.use_deterministic_algorithms(deterministic)
         for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
-            for shape in ((1, 1, 1), (65, 130, 7), (129, 70, 136)):
+            for shape in ((1, 1, 1), (65, 130, 7), (70, 66, 128), (129, 70, 136)):
                 _sanitize_similarity(shape, dtype, device)
     rows = [torch.randn(6, 20, device=device), torch.zeros(6, 20, device=device)]
     update_prototypes_(

@@ -245,6 +245,13 @@ __device__ inline uint32_t pack_fp16(float low, float high) {
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
   return bits;
 }
+// The lower halves of two words side by side, and the upper ones.
+__device__ inline uint32_t lower_halves(uint32_t first, uint32_t second) {
+  return __byte_perm(first, second, 0x5410);
+}
+__device__ inline uint32_t upper_halves(uint32_t first, uint32_t second) {
+  return __byte_perm(first, second, 0x7632);
+}
 __device__ inline float unpack_fp16(uint16_t bits) {
   float result;
   asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(bits));

@@ -87,8 +87,12 @@ Plan plan_of(const SimilarityProblem& p, const SimilarityOptions& options) {
       std::isfinite(a.inverse_temperature)
           ? static_cast<float>(1.0 / p.temperature - a.inverse_temperature)
           : 0.f;
-  a.inverse_temperature_log2 =
-      static_cast<float>(1.4426950408889634 / p.temperature);
+  const double log2 = 1.4426950408889634 / p.temperature;
+  a.inverse_temperature_log2 = static_cast<float>(log2);
+  a.inverse_temperature_log2_rest =
+      std::isfinite(a.inverse_temperature_log2)
+          ? static_cast<float>(log2 - a.inverse_temperature_log2)
+          : 0.f;
   a.same_value = static_cast<float>(p.same_label_value);
   a.symmetric = p.symmetric;
   a.plain = !labels && p.key_bias == nullptr && a.rows.self == nullptr;

@@ -33,15 +33,16 @@ struct ScoreArguments {
   float inverse_temperature;
   float inverse_temperature_rest;  // what the float leaves
   float inverse_temperature_log2;  // times log2(e)
-  float same_value;                // where a query has no `same`
-  bool symmetric;                  // pair (i, i) is excluded
-  bool bounded;     // e^x is expected to be a normal number for all x
-  float most_sum;   // bounded: of e^x over a row, and the inverse of the least
-  float most_log;   // its logarithm
-  bool plain;       // no vector but lse and grad is there
-  int first_block;  // of the backward's blocks of rows
-  int chunks;       // of depth
-  int stages;       // tiles in shared memory: 1, or 2 that take turns
+  float inverse_temperature_log2_rest;
+  float same_value;  // where a query has no `same`
+  bool symmetric;    // pair (i, i) is excluded
+  bool bounded;      // e^x is expected to be a normal number for all x
+  float most_sum;    // bounded: of e^x over a row, and the inverse of the least
+  float most_log;    // its logarithm
+  bool plain;        // no vector but lse and grad is there
+  int first_block;   // of the backward's blocks of rows
+  int chunks;        // of depth
+  int stages;        // tiles in shared memory: 1, or 2 that take turns
 };
 
 struct ForwardOutputs {

@@ -222,6 +222,31 @@ __device__ inline bool is_bounded(const ScoreArguments& a,
   return !block_any(shared, beyond);
 }
 
+// Takes the scales from the outputs of pairs, zeros where rows were not what
+// pairs are for: too short, or so long that a number is not finite. Returns
+// whether there were none.
+template <typename Type>
+__device__ inline bool finish_pairs(const Shared<Type>& shared,
+                                    const RowScales<Type>& scales,
+                                    typename Tile<Type>::Outputs& outputs) {
+  using T = Tile<Type>;
+  bool beyond = had_short_rows(shared);
+#pragma unroll
+  for (int n = 0; n < T::kOutputFragments; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float& x = outputs[0][n][i];
+      beyond = beyond || !(magnitude(x) < kInfinity);
+      x *= scales.undo(0, i / 2) * (1.f / kPairScale);
+    }
+  if (!block_any(shared, beyond)) return true;
+#pragma unroll
+  for (auto& fragment : outputs[0])
+#pragma unroll
+    for (float& x : fragment) x = 0.f;
+  return false;
+}
+
 // kPlain: a.plain. The general case has a loop of its own, for the registers.
 template <typename Type, Depth kDepth, bool kPlain>
 __global__ void __launch_bounds__(kThreads, 2)
@@ -237,37 +262,46 @@ __global__ void __launch_bounds__(kThreads, 2)
   typename T::Outputs outputs = {};
   int begin, end;
   share_of_tiles<Type>(a, 0, begin, end);
-  [[maybe_unused]] RowScales<Type> scales;
-  if constexpr (Type::kNarrow) scales.reset();
-  const auto multiply = [&](typename T::Scores& weights,
-                            const unsigned char* columns) {
-    if constexpr (Type::kNarrow) scales.apply(weights, outputs);
-    multiply_outputs<Type>(outputs, weights, columns, elements);
+  using Bounded = BoundedOf<Type>;
+  [[maybe_unused]] RowScales<Bounded> scales;
+  if constexpr (Bounded::kNarrow) scales.reset();
+  const auto multiply = [&]<typename Element>(typename T::Scores& weights,
+                                              const unsigned char* columns) {
+    if constexpr (Element::kNarrow) scales.apply(weights, outputs);
+    multiply_outputs<Element>(outputs, weights, columns, elements);
   };
   using Columns = typename Shared<Type>::Columns;
   // 16-bit rows of another depth leave no registers for the factors of biases.
   constexpr bool kFactors = kPlain || kWhole || T::kWide;
-  if (kFactors && is_bounded(a, shared, first_row, begin, end)) {
-    for_each_tile<Type, kDepth, kPlain>(
-        a, shared, first_row, begin, end, chunk, true, 0.f,
+  bool done = kFactors && is_bounded(a, shared, first_row, begin, end);
+  if (done) {
+    const Shared<Bounded> own(kAny ? a.chunks : 1, kAny ? a.stages : 2);
+    clear_short_rows(own);
+    for_each_tile<Bounded, kDepth, kPlain>(
+        a, own, first_row, begin, end, chunk, true, 0.f,
         [&](typename T::Scores& weights, const unsigned char* columns,
             const Columns& vectors, int64_t first_column) {
-          leave_out<Type, false, kPlain>(weights, a, shared, vectors, first_row,
-                                         first_column, kNoDot);
+          leave_out<Bounded, false, kPlain>(weights, a, own, vectors, first_row,
+                                            first_column, kNoDot);
           if constexpr (kPlain)
-            to_weights_plain<Type>(weights, a, shared, vectors);
+            to_weights_plain<Bounded>(weights, a, own, vectors);
           else
-            to_weights_bounded<Type>(weights, a, shared, vectors);
-          multiply(weights, columns);
+            to_weights_bounded<Bounded>(weights, a, own, vectors);
+          multiply.template operator()<Bounded>(weights, columns);
         });
-  } else {
-    for_each_tile<Type, kAny ? Depth::kAny : Depth::kOneChunk, kPlain>(
+    if constexpr (Tile<Bounded>::kPairs)
+      done = finish_pairs<Bounded>(own, scales, outputs);
+  }
+  if (!done) {
+    // In three parts, branches keep the loads from taking all registers.
+    constexpr bool kBranches = kAny || T::kSplit;
+    for_each_tile<Type, kBranches ? Depth::kAny : Depth::kOneChunk, kPlain>(
         a, shared, first_row, begin, end, chunk, false, 0.f,
         [&](typename T::Scores& weights, const unsigned char* columns,
             const Columns& vectors, int64_t first_column) {
           to_weights<Type, kPlain>(weights, a, shared, vectors, first_row,
                                    first_column);
-          multiply(weights, columns);
+          multiply.template operator()<Type>(weights, columns);
         });
   }
 

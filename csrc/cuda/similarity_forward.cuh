@@ -135,9 +135,11 @@ __device__ inline bool sum_rows_of_block(const ScoreArguments& a,
                                          const Shared<Type>& shared,
                                          bool shifted) {
   using T = Tile<Type>;
+  using Bounded = BoundedOf<Type>;
   using Columns = typename Shared<Type>::Columns;
+  const Shared<Bounded> own(a.chunks, a.stages);
   const int64_t first_row = static_cast<int64_t>(block_x()) * T::kRows;
-  bool beyond = false;
+  clear_short_rows(own);
   float top[T::kRowFragments][2], sum[T::kRowFragments][2];
 #pragma unroll
   for (int f = 0; f < T::kRowFragments; ++f)
@@ -150,7 +152,7 @@ __device__ inline bool sum_rows_of_block(const ScoreArguments& a,
   int begin, end;
   share_of_tiles<Type>(a, 0, begin, end);
   if (shifted)
-    for_each_tile<Type, kDepth, kPlain>(
+    for_each_tile<Type, T::kSplit ? Depth::kAny : kDepth, kPlain>(
         a, shared, first_row, begin, end, a.chunks - 1, false, 1.f,
         [&](typename T::Scores& x, const unsigned char*, const Columns& vectors,
             int64_t first_column) {
@@ -176,16 +178,17 @@ __device__ inline bool sum_rows_of_block(const ScoreArguments& a,
             }
         });
   else
-    for_each_tile<Type, kDepth, kPlain>(
-        a, shared, first_row, begin, end, a.chunks - 1, true, 1.f,
+    for_each_tile<Bounded, kDepth, kPlain>(
+        a, own, first_row, begin, end, a.chunks - 1, true, 1.f,
         [&](typename T::Scores& x, const unsigned char*, const Columns& vectors,
             int64_t first_column) {
           float unused[2 * T::kColumnFragments];
-          add_powers<Type, false, kPlain>(x, a, shared, vectors, first_row,
-                                          first_column, sum, unused);
+          add_powers<Bounded, false, kPlain>(x, a, own, vectors, first_row,
+                                             first_column, sum, unused);
         });
 
   copies_wait<0>();
+  bool beyond = had_short_rows(own);
 #pragma unroll
   for (int f = 0; f < T::kRowFragments; ++f)
 #pragma unroll
@@ -235,20 +238,22 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <typename Type, Depth kDepth, bool kPlain>
 __global__ void __launch_bounds__(kThreads, 2)
     triangle_forward(ScoreArguments a, ForwardOutputs out) {
-  using T = Tile<Type>;
-  const Shared<Type> shared(a.chunks, a.stages);
+  using Bounded = BoundedOf<Type>;
+  using T = Tile<Bounded>;
+  const Shared<Bounded> shared(a.chunks, a.stages);
   const int64_t first_row = static_cast<int64_t>(block_x()) * T::kRows;
   float row_sums[T::kRowFragments][2] = {};
 
   int begin, end;
-  share_of_tiles<Type>(a, first_row / T::kColumns, begin, end);
-  for_each_tile<Type, kDepth, kPlain>(
+  share_of_tiles<Bounded>(a, first_row / T::kColumns, begin, end);
+  for_each_tile<Bounded, kDepth, kPlain>(
       a, shared, first_row, begin, end, a.chunks - 1, true, 1.f,
       [&](typename T::Scores& x, const unsigned char*,
-          const typename Shared<Type>::Columns& vectors, int64_t first_column) {
+          const typename Shared<Bounded>::Columns& vectors,
+          int64_t first_column) {
         float column_sums[2 * T::kColumnFragments] = {};
-        add_powers<Type, true, kPlain>(x, a, shared, vectors, first_row,
-                                       first_column, row_sums, column_sums);
+        add_powers<Bounded, true, kPlain>(x, a, shared, vectors, first_row,
+                                          first_column, row_sums, column_sums);
         sum_over_rows<2 * T::kColumnFragments>(column_sums);
         constexpr int kLeft = T::kColumnFragments / 4;
 #pragma unroll
@@ -269,7 +274,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       float s = row_sums[f][h];
       s += shuffle_xor(s, 1);
       s += shuffle_xor(s, 2);
-      const int64_t i = first_row + own_row<Type>(f, h);
+      const int64_t i = first_row + own_row<Bounded>(f, h);
       if ((lane_index() & 3) == 0 && i < a.rows.matrix.count)
         atomic_add(out.sums + i, s);
     }

@@ -35,13 +35,13 @@ struct Launches {
   static Status with_instance(const ScoreArguments& a,
                               const Function& function) {
     const auto with_depth = [&]<bool kPlain>() {
-      // float32 has registers to spare: one kernel serves any depth.
-      if constexpr (!T::kWide) {
+      // TF32 has registers to spare: one kernel serves any depth.
+      if constexpr (!T::kWide || T::kSplit) {
         if (a.chunks == 1 && a.stages == 2) {
           if (a.rows.matrix.depth == kChunk && a.rows.matrix.aligned &&
               a.columns.matrix.aligned)
             return function.template operator()<Depth::kWhole, kPlain>();
-          if constexpr (kWithOneChunk)
+          if constexpr (kWithOneChunk && !T::kWide)
             return function.template operator()<Depth::kOneChunk, kPlain>();
         }
       }

@@ -36,7 +36,7 @@ struct Shared {
   }
   static size_t bytes(int chunks, int stages) {
     const int slots = chunks == 1 ? 1 : stages;
-    return sizeof(Rows) + 2 * sizeof(Columns) + 2 * kWarps * sizeof(float) +
+    return sizeof(Rows) + 2 * sizeof(Columns) + 3 * kWarps * sizeof(float) +
            static_cast<size_t>(slots) * kRowChunk +
            static_cast<size_t>(stages) * kColumnChunk;
   }
@@ -52,7 +52,8 @@ struct Shared {
     columns = reinterpret_cast<Columns*>(at);
     at += 2 * sizeof(Columns);
     answers = reinterpret_cast<float*>(at);
-    end = reinterpret_cast<int*>(at) + kWarps;
+    short_rows = reinterpret_cast<int*>(at) + kWarps;
+    end = reinterpret_cast<int*>(at) + 2 * kWarps;
   }
 
   unsigned char* row_tiles;
@@ -60,8 +61,30 @@ struct Shared {
   Rows* rows;
   Columns* columns;  // of this tile and the next
   float* answers;    // [kWarps], of block_any
+  int* short_rows;   // [kWarps], whether there were any
   int* end;          // of the block's tiles
 };
+
+// Of numbers that are multiplied in pairs: whether the warp had rows that are
+// too short for them, as lane 0 knows.
+template <typename Type>
+__device__ inline void clear_short_rows(const Shared<Type>& shared) {
+  if (lane_index() == 0) shared.short_rows[warp_index()] = 0;
+}
+template <typename Type>
+__device__ inline bool had_short_rows(const Shared<Type>& shared) {
+  return Tile<Type>::kPairs && lane_index() == 0 &&
+         shared.short_rows[warp_index()] != 0;
+}
+
+// Makes pairs of what this thread has loaded of a chunk.
+template <typename Type, int kCount>
+__device__ inline void split_in_place(const Shared<Type>& shared,
+                                      unsigned char* tile, int elements) {
+  if constexpr (Tile<Type>::kPairs)
+    if (!split_chunk<Type, kCount>(tile, elements) && lane_index() == 0)
+      shared.short_rows[warp_index()] = 1;
+}
 
 // Calls body(scores, columns in shared memory, their vectors, first column) for
 // each tile of the depth's only chunk, in two stages. bounded, otherwise: of
@@ -74,6 +97,7 @@ __device__ inline void for_each_tile_of_one_chunk(const ScoreArguments& a,
                                                   bool bounded, float otherwise,
                                                   const Body& body) {
   using T = Tile<Type>;
+  const int elements = kWhole ? kChunk : chunk_elements(a.rows.matrix.depth, 0);
   // A tile's stage follows from its number, and the last number is in shared
   // memory: two registers less.
   const auto load = [&](int tile) {
@@ -95,20 +119,20 @@ __device__ inline void for_each_tile_of_one_chunk(const ScoreArguments& a,
     copies_wait<0>();
   }
   finish_vectors<Type, kPlain>(*shared.rows, a.rows, a, bounded, otherwise, -1);
+  split_in_place<Type, T::kRows>(shared, shared.row_tiles, elements);
   if (tile_begin == tile_end) return;
   if (thread_x() == 0) *shared.end = tile_end;
   for (int tile = tile_begin;;) {
+    unsigned char* columns =
+        shared.column_tiles + (tile & 1) * Shared<Type>::kColumnChunk;
     copies_wait<0>();
     finish_vectors<Type, kPlain>(shared.columns[tile & 1], a.columns, a,
                                  bounded, otherwise, -2);
+    split_in_place<Type, T::kColumns>(shared, columns, elements);
     block_barrier();  // everyone's copies are there, the other stage is free
     if (tile + 1 < *shared.end) load(tile + 1);
-    const unsigned char* columns =
-        shared.column_tiles + (tile & 1) * Shared<Type>::kColumnChunk;
     typename T::Scores scores = {};
-    multiply_scores<Type>(
-        scores, shared.row_tiles, columns,
-        kWhole ? kChunk : chunk_elements(a.rows.matrix.depth, 0));
+    multiply_scores<Type>(scores, shared.row_tiles, columns, elements);
     body(scores, columns, shared.columns[tile & 1],
          static_cast<int64_t>(tile) * T::kColumns);
     if (++tile == *shared.end) break;
@@ -168,12 +192,16 @@ __device__ inline void for_each_tile(const ScoreArguments& a,
   else
     copies_wait<0>();
   finish_vectors<Type, kPlain>(*shared.rows, a.rows, a, bounded, otherwise, -1);
+  if (chunks == 1)
+    split_in_place<Type, T::kRows>(shared, shared.row_tiles,
+                                   chunk_elements(a.rows.matrix.depth, 0));
 
   int stage = 0;
   for (int tile = tile_begin; tile < tile_end; ++tile) {
     typename T::Scores scores = {};
-    const unsigned char* columns = nullptr;
+    unsigned char* columns = nullptr;
     for (int k = 0; k < loads; ++k) {
+      const int elements = chunk_elements(a.rows.matrix.depth, chunk_of(k));
       if (stages == 1) {
         if (tile > tile_begin || k > 0)
           block_barrier();  // all are done with the last chunk
@@ -183,18 +211,18 @@ __device__ inline void for_each_tile(const ScoreArguments& a,
       if (k == 0)
         finish_vectors<Type, kPlain>(shared.columns[tile & 1], a.columns, a,
                                      bounded, otherwise, -2);
-      block_barrier();  // everyone's copies are there, the other stage is free
       columns = shared.column_tiles + stage * Shared<Type>::kColumnChunk;
-      const unsigned char* rows =
-          shared.row_tiles +
-          (chunks == 1 ? 0 : stage) * Shared<Type>::kRowChunk;
+      unsigned char* rows = shared.row_tiles +
+                            (chunks == 1 ? 0 : stage) * Shared<Type>::kRowChunk;
+      split_in_place<Type, T::kColumns>(shared, columns, elements);
+      if (chunks > 1 && k < chunks)
+        split_in_place<Type, T::kRows>(shared, rows, elements);
+      block_barrier();  // everyone's copies are there, the other stage is free
       if (stages == 2) {
         stage ^= 1;
         if (next_tile < tile_end) load_next(stage);
       }
-      if (k < chunks)
-        multiply_scores<Type>(scores, rows, columns,
-                              chunk_elements(a.rows.matrix.depth, k));
+      if (k < chunks) multiply_scores<Type>(scores, rows, columns, elements);
     }
     body(scores, columns, shared.columns[tile & 1],
          static_cast<int64_t>(tile) * T::kColumns);
@@ -228,21 +256,27 @@ __device__ inline int clamped(int64_t x) {
 // A dot product over the temperature, never fused with what follows.
 template <typename Type>
 __device__ inline float score_of(const ScoreArguments& a, float dot) {
-  if constexpr (Tile<Type>::kSplit)
+  if constexpr (Tile<Type>::kExact)
     return fused(dot, a.inverse_temperature,
                  product_of(dot, a.inverse_temperature_rest));
   else
     return product_of(dot, a.inverse_temperature);
 }
 
-// e^(dot / temperature), of a bounded exponent: of numbers that are not split,
-// the scale of the temperature and that of the exponential are one.
+// e^(dot / temperature), of a bounded exponent: the scale of the temperature
+// and that of the exponential are one, and that of pairs.
 template <typename Type>
 __device__ inline float power_of_dot(const ScoreArguments& a, float dot) {
-  if constexpr (Tile<Type>::kSplit)
-    return exp_of<Type>(score_of<Type>(a, dot));
-  else
+  if constexpr (Tile<Type>::kPairs) {
+    constexpr float kScale = 1.f / (kPairScale * kPairScale);
+    const float scale = a.inverse_temperature_log2 * kScale;
+    const float y = product_of(dot, scale), power = exp2_fast(y);
+    const float rest = fused(dot, a.inverse_temperature_log2_rest * kScale,
+                             fused(dot, scale, -y));
+    return fused(power * rest, kLn2, power);
+  } else {
     return exp2_fast(product_of(dot, a.inverse_temperature_log2));
+  }
 }
 
 // Gives the pairs that do not count the value `none`: (i, i), what is under the

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
+#include "products.cuh"
 #include "similarity_arguments.h"
 #include "similarity_log.cuh"
-#include "tiles.cuh"
 
 namespace s3h::cuda {
 
@@ -86,7 +86,7 @@ __device__ inline void load_vectors(Vectors<kCount>& to, const Side& side,
 template <typename Type>
 __device__ inline float exp_of(float x) {
   const float y = product_of(x, kLog2e), power = exp2_fast(y);
-  if constexpr (!Tile<Type>::kSplit) return power;
+  if constexpr (!Tile<Type>::kExact) return power;
   const float rest = fused(x, kLog2eRest, fused(x, kLog2e, -y));
   return magnitude(y) < 126.f ? fused(power * rest, kLn2, power) : power;
 }

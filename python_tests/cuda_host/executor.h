@@ -368,6 +368,12 @@ inline uint32_t pack_bf16(float low, float high) {
 inline uint32_t pack_fp16(float low, float high) {
   return host::to_fp16(low) | static_cast<uint32_t>(host::to_fp16(high)) << 16;
 }
+inline uint32_t lower_halves(uint32_t first, uint32_t second) {
+  return (first & 0xffffu) | (second << 16);
+}
+inline uint32_t upper_halves(uint32_t first, uint32_t second) {
+  return (first >> 16) | (second & 0xffff0000u);
+}
 inline float unpack_fp16(uint16_t bits) { return host::from_fp16(bits); }
 
 template <typename... Parameters>

@@ -122,6 +122,31 @@ def test_rows_that_are_not_unit_where_they_were_expected_to_be(
     check_law(q, k, **words)
 
 
+@pytest.mark.parametrize("depth", [20, 128])
+@pytest.mark.parametrize("length", [1e-9, 1e-6, 1e-3, 0.0, 3.0])
+@pytest.mark.parametrize("which", [slice(None), slice(3, 4)], ids=["all", "one"])
+def test_float32_rows_whose_numbers_no_pair_of_float16_holds(which, length, depth):
+    q, k = matrices(70, 40, depth, torch.float32)
+    for matrix in (q, k):
+        matrix[which] = F.one_hot(torch.arange(70) % depth, depth)[: len(matrix)][which]
+        matrix[which] *= length
+    for deterministic in (False, True):
+        words = {"temperature": 0.1, "deterministic": deterministic, "unit": True}
+        check_law(q, None, **words)
+        check_law(q, k, **words)
+
+
+@pytest.mark.parametrize("temperature", [0.04, 0.1, 1.0])
+@pytest.mark.parametrize("small", [1.0, 1e-4, 1e-8])
+def test_unit_rows_of_large_and_small_numbers(small, temperature):
+    """Half of the numbers are below what float16 knows beside the others."""
+    q, k = matrices(60, 50, 128, torch.float64)
+    scale = torch.where(torch.arange(128) % 2 == 0, 1.0, small)
+    q, k = (F.normalize(matrix * scale, dim=1).float() for matrix in (q, k))
+    for keys in (None, k, k[:1], torch.cat([q, q])):
+        check_law(q, keys, temperature=temperature, unit=True)
+
+
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_columns_of_long_rows_split_among_blocks(deterministic):
     q, k = matrices(20, 400, 24, torch.float32)

@@ -143,14 +143,16 @@ def test_unit_rows_need_no_shift(dtype, names, deterministic):
     [
         (torch.bfloat16, 128),
         (torch.float16, 128),
+        (torch.float32, 128),
         (torch.bfloat16, 24),
         (torch.float32, 24),
+        (torch.float32, 140),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("names", ["", "closed mixed"])
 def test_unit_rows_with_biases(dtype, depth, names):
-    """Depth 128 of 16 bits has kernels of its own."""
+    """Depth 128 has kernels of its own."""
     q, k = matrices(70, 150, depth, dtype)
     chosen = options(names and names + " self", 70, 150)
     check_law(q, k, **chosen, assume_normalized=True)
@@ -240,6 +242,14 @@ SANITIZED = {
         {"assume_normalized": True},
     ),
     "splits-bf16": (torch.bfloat16, 9, 300, 16, "", {"multiprocessors": 2}),
+    "pairs-fp32": (
+        torch.float32,
+        70,
+        None,
+        128,
+        "closed mixed",
+        {"assume_normalized": True},
+    ),
     "chunks-one-stage": (torch.bfloat16, 9, 70, 131, "", {"shared_limit": 99 * 1024}),
     "chunks-two-stages": (torch.bfloat16, 9, 70, 136, "", {}),
     "fp64": (torch.float64, 9, 140, 5, "closed mixed self", {}),
