@@ -98,6 +98,7 @@ inline Tensor as_contiguous(
   STD_TORCH_CHECK(tensor.device() == device,
                   "every tensor must be on the same device");
   const Tensor typed = as_type(tensor, type);
+  if (typed.is_contiguous()) return typed;
   return allocate(typed, typed.sizes(), type,
                   [&] { return torch::stable::contiguous(typed); });
 }
