@@ -135,7 +135,7 @@ def _check_one_a_row(name: str, values: Tensor, rows: Tensor, of: str) -> None:
 
 def _readable(values: Tensor) -> bool:
     """Return whether there are values that can be read without synchronising."""
-    on_cpu = values.device.type == "cpu" and values.numel() > 0
+    on_cpu = values.is_cpu and values.numel() > 0
     return on_cpu and not torch.compiler.is_compiling()
 
 

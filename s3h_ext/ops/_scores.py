@@ -24,10 +24,10 @@ def kept_size(rows: int, columns: int, symmetric: bool) -> int:
 
 def keeps_scores(queries: Tensor, keys: Tensor | None, deterministic: bool) -> bool:
     """Return whether there will be a backward, and room for its scores."""
-    tensors = (queries,) if keys is None else (queries, keys)
-    if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
+    needed = queries.requires_grad or (keys is not None and keys.requires_grad)
+    if not needed or not torch.is_grad_enabled():
         return False
-    if queries.device.type != "cpu" or queries.dtype == torch.float64 or deterministic:
+    if not queries.is_cpu or queries.dtype == torch.float64 or deterministic:
         return False
     # A limit on the size would restrict the shapes of an exported program.
     if torch.compiler.is_exporting():
