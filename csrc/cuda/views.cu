@@ -62,11 +62,17 @@ template <int kChannels, bool kAffine>
 __device__ inline void prepare(const Arguments& a, int patch, Shared& shared) {
   constexpr int kMatrix = kChannels * (kChannels + 1);
   const float* matrix = a.problem.colour;
-  const int t = thread_x();
+  int t = thread_x();
+  forget_value(t);  // as in render
   block_barrier();  // the patch before is done with
   if (t == 0) {
     shared.job = job_of(a, patch);
     shared.ready = patch;
+    const bool whole = covers(shared.job.rect, shared.tile);
+    shared.alone =
+        whole && patch_after(a, shared.view, patch, shared.tile) == INT_MAX;
+    shared.plain = whole && a.problem.type == ViewType::kFloat &&
+                   !meets(shared.erased, shared.tile);
   }
   if (matrix != nullptr && t < kMatrix)
     shared.colour[t] =
@@ -84,13 +90,15 @@ template <typename Word>
 __device__ inline void copy_rows(const float (&rows)[kRows][32 * 3], int count,
                                  int row_bytes, int lane, unsigned char* to,
                                  int64_t step) {
-  // Unrolled, a row is longer: it is one or a few words of a lane.
+  // Of the longest words a row has at most one for each lane.
+  constexpr int kSize = sizeof(Word);
 #pragma unroll 1
-  for (int k = 0; k < count; ++k) {
-    const auto* from = reinterpret_cast<const Word*>(rows[k]);
-#pragma unroll 1
-    for (int i = lane; i < row_bytes / static_cast<int>(sizeof(Word)); i += 32)
-      reinterpret_cast<Word*>(to + k * step)[i] = from[i];
+  for (int i = lane; i < row_bytes / kSize; i += 32) {
+#pragma unroll
+    for (int k = 0; k < kRows; ++k)
+      if (k < count)
+        reinterpret_cast<Word*>(to + k * step)[i] =
+            reinterpret_cast<const Word*>(rows[k])[i];
   }
 }
 
@@ -123,14 +131,23 @@ __device__ inline void put(const Arguments& a, Shared& shared, int group,
 
 // The part of a patch that the warp's pixels show.
 template <int kChannels, bool kAffine>
-__device__ inline void show(const Arguments& a, Shared& shared, int patch,
-                            int group, int lane, int warp) {
+__device__ inline void show(const Arguments& a, Shared& shared, int group,
+                            int lane, int warp) {
   const ViewsProblem& p = a.problem;
   Pixels<kChannels> pixels;
   if constexpr (!kAffine) {
     resize<kChannels>(shared, group, lane, warp, pixels);
     forget_loads();
     if (p.colour != nullptr) colour(shared.colour, pixels);
+  }
+  if constexpr (!kAffine) {
+    if (shared.plain) {
+      float (&rows)[kRows][32 * 3] = shared.rows[warp];
+      for (int k = 0; k < kRows; ++k)
+        for (int c = 0; c < kChannels; ++c)
+          rows[k][lane * kChannels + c] = pixels[k][c] * a.scale[c] + a.shift[c];
+      return;
+    }
   }
   const Job& job = shared.job;
   const int x = shared.tile.left + 32 * group + lane - job.rect.left;
@@ -141,7 +158,7 @@ __device__ inline void show(const Arguments& a, Shared& shared, int patch,
     if (y < 0 || y >= job.rect.height || x < 0 || x >= job.rect.width) continue;
     if constexpr (kAffine) {
       float pixel[1][kChannels];
-      map<kChannels>(job, p.affine + int64_t{6} * patch, x, y,
+      map<kChannels>(job, p.affine + int64_t{6} * shared.ready, x, y,
                      static_cast<float>(255 * p.fill), p.nearest, pixel[0]);
       if (p.colour != nullptr) colour(shared.colour, pixel);
       put<kChannels>(a, shared, group, lane, warp, k, pixel[0]);
@@ -192,6 +209,7 @@ __global__ void __launch_bounds__(kBlock, 3) render(Arguments a) {
     const int left = static_cast<int>(number % a.tiles_across) * kTileColumns;
     shared.view = view;
     shared.ready = -1;
+    shared.alone = false;
     shared.tile = {top, left, min_of(kTileRows, height - top),
                    min_of(kTileColumns, width - left)};
     shared.erased =
@@ -205,26 +223,30 @@ __global__ void __launch_bounds__(kBlock, 3) render(Arguments a) {
     forget_value(lane);
     forget_value(warp);
     forget_loads();
-    for (int last = -1;;) {
-      Rect part = shared.tile;
-      part.left += 32 * group;
-      part.width = min_of(32, part.width - 32 * group);
-      const int patch = patch_after(a, shared.view, last, part);
-      const bool any = patch != INT_MAX;
-      if (last < 0 && !(any && covers(rect_of(p, patch), part))) {
-        int level = 0;
-        forget_value(level);
-        float black[kChannels];
-        for (int c = 0; c < kChannels; ++c)
-          black[c] = static_cast<float>(level);
+    for (bool is_first = true;; is_first = false) {
+      if (!shared.alone) {
+        Rect part = shared.tile;
+        part.left += 32 * group;
+        part.width = min_of(32, part.width - 32 * group);
+        const int last = is_first ? -1 : shared.ready;
+        const int patch = patch_after(a, shared.view, last, part);
+        const bool any = patch != INT_MAX;
+        if (is_first && !(any && covers(rect_of(p, patch), part))) {
+          int level = 0;
+          forget_value(level);
+          float black[kChannels];
+          for (int c = 0; c < kChannels; ++c)
+            black[c] = static_cast<float>(level);
 #pragma unroll 1
-        for (int k = 0; k < kRows; ++k)
-          put<kChannels>(a, shared, group, lane, warp, k, black);
+          for (int k = 0; k < kRows; ++k)
+            put<kChannels>(a, shared, group, lane, warp, k, black);
+        }
+        if (!any) break;
+        if (patch != shared.ready)
+          prepare<kChannels, kAffine>(a, patch, shared);
       }
-      if (!any) break;
-      if (patch != shared.ready) prepare<kChannels, kAffine>(a, patch, shared);
-      last = patch;
-      show<kChannels, kAffine>(a, shared, patch, group, lane, warp);
+      show<kChannels, kAffine>(a, shared, group, lane, warp);
+      if (shared.alone) break;
     }
     warp_barrier();
     write<kChannels>(a, shared, group, lane, warp);

@@ -77,7 +77,9 @@ struct Shared {
   Rect tile;    // the block's
   Rect erased;  // of the view
   int64_t view;
-  int ready;  // the patch that the rest is of
+  int ready;   // the patch that the rest is of
+  bool alone;  // the tile shows nothing else
+  bool plain;  // it covers the tile, all of it float32 and nothing erased
   Job job;
 };
 
