@@ -11,17 +11,18 @@ a spill came into a loop.
 
 The tile's path through the code is the cheapest closed walk over a barrier that does
 the tile's products and copies, and at least half of its exponentials (those with a
-branch of their own do not count: there would be too many walks). The walk is replayed
-with the waits that the compiler wrote into each instruction; what it leaves to the
-hardware has the fixed latencies and rates below. Those are from the literature, and
-frozen so that tables compare: only a measurement on a GPU changes them.
+branch of their own do not count: there would be too many walks). A kernel of other
+loops has a table of the blocks that count, known by how many of which instructions they
+have, and how often each runs. The walk is replayed with the waits that the compiler
+wrote into each instruction; what it leaves to the hardware has the fixed latencies and
+rates below. Those are from the literature, and frozen so that tables compare: only a
+measurement on a GPU changes them.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import heapq
 import re
 import statistics
 import subprocess
@@ -31,7 +32,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cuda_resources import short_name
-from sass import Block, Instruction, blocks_of, disassemble, functions
+from sass import (
+    Block,
+    Instruction,
+    blocks_of,
+    cheapest_walk,
+    disassemble,
+    functions,
+)
 
 TABLE = Path(__file__).resolve().parents[1] / "csrc" / "cuda" / "speed.csv"
 WORSE = 1.05
@@ -55,6 +63,24 @@ class Work(NamedTuple):
     copies: int  # of 16 bytes a thread, into shared memory
     exponentials: int
     tiles: int
+
+
+Counts = dict[str, int]  # of instructions in a block, by name or whole operation
+
+
+class Visits(NamedTuple):
+    """Which blocks a warp runs for one tile, and how often.
+
+    From the kernel's entry it goes by all of ``before`` to the one ``start``, and from
+    there ``rounds`` times back to it, by each of ``each`` as often as it says.
+    """
+
+    before: tuple[Counts, ...]
+    start: Counts
+    each: tuple[tuple[Counts, int], ...]
+    rounds: int
+    tiles: int  # of four warps, for the problem
+    warps: int  # of a quarter
 
 
 class Row(NamedTuple):
@@ -97,6 +123,27 @@ WORK = {
     "triangle_forward<Fp32<true>, (Depth)2, true>": Work(96, 8, 16, _HALF32),
 }
 
+# 512 views of 224 x 224, each one whole patch of windows of 3 pixels, coloured, float32,
+# from 7 rows of the image per 4 of the view. First a patch's job, a window, the warp's
+# rows; then, for each 32 columns, two rows' loads, a row's sums, the finished pixels and
+# the words that leave; the colours are the start. A block's 8 warps are two tiles of
+# four. The job is one thread's, but each warp's walk has it, as the others wait for it.
+VISITS = {
+    "render<3, false>": Visits(
+        before=({"STS": 7, "SEL": 6}, {"DFMA": 10, "DADD": 6}, {"LDS": 7, "STS": 2}),
+        start={"FFMA": 36, "FMNMX": 24},
+        each=(
+            ({"LDG.E.CONSTANT": 6}, 4),
+            ({"FFMA": 21, "PRMT": 9}, 7),
+            ({"FFMA": 12, "STS": 12}, 1),
+            ({"LDS.128": 4, "STG.E.128": 4}, 1),
+        ),
+        rounds=7,
+        tiles=512 * 7 * 2,
+        warps=6,
+    ),
+}
+
 # Cycles from the start of a unit's work to its result.
 LATENCY = {"shared": 33.0, "mufu": 20.0, "global": 30.0, "other": 14.0}
 QUEUE = 64  # cycles of work that a queued unit accepts ahead
@@ -126,12 +173,39 @@ def tile_walk(blocks: list[Block], work: Work) -> list[Instruction]:
         barrier = any(i.operation.startswith("BAR.SYNC") for i in block.instructions)
         if not (barrier and _returns(blocks, start)):
             continue
-        found = _cheapest(blocks, does, most, start)
+        found = cheapest_walk(blocks, does, most, start, start)
         if found and (best is None or found[0] < best[0]):
             best = found
     if best is None:
         raise ValueError(f"no walk with {work.products} products")
     return [i for number in best[1] for i in blocks[number].instructions]
+
+
+def visits_walk(blocks: list[Block], visits: Visits) -> list[Instruction]:
+    """Returns the cheapest walk that makes the visits.
+
+    Raises:
+        ValueError: if there is none, or several blocks to start from.
+    """
+
+    def fits(block: Block, counts: Counts) -> bool:
+        names = Counter(n for i in block.instructions for n in {i.name, i.operation})
+        return all(names[name] == count for name, count in counts.items())
+
+    def walk(wanted: list[tuple[Counts, int]], start: int, end: int) -> list[int]:
+        does = [tuple(int(fits(block, c)) for c, _ in wanted) for block in blocks]
+        found = cheapest_walk(blocks, does, tuple(n for _, n in wanted), start, end)
+        if found is None:
+            raise ValueError(f"no walk by {wanted}")
+        return found[1]
+
+    starts = [n for n, block in enumerate(blocks) if fits(block, visits.start)]
+    if len(starts) != 1:
+        raise ValueError(f"expected one block of {visits.start}, got {len(starts)}")
+    (start,) = starts
+    numbers = walk([(counts, 1) for counts in visits.before], 0, start)
+    numbers += visits.rounds * walk(list(visits.each), start, start)
+    return [i for number in numbers for i in blocks[number].instructions]
 
 
 def _returns(blocks: list[Block], start: int) -> bool:
@@ -143,42 +217,6 @@ def _returns(blocks: list[Block], start: int) -> bool:
                 seen.add(follower)
                 waiting.append(follower)
     return start in seen
-
-
-def _cheapest(
-    blocks: list[Block],
-    does: list[tuple[int, int, int]],
-    most: tuple[int, int, int],
-    start: int,
-) -> tuple[int, list[int]] | None:
-    State = tuple[int, tuple[int, ...]]
-    first: State = (start, (0, 0, 0))
-    before: dict[State, State | None] = {first: None}
-    cost = {first: 0}
-    heap: list[tuple[int, State]] = [(0, first)]
-    while heap:
-        so_far, state = heapq.heappop(heap)
-        if so_far > cost[state]:
-            continue
-        number, done = state
-        if number == start and done == most:
-            walk = []
-            at = before[state]
-            while at is not None:
-                walk.append(at[0])
-                at = before[at]
-            return so_far, walk[::-1]
-        after = tuple(
-            min(a + b, c) for a, b, c in zip(done, does[number], most, strict=True)
-        )
-        spent = so_far + len(blocks[number].instructions)
-        for follower in blocks[number].next:
-            reached = (follower, after)
-            if spent < cost.get(reached, spent + 1):
-                cost[reached] = spent
-                before[reached] = state
-                heapq.heappush(heap, (spent, reached))
-    return None
 
 
 def unit_of(i: Instruction, gpu: Gpu) -> tuple[str, float]:
@@ -277,17 +315,19 @@ def use_distances(walk: list[Instruction]) -> list[int]:
 
 def row_of(kernel: str, arch: str, walk: list[Instruction]) -> Row:
     """Returns the table's row of a kernel's walk."""
-    gpu, work = GPUS[arch], WORK[kernel]
+    gpu = GPUS[arch]
+    visits = VISITS.get(kernel)
+    tiles = visits.tiles if visits else WORK[kernel].tiles
     names = Counter(i.name for i in walk)
     busy: Counter[str] = Counter()
     for i in walk:
         unit, cycles = unit_of(i, gpu)
         busy[unit] += cycles  # type: ignore[assignment]
-    cycles = replay(walk, gpu)
+    cycles = replay(walk, gpu, visits.warps if visits else WARPS)
     distances = use_distances(walk)
     issue = len(walk)
     # A block's four warps have a quarter each.
-    each = work.tiles / gpu.multiprocessors / gpu.gigahertz / 1e6
+    each = tiles / gpu.multiprocessors / gpu.gigahertz / 1e6
     bound = max(issue, *busy.values())
     return Row(
         kernel,
@@ -317,11 +357,16 @@ def rows_of(listing: str) -> list[Row]:
     names = subprocess.run(
         ["c++filt"], input="\n".join(found), capture_output=True, text=True, check=True
     ).stdout.splitlines()
-    return [
-        row_of(kernel, arch, tile_walk(blocks_of(lines), WORK[kernel]))
-        for kernel, lines in zip(map(short_name, names), found.values(), strict=True)
-        if kernel in WORK
-    ]
+    rows = []
+    for kernel, lines in zip(map(short_name, names), found.values(), strict=True):
+        if kernel in WORK:
+            walk = tile_walk(blocks_of(lines), WORK[kernel])
+        elif kernel in VISITS:
+            walk = visits_walk(blocks_of(lines), VISITS[kernel])
+        else:
+            continue
+        rows.append(row_of(kernel, arch, walk))
+    return rows
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 import re
 import shutil
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,6 +107,48 @@ def blocks_of(lines: list[str]) -> list[Block]:
             following = taken + following
         result.append(Block(block, following))
     return result
+
+
+def cheapest_walk(
+    blocks: list[Block],
+    does: Sequence[tuple[int, ...]],
+    most: tuple[int, ...],
+    start: int,
+    end: int,
+) -> tuple[int, list[int]] | None:
+    """Returns the instructions and blocks of the cheapest walk that does enough.
+
+    ``does`` says what each block does, of several kinds of work, and ``most`` what the
+    walk has to. The blocks are those before it comes, or comes back, to ``end``.
+    """
+    State = tuple[int, tuple[int, ...]]
+    first: State = (start, (0,) * len(most))
+    before: dict[State, State | None] = {first: None}
+    cost = {first: 0}
+    heap: list[tuple[int, State]] = [(0, first)]
+    while heap:
+        so_far, state = heapq.heappop(heap)
+        if so_far > cost[state]:
+            continue
+        number, done = state
+        if number == end and done == most:
+            walk = []
+            at = before[state]
+            while at is not None:
+                walk.append(at[0])
+                at = before[at]
+            return so_far, walk[::-1]
+        after = tuple(
+            min(a + b, c) for a, b, c in zip(done, does[number], most, strict=True)
+        )
+        spent = so_far + len(blocks[number].instructions)
+        for follower in blocks[number].next:
+            reached = (follower, after)
+            if spent < cost.get(reached, spent + 1):
+                cost[reached] = spent
+                before[reached] = state
+                heapq.heappush(heap, (spent, reached))
+    return None
 
 
 def _leaves(i: Instruction) -> bool:

@@ -4,7 +4,8 @@
 // memory, where a later patch covers an earlier one; then they leave in whole
 // words. What a patch asks for, its windows and its colours are worked out
 // once, by the block, as long as the next group of columns shows the same
-// patch.
+// patch. A patch that is all the tile shows is looked up once; one that covers
+// it needs no checks per pixel.
 //
 //   words of bytes --columns--> registers --rows--> registers --> shared -->
 //   view
@@ -145,7 +146,8 @@ __device__ inline void show(const Arguments& a, Shared& shared, int group,
       float (&rows)[kRows][32 * 3] = shared.rows[warp];
       for (int k = 0; k < kRows; ++k)
         for (int c = 0; c < kChannels; ++c)
-          rows[k][lane * kChannels + c] = pixels[k][c] * a.scale[c] + a.shift[c];
+          rows[k][lane * kChannels + c] =
+              pixels[k][c] * a.scale[c] + a.shift[c];
       return;
     }
   }

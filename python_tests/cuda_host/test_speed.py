@@ -59,6 +59,36 @@ def test_no_walk(tool, blocks):
         tool.tile_walk([*straight, tool.Block([], [])], tool.Work(2, 1, 8, 1))
 
 
+def test_visits(tool, blocks):
+    def visits(start=4, times=3):
+        return tool.Visits(
+            before=({"CS2R": 2, "LDC": 2},),
+            start={"LDSM": 2, "BAR.SYNC.DEFER_BLOCKING": 1, "LDS": start - 1},
+            each=(({"MUFU.EX2": 8}, 1), ({"MUFU": 4}, times)),
+            rounds=2,
+            tiles=1,
+            warps=2,
+        )
+
+    walk = tool.visits_walk(blocks, visits())
+    assert count(walk, "LDSM") == 2 * 2 * 4
+    assert count(walk, "MUFU.EX2") == 2 * (8 + 3 * 4)
+    assert count(walk, "UMOV") == 2, "what comes before the loop, once"
+    more = tool.visits_walk(blocks, visits(times=4))
+    assert count(more, "MUFU.EX2") == 2 * (8 + 4 * 4)
+    with pytest.raises(ValueError, match="expected one block of .*, got 0"):
+        tool.visits_walk(blocks, visits(start=5))
+    never = visits()._replace(each=(({"MUFU.EX2": 5}, 1),))
+    with pytest.raises(ValueError, match="no walk by .*MUFU.EX2"):
+        tool.visits_walk(blocks, never)
+
+
+def test_the_table_has_every_hot_kernel(tool):
+    rows = {(row["kernel"], row["arch"]) for row in tool.read_table(tool.TABLE)}
+    kernels = [*tool.WORK, *tool.VISITS]
+    assert rows == {(kernel, arch) for kernel in kernels for arch in tool.GPUS}
+
+
 def test_use_of_loads(tool, walk):
     # Both are read by the product that follows them.
     assert tool.use_distances(walk) == [0, 0]

@@ -142,6 +142,19 @@ def test_box_of_the_views_size_is_an_exact_copy(size, dtype):
     assert (error <= torch.finfo(dtype).eps * (right.abs() + 1e-7) + 3e-7).all()
 
 
+@pytest.mark.parametrize("erase", [None, [[2, 9, 5, 60]], [[0, 99, 9, 9]]])
+@pytest.mark.parametrize("above", [[0, 0, 9, 100], [3, 40, 4, 20], [0, 0, 9, 8], None])
+def test_a_patch_that_covers_its_tile(above, erase):
+    images = draw_ragged(9)
+    rects = [[0, 0, 9, 100]] + ([above] if above else [])
+    count = len(rects)
+    more = {"view": torch.zeros(count, dtype=torch.int64), "views": 1}
+    patches = draw_patches(images, count, rect=torch.tensor(rects), **more)
+    if erase:
+        erase = torch.tensor(erase)
+    check(images, patches, (9, 100), erase=erase)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_colour_and_erase(channels):
     images = draw_ragged(9, channels)
@@ -258,6 +271,7 @@ def test_under_sanitizers(variant, channels):
     check(images, patches, (40, 35), erase=erase, variant=variant)
     mapped = draw_patches(images, 6, affine=torch.eye(2, 3).expand(6, 2, 3) * 1.3)
     check(images, mapped, (9, 40), variant=variant)
+    check(images, draw_patches(images, 3), (9, 70), variant=variant)
     stack = draw_images(3, 50, 60, channels)
     render(stack, draw_patches(stack, 5), (7, 7), torch.bfloat16, variant=variant)
 
