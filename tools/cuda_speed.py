@@ -123,11 +123,11 @@ WORK = {
     "triangle_forward<Fp32<true>, (Depth)2, true>": Work(96, 8, 16, _HALF32),
 }
 
-# 512 views of 224 x 224, each one whole patch of windows of 3 pixels, coloured, float32,
+# 512 views of 224 x 224, each one whole patch, windows of 3 pixels, coloured, float32,
 # from 7 rows of the image per 4 of the view. First a patch's job, a window, the warp's
-# rows; then, for each 32 columns, two rows' loads, a row's sums, the finished pixels and
+# rows; then, for each 32 columns, two rows' loads, a row's sums, the finished pixels,
 # the words that leave; the colours are the start. A block's 8 warps are two tiles of
-# four. The job is one thread's, but each warp's walk has it, as the others wait for it.
+# four. The job is one thread's; each warp's walk has it, as the others wait for it.
 VISITS = {
     "render<3, false>": Visits(
         before=({"STS": 7, "SEL": 6}, {"DFMA": 10, "DADD": 6}, {"LDS": 7, "STS": 2}),

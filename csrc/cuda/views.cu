@@ -140,8 +140,6 @@ __device__ inline void show(const Arguments& a, Shared& shared, int group,
     resize<kChannels>(shared, group, lane, warp, pixels);
     forget_loads();
     if (p.colour != nullptr) colour(shared.colour, pixels);
-  }
-  if constexpr (!kAffine) {
     if (shared.plain) {
       float (&rows)[kRows][32 * 3] = shared.rows[warp];
       for (int k = 0; k < kRows; ++k)
