@@ -266,6 +266,49 @@ __device__ inline void multiply_scores(typename Tile<Type>::Scores& scores,
   }
 }
 
+// The warp's rows of a whole chunk of 16-bit elements, in registers.
+template <typename Type>
+struct LeftRows {
+  using T = Tile<Type>;
+  uint32_t at[T::kSteps][T::kRowFragments][4];
+
+  __device__ void load(const unsigned char* rows) {
+    const int row = warp_index() * T::kWarpRows + (lane_index() & 15);
+    const int row_at = unit_offset<Type>(row, lane_index() >> 4);
+#pragma unroll
+    for (int step = 0; step < T::kSteps; ++step)
+#pragma unroll
+      for (int f = 0; f < T::kRowFragments; ++f)
+        load_matrices(at[step][f],
+                      rows + (row_at ^ (32 * step)) + 16 * f * T::kPitch);
+  }
+};
+
+// multiply_scores with them, to the same bits; column by column, so that the
+// first scores are there early.
+template <typename Type>
+__device__ inline void multiply_scores(typename Tile<Type>::Scores& scores,
+                                       const LeftRows<Type>& rows,
+                                       const unsigned char* columns) {
+  using T = Tile<Type>;
+  const int lane = lane_index();
+  int column_at =
+      unit_offset<Type>((lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1);
+  forget_value(column_at);
+#pragma unroll
+  for (int n = 0; n < T::kColumnFragments; n += 2)
+#pragma unroll
+    for (int step = 0; step < T::kSteps; ++step) {
+      uint32_t b[4];
+      load_matrices(b, columns + (column_at ^ (32 * step)) + 8 * n * T::kPitch);
+#pragma unroll
+      for (int f = 0; f < T::kRowFragments; ++f) {
+        multiply<Type>(scores[f][n], rows.at[step][f], b[0], b[1]);
+        multiply<Type>(scores[f][n + 1], rows.at[step][f], b[2], b[3]);
+      }
+    }
+}
+
 // Outputs += weights . columns, over the chunk's elements.
 template <typename Type>
   requires(!Tile<Type>::kPairs)

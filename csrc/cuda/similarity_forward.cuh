@@ -81,14 +81,12 @@ __device__ inline void to_exponents(
 // rows, and of the triangle to those of its columns, all of a thread's own.
 template <typename Type, bool kTriangle, bool kPlain>
 __device__ inline void add_powers(
-    typename Tile<Type>::Scores& scores, const ScoreArguments& a,
+    const typename Tile<Type>::Scores& scores, const ScoreArguments& a,
     const Shared<Type>& shared,
-    const Vectors<Tile<Type>::kColumns>& column_vectors, int64_t first_row,
-    int64_t first_column, float (&row_sums)[Tile<Type>::kRowFragments][2],
+    const Vectors<Tile<Type>::kColumns>& column_vectors,
+    float (&row_sums)[Tile<Type>::kRowFragments][2],
     float (&column_sums)[2 * Tile<Type>::kColumnFragments]) {
   using T = Tile<Type>;
-  leave_out<Type, kTriangle, kPlain>(scores, a, shared, column_vectors,
-                                     first_row, first_column, kNoDot);
   [[maybe_unused]] Role rows[T::kRowFragments][2];
   float parts[T::kRowFragments][2] = {};
   if constexpr (!kPlain)
@@ -182,9 +180,10 @@ __device__ inline bool sum_rows_of_block(const ScoreArguments& a,
         a, own, first_row, begin, end, a.chunks - 1, true, 1.f,
         [&](typename T::Scores& x, const unsigned char*, const Columns& vectors,
             int64_t first_column) {
+          leave_out<Bounded, false, kPlain>(x, a, own, vectors, first_row,
+                                            first_column, kNoDot);
           float unused[2 * T::kColumnFragments];
-          add_powers<Bounded, false, kPlain>(x, a, own, vectors, first_row,
-                                             first_column, sum, unused);
+          add_powers<Bounded, false, kPlain>(x, a, own, vectors, sum, unused);
         });
 
   copies_wait<0>();
@@ -244,27 +243,55 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t first_row = static_cast<int64_t>(block_x()) * T::kRows;
   float row_sums[T::kRowFragments][2] = {};
 
+  using Columns = typename Shared<Bounded>::Columns;
+  const auto add_tile = [&](const typename T::Scores& x, const Columns& vectors,
+                            int64_t first_column) {
+    float column_sums[2 * T::kColumnFragments] = {};
+    add_powers<Bounded, true, kPlain>(x, a, shared, vectors, row_sums,
+                                      column_sums);
+    sum_over_rows<2 * T::kColumnFragments>(column_sums);
+    constexpr int kLeft = T::kColumnFragments / 4;
+#pragma unroll
+    for (int i = 0; i < kLeft; ++i) {
+      const int index = kLeft * (lane_index() >> 2) + i;
+      const int64_t j = first_column + 8 * (index >> 1) +
+                        2 * (lane_index() & 3) + (index & 1);
+      if (j < a.columns.matrix.count) atomic_add(out.sums + j, column_sums[i]);
+    }
+  };
+
   int begin, end;
   share_of_tiles<Bounded>(a, first_row / T::kColumns, begin, end);
-  for_each_tile<Bounded, kDepth, kPlain>(
-      a, shared, first_row, begin, end, a.chunks - 1, true, 1.f,
-      [&](typename T::Scores& x, const unsigned char*,
-          const typename Shared<Bounded>::Columns& vectors,
-          int64_t first_column) {
-        float column_sums[2 * T::kColumnFragments] = {};
-        add_powers<Bounded, true, kPlain>(x, a, shared, vectors, first_row,
-                                          first_column, row_sums, column_sums);
-        sum_over_rows<2 * T::kColumnFragments>(column_sums);
-        constexpr int kLeft = T::kColumnFragments / 4;
-#pragma unroll
-        for (int i = 0; i < kLeft; ++i) {
-          const int index = kLeft * (lane_index() >> 2) + i;
-          const int64_t j = first_column + 8 * (index >> 1) +
-                            2 * (lane_index() & 3) + (index & 1);
-          if (j < a.columns.matrix.count)
-            atomic_add(out.sums + j, column_sums[i]);
-        }
-      });
+  if constexpr (kDepth == Depth::kWhole && kPlain && !T::kWide) {
+    // The rows stay in registers. No branch lies between products and
+    // exponentials, which run beside the products of other columns: a pair that
+    // does not count begins at -inf.
+    LeftRows<Bounded> rows;
+    for_each_tile_of_one_chunk<Bounded, true, kPlain>(
+        a, shared, first_row, begin, end, kChunk, true, 1.f,
+        [&] {
+          block_barrier();  // everyone's copies are there
+          rows.load(shared.row_tiles);
+        },
+        [&](const unsigned char* columns, int tile) {
+          const Columns& vectors = shared.columns[tile & 1];
+          const int64_t first_column = static_cast<int64_t>(tile) * T::kColumns;
+          typename T::Scores x = {};
+          leave_out<Bounded, true, kPlain>(x, a, shared, vectors, first_row,
+                                           first_column, -kInfinity);
+          multiply_scores<Bounded>(x, rows, columns);
+          add_tile(x, vectors, first_column);
+        });
+  } else {
+    for_each_tile<Bounded, kDepth, kPlain>(
+        a, shared, first_row, begin, end, a.chunks - 1, true, 1.f,
+        [&](typename T::Scores& x, const unsigned char*, const Columns& vectors,
+            int64_t first_column) {
+          leave_out<Bounded, true, kPlain>(x, a, shared, vectors, first_row,
+                                           first_column, kNoDot);
+          add_tile(x, vectors, first_column);
+        });
+  }
 
   copies_wait<0>();
 #pragma unroll

@@ -86,18 +86,16 @@ __device__ inline void split_in_place(const Shared<Type>& shared,
       shared.short_rows[warp_index()] = 1;
 }
 
-// Calls body(scores, columns in shared memory, their vectors, first column) for
-// each tile of the depth's only chunk, in two stages. bounded, otherwise: of
-// finish_vectors.
-template <typename Type, bool kWhole, bool kPlain, typename Body>
-__device__ inline void for_each_tile_of_one_chunk(const ScoreArguments& a,
-                                                  const Shared<Type>& shared,
-                                                  int64_t first_row,
-                                                  int tile_begin, int tile_end,
-                                                  bool bounded, float otherwise,
-                                                  const Body& body) {
+// Calls body(columns in shared memory, tile) for each tile of the depth's only
+// chunk, in two stages, and before that with_rows() when this thread's copies
+// of the rows are there. bounded, otherwise: of finish_vectors.
+template <typename Type, bool kWhole, bool kPlain, typename WithRows,
+          typename Body>
+__device__ inline void for_each_tile_of_one_chunk(
+    const ScoreArguments& a, const Shared<Type>& shared, int64_t first_row,
+    int tile_begin, int tile_end, int elements, bool bounded, float otherwise,
+    const WithRows& with_rows, const Body& body) {
   using T = Tile<Type>;
-  const int elements = kWhole ? kChunk : chunk_elements(a.rows.matrix.depth, 0);
   // A tile's stage follows from its number, and the last number is in shared
   // memory: two registers less.
   const auto load = [&](int tile) {
@@ -122,6 +120,7 @@ __device__ inline void for_each_tile_of_one_chunk(const ScoreArguments& a,
   split_in_place<Type, T::kRows>(shared, shared.row_tiles, elements);
   if (tile_begin == tile_end) return;
   if (thread_x() == 0) *shared.end = tile_end;
+  with_rows();
   for (int tile = tile_begin;;) {
     unsigned char* columns =
         shared.column_tiles + (tile & 1) * Shared<Type>::kColumnChunk;
@@ -131,10 +130,7 @@ __device__ inline void for_each_tile_of_one_chunk(const ScoreArguments& a,
     split_in_place<Type, T::kColumns>(shared, columns, elements);
     block_barrier();  // everyone's copies are there, the other stage is free
     if (tile + 1 < *shared.end) load(tile + 1);
-    typename T::Scores scores = {};
-    multiply_scores<Type>(scores, shared.row_tiles, columns, elements);
-    body(scores, columns, shared.columns[tile & 1],
-         static_cast<int64_t>(tile) * T::kColumns);
+    body(columns, tile);
     if (++tile == *shared.end) break;
   }
 }
@@ -151,8 +147,18 @@ __device__ inline void for_each_tile(const ScoreArguments& a,
                                      float otherwise, const Body& body) {
   using T = Tile<Type>;
   if constexpr (kDepth != Depth::kAny) {
-    for_each_tile_of_one_chunk<Type, kDepth == Depth::kWhole, kPlain>(
-        a, shared, first_row, tile_begin, tile_end, bounded, otherwise, body);
+    constexpr bool kWhole = kDepth == Depth::kWhole;
+    const int elements =
+        kWhole ? kChunk : chunk_elements(a.rows.matrix.depth, 0);
+    for_each_tile_of_one_chunk<Type, kWhole, kPlain>(
+        a, shared, first_row, tile_begin, tile_end, elements, bounded,
+        otherwise, [] {},
+        [&](const unsigned char* columns, int tile) {
+          typename T::Scores scores = {};
+          multiply_scores<Type>(scores, shared.row_tiles, columns, elements);
+          body(scores, columns, shared.columns[tile & 1],
+               static_cast<int64_t>(tile) * T::kColumns);
+        });
     return;
   }
   const int chunks = a.chunks;

@@ -170,6 +170,16 @@ def test_biases_that_are_not_bounded(vector, value, symmetric):
     check_law(q, None if symmetric else k, **chosen, assume_normalized=True)
 
 
+@pytest.mark.parametrize("length", [30.0, 1e20])
+def test_a_row_against_itself_does_not_count_if_it_is_long(length):
+    """With 1e20, the dot product that the diagonal leaves out is infinite."""
+    q, _ = matrices(150, None, 128, torch.bfloat16)
+    q[70] = 0
+    q[70, 0] = length
+    q[:70, 0] = q[71:, 0] = 0
+    check_law(q, None, assume_normalized=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_last_wave_of_blocks_splits_its_columns(dtype):
     rows = 64 if dtype == torch.float32 else 128
@@ -233,6 +243,14 @@ SANITIZED = {
     "everything-fp32": (torch.float32, 20, 40, 9, "closed mixed self", {}),
     "narrow-fp16": (torch.float16, 20, 70, 24, "", {}),
     "triangle-bf16": (torch.bfloat16, 150, None, 16, "", {"assume_normalized": True}),
+    "rows-in-registers": (
+        torch.bfloat16,
+        150,
+        None,
+        128,
+        "",
+        {"assume_normalized": True},
+    ),
     "bounded-bf16": (
         torch.bfloat16,
         150,
