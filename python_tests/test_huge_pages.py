@@ -143,9 +143,9 @@ assert "torch" not in sys.modules
 
 
 def plain():
-    """The environment without a decision on pages."""
-    mine = os.environ.items()
-    return {name: v for name, v in mine if not re.match("GLIBC_|S3H_HUGE", name)}
+    """The environment without a decision on pages and arenas."""
+    decision = re.compile("GLIBC_|MALLOC_|S3H_HUGE")
+    return {name: v for name, v in os.environ.items() if not decision.match(name)}
 
 
 def start(tmp_path, *arguments, **environment):
