@@ -40,7 +40,7 @@ cmake --build "$tree" --target s3h_cuda ${MAX_JOBS:+-j "$MAX_JOBS"} -- --quiet \
 # The machine code of the architectures and the compiler that the table is of.
 if [ "$CUDA_ARCHS" = "8.0 9.0" ] && grep -q "nvcc $release" csrc/cuda/resources.csv; then
   hot=()
-  for source in similarity_bf16 similarity_fp32 views; do
+  for source in similarity_bf16 similarity_fp16 similarity_fp32 views; do
     hot+=("$tree/CMakeFiles/s3h_cuda_kernels.dir/csrc/cuda/$source.cu.o")
   done
   "$python" tools/cuda_speed.py "$@" "${hot[@]}"

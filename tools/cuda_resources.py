@@ -36,6 +36,11 @@ MAY_SPILL = {
     ("scores_backward<Fp32<true>, (Depth)2, true>", ""),
     # One register, around the rare path of a division.
     ("apply_class<float>", "sm_90"),
+    # One or two, of float64 and of rows that are not of 128 elements.
+    ("collect_classes<double, 1>", "sm_100"),
+    ("forward_fp64", "sm_120"),
+    ("triangle_forward<Fp32<true>, (Depth)0, true>", "sm_100"),
+    ("triangle_forward<Fp32<true>, (Depth)0, true>", "sm_120"),
 }
 
 

@@ -116,6 +116,8 @@ _ALL32, _HALF32 = (_N // 64) * (_N // 32), (_N // 64) * (_N // 64 + 1)
 WORK = {
     "scores_backward<Bf16, (Depth)2, true>": Work(256, 8, 64, _ALL),
     "scores_backward<Bf16, (Depth)2, false>": Work(256, 8, 64, _ALL),
+    "scores_backward<Fp16, (Depth)2, true>": Work(256, 8, 64, _ALL),
+    "scores_backward<Fp16, (Depth)2, false>": Work(256, 8, 64, _ALL),
     "triangle_forward<Bf16, (Depth)2, true>": Work(128, 8, 64, _HALF),
     "triangle_forward<Bf16, (Depth)2, false>": Work(128, 8, 64, _HALF),
     "scores_forward<Bf16, (Depth)2, true>": Work(128, 8, 64, _ALL),

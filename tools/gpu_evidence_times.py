@@ -20,7 +20,9 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +37,7 @@ from benchmarks.tables import append
 from benchmarks.views_cuda import copy, least_bytes, moved, plain
 from benchmarks.views_peers import ours
 from benchmarks.views_work import make_work
-from s3h_ext.losses import supcon_loss
+from s3h_ext.losses import balanced_contrastive_loss, supcon_loss
 from s3h_ext.ops import (
     Patches,
     class_sum_dots,
@@ -47,7 +49,11 @@ from s3h_ext.ops import (
 TAU = 0.1
 #: Largest error of the log-sum-exp, absolute, and of the gradient, of its norm: of
 #: mistakes, not of rounding.
-BOUNDS = {torch.bfloat16: (1e-3, 1e-2), torch.float32: (2e-5, 2e-5)}
+BOUNDS = {
+    torch.bfloat16: (1e-3, 1e-2),
+    torch.float16: (1e-3, 2e-3),
+    torch.float32: (2e-5, 2e-5),
+}
 #: Calls in one graph, so that no launch of the host's is in the time.
 INSIDE = 20
 
@@ -124,43 +130,55 @@ def ceilings(device: torch.device) -> Iterator[Timed]:
 
 
 def errors(z: Tensor, labels: Tensor, classes: int) -> dict[str, float]:
-    """Returns how far log-sum-exp, SupCon and class sums are off, in float64.
+    """Returns how far the calls of :func:`similarity` are off, in float64.
 
     Errors are those of all values or, of the gradients, of some rows; relative to the
     norm of what is right, but for the log-sum-exp.
     """
     wide = z.double()
     some = torch.randperm(len(z), device=z.device)[:128]
+    number = len(z) / classes  # of rows of each class
 
-    def scores(rows: Tensor) -> Tensor:
-        own = torch.arange(len(rows), device=z.device), rows
-        return (wide[rows] @ wide.T / TAU).index_put(own, wide.new_tensor(-torch.inf))
+    def lse_and_push(balanced: bool) -> tuple[Tensor, Tensor]:
+        def scores(rows: Tensor) -> Tensor:
+            own = torch.arange(len(rows), device=z.device), rows
+            all_ = wide[rows] @ wide.T / TAU
+            if balanced:
+                all_ -= (number - (labels[rows, None] == labels).double()).log()
+            return all_.index_put(own, wide.new_tensor(-torch.inf))
 
-    blocks = torch.arange(len(z), device=z.device).split(2048)
-    lse = torch.cat([scores(rows).logsumexp(dim=1) for rows in blocks])
-    of_some = scores(some)
-    weights = (of_some - lse[some, None]).exp() + (of_some - lse).exp()
-    push = weights @ wide / TAU
-    count = labels.bincount(minlength=classes).double() - 1
+        blocks = torch.arange(len(z), device=z.device).split(2048)
+        lse = torch.cat([scores(rows).logsumexp(dim=1) for rows in blocks])
+        of_some = scores(some)
+        weights = (of_some - lse[some, None]).exp() + (of_some - lse).exp()
+        return lse, weights @ wide / TAU
+
     sums = wide.new_zeros(classes, z.shape[1]).index_add(0, labels, wide)
-    positives = count[labels]
     dots = (wide * (sums[labels] - wide)).sum(dim=1)
-    loss = (lse - dots / (TAU * positives)).mean()
-    pull = 2 * (sums[labels] - wide)[some] / (TAU * positives[some, None])
+    scale = TAU * (number - 1)
+    pull = 2 * (sums[labels] - wide)[some] / scale
+    leaf = z.clone().requires_grad_()
 
     def gradient(value: Tensor) -> Tensor:
         return torch.autograd.grad(value, leaf)[0][some]
 
-    leaf = z.clone().requires_grad_()
+    def off(loss: Tensor, lse: Tensor, push: Tensor) -> float:
+        return max(
+            relative(loss.detach(), (lse - dots / scale).mean()),
+            relative(gradient(loss), (push - pull) / len(z)),
+        )
+
+    lse, push = lse_and_push(balanced=False)
     found = similarity_logsumexp(leaf, temperature=TAU, assume_normalized=True)
-    found_loss = supcon_loss(leaf, labels, temperature=TAU, num_classes=classes)
+    given = {"temperature": TAU, "num_classes": classes}
     found_dots = class_sum_dots(z, query_classes=labels, num_classes=classes)
     return {
         "lse": float((found.detach().double() - lse).abs().max()),
         "lse gradient": relative(gradient(found.sum()), push),
-        "supcon": max(
-            relative(found_loss.detach(), loss),
-            relative(gradient(found_loss), (push - pull) / len(z)),
+        "supcon": off(supcon_loss(leaf, labels, **given), lse, push),
+        "balanced": off(
+            balanced_contrastive_loss(leaf, labels, **given),
+            *lse_and_push(balanced=True),
         ),
         "class sums": relative(found_dots, dots),
     }
@@ -169,6 +187,7 @@ def errors(z: Tensor, labels: Tensor, classes: int) -> dict[str, float]:
 def similarity(device: torch.device) -> Iterator[Timed]:
     sizes = (1024, 4096, 32_768) if device.type == "cuda" else (64,)
     cases = [(n, dtype) for n in sizes for dtype in (torch.bfloat16, torch.float32)]
+    cases.append((sizes[-1], torch.float16))
     for n, dtype in cases:
         z = F.normalize(torch.randn(n, 128, device=device), dim=1).to(dtype)
         leaf = z.clone().requires_grad_()
@@ -177,6 +196,7 @@ def similarity(device: torch.device) -> Iterator[Timed]:
         off = errors(z, labels, classes)
         absolute, bound = BOUNDS[dtype]
         flops = 2 * 128 * n**2
+        given = {"temperature": TAU, "num_classes": classes}
 
         def logsumexp(rows: Tensor) -> Tensor:
             return similarity_logsumexp(rows, temperature=TAU, assume_normalized=True)
@@ -185,24 +205,29 @@ def similarity(device: torch.device) -> Iterator[Timed]:
             with torch.no_grad():
                 logsumexp(z)
 
+        def gradient(
+            loss: Callable[..., Tensor],
+            leaf: Tensor = leaf,
+            labels: Tensor = labels,
+            given: dict[str, Any] = given,
+        ) -> None:
+            torch.autograd.grad(loss(leaf, labels, **given), leaf)
+
         def both(leaf: Tensor = leaf) -> None:
             torch.autograd.grad(logsumexp(leaf).sum(), leaf)
-
-        def loss(
-            leaf: Tensor = leaf, labels: Tensor = labels, classes: int = classes
-        ) -> None:
-            value = supcon_loss(leaf, labels, temperature=TAU, num_classes=classes)
-            torch.autograd.grad(value, leaf)
 
         def dots(
             z: Tensor = z, labels: Tensor = labels, classes: int = classes
         ) -> None:
             class_sum_dots(z, query_classes=labels, num_classes=classes)
 
+        supcon = partial(gradient, supcon_loss)
+        balanced = partial(gradient, balanced_contrastive_loss)
         for what, call, work, unit, error, limit in (
             ("logsumexp forward", forward, flops, "TFLOP/s", "lse", absolute),
             ("logsumexp, both", both, 3 * flops, "TFLOP/s", "lse gradient", bound),
-            ("supcon, both", loss, 3 * flops, "TFLOP/s", "supcon", bound),
+            ("supcon, both", supcon, 3 * flops, "TFLOP/s", "supcon", bound),
+            ("balanced, both", balanced, 3 * flops, "TFLOP/s", "balanced", bound),
             ("class sums", dots, z.nbytes, "TB/s", "class sums", 1e-5),
         ):
             yield Timed(what, n, dtype, call, work, unit, off[error], limit)
@@ -250,6 +275,8 @@ def profile(device: torch.device) -> None:
         leaf = z.to(dtype).requires_grad_()
         lse = similarity_logsumexp(leaf, temperature=TAU, assume_normalized=True)
         lse.sum().backward()
+        labels = torch.arange(len(z), device=device) // 16
+        balanced_contrastive_loss(leaf, labels, temperature=TAU).backward()
     ours(moved(make_work("photos", 256 if gpu else 2), device))()
 
 
@@ -267,18 +294,13 @@ def _sanitize_similarity(
             supcon_loss(
                 unit, y, temperature=TAU, num_classes=classes, reduction=reduction
             ).sum().backward()
-    same = {"query_labels": y, "same_label_bias": 0.5}
-    similarity_logsumexp(
-        q, temperature=TAU, key_bias=y.float(), **same
-    ).sum().backward()
-    similarity_logsumexp(
-        *(q, k),
-        temperature=TAU,
-        key_labels=x,
-        self_index=y % m,
-        key_bias=x.float(),
-        **same,
-    ).sum().backward()
+    unit_keys = F.normalize(k.detach().float(), dim=1).to(dtype).requires_grad_()
+    for rows, keys, normalized in ((q, k, False), (unit, unit_keys, True)):
+        given: dict[str, Any] = {"temperature": TAU, "assume_normalized": normalized}
+        given |= {"query_labels": y, "same_label_bias": 0.5}
+        similarity_logsumexp(rows, key_bias=y.float(), **given).sum().backward()
+        to_keys = {"key_labels": x, "self_index": y % m, "key_bias": x.float()}
+        similarity_logsumexp(rows, keys, **to_keys, **given).sum().backward()
     class_sum_dots(q, k, query_classes=y, key_classes=x, num_classes=3).sum().backward()
 
 

@@ -139,16 +139,39 @@ template <typename Type>
 struct RowScales {
   static constexpr int kTarget = 8;
   static constexpr int kSmallest = -100;
-  int exponents[Tile<Type>::kRowFragments][2];
+  // 16-bit rows leave no registers for the exponents: theirs are in shared
+  // memory, written by one of a row's four threads before a barrier.
+  int own[Tile<Type>::kRowFragments][2];
+  int* rows;
+
+  __device__ int exponent(int f, int h) const {
+    if constexpr (Tile<Type>::kWide) return own[f][h];
+    return rows[own_row<Type>(f, h)];
+  }
+  __device__ void set_exponent(int f, int h, int value) {
+    if constexpr (Tile<Type>::kWide) {
+      own[f][h] = value;
+    } else {
+      int lane = lane_index();
+      forget_value(lane);  // a register less
+      if ((lane & 3) == 0) rows[own_row<Type>(f, h)] = value;
+    }
+  }
+  __device__ void wait() const {
+    if constexpr (!Tile<Type>::kWide) warp_barrier();
+  }
 
   __device__ void reset() {
-    for (auto& fragment : exponents)
-      for (int& exponent : fragment) exponent = kSmallest;
+#pragma unroll
+    for (int f = 0; f < Tile<Type>::kRowFragments; ++f)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) set_exponent(f, h, kSmallest);
   }
 
   __device__ void apply(typename Tile<Type>::Scores& weights,
                         typename Tile<Type>::Outputs& outputs) {
     using T = Tile<Type>;
+    wait();
 #pragma unroll
     for (int f = 0; f < T::kRowFragments; ++f)
 #pragma unroll
@@ -161,12 +184,12 @@ struct RowScales {
                                      magnitude(weights[f][n][2 * h + 1])));
         largest = max_of(largest, shuffle_xor(largest, 1));
         largest = max_of(largest, shuffle_xor(largest, 2));
-        const int before = exponents[f][h];
-        const int needed = exponent_of(largest);
+        const int before = exponent(f, h), needed = exponent_of(largest);
         const bool grows = needed > before + 6;  // 2^15 is the limit
+        const int now = grows ? needed : before;
         if (warp_any(grows)) {
-          exponents[f][h] = grows ? needed : before;
-          const int shift = before - exponents[f][h];
+          set_exponent(f, h, now);
+          const int shift = before - now;
           const float factor = power_of_two(shift < -126 ? -126 : shift);
 #pragma unroll
           for (int n = 0; n < T::kOutputFragments; ++n) {
@@ -174,7 +197,7 @@ struct RowScales {
             outputs[f][n][2 * h + 1] *= factor;
           }
         }
-        const float scale = power_of_two(kTarget - exponents[f][h]);
+        const float scale = power_of_two(kTarget - now);
 #pragma unroll
         for (int n = 0; n < T::kColumnFragments; ++n) {
           weights[f][n][2 * h] *= scale;
@@ -185,7 +208,7 @@ struct RowScales {
 
   // What outputs are to be multiplied with at the end.
   __device__ float undo(int f, int h) const {
-    return power_of_two(exponents[f][h] - kTarget);
+    return power_of_two(exponent(f, h) - kTarget);
   }
 };
 
@@ -195,7 +218,7 @@ __device__ inline bool find_beyond(const ScoreArguments& a, const Side& side,
                                    int64_t first, int64_t last) {
   if (last > side.matrix.count) last = side.matrix.count;
   bool beyond = false;
-  const auto look = [&](const float* vector, const auto& bounded) {
+  const auto look = [&](const auto* vector, const auto& bounded) {
     if (!vector) return;
 #pragma unroll 4
     for (int64_t i = first + thread_x(); i < last; i += kThreads)
@@ -205,6 +228,7 @@ __device__ inline bool find_beyond(const ScoreArguments& a, const Side& side,
     look(side.lse, [&](float lse) { return magnitude(lse) <= a.most_log; });
   look(side.bias, bias_bounded);
   look(side.same, bias_bounded);
+  look(side.labels, label_bounded);
   return beyond;
 }
 
@@ -264,6 +288,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   share_of_tiles<Type>(a, 0, begin, end);
   using Bounded = BoundedOf<Type>;
   [[maybe_unused]] RowScales<Bounded> scales;
+  scales.rows = shared.rows->exponent;
   if constexpr (Bounded::kNarrow) scales.reset();
   const auto multiply = [&]<typename Element>(typename T::Scores& weights,
                                               const unsigned char* columns) {
@@ -306,6 +331,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 
   copies_wait<0>();
+  if constexpr (Type::kNarrow) scales.wait();
 #pragma unroll
   for (int f = 0; f < T::kRowFragments; ++f)
 #pragma unroll

@@ -262,7 +262,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   int begin, end;
   share_of_tiles<Bounded>(a, first_row / T::kColumns, begin, end);
-  if constexpr (kDepth == Depth::kWhole && kPlain && !T::kWide) {
+  if constexpr (kDepth == Depth::kWhole && !T::kWide) {
     // The rows stay in registers. No branch lies between products and
     // exponentials, which run beside the products of other columns: a pair that
     // does not count begins at -inf.

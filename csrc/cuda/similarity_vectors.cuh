@@ -20,10 +20,12 @@ struct Vectors {
   float lse[kCount];
   float correction[kCount];
   float grad[kCount];
-  float weight[kCount];  // these three as in Role
+  float weight[kCount];  // these four as in Role
   float weight_same[kCount];
   float factor[kCount];
-  float unused[4 * kCount];  // a power of two: addresses are cheap
+  int label[kCount];
+  int exponent[kCount];      // of RowScales
+  float unused[2 * kCount];  // a power of two: addresses are cheap
 };
 
 // One row or column of it.
@@ -46,7 +48,7 @@ __device__ inline Entry entry_of(const Vectors<kCount>& vectors, int i) {
 // where their labels are equal; factor = e^bias, weight = g e^-lse in the
 // backward and 1 in the forward, weight_same = weight e^same.
 struct Role {
-  int64_t label;  // one without a label has none's equal
+  int label;  // one without a label has none's equal
   float weight, weight_same, factor;
 
   __device__ float asks(bool same, const Role& key) const {
@@ -56,7 +58,7 @@ struct Role {
 
 template <int kCount>
 __device__ inline Role role_of(const Vectors<kCount>& vectors, int i) {
-  return {vectors.labels[i], vectors.weight[i], vectors.weight_same[i],
+  return {vectors.label[i], vectors.weight[i], vectors.weight_same[i],
           vectors.factor[i]};
 }
 
@@ -91,15 +93,21 @@ __device__ inline float exp_of(float x) {
   return magnitude(y) < 126.f ? fused(power * rest, kLn2, power) : power;
 }
 
-// Biases that leave e^x e^bias e^-lse numbers; NaN of others, which ends in a
-// sum that is out of bounds.
+// Of vectors that no Role holds: ends in a sum that is out of bounds.
+constexpr float kNaN = __builtin_nanf("");
+
+__device__ inline bool label_bounded(int64_t label) {
+  return label <= 0x7fffffff;
+}
+
+// Biases that leave e^x e^bias e^-lse numbers; NaN of others.
 __device__ inline bool bias_bounded(float bias) {
   return magnitude(bias) <= kMostBias || bias == -kInfinity;
 }
 template <typename Type>
 __device__ inline float factor_of(float bias) {
   if (bias == -kInfinity) return 0.f;
-  return bias_bounded(bias) ? exp_of<Type>(bias) : bits_to_float(0x7fc00000u);
+  return bias_bounded(bias) ? exp_of<Type>(bias) : kNaN;
 }
 
 // What a thread makes of its own copies when they are there: for bounded
@@ -124,13 +132,16 @@ __device__ inline void finish_vectors(Vectors<kCount>& vectors,
   if (bounded) vectors.weight[i] = weight;
   if constexpr (kPlain) return;
   const bool label = side.labels && vectors.labels[i] >= 0;
-  if (!label) vectors.labels[i] = no_label;
   const float same = side.same ? vectors.same[i] : a.same_value;
   if (bounded) {
+    vectors.label[i] = label ? static_cast<int>(vectors.labels[i]) : no_label;
     vectors.factor[i] = side.bias ? factor_of<Type>(vectors.bias[i]) : 1.f;
     vectors.weight_same[i] =
         label && weight != 0.f ? weight * factor_of<Type>(same) : 0.f;
+    if (label && !label_bounded(vectors.labels[i]))
+      vectors.weight[i] = vectors.factor[i] = kNaN;
   } else {
+    if (!label) vectors.labels[i] = no_label;
     vectors.same[i] = same;
     if (!side.self) vectors.self[i] = -1;
     if (!side.bias) vectors.bias[i] = 0.f;

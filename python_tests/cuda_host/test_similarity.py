@@ -170,6 +170,24 @@ def test_biases_that_are_not_bounded(vector, value, symmetric):
     check_law(q, None if symmetric else k, **chosen, assume_normalized=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("side", ["query_labels", "key_labels"])
+def test_labels_of_more_than_31_bits(dtype, side):
+    """Bounded numbers are met with 32 bits of a label; here these are not enough."""
+    q, k = matrices(70, 90, 128, dtype)
+    chosen = options("closed mixed", 70, 90)
+    chosen[side][5:40] += 2**32
+    check_law(q, k, **chosen, assume_normalized=True)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_labels_of_more_than_31_bits_among_themselves(deterministic):
+    q, _ = matrices(150, None, 128, torch.bfloat16)
+    chosen = options("closed mixed", 150, 150, symmetric=True)
+    chosen["query_labels"][5:40] += 2**32
+    check_law(q, None, **chosen, assume_normalized=True, deterministic=deterministic)
+
+
 @pytest.mark.parametrize("length", [30.0, 1e20])
 def test_a_row_against_itself_does_not_count_if_it_is_long(length):
     """With 1e20, the dot product that the diagonal leaves out is infinite."""
