@@ -132,8 +132,8 @@ def ceilings(device: torch.device) -> Iterator[Timed]:
 def errors(z: Tensor, labels: Tensor, classes: int) -> dict[str, float]:
     """Returns how far the calls of :func:`similarity` are off, in float64.
 
-    Errors are those of all values or, of the gradients, of some rows; relative to the
-    norm of what is right, but for the log-sum-exp.
+    The classes are of one size. Errors are those of all values or, of the gradients, of
+    some rows; relative to the norm of what is right, but for the log-sum-exp.
     """
     wide = z.double()
     some = torch.randperm(len(z), device=z.device)[:128]
