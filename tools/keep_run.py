@@ -3,8 +3,8 @@
     python tools/keep_run.py runs/NAME
 
 The tables, the log and the options, without the paths of the machine that trained, and
-a checkpoint of the weights alone, averaged if the run averages them: enough for
-``evaluate``, ``predict``, ``export`` and ``--init_from``, not for ``--resume``. Git
+a checkpoint of the network's weights alone, averaged if the run averages them: enough
+for ``evaluate``, ``predict``, ``export`` and ``--init_from``, not for ``--resume``. Git
 ignores checkpoints in ``results/``; add this one with ``git add --force``.
 """
 
@@ -35,8 +35,14 @@ def keep(source: RunFolder, kept: RunFolder) -> Path:
         text = text.replace(str(source.path.resolve().parent), RESULTS.name)
         getattr(kept, name).write_text(text, encoding="utf-8")
     _, state = next(sound_checkpoints(source))
-    weights = {"method": averaged_state(state), "config": config}
-    return save_checkpoint(kept, state["epochs_done"], weights)
+    weights = {
+        name: value
+        for name, value in averaged_state(state).items()
+        if name.startswith("model.")
+    }
+    return save_checkpoint(
+        kept, state["epochs_done"], {"method": weights, "config": config}
+    )
 
 
 def main() -> None:

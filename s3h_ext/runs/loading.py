@@ -82,18 +82,19 @@ def _finished_checkpoint(run: RunFolder) -> tuple[Path, Mapping[str, Any]]:
     return path, state
 
 
-def _load_network(model: ImageClassifier, path: Path, state: Mapping[str, Any]) -> None:
-    """Load the network of the checkpoint ``path`` into ``model``."""
+def _load_network(model: ImageClassifier, state: Mapping[str, Any]) -> None:
+    """Load the network of a checkpoint into ``model``, without the method's rest.
+
+    Raises:
+        RuntimeError: it is another network.
+    """
     prefix = "model."
-    try:
-        weights = {
-            name.removeprefix(prefix): value
-            for name, value in averaged_state(state).items()
-            if name.startswith(prefix)
-        }
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"init_from: {path} does not fit: {error}") from error
+    weights = {
+        name.removeprefix(prefix): value
+        for name, value in averaged_state(state).items()
+        if name.startswith(prefix)
+    }
+    model.load_state_dict(weights)
 
 
 def _check_first_run(
@@ -151,7 +152,10 @@ def take_weights(
         first = RunFolder(Path(config.init_from))
         path, state = _finished_checkpoint(first)
         _check_first_run(first, state["config"].get("data", {}), dataset, config.data)
-        _load_network(model, path, state)
+        try:
+            _load_network(model, state)
+        except RuntimeError as error:
+            raise CheckpointError(f"init_from: {path} does not fit: {error}") from error
         title = run_title(
             state["config"], state.get("first_stage"), beside=config.dump()
         )
@@ -173,7 +177,8 @@ class Run:
         config: its options.
         card: description of its data set.
         method: the method in evaluation mode, with the weights of the newest
-            checkpoint, averaged if the run has averages (``optim.ema_decay``).
+            checkpoint, averaged if the run has averages (``optim.ema_decay``). A
+            checkpoint of weights alone has those of the network; the rest is fresh.
         epochs_done: complete epochs that produced those weights.
         steps_done: further steps, if the run was stopped inside an epoch.
         device: device of the method.
@@ -240,9 +245,12 @@ def load_run(path: Path, *, device: str = "auto", weights: str = "average") -> R
     method = config.method
     method.build(build_network(config, dataset), dataset)
     try:
-        method.load_state_dict(
-            state["method"] if weights == "last" else averaged_state(state)
-        )
+        if "optimizer" not in state:  # weights alone, without what only training uses
+            _load_network(method.model, state)
+        else:
+            method.load_state_dict(
+                state["method"] if weights == "last" else averaged_state(state)
+            )
     except RuntimeError as error:
         raise CheckpointError(
             f"{checkpoint}: does not fit this run: {error}"
